@@ -1,0 +1,124 @@
+"""The only reader of the environment: who am I among the ranks, and where do they meet?"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import ClusterError
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among the ranks of a run. `master` is where they meet, as host and port."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    master: tuple[str, int]
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def read_world(environment: Mapping[str, str] | None = None) -> World | None:
+    """Return the world a launcher has put this process into, or None if nobody launched it as a rank.
+
+    RANK and WORLD_SIZE come from torchrun, the deepspeed launcher and our own; launch/train.sh sets
+    SHARDLINE_LAUNCHER=srun, since Slurm's own variables are set in a batch script too, which is no rank.
+    """
+    values = os.environ if environment is None else environment
+    if values.get("SHARDLINE_LAUNCHER") == "srun":
+        return slurm_world(values)
+    if "RANK" in values and "WORLD_SIZE" in values:
+        size = number(values, "WORLD_SIZE")
+        return World(
+            rank=number(values, "RANK"),
+            size=size,
+            local_rank=number(values, "LOCAL_RANK"),
+            local_size=number(values, "LOCAL_WORLD_SIZE", default=size),
+            master=(text(values, "MASTER_ADDR"), number(values, "MASTER_PORT")),
+        )
+    return None
+
+
+def slurm_world(values: Mapping[str, str]) -> World:
+    size = number(values, "SLURM_NTASKS")
+    return World(
+        rank=number(values, "SLURM_PROCID"),
+        size=size,
+        local_rank=number(values, "SLURM_LOCALID"),
+        local_size=max(1, size // number(values, "SLURM_NNODES", default=1)),
+        master=(text(values, "MASTER_ADDR"), number(values, "MASTER_PORT")),
+    )
+
+
+def rank_variables(world: World) -> dict[str, str]:
+    """Return the variables that torch and DeepSpeed read."""
+    return {
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": str(world.local_rank),
+        "LOCAL_WORLD_SIZE": str(world.local_size),
+        "LOCAL_SIZE": str(world.local_size),
+        "MASTER_ADDR": world.master[0],
+        "MASTER_PORT": str(world.master[1]),
+    }
+
+
+def enter_world(world: World) -> None:
+    """Set what torch and DeepSpeed read from the environment in this process, before they are imported.
+
+    One thread a rank on CPUs: ranks share the cores, and the order of a sum must not depend on a thread count.
+    """
+    os.environ.update(rank_variables(world))
+    if gpu_count() == 0:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with `changes`, for a process to be started."""
+    return {**os.environ, **changes}
+
+
+def gpu_count() -> int:
+    """Return how many NVIDIA GPUs this process may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def cpu_count() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def host_name() -> str:
+    return socket.gethostname()
+
+
+def free_port() -> int:
+    """Return a port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def text(values: Mapping[str, str], name: str) -> str:
+    if name not in values:
+        raise ClusterError(f"{name} is not set, though a launcher started this process; start with launch/train.sh")
+    return values[name]
+
+
+def number(values: Mapping[str, str], name: str, default: int | None = None) -> int:
+    value = values.get(name, None if default is None else str(default))
+    if value is None or not value.isdigit():
+        raise ClusterError(f"{name}={value}: expected a number from the launcher; start with launch/train.sh")
+    return int(value)

@@ -1,0 +1,35 @@
+"""The errors a person can mend, and the exit codes that scripts act on.
+
+ShardlineError              the run cannot go on (exit code 2: a person must mend something)
+├── ConfigError             the run's YAML is wrong, or does not fit the world or the data
+├── DataError               a source, document, shard or manifest is missing, damaged or not ours
+├── ClusterError            Slurm, Ray, the launcher or the disk is not what we need
+└── CheckpointError         a checkpoint or export is missing, incomplete or belongs to another run
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0  # the next job in the chain may start
+EXIT_FAILED = 1  # a bug or a lost node: start again from the last checkpoint
+EXIT_MEND = 2  # configuration, data, disk: nobody restarts until a person has acted
+EXIT_STOPPED = 75  # stopped on purpose with a good checkpoint: put me back in the queue
+
+
+class ShardlineError(Exception):
+    """An expected failure: its text says what is, what should be, and what to do next."""
+
+
+class ConfigError(ShardlineError):
+    """The configuration cannot be used; fix the YAML or the command line."""
+
+
+class DataError(ShardlineError):
+    """A source, document, shard or manifest cannot be used."""
+
+
+class ClusterError(ShardlineError):
+    """The machine, the cluster or the launcher is not what the run needs."""
+
+
+class CheckpointError(ShardlineError):
+    """A checkpoint or an export cannot be used."""

@@ -1,0 +1,90 @@
+"""Files that are whole or absent: write beside, fsync, rename; and digests of what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"  # nothing with this suffix is ever read as a result
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes as lower-case hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one spelling of `value` that digests are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_of(value: Any) -> str:
+    """Return the sha256 of a JSON value's canonical spelling as lower-case hex."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Rename a finished file or folder into place and make the new name durable."""
+    partial.rename(final)
+    fsync_path(final.parent)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; on success its bytes are made durable under `path`, on failure nothing is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield partial
+        fsync_path(partial)
+        publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; on success it replaces `path`, on failure `path` is as it was.
+
+    The replaced folder is moved aside before the new one takes its name, so a crash leaves one of the two whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    yield partial
+    for item in [*partial.rglob("*"), partial]:
+        fsync_path(item)
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    publish(partial, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all, readable by people."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

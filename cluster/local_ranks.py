@@ -1,0 +1,93 @@
+"""Start one process a rank on this machine, pass signals on to all of them, and end together.
+
+torchrun is not used for this: it turns every rank's exit code into 1 (75, 'put me back in the queue', is lost), passes
+USR2 on to nobody, and kills ranks 30 s after TERM, while they may be saving.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from cluster.environment import World, child_environment, free_port, rank_variables
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_MEND, EXIT_STOPPED
+from cluster.stop import SIGNALS
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 10.0  # what the other ranks have to end by themselves after one has failed
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies: an orphaned rank would train on against its successor."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def run_ranks(command: Sequence[str], size: int) -> int:
+    """Run `command` as `size` ranks; return the exit code that says most about what happened."""
+    port = free_port()
+    ranks = [start_rank(command, rank, size, port) for rank in range(size)]
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    old = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    try:
+        codes = wait_for(ranks)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    return combined(codes)
+
+
+def start_rank(command: Sequence[str], rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
+    world = World(rank=rank, size=size, local_rank=rank, local_size=size, master=("127.0.0.1", port))
+    environment = child_environment({**rank_variables(world), "OMP_NUM_THREADS": "1"})
+    # a process group of its own: Ctrl-C reaches a rank once, through us
+    return subprocess.Popen(command, env=environment, process_group=0, preexec_fn=die_with_parent)
+
+
+def wait_for(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """Wait until all ranks have ended; after a failure the others get a short grace, then they are killed.
+
+    Ranks that were killed here because of another rank's failure do not count.
+    """
+    deadline: float | None = None
+    while any(rank.poll() is None for rank in ranks):
+        if deadline is None and any(failed(rank.returncode) for rank in ranks):
+            deadline = time.monotonic() + GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    for number, rank in enumerate(ranks):
+        if failed(rank.returncode) and rank.returncode != EXIT_MEND:  # the rank has said what to mend
+            log.warning("rank %d ended with %s", number, spelled(rank.returncode))
+    return [rank.returncode for rank in ranks if rank.returncode is not None]
+
+
+def failed(code: int | None) -> bool:
+    return code not in (None, EXIT_DONE, EXIT_STOPPED)
+
+
+def spelled(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+def combined(codes: Sequence[int]) -> int:
+    """Return one exit code for all ranks: what a person must mend, then failures, then a stop, then done."""
+    if EXIT_MEND in codes:
+        return EXIT_MEND
+    if any(failed(code) for code in codes):
+        return EXIT_FAILED
+    return EXIT_STOPPED if EXIT_STOPPED in codes else EXIT_DONE

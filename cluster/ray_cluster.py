@@ -1,0 +1,70 @@
+"""Ray's bring-up: join the cluster that RAY_ADDRESS names, or start one on this machine and end it again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.errors import ClusterError
+
+ROOT = Path(__file__).resolve().parents[1]
+OBJECT_STORE_BYTES = 256 * 2**20  # only plans travel through it; the data goes over the disk
+
+
+@contextmanager
+def ray_cluster(cpus: int) -> Iterator[int]:
+    """Connect to Ray and give its number of CPUs; a cluster that was started here, with `cpus`, ends with the block.
+
+    Workers find our packages whatever folder they start in. Raises ClusterError if Ray is absent or does not start.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ClusterError(
+            "data.executor: ray is not installed here; `pip install 'ray>=2.49'`, or write `executor: local`"
+        ) from None
+    address = caller_address()
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's socket paths must stay below 107 bytes
+    started_here = {
+        "num_cpus": cpus,
+        "num_gpus": 0,
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_temp_dir": folder,
+    }
+    try:
+        ray.init(
+            **({"address": address} if address else started_here),
+            runtime_env={"env_vars": worker_environment()},
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+        yield int(ray.cluster_resources().get("CPU", 1))
+    except (ConnectionError, TimeoutError) as error:
+        where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a Ray on this machine"
+        raise ClusterError(f"{where} cannot be used: {error}; start it, or write `executor: local`") from None
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def caller_address() -> str | None:
+    """Return the cluster that the caller wants joined, and keep Ray from reporting its use to its makers.
+
+    Ray reads both from the environment itself: they can be neither asked for nor set in another way.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # noqa: TID251
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # noqa: TID251  Ray warns without it
+    return os.environ.get("RAY_ADDRESS") or None  # noqa: TID251
+
+
+def worker_environment() -> dict[str, str]:
+    """Return what Ray's workers need: our packages, and one thread each, since Ray runs one for each CPU."""
+    inherited = os.environ.get("PYTHONPATH", "")  # noqa: TID251  it would be replaced, not extended
+    paths = [str(ROOT), *inherited.split(os.pathsep)]
+    return {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "TOKENIZERS_PARALLELISM": "false"}

@@ -1,0 +1,1 @@
+"""Corpus to shards: sources, documents, encoding, packing, shards and their manifest."""

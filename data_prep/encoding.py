@@ -1,0 +1,191 @@
+"""From documents to token ids and a loss mask, by an engine that can be exchanged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from cluster.files import write_text
+from data_prep.conversations import Span, UntoldMaskError, render
+from data_prep.documents import Document
+
+BATCH = 256  # documents handed to the engine at once
+
+
+class Engine(Protocol):
+    """What turns text into ids. Every engine must give the ids that `tokenizers` gives."""
+
+    def encode_plain(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        """Return the ids of texts in which nothing is a control token, whatever it looks like."""
+
+    def encode_marked(self, texts: Sequence[str]) -> list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]]:
+        """Return the ids of texts with control tokens in them, and each token's span: [tokens, 2] characters."""
+
+
+class HuggingFaceEngine:
+    """The `tokenizers` library."""
+
+    def __init__(self, rules: str) -> None:
+        # The post-processor would trim spaces from the spans; bos and eos are added by the encoder.
+        bare = json.dumps({**json.loads(rules), "post_processor": None, "truncation": None, "padding": None})
+        self.marked = Tokenizer.from_str(bare)
+        self.plain = Tokenizer.from_str(bare)
+        self.plain.encode_special_tokens = True
+
+    def encode_plain(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        encodings = self.plain.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def encode_marked(self, texts: Sequence[str]) -> list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]]:
+        encodings = self.marked.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            (np.array(encoding.ids, dtype=np.uint32), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2))
+            for encoding in encodings
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """All that encoding depends on. `bos` is None unless the tokenizer adds it by itself."""
+
+    rules: str
+    vocab_size: int
+    bos: int | None
+    eos: int
+    pad: int
+    chat_template: str | None
+    special_tokens: dict[str, str]
+    control_tokens: tuple[str, ...]
+
+
+def write_spec(path: Path, spec: EncoderSpec) -> None:
+    """Write a spec for the workers to read, whole or not at all."""
+    write_text(path, json.dumps(asdict(spec)))
+
+
+def read_spec(path: Path) -> EncoderSpec:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return EncoderSpec(**{**values, "control_tokens": tuple(values["control_tokens"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A document's ids and which of them are trained; the first never is, for nothing precedes it."""
+
+    input_ids: npt.NDArray[np.uint32]
+    loss_mask: npt.NDArray[np.bool_]
+
+
+class UnusableDocumentError(Exception):
+    """A document that cannot be trained on: `record` says which, the text says why."""
+
+    def __init__(self, record: int, reason: str) -> None:
+        super().__init__(record, reason)
+        self.record, self.reason = record, reason
+
+
+class Encoder:
+    """Encodes documents of every shape with one engine."""
+
+    def __init__(self, spec: EncoderSpec, engine: Engine | None = None) -> None:
+        self.spec = spec
+        self.engine = engine or HuggingFaceEngine(spec.rules)
+        self.start = np.array([] if spec.bos is None else [spec.bos], dtype=np.uint32)
+        self.end = np.array([spec.eos], dtype=np.uint32)
+
+    def is_conversation(self, document: Document) -> bool:
+        """Tell whether the chat template writes the document."""
+        return document.shape == "messages" or (document.shape == "pair" and self.spec.chat_template is not None)
+
+    def objection(self, document: Document) -> str | None:
+        """Say why a document is to be rejected; None if it is not.
+
+        A control token spelled out by a message would end its turn, so such a conversation is not used.
+        """
+        if self.is_conversation(document):
+            said = (turn.role + turn.text for turn in document.turns)
+            if any(token in text for text in said for token in self.spec.control_tokens):
+                return "control token in a message"
+        return None
+
+    def encode(self, documents: Sequence[Document]) -> list[Encoded]:
+        """Return the documents' ids and masks, in order. Raises UnusableDocumentError for one without a trained token."""
+        result: dict[int, Encoded] = {}
+        kinds = {"pair": self.encode_pairs, "text": self.encode_texts, "conversation": self.encode_conversations}
+        for kind, encode in kinds.items():
+            chosen = [i for i, document in enumerate(documents) if kind == self.kind_of(document)]
+            for first in range(0, len(chosen), BATCH):
+                batch = chosen[first : first + BATCH]
+                result.update(zip(batch, encode([documents[i] for i in batch]), strict=True))
+        for index, document in enumerate(documents):
+            if not result[index].loss_mask.any():
+                raise UnusableDocumentError(document.record, no_trained_token(document))
+        return [result[index] for index in range(len(documents))]
+
+    def kind_of(self, document: Document) -> str:
+        return "conversation" if self.is_conversation(document) else document.shape
+
+    def encode_texts(self, documents: Sequence[Document]) -> list[Encoded]:
+        """Running text and its end: everything is trained."""
+        ids = self.engine.encode_plain([document.turns[0].text for document in documents])
+        return [self.joined(self.start, np.concatenate([i, self.end])) for i in ids]
+
+    def encode_pairs(self, documents: Sequence[Document]) -> list[Encoded]:
+        """Prompt, then completion and its end, which are trained."""
+        prompts = self.engine.encode_plain([document.turns[0].text for document in documents])
+        answers = self.engine.encode_plain([document.turns[1].text for document in documents])
+        pairs = zip(prompts, answers, strict=True)
+        return [self.joined(np.concatenate([self.start, p]), np.concatenate([a, self.end])) for p, a in pairs]
+
+    def joined(self, given: npt.NDArray[np.uint32], trained: npt.NDArray[np.uint32]) -> Encoded:
+        ids = np.concatenate([given, trained])
+        mask = np.arange(len(ids)) >= max(len(given), 1)
+        return Encoded(ids, mask)
+
+    def encode_conversations(self, documents: Sequence[Document]) -> list[Encoded]:
+        """The chat template's text; what the assistant says and its stop token are trained."""
+        rendered = [self.rendered(document) for document in documents]
+        encodings = self.engine.encode_marked([text for text, _ in rendered])
+        result = []
+        for (_, spans), (ids, offsets) in zip(rendered, encodings, strict=True):
+            mask = tokens_in(spans, offsets)
+            mask[:1] = False
+            result.append(Encoded(ids, mask))
+        return result
+
+    def rendered(self, document: Document) -> tuple[str, list[Span]]:
+        messages = [{"role": turn.role, "content": turn.text} for turn in document.turns]
+        try:
+            return render(messages, str(self.spec.chat_template), self.spec.special_tokens)
+        except UntoldMaskError as error:
+            raise UnusableDocumentError(
+                document.record, f"the chat template does not tell what to train: {error}"
+            ) from None
+
+
+def tokens_in(spans: Sequence[Span], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which tokens hold a character of the spans; `offsets` is [tokens, 2]."""
+    mask = np.zeros(len(offsets), dtype=np.bool_)
+    for start, end in spans:
+        mask |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
+    return mask
+
+
+def no_trained_token(document: Document) -> str:
+    """Say why nothing in a document is trained, and what to do."""
+    if document.shape == "messages" and all(turn.role != "assistant" for turn in document.turns):
+        roles = ", ".join(sorted({turn.role for turn in document.turns}))
+        return f"no trained token: no turn has the role 'assistant' (roles here: {roles}); add the answer or delete it"
+    return "no trained token: the template marks nothing that the assistant says; mend the document or the template"
+
+
+def as_json(document: Document) -> list[Any]:
+    """Return a document's content as the JSON value that duplicates are found by."""
+    return [document.shape, *([turn.role, turn.text] for turn in document.turns)]

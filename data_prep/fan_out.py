@@ -1,0 +1,119 @@
+"""One function over many items, on this machine's processes or on Ray; results come in the order of the items."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.process
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from cluster.errors import ClusterError, ShardlineError
+from cluster.ray_cluster import ray_cluster
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Executor = Literal["local", "ray"]
+
+IN_FLIGHT = 3  # items handed out for each worker, so that none waits for the next and the plans do not pile up
+RETRIES = 3  # of an item whose Ray worker or node died
+
+
+class Workers:
+    """The processes that items are mapped over: started at the first use, ended with the block.
+
+    Functions must be importable by name. An exception of theirs surfaces as it was raised; the items after it that
+    have not begun are dropped.
+    """
+
+    def __init__(self, count: int | None) -> None:
+        self.count = count or len(os.sched_getaffinity(0))
+        self.stack = ExitStack()
+        self.pool: ProcessPoolExecutor | None = None
+        self.ray_cpus: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stack.close()
+
+    def map_slices(
+        self, function: Callable[[Item], Result], items: Sequence[Item], executor: Executor
+    ) -> Iterator[Result]:
+        """Yield the result of each item, in order. Raises ClusterError if a local worker dies."""
+        if not items:
+            return iter(())
+        if executor == "ray":
+            return self.map_on_ray(function, items)
+        if self.count == 1 or len(items) == 1:
+            return map(function, items)  # starting a process costs 0.3 s
+        return self.map_on_processes(function, items)
+
+    def map_on_processes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        if self.pool is None:
+            self.pool = ProcessPoolExecutor(
+                self.count, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+            )
+            self.stack.callback(self.pool.shutdown, cancel_futures=True)
+        pool = self.pool
+        try:
+            yield from in_order(
+                items, lambda item: pool.submit(function, item), lambda f: f.result(), IN_FLIGHT * self.count
+            )
+        except BrokenProcessPool:
+            raise ClusterError(
+                "a worker process was killed, most often because the memory was full; run the command again with "
+                f"fewer workers than {self.count} (data.workers) or smaller data.slice_bytes: finished slices are kept"
+            ) from None
+
+    def map_on_ray(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        if self.ray_cpus is None:
+            self.ray_cpus = self.stack.enter_context(ray_cluster(self.count))
+        import ray
+
+        task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(function)
+        try:
+            yield from in_order(items, task.remote, ray.get, IN_FLIGHT * self.ray_cpus)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ShardlineError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"Ray gave an item up after {RETRIES} tries ({error}); look at the cluster's memory and nodes, then "
+                "run the command again: finished slices are kept"
+            ) from None
+
+
+def in_order(
+    items: Sequence[Item], submit: Callable[[Item], Any], result: Callable[[Any], Result], limit: int
+) -> Iterator[Result]:
+    """Yield results in the order of the items while at most `limit` are handed out."""
+    waiting: deque[Any] = deque()
+    for item in items:
+        if len(waiting) == limit:
+            yield result(waiting.popleft())
+        waiting.append(submit(item))
+    while waiting:
+        yield result(waiting.popleft())
+
+
+def end_with_parent() -> None:
+    """Let this worker end when the process that started it is gone, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=exit_after, args=(parent,), daemon=True).start()
+
+
+def exit_after(process: multiprocessing.process.BaseProcess) -> None:
+    process.join()
+    os._exit(1)

@@ -1,0 +1,105 @@
+"""What became of every document and every token, and the proof that nothing is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.errors import DataError
+from data_prep.selection import Documents, Records
+from data_prep.shards import Manifest, ShardInfo
+from data_prep.sources import Corpus
+
+DUPLICATE = "duplicate"
+
+
+def count_documents(
+    corpus: Corpus, records: Records, documents: Documents, kept: npt.NDArray[np.bool_]
+) -> dict[str, dict[str, Any]]:
+    """Return, by source: files, files passed over by suffix, documents read, kept, rejected by reason, and tokens.
+
+    `trained_tokens` is before packing, which masks the first token of each piece that a row's end cuts off.
+    Raises DataError if a document is unaccounted for.
+    """
+
+    def by_file(values: npt.NDArray[Any]) -> list[int]:
+        return [int(n) for n in np.bincount(documents.file, weights=values, minlength=len(corpus.files))]
+
+    columns = zip(
+        corpus.files,
+        records.read,
+        records.rejected,
+        by_file(kept),
+        by_file(~kept),
+        by_file(documents.tokens * kept),
+        by_file(documents.trained * kept),
+        strict=True,
+    )
+    counts: dict[str, dict[str, Any]] = {}
+    for file, read, rejected, keeps, repeats, tokens, trained in columns:
+        label = file.info.source
+        empty = {"files": 0, "read": 0, "kept": 0, "rejected": Counter(), "tokens": 0, "trained_tokens": 0}
+        entry = counts.setdefault(label, {**empty, "passed_over": corpus.passed_over[label]})
+        for name, count in (("files", 1), ("read", read), ("kept", keeps), ("tokens", tokens)):
+            entry[name] += count
+        entry["trained_tokens"] += trained
+        entry["rejected"].update({**rejected, **({DUPLICATE: repeats} if repeats else {})})
+    for label, entry in counts.items():
+        entry["rejected"] = dict(sorted(entry["rejected"].items()))
+        balance(f"documents of {label}", entry["read"], entry["kept"] + sum(entry["rejected"].values()))
+    return counts
+
+
+def count_tokens(shards: Sequence[ShardInfo], row_tokens: int, expected: int, trained: range) -> dict[str, int]:
+    """Return the tokens of all rows by use. Raises DataError unless they are exactly the kept documents'.
+
+    `trained` is how many may be trained: packing masks the first token of a piece that begins inside a document.
+    """
+    rows = sum(shard.rows for shard in shards)
+    tokens = sum(shard.tokens for shard in shards)
+    found = sum(shard.trained_tokens for shard in shards)
+    balance("tokens", expected, tokens)
+    balance("trained tokens", min(max(found, trained.start), trained.stop - 1), found)
+    return {"trained": found, "masked": tokens - found, "padding": rows * row_tokens - tokens}
+
+
+def balance(what: str, expected: int, found: int) -> None:
+    """Raise DataError if two counts of the same thing differ."""
+    if expected != found:
+        raise DataError(
+            f"the ledger does not balance: {expected} {what} went in, {found} came out; delete the folder `work` "
+            "beside the shards and run the command again; if this stays, it is a bug: please report it"
+        )
+
+
+def summary(manifest: Manifest) -> str:
+    """Return what became of the corpus as a table by source, for people."""
+    lines = [("source", "documents", "kept", "tokens", "supervised", "rejected")]
+    for label, entry in manifest.documents.items():
+        rejected = ", ".join(f"{count} {reason}" for reason, count in entry["rejected"].items()) or "-"
+        share = entry["trained_tokens"] / entry["tokens"] if entry["tokens"] else 0.0
+        numbers = (f"{entry['read']:,}", f"{entry['kept']:,}", f"{entry['tokens']:,}", f"{share:.1%}")
+        lines.append((label, *numbers, rejected))
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    table = [
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:5], widths[1:], strict=True)), line[5]]
+        )
+        for line in lines
+    ]
+    rows = {split: manifest.rows(split) for split in manifest.splits}
+    used = manifest.tokens["trained"] + manifest.tokens["masked"]
+    total = used + manifest.tokens["padding"]
+    return "\n".join(
+        [
+            *table,
+            f"rows of {manifest.row_tokens} tokens ({manifest.packing}): "
+            + ", ".join(f"{count:,} {split}" for split, count in rows.items()),
+            f"tokens in rows: {used:,} of {total:,} ({used / total:.2%} full), "
+            f"{manifest.tokens['trained']:,} trained, {manifest.tokens['masked']:,} masked",
+        ]
+    )

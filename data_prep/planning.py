@@ -1,0 +1,144 @@
+"""The global step: which documents are kept, in which split, and which row each of their tokens goes to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import DataError
+from data_prep.config import DataConfig
+from data_prep.ledger import count_documents
+from data_prep.packing import Integers, Packing, pack
+from data_prep.selection import Documents, collect, duplicates, held_out
+from data_prep.shards import SPLITS
+from data_prep.slices import read_slice
+from data_prep.sources import Corpus, Slice
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowPlan:
+    """Some rows: row r holds the pieces first[r] to first[r + 1].
+
+    Piece i is tokens[i] of document number[i] of slice slice[i], from start[i]; the document is record position[i] of
+    the corpus file file[i].
+    """
+
+    first: Integers
+    slice: Integers
+    number: Integers
+    start: Integers
+    tokens: Integers
+    file: Integers
+    position: Integers
+
+    @property
+    def rows(self) -> int:
+        return len(self.first) - 1
+
+    def part(self, begin: int, end: int) -> RowPlan:
+        """Return the rows from `begin` to `end`."""
+        pieces = np.s_[self.first[begin] : self.first[end]]
+        return RowPlan(
+            first=self.first[begin : end + 1] - self.first[begin],
+            **{
+                name: getattr(self, name)[pieces] for name in ("slice", "number", "start", "tokens", "file", "position")
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The rows of each split, and the counts that the manifest and its ledger need.
+
+    `cuts` is the number of pieces that begin inside a document: each may cost one trained token.
+    """
+
+    splits: dict[str, RowPlan]
+    counts: dict[str, dict[str, Any]]
+    tokens: int
+    trained: int
+    cuts: int
+    conversational: bool
+
+
+def packing_method(config: DataConfig, corpus: Corpus) -> str:
+    """Return the packing that 'auto' stands for: running text is joined, anything else is not cut."""
+    if config.packing != "auto":
+        return config.packing
+    return "concat" if corpus.is_text else "best_fit"
+
+
+def make_plan(config: DataConfig, corpus: Corpus, encoded: Sequence[tuple[Slice, Path]], seed: int) -> Plan:
+    """Return where every token of the corpus goes. Raises DataError if nothing is left to train on."""
+    slices = [parts for parts, _ in encoded]
+    documents, records = collect(slices, (read_slice(path) for _, path in encoded), len(corpus.files))
+    kept = ~duplicates(documents.key)
+    counts = count_documents(corpus, records, documents, kept)
+    held = held_out(documents.key, config.validation_fraction)
+    chosen = {"train": np.flatnonzero(kept & ~held), "validation": np.flatnonzero(kept & held)}
+    check_splits({split: len(chosen[split]) for split in SPLITS}, counts, config.validation_fraction)
+    method = packing_method(config, corpus)
+    splits = {
+        split: plan_rows(
+            pack(method, documents.tokens[chosen[split]], config.row_tokens, seed), documents, chosen[split]
+        )
+        for split in SPLITS
+    }
+    is_conversation = np.array([file.columns.shape != "text" for file in corpus.files])
+    return Plan(
+        splits=splits,
+        counts=counts,
+        tokens=int(documents.tokens[kept].sum()),
+        trained=int(documents.trained[kept].sum()),
+        cuts=sum(int(np.count_nonzero(plan.start)) for plan in splits.values()),
+        conversational=bool(is_conversation[documents.file[kept]].any()),
+    )
+
+
+def plan_rows(packing: Packing, documents: Documents, chosen: Integers) -> RowPlan:
+    """Return the plan of a packing of the chosen documents."""
+    index = chosen[packing.document]
+    return RowPlan(
+        first=packing.first,
+        slice=documents.slice[index],
+        number=documents.number[index],
+        start=packing.start,
+        tokens=packing.tokens,
+        file=documents.file[index],
+        position=documents.position[index],
+    )
+
+
+def check_splits(sizes: dict[str, int], counts: dict[str, dict[str, Any]], fraction: float) -> None:
+    """Raise DataError if there is nothing to train on; warn if nothing is held out that should be."""
+    if sizes["train"] == 0:
+        reasons = "; ".join(
+            f"{label}: {entry['read']} read, rejected {entry['rejected']}" for label, entry in counts.items()
+        )
+        raise DataError(
+            f"no document is left to train on ({reasons}; {sizes['validation']} held out for validation); "
+            "mend the sources, or lower data.validation_fraction"
+        )
+    if sizes["validation"] == 0 and fraction > 0:
+        log.warning(
+            "validation is empty: none of %d documents fell into data.validation_fraction %g; raise it, add documents, "
+            "or set it to 0",
+            sizes["train"],
+            fraction,
+        )
+
+
+def shard_plans(split: str, plan: RowPlan, shard_rows: int) -> list[tuple[str, RowPlan]]:
+    """Return the name of each shard of a split, relative to the data folder, and its rows."""
+    count = -(-plan.rows // shard_rows)
+    return [
+        (f"{split}/data-{n:05d}-of-{count:05d}.arrow", plan.part(n * shard_rows, min((n + 1) * shard_rows, plan.rows)))
+        for n in range(count)
+    ]

@@ -1,0 +1,234 @@
+"""Corpus to shards: fetch, encode slice by slice, plan the whole, write the rows, seal with the manifest."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import DataError
+from cluster.files import digest_of, fsync_path, whole_folder
+from data_prep.config import DataConfig
+from data_prep.conversations import read_template
+from data_prep.download import downloads_of, fetch
+from data_prep.encoding import EncoderSpec, write_spec
+from data_prep.fan_out import Executor, Workers
+from data_prep.gathering import RowFormat, ShardTask, write_rows
+from data_prep.ledger import count_tokens
+from data_prep.planning import Plan, make_plan, packing_method, shard_plans
+from data_prep.shards import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SPLITS,
+    Manifest,
+    ShardInfo,
+    check_shard,
+    read_manifest,
+    row_schema,
+    template_digest,
+    tokenizer_digest,
+    write_manifest,
+    write_split_files,
+)
+from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, slice_digest
+from data_prep.sources import Corpus, Slice, cut_slices, find_corpus
+from data_prep.tokenizer import encoder_spec, load_tokenizer, tokenizer_origin
+
+log = logging.getLogger(__name__)
+
+RAY_FROM_BYTES = 256 * 2**20  # below it, starting Ray takes longer than the work
+
+MapSlices = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+
+
+def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int) -> Manifest:
+    """Make `folder` prepared data and return its manifest; if it is already what `config` describes, do nothing.
+
+    The bytes depend on the documents, the settings and the seed, never on workers, executor or interruptions: slices
+    that are finished are kept in `folder/work`. Until the new rows are planned, old data stays as it is.
+    Raises ConfigError or DataError for what a person must mend.
+    """
+    folder = folder.resolve()
+    with Workers(config.workers) as workers:
+        corpus = fetch_corpus(config, folder, workers)
+        digest = config_digest(config, corpus, model_path, seed)
+        finished = finished_manifest(folder, digest)
+        if finished is not None:
+            log.info("already prepared: %s, %d rows in train", folder, finished.rows("train"))
+            return finished
+        map_slices = partial(workers.map_slices, executor=executor_for(config, corpus))
+        tokenizer = load_tokenizer(config, model_path, corpus, folder / "work")
+        spec = encoder_spec(tokenizer, corpus)
+        encoded = encode_corpus(config, corpus, spec, folder / "work", map_slices)
+        plan = make_plan(config, corpus, encoded, seed)
+        unseal(folder)
+        splits = write_splits(config, folder, spec, plan, [path for _, path in encoded], map_slices)
+    with whole_folder(folder / "tokenizer") as partial_folder:
+        tokenizer.save_pretrained(partial_folder)
+    manifest = write_manifest(folder, describe(config, corpus, tokenizer, plan, splits, digest))
+    trained_tokenizer = Path(tokenizer.name_or_path)  # it lies in work, if it was trained here
+    remove_except(
+        folder / "work", {path for _, path in encoded} | {encoder_file(folder / "work", spec), trained_tokenizer}
+    )
+    return manifest
+
+
+def fetch_corpus(config: DataConfig, folder: Path, workers: Workers) -> Corpus:
+    """Fetch what is not here yet, then list and hash every file."""
+    downloads = downloads_of(config.sources, folder)
+    executor: Executor = "ray" if config.executor == "ray" else "local"
+    fetched = dict(zip([d.url for d in downloads], workers.map_slices(fetch, downloads, executor), strict=True))
+    corpus = find_corpus(config.sources, fetched)
+    log.info("corpus: %d files, %d bytes", len(corpus.files), corpus.bytes)
+    for label, suffixes in corpus.passed_over.items():
+        if suffixes:
+            named = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.items())
+            log.warning("%s: passed over files of kinds that are not read: %s", label, named)
+    return corpus
+
+
+def executor_for(config: DataConfig, corpus: Corpus) -> Executor:
+    """Return where slices are worked on; 'auto' starts Ray only for a corpus that is worth it."""
+    if config.executor != "auto":
+        return config.executor
+    return "ray" if corpus.bytes >= RAY_FROM_BYTES else "local"
+
+
+def config_digest(config: DataConfig, corpus: Corpus, model_path: str | None, seed: int) -> str:
+    """Return the digest of everything that the shards and the manifest follow from."""
+    return digest_of(
+        {
+            "versions": [FORMAT_VERSION, SLICE_VERSION],
+            "files": [[asdict(file.info), asdict(file.columns)] for file in corpus.files],
+            "tokenizer": tokenizer_origin(config, model_path),
+            "chat_template": read_template(config.chat_template, None),
+            "rows": [config.row_tokens, packing_method(config, corpus), config.shard_rows],
+            "validation_fraction": config.validation_fraction,
+            "seed": seed,
+        }
+    )
+
+
+def finished_manifest(folder: Path, digest: str) -> Manifest | None:
+    """Return the folder's manifest if it is of this configuration and its files are all there."""
+    if not (folder / MANIFEST).exists():
+        return None
+    try:
+        manifest = read_manifest(folder)
+        for split in SPLITS:
+            for shard in manifest.splits[split]:
+                check_shard(folder, shard, verify=False)
+    except DataError as error:
+        log.warning("preparing again: %s", error)
+        return None
+    if manifest.config_digest != digest:
+        log.info("preparing again: the data's configuration or files have changed")
+        return None
+    return manifest
+
+
+def encode_corpus(
+    config: DataConfig, corpus: Corpus, spec: EncoderSpec, work: Path, map_slices: MapSlices
+) -> list[tuple[Slice, Path]]:
+    """Return each slice of the corpus with the file of its encoded documents; only what is missing is made."""
+    began = time.monotonic()
+    slices = cut_slices(corpus, config.slice_bytes)
+    write_spec(encoder_file(work, spec), spec)
+    encoded = [(parts, work / f"{slice_digest(parts, corpus, spec)}.arrow") for parts in slices]
+    missing = [
+        SliceTask(
+            parts=parts,
+            names=tuple(corpus.files[part.file].info.path for part in parts),
+            spec=encoder_file(work, spec),
+            target=path,
+        )
+        for parts, path in encoded
+        if not path.exists()
+    ]
+    for done, _ in enumerate(map_slices(encode_slice, missing), start=1):
+        if done % max(1, len(missing) // 10) == 0:
+            log.info("encoded %d of %d slices, %.1f s", done, len(missing), time.monotonic() - began)
+    log.info("%d slices: %d encoded, %d reused", len(slices), len(missing), len(slices) - len(missing))
+    return encoded
+
+
+def encoder_file(work: Path, spec: EncoderSpec) -> Path:
+    """Return where the workers find what they encode with."""
+    return work / f"encoder-{digest_of(asdict(spec))[:32]}.json"
+
+
+def unseal(folder: Path) -> None:
+    """Make the folder unprepared before its shards change: never an old manifest over new shards."""
+    if (folder / MANIFEST).exists():
+        (folder / MANIFEST).unlink()
+        fsync_path(folder)
+    for split in SPLITS:
+        shutil.rmtree(folder / split, ignore_errors=True)
+
+
+def write_splits(
+    config: DataConfig, folder: Path, spec: EncoderSpec, plan: Plan, slices: Sequence[Path], map_slices: MapSlices
+) -> dict[str, list[ShardInfo]]:
+    """Write the shards of every split; a split without rows has none, and no folder."""
+    began = time.monotonic()
+    row_format = RowFormat(row_tokens=config.row_tokens, vocab_size=spec.vocab_size, pad=spec.pad)
+    tasks = [
+        ShardTask(
+            target=folder / relative,
+            relative=relative,
+            format=row_format,
+            slices={int(number): slices[int(number)] for number in set(rows.slice.tolist())},
+            plan=rows,
+        )
+        for split in SPLITS
+        for relative, rows in shard_plans(split, plan.splits[split], config.shard_rows)
+    ]
+    shards: list[ShardInfo] = list(map_slices(write_rows, tasks))
+    splits = {split: [shard for shard in shards if shard.path.startswith(f"{split}/")] for split in SPLITS}
+    for split, infos in splits.items():
+        if infos:
+            write_split_files(folder / split, infos, row_schema(config.row_tokens, spec.vocab_size), split)
+    rows_written = sum(shard.rows for shard in shards)
+    log.info("wrote %d rows in %d shards, %.1f s", rows_written, len(shards), time.monotonic() - began)
+    return splits
+
+
+def describe(
+    config: DataConfig,
+    corpus: Corpus,
+    tokenizer: Any,
+    plan: Plan,
+    splits: dict[str, list[ShardInfo]],
+    digest: str,
+) -> Manifest:
+    """Return the manifest of what was written. Raises DataError if a token is missing or too many."""
+    shards = [shard for infos in splits.values() for shard in infos]
+    may_be_trained = range(plan.trained - plan.cuts, plan.trained + 1)
+    return Manifest(
+        version=FORMAT_VERSION,
+        config_digest=digest,
+        tokenizer_digest=tokenizer_digest(tokenizer),
+        template_digest=template_digest(tokenizer.chat_template),
+        row_tokens=config.row_tokens,
+        vocab_size=len(tokenizer),
+        packing=packing_method(config, corpus),
+        files=[file.info for file in corpus.files],
+        splits=splits,
+        documents=plan.counts,
+        tokens=count_tokens(shards, config.row_tokens, plan.tokens, may_be_trained),
+        conversational=plan.conversational,
+    )
+
+
+def remove_except(work: Path, needed: set[Path]) -> None:
+    """Remove from the work folder what this preparation does not need: old slices, rests of killed processes."""
+    for path in set(work.iterdir()) - needed:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,1 @@
+"""The front door: the shardline command and the launch scripts."""

@@ -1,0 +1,86 @@
+"""The `shardline` command: `shardline VERB RUN.yaml`, the same as `python -m launch VERB RUN.yaml`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from cluster.environment import read_world
+from cluster.errors import EXIT_FAILED, EXIT_MEND, ShardlineError
+from cluster.journal import set_up_logging
+
+log = logging.getLogger(__name__)
+
+VERBS = {
+    "init": "write a commented YAML for your kind of data",
+    "check": "say what can be known before a run: configuration, data, plan, disk",
+    "prepare": "turn the corpus into shards",
+    "train": "start a run, or go on with it; on all GPUs of this machine, or on CPU ranks",
+    "evaluate": "score the tuned model beside its base on held-out data",
+    "export": "turn the newest checkpoint into a Hugging Face folder, and verify it",
+    "generate": "let the exported model answer a prompt",
+    "report": "write one HTML page about the run",
+    "inspect": "show which documents were in a step",
+    "status": "say where a run is",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line: every verb but `init` takes a run's YAML, or its folder, first."""
+    top = argparse.ArgumentParser(prog="shardline", description=__doc__)
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    found = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
+    found["init"].add_argument("kind", choices=("text", "pairs", "conversations"), help="what your data is")
+    found["init"].add_argument("--data", default="data", help="your file, folder or glob (default: %(default)s)")
+    found["init"].add_argument("--model", help="a Hugging Face folder or hub id to fine-tune; default: a new small one")
+    found["init"].add_argument("--output", type=Path, default=Path("run.yaml"), help="default: %(default)s")
+    for name in VERBS.keys() - {"init"}:
+        found[name].add_argument("run", type=Path, help="the run's YAML file, or its folder")
+        found[name].add_argument(
+            "-o", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key of the YAML"
+        )
+    found["prepare"].add_argument(
+        "--preview", type=int, metavar="N", help="show N rows with what is trained, build nothing"
+    )
+    found["train"].add_argument(
+        "--ranks", type=int, help="processes on this machine (default: one a GPU, or train.cpu_ranks)"
+    )
+    found["generate"].add_argument("--prompt", action="append", help="repeatable; default: read from standard input")
+    found["generate"].add_argument("--tokens", type=int, default=96, help="longest answer (default: %(default)s)")
+    found["generate"].add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
+    )
+    found["inspect"].add_argument("--step", type=int, required=True, help="the step, from 1")
+    found["inspect"].add_argument("--characters", type=int, default=200, help="of each document (default: %(default)s)")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return its exit code. An expected failure is one line on standard error and exit code 2."""
+    options = parser().parse_args(arguments)
+    world = read_world() if options.verb == "train" else None
+    set_up_logging(world)
+    try:
+        commands = importlib.import_module("launch.commands")
+        command: Callable[[argparse.Namespace], int] = getattr(commands, options.verb)
+        return command(options)
+    except ShardlineError as error:
+        if world is None or world.is_first:
+            log.error("%s", error)
+        return EXIT_MEND
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        return EXIT_FAILED
+
+
+def entry() -> NoReturn:
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,45 @@
+"""The whole YAML of a run, put together from the sections of their owners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from cluster.paths import RunPaths
+from cluster.schema import PathValue, Section
+from data_prep.config import DataConfig
+from training.config import EvaluateConfig, ExportConfig, ModelConfig, TrainConfig
+
+
+class RunConfig(Section):
+    """One run: its data, its model, and how it is trained, evaluated and exported."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    folder: PathValue | None = None
+    """Where everything of the run goes; default: runs/NAME."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def check_tokenizer_origin(self) -> Self:
+        if self.model.path and self.data.tokenizer:
+            raise ValueError("data.tokenizer: a model from 'model.path' brings its own tokenizer; remove this key")
+        if self.model.new and not self.data.tokenizer:
+            raise ValueError(
+                "data.tokenizer: a new model needs one, for example: tokenizer: {train: {vocab_size: 8192}}"
+            )
+        return self
+
+    @property
+    def paths(self) -> RunPaths:
+        return RunPaths(self.folder or Path("runs") / self.name)
+
+    @property
+    def shards(self) -> Path:
+        return self.data.folder or self.paths.shards

@@ -1,0 +1,46 @@
+"""metrics.jsonl holds each step once, whatever happened to the writer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cluster.environment import World
+from cluster.journal import Journal, read_lines
+from cluster.paths import RunPaths
+
+WORLD = World(rank=0, size=1, local_rank=0, local_size=1, master=("127.0.0.1", 1))
+
+
+def line(step: int, loss: float = 1.0) -> dict[str, float]:
+    names = ("gradient_norm", "learning_rate", "tokens_per_s")
+    return {"step": step, "loss": loss, **dict.fromkeys(names, 0.0)}
+
+
+def test_steps_that_will_be_taken_again_are_removed_from_the_metrics(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.metrics.write_text("".join(json.dumps(line(step)) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
+    journal = Journal(paths, WORLD, total_steps=4)
+    journal.begin(first_step=2)
+    journal.step(line(3, loss=9.0))
+    assert [(entry["step"], entry["loss"]) for entry in read_lines(paths.metrics)] == [(1, 1.0), (2, 1.0), (3, 9.0)]
+
+
+def test_every_start_and_end_leaves_a_line(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    journal = Journal(paths, WORLD, total_steps=2)
+    journal.begin(first_step=0)
+    journal.step(line(1))
+    journal.end("signal SIGTERM", exit_code=75)
+    start, end = read_lines(paths.segments)
+    assert (start["event"], start["step"], start["world_size"]) == ("start", 0, 1)
+    assert (end["event"], end["step"], end["reason"], end["exit_code"]) == ("end", 1, "signal SIGTERM", 75)
+
+
+def test_only_the_first_rank_writes(tmp_path: Path) -> None:
+    other = World(rank=1, size=2, local_rank=1, local_size=2, master=("127.0.0.1", 1))
+    journal = Journal(RunPaths(tmp_path), other, total_steps=2)
+    journal.begin(first_step=0)
+    journal.step(line(1))
+    journal.end("done", exit_code=0)
+    assert list(tmp_path.iterdir()) == []

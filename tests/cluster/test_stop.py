@@ -1,0 +1,49 @@
+"""One wish to stop, all ranks agree."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from cluster.stop import SIGNALS, StopFlag
+
+
+@pytest.fixture(autouse=True)
+def _old_handlers():  # noqa: ANN202
+    old = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_is_remembered_and_read_at_the_next_agreement(tmp_path: Path, number: signal.Signals) -> None:
+    flag = StopFlag(tmp_path / "STOP")
+    flag.install()
+    assert not flag.agreed(lambda value: value)
+    os.kill(os.getpid(), number)
+    assert flag.agreed(lambda value: value)
+    assert flag.reason == f"signal {number.name}"
+
+
+def test_a_stop_file_is_a_wish_to_stop(tmp_path: Path) -> None:
+    flag = StopFlag(tmp_path / "STOP")
+    (tmp_path / "STOP").touch()
+    assert flag.agreed(lambda value: value)
+
+
+def test_a_rank_stops_because_another_was_asked_to(tmp_path: Path) -> None:
+    flag = StopFlag(tmp_path / "STOP")
+    assert flag.agreed(lambda value: 1)
+    assert flag.reason == "another rank was asked to stop"
+
+
+def test_a_second_interrupt_ends_the_process_at_once(tmp_path: Path) -> None:
+    flag = StopFlag(tmp_path / "STOP")
+    flag.install()
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

@@ -1,0 +1,1 @@
+"""Shards to weights: plan, order, batches, engine, checkpoint, loop, evaluation, export."""

@@ -1,0 +1,232 @@
+"""Checkpoints that exist only when they are whole: sharded safetensors, a commit file written last, one rename.
+
+    checkpoints/step-000500/
+        shard-00001-model-00001-of-00001.safetensors ...   one file a rank: its parts of master weights and moments
+        commit.json                                        step, the run's identity, shapes, each file's size and sha256
+
+The tensors are flat DTensors [numel], Shard(0), keyed 'master.NAME', 'exp_avg.NAME' and 'exp_avg_sq.NAME', read and
+written by torch.distributed.checkpoint: any number of ranks loads what any number wrote. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
+from torch.distributed.checkpoint.state_dict_saver import save as save_state
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from cluster.errors import CheckpointError
+from cluster.files import PARTIAL, fsync_path, publish, sha256_of, write_json
+from training.weights import Weights
+
+if TYPE_CHECKING:  # reading a checkpoint for an export needs no DeepSpeed
+    from training.engine import Engine
+
+log = logging.getLogger(__name__)
+
+COMMIT = "commit.json"
+FORMAT_VERSION = 1
+FOLDER = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """What a checkpoint's commit file says. `identity` is what a run must not change between two starts."""
+
+    version: int
+    step: int
+    world_size: int
+    identity: dict[str, Any]
+    shapes: dict[str, list[int]]
+    files: dict[str, dict[str, Any]]
+
+
+def read_commit(folder: Path) -> Commit:
+    """Read a checkpoint's commit file and check the size of every file it lists."""
+    path = folder / COMMIT
+    try:
+        commit = Commit(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a commit file ({error}); move {folder} away to use an older one") from None
+    if commit.version != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format version {commit.version}, this program reads {FORMAT_VERSION}")
+    for name, facts in commit.files.items():
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if size != facts["bytes"]:
+            raise CheckpointError(
+                f"{folder / name}: {'missing' if size is None else f'{size} bytes'}, the commit file says"
+                f" {facts['bytes']}; move {folder} away to use an older one"
+            )
+    return commit
+
+
+def committed_folders(folder: Path) -> list[Path]:
+    """Return the checkpoints that were committed, oldest first."""
+    found = [path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name) and (path / COMMIT).is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """Return the newest committed checkpoint, or raise CheckpointError."""
+    found = committed_folders(folder)
+    if not found:
+        raise CheckpointError(f"{folder}: holds no checkpoint; run `shardline train RUN.yaml` first")
+    return found[-1]
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every method is collective."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any], first_weights: Callable[[], Weights]) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.first_weights = first_weights
+
+    def restore(self, engine: Engine) -> int:
+        """Fill the engine from the newest checkpoint, or with the run's first weights; return the steps done so far.
+
+        The first rank chooses, so that all ranks load the same one.
+        """
+        chosen: list[Any] = [None]
+        if engine.world.is_first:
+            chosen[0] = self.choose()
+        dist.broadcast_object_list(chosen, src=0)
+        if isinstance(chosen[0], CheckpointError):
+            raise chosen[0]
+        if chosen[0] is None:
+            engine.start_from(self.first_weights())
+            return 0
+        folder: Path = chosen[0][0]
+        commit: Commit = chosen[0][1]
+        started = time.monotonic()
+        verify_files(folder, commit, engine.world.rank, engine.world.size)
+        state = sharded_state(engine)
+        check_shapes(commit, engine, folder)
+        load_state(state, storage_reader=HuggingFaceStorageReader(str(folder)))
+        engine.continue_at(commit.step)
+        log.info("loaded %s, written by %d ranks, in %.1f s", folder, commit.world_size, time.monotonic() - started)
+        return commit.step
+
+    def choose(self) -> tuple[Path, Commit] | CheckpointError | None:
+        """Return the newest checkpoint of this run; an error is returned, for all ranks to raise."""
+        found = committed_folders(self.folder)
+        if not found:
+            return None
+        try:
+            commit = read_commit(found[-1])
+            check_identity(commit.identity, self.identity, found[-1])
+        except CheckpointError as error:
+            return error
+        return found[-1], commit
+
+    def save(self, engine: Engine, step: int) -> None:
+        """Write the checkpoint of `step` done steps; it is there, whole and durable, or not at all."""
+        final = self.folder / f"step-{step:06d}"
+        if (final / COMMIT).is_file():
+            return
+        partial = final.with_name(final.name + PARTIAL)
+        started = time.monotonic()
+        if engine.world.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        dist.barrier()
+        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)  # fsyncs every file
+        save_state(sharded_state(engine), storage_writer=writer)
+        files = gathered_files(partial, engine.world.rank)
+        if engine.world.is_first:
+            commit = Commit(
+                version=FORMAT_VERSION,
+                step=step,
+                world_size=engine.world.size,
+                identity=self.identity,
+                shapes={part.name: list(part.shape) for part in engine.parts()},
+                files=files,
+            )
+            write_json(partial / COMMIT, asdict(commit))
+            fsync_path(partial)
+            publish(partial, final)
+            size = sum(facts["bytes"] for facts in files.values())
+            log.info("saved %s, %.3f GB in %.1f s", final, size / 1e9, time.monotonic() - started)
+        dist.barrier()
+
+
+def read_weights(folder: Path, shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """Return whole fp32 master weights from a committed checkpoint, in this process alone; `shapes` chooses which."""
+    flat = {f"master.{name}": torch.empty(math.prod(shape), dtype=torch.float32) for name, shape in shapes.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # it is, on purpose
+        load_state(flat, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return {name: flat[f"master.{name}"].reshape(shape) for name, shape in shapes.items()}
+
+
+def sharded_state(engine: Engine) -> dict[str, torch.Tensor]:
+    """Return the engine's parts as flat DTensors over views of its own memory: loading fills them in place."""
+    mesh = init_device_mesh(engine.device.type, (engine.world.size,))
+    return {
+        f"{kind}.{part.name}": DTensor.from_local(
+            tensor, mesh, [Shard(0)], run_check=False, shape=torch.Size([part.numel]), stride=(1,)
+        )
+        for part in engine.parts()
+        for kind, tensor in part.values.items()
+    }
+
+
+def gathered_files(folder: Path, rank: int) -> dict[str, dict[str, Any]]:
+    """Return every rank's file with its size and sha256; each rank reads its own. Collective."""
+    mine = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in folder.glob(f"shard-{rank + 1:05d}-*.safetensors")
+    }
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return {name: facts for files in everyone for name, facts in sorted(files.items())}
+
+
+def verify_files(folder: Path, commit: Commit, rank: int, world_size: int) -> None:
+    """Check every file's sha256, the files dealt to the ranks. Collective: all ranks raise the same error."""
+    mine = [
+        f"{folder / name}: its sha256 is not the one in {COMMIT}; move {folder} away to use an older one"
+        for name, facts in list(commit.files.items())[rank::world_size]
+        if sha256_of(folder / name) != facts["sha256"]
+    ]
+    everyone: list[Any] = [None] * world_size
+    dist.all_gather_object(everyone, mine)
+    damaged = [message for messages in everyone for message in messages]
+    if damaged:
+        raise CheckpointError("\n  ".join(damaged))
+
+
+def check_identity(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    changed = [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in now if then.get(key) != now[key]]
+    if changed:
+        raise CheckpointError(
+            f"{folder}: belongs to another run: {'; '.join(changed)}. A run goes on as it began: put this back, or"
+            " give the new run another name"
+        )
+
+
+def check_shapes(commit: Commit, engine: Engine, folder: Path) -> None:
+    shapes = {part.name: list(part.shape) for part in engine.parts()}
+    if shapes != commit.shapes:
+        other = first_difference(shapes, commit.shapes)
+        raise CheckpointError(f"{folder}: holds another model; first difference: {other}")
+
+
+def first_difference(ours: dict[str, list[int]], theirs: dict[str, list[int]]) -> str:
+    """Return the first parameter that is not in both, or not of the same shape."""
+    return min(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))

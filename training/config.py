@@ -1,0 +1,88 @@
+"""The `model:`, `train:`, `evaluate:` and `export:` sections."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cluster.schema import PathValue, Section
+
+
+class NewModel(Section):
+    """A model made from nothing: any of transformers' architectures, by its own names."""
+
+    model_type: str = "llama"
+    """What transformers calls the architecture: llama, qwen3, gpt2 ..."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Keys of that architecture's configuration; vocabulary and special tokens come from the tokenizer."""
+
+
+class ModelConfig(Section):
+    """Where the model comes from: a Hugging Face folder or hub id, or nothing."""
+
+    path: str | None = None
+    new: NewModel | None = None
+
+    @model_validator(mode="after")
+    def check_one_origin(self) -> Self:
+        if (self.path is None) == (self.new is None):
+            raise ValueError("give exactly one of 'path' (a Hugging Face folder or hub id) and 'new'")
+        return self
+
+
+class TrainConfig(Section):
+    """How the model is trained."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the data; or give `steps`. Default: 1 epoch."""
+    steps: int | None = Field(default=None, gt=0)
+    global_batch_rows: int = Field(default=32, gt=0)
+    """Rows in a step, over all ranks and accumulation steps."""
+    micro_batch_rows: int = Field(default=1, gt=0)
+    """Rows that a rank takes at a time."""
+    learning_rate: float = Field(default=2e-5, gt=0)
+    warmup_fraction: float = Field(default=0.03, ge=0, le=1)
+    """Share of the steps in which the learning rate rises from 0."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Where the schedule ends, as a share of `learning_rate`."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """For matrices; norms, biases and other vectors do not decay."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    clip_gradient_norm: float | None = Field(default=1.0, gt=0)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of the weights in forward and backward; master weights and moments are fp32."""
+    activation_checkpointing: bool = False
+    """Compute each layer's activations again in backward instead of keeping them."""
+    deepspeed: PathValue | None = None
+    """DeepSpeed template; default: ds_configs/zero3.json."""
+    save_every_steps: int = Field(default=500, gt=0)
+    cpu_ranks: int | None = Field(default=None, gt=0)
+    """Ranks on a machine without a GPU; default: 2, or 1 on a single core."""
+
+    @model_validator(mode="after")
+    def check_length(self) -> Self:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give one of 'epochs' and 'steps', not both")
+        return self
+
+
+class EvaluateConfig(Section):
+    """What `shardline evaluate` looks at."""
+
+    rows: int | None = Field(default=None, gt=0)
+    """Held-out rows that are scored; default: all."""
+    samples: int = Field(default=8, ge=0)
+    """Held-out prompts that both models answer."""
+    sample_tokens: int = Field(default=96, gt=0)
+    """Longest answer."""
+
+
+class ExportConfig(Section):
+    """How the weights leave the run."""
+
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    shard_bytes: int = Field(default=5 * 10**9, gt=0)

@@ -1,0 +1,56 @@
+"""A DeepSpeed template and the plan, put together into what DeepSpeed is given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ConfigError
+from training.config import TrainConfig
+from training.plan import Plan
+
+DEFAULT_TEMPLATE = Path(__file__).resolve().parent.parent / "ds_configs" / "zero3.json"
+OWNED = {  # keys that a template must leave to the run's YAML, and where they are set there
+    "train_batch_size": "train.global_batch_rows",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_rows",
+    "gradient_accumulation_steps": "train.global_batch_rows and train.micro_batch_rows",
+    "gradient_clipping": "train.clip_gradient_norm",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "data_types": "train.precision",
+    "optimizer": "train.learning_rate, train.weight_decay, train.adam_*",
+    "scheduler": "train.schedule, train.warmup_fraction",
+}
+
+
+def read_template(path: Path | None) -> dict[str, Any]:
+    """Read a template. Raises ConfigError if it sets what the run's YAML owns, or asks for another stage than 3."""
+    path = path or DEFAULT_TEMPLATE
+    try:
+        template = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"train.deepspeed: {path}: no such file; ds_configs/ holds the templates") from None
+    except ValueError as error:
+        raise ConfigError(f"train.deepspeed: {path}: not JSON: {error}") from None
+    for key in OWNED.keys() & template.keys():
+        raise ConfigError(
+            f"train.deepspeed: {path}: sets '{key}'; remove it there and set {OWNED[key]} in the run's YAML"
+        )
+    stage = template.get("zero_optimization", {}).get("stage")
+    if stage != 3:
+        raise ConfigError(f"train.deepspeed: {path}: zero_optimization.stage is {stage}; accepted: 3")
+    return dict(template)
+
+
+def deepspeed_config(template: dict[str, Any], config: TrainConfig, plan: Plan) -> dict[str, Any]:
+    """Return the whole DeepSpeed configuration of a run."""
+    return {
+        **template,
+        "train_batch_size": plan.global_batch_rows,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_rows,
+        "gradient_accumulation_steps": plan.accumulation_steps,
+        "gradient_clipping": config.clip_gradient_norm or 0.0,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},  # micro-batches are summed in fp32
+    }

@@ -1,0 +1,92 @@
+"""The training loop. Read me first."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from cluster.errors import EXIT_DONE, EXIT_STOPPED
+from training.batches import MicroBatch, StepBatch
+from training.loss import StepStats
+from training.plan import Plan
+
+
+class Outcome(enum.Enum):
+    """How a segment of a run ended; the value is its exit code."""
+
+    FINISHED = EXIT_DONE
+    STOPPED = EXIT_STOPPED
+
+
+class Engine(Protocol):
+    def step(
+        self, step: int, batches: Sequence[MicroBatch], trained_tokens: int, learning_rate: float
+    ) -> StepStats: ...
+
+    def all_reduce_max(self, value: int) -> int: ...
+
+
+class Batches(Protocol):
+    def steps(self, first: int, stop: int) -> Iterator[StepBatch]: ...
+
+
+class Checkpoints(Protocol):
+    def restore(self, engine: Any) -> int: ...
+
+    def save(self, engine: Any, step: int) -> None: ...
+
+
+class StopFlag(Protocol):
+    def agreed(self, all_reduce_max: Callable[[int], int]) -> bool: ...
+
+
+class Journal(Protocol):
+    def begin(self, first_step: int) -> None: ...
+
+    def step(self, record: dict[str, float]) -> None: ...
+
+
+def train(
+    plan: Plan, engine: Engine, batches: Batches, checkpoints: Checkpoints, stop: StopFlag, journal: Journal
+) -> Outcome:
+    """Run from the newest checkpoint to the plan's last step, or until the ranks agree to stop. Collective.
+
+    A step's batch depends on nothing but the data, the seed and the step's number, so the number is the position.
+    """
+    first_step = checkpoints.restore(engine)
+    journal.begin(first_step)
+    clock = time.monotonic()
+    for batch in batches.steps(first_step, plan.total_steps):
+        waited_s = time.monotonic() - clock
+        rate = plan.learning_rate(batch.step)
+        stats = engine.step(batch.step, batch.micro_batches, batch.trained_tokens, rate)
+        steps_done = batch.step + 1
+        now = time.monotonic()
+        journal.step(record(plan, batch, stats, rate, seconds=now - clock, waited_s=waited_s))
+        clock = now
+
+        stopping = stop.agreed(engine.all_reduce_max)
+        if stopping or plan.is_save_due(steps_done):
+            checkpoints.save(engine, steps_done)
+        if stopping and steps_done < plan.total_steps:
+            return Outcome.STOPPED
+    return Outcome.FINISHED
+
+
+def record(
+    plan: Plan, batch: StepBatch, stats: StepStats, rate: float, *, seconds: float, waited_s: float
+) -> dict[str, float]:
+    """Return a step's line of metrics. `step` counts done steps, so the first line says 1."""
+    tokens = plan.global_batch_rows * plan.row_tokens
+    return {
+        "step": batch.step + 1,
+        "loss": stats.loss,
+        "gradient_norm": stats.gradient_norm,
+        "learning_rate": rate,
+        "trained_tokens": batch.trained_tokens,
+        "tokens_per_s": round(tokens / seconds, 1),
+        "step_s": round(seconds, 4),
+        "data_wait_s": round(waited_s, 4),
+    }

@@ -1,0 +1,125 @@
+"""Which model: its configuration, tokenizer and first weights, from a folder, the hub, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from cluster.errors import ConfigError, DataError
+from data_prep.shards import Manifest, tokenizer_digest
+from training.config import ModelConfig
+from training.weights import NewWeights, PretrainedWeights, Weights
+
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOrigin:
+    """What a run starts from. `folder` is None for a model made from nothing."""
+
+    config: PretrainedConfig
+    tokenizer: Any
+    folder: Path | None
+
+    @cached_property
+    def skeleton(self) -> PreTrainedModel:
+        """The model without memory for its weights."""
+        return skeleton_of(self.config)
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.skeleton.parameters())
+
+    def first_weights(self, seed: int) -> Weights:
+        if self.folder is None:
+            return NewWeights(self.skeleton, seed)
+        return PretrainedWeights(self.folder, self.skeleton.base_model_prefix, tied_names(self.skeleton))
+
+
+def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
+    """Return a model of this configuration on the meta device."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model
+
+
+def tied_names(model: PreTrainedModel) -> frozenset[str]:
+    """Return the names that are other names of a parameter, such as an output head tied to the embedding."""
+    return frozenset(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def model_folder(path: str) -> Path:
+    """Return the local folder of a model, fetching it from the hub where `path` is a hub id."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(path, allow_patterns=MODEL_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model.path: {path!r} is neither a folder here nor a model of the hub ({first_line})"
+        ) from None
+
+
+def find_model(model: ModelConfig, shards: Path, manifest: Manifest) -> ModelOrigin:
+    """Return where the run starts from. Raises DataError if the shards were made with another tokenizer."""
+    folder = model_folder(model.path) if model.path else None
+    if folder is None:
+        tokenizer = AutoTokenizer.from_pretrained(shards / "tokenizer")
+        return ModelOrigin(config=new_config(model, tokenizer, manifest), tokenizer=tokenizer, folder=None)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_tokenizer(tokenizer, manifest, folder)
+    config = AutoConfig.from_pretrained(folder)
+    check_length(config, manifest)
+    # the shards' copy of the tokenizer is this one, with the chat template that the rows were made with
+    return ModelOrigin(config=config, tokenizer=AutoTokenizer.from_pretrained(shards / "tokenizer"), folder=folder)
+
+
+def new_config(model: ModelConfig, tokenizer: Any, manifest: Manifest) -> PretrainedConfig:
+    """Return the configuration of a model made from nothing."""
+    assert model.new is not None
+    fixed = {
+        "vocab_size": manifest.vocab_size,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    clash = fixed.keys() & model.new.config.keys()
+    if clash:
+        raise ConfigError(f"model.new.config: {', '.join(sorted(clash))}: come from the tokenizer; remove them")
+    values = {"max_position_embeddings": manifest.row_tokens, **model.new.config, **fixed}
+    try:
+        config = AutoConfig.for_model(model.new.model_type, **values)
+    except ValueError as error:
+        raise ConfigError(f"model.new: {str(error).splitlines()[0]}") from None
+    unknown = sorted(key for key in model.new.config if key not in type(config)().to_dict())
+    if unknown:
+        raise ConfigError(f"model.new.config: a {model.new.model_type} has no {', '.join(unknown)}")
+    check_length(config, manifest)
+    return config
+
+
+def check_tokenizer(tokenizer: Any, manifest: Manifest, folder: Path) -> None:
+    found = tokenizer_digest(tokenizer)
+    if found != manifest.tokenizer_digest:
+        raise DataError(
+            f"the shards were made with another tokenizer (digest {manifest.tokenizer_digest[:12]}) than that of"
+            f" {folder} ({found[:12]}); run `shardline prepare RUN.yaml` with this model"
+        )
+
+
+def check_length(config: PretrainedConfig, manifest: Manifest) -> None:
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and manifest.row_tokens > longest:
+        raise ConfigError(
+            f"data.row_tokens: {manifest.row_tokens} is longer than the model's {longest} positions;"
+            " lower it and run `shardline prepare RUN.yaml` again"
+        )

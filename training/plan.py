@@ -1,0 +1,114 @@
+"""What follows from the configuration, the data and the world: batches, steps, bytes. Pure arithmetic, printed once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from cluster.errors import ConfigError
+from data_prep.shards import Manifest
+from training.config import TrainConfig
+
+STATE_BYTES_PER_PARAMETER = 12  # fp32 master weight and two fp32 moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The arithmetic of a run in one world."""
+
+    world_size: int
+    micro_batch_rows: int
+    accumulation_steps: int
+    global_batch_rows: int
+    row_tokens: int
+    rows: int
+    trained_tokens: int
+    total_steps: int
+    warmup_steps: int
+    parameters: int
+    checkpoint_bytes: int
+    seed: int
+    data_digest: str
+    config: TrainConfig
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step (from 0): linear warm-up, then the schedule down to its final share."""
+        peak, schedule = self.config.learning_rate, self.config.schedule
+        if step < self.warmup_steps:
+            return peak * (step + 1) / self.warmup_steps
+        if schedule == "constant":
+            return peak
+        done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        share = 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        final = self.config.final_learning_rate_fraction
+        return peak * (final + (1.0 - final) * share)
+
+    def is_save_due(self, steps_done: int) -> bool:
+        return steps_done == self.total_steps or steps_done % self.config.save_every_steps == 0
+
+    def identity(self) -> dict[str, Any]:
+        """Return what two starts of one run must have in common; how the batch is dealt to ranks is not part of it."""
+        free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "save_every_steps", "activation_checkpointing"}
+        config = {f"train.{k}": v for k, v in self.config.model_dump(mode="json").items() if k not in free}
+        return {**config, "data": self.data_digest, "seed": self.seed, "parameters": self.parameters}
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "config": self.config.model_dump(mode="json")}
+
+    def as_text(self) -> str:
+        """Return the plan as the lines that a person reads before the first step."""
+        batch_tokens = self.global_batch_rows * self.row_tokens
+        return "\n".join(
+            [
+                f"data         {self.rows:,} rows of {self.row_tokens:,} tokens, {self.trained_tokens:,} trained",
+                f"step         {self.global_batch_rows} rows, {batch_tokens:,} tokens = {self.world_size} ranks"
+                f" x {self.micro_batch_rows} rows x {self.accumulation_steps} accumulation steps",
+                f"length       {self.total_steps:,} steps, {self.total_steps * self.global_batch_rows / self.rows:.2f}"
+                f" epochs, warm-up {self.warmup_steps:,} steps",
+                f"model        {self.parameters:,} parameters; a checkpoint takes {self.checkpoint_bytes / 1e9:.3f} GB",
+            ]
+        )
+
+
+def make_plan(config: TrainConfig, manifest: Manifest, *, parameters: int, world_size: int, seed: int) -> Plan:
+    """Return the plan, or raise ConfigError if the batch does not divide or the data has no rows."""
+    rows = manifest.rows("train")
+    if rows == 0:
+        raise ConfigError("data: the training split has no rows; give more documents, or a smaller validation_fraction")
+    total_steps = steps_of(config, rows)
+    return Plan(
+        world_size=world_size,
+        micro_batch_rows=config.micro_batch_rows,
+        accumulation_steps=accumulation_steps(config, world_size),
+        global_batch_rows=config.global_batch_rows,
+        row_tokens=manifest.row_tokens,
+        rows=rows,
+        trained_tokens=manifest.trained_tokens("train"),
+        total_steps=total_steps,
+        warmup_steps=round(total_steps * config.warmup_fraction),
+        parameters=parameters,
+        checkpoint_bytes=parameters * STATE_BYTES_PER_PARAMETER,
+        seed=seed,
+        data_digest=manifest.digest,
+        config=config,
+    )
+
+
+def accumulation_steps(config: TrainConfig, world_size: int) -> int:
+    unit = world_size * config.micro_batch_rows
+    if config.global_batch_rows % unit:
+        below = config.global_batch_rows // unit * unit
+        nearest = f"{below} or {below + unit}" if below else str(unit)
+        raise ConfigError(
+            f"train.global_batch_rows: {config.global_batch_rows} is not a multiple of {unit}"
+            f" (= {world_size} ranks x {config.micro_batch_rows} micro_batch_rows); nearest: {nearest}"
+        )
+    return config.global_batch_rows // unit
+
+
+def steps_of(config: TrainConfig, rows: int) -> int:
+    if config.steps is not None:
+        return config.steps
+    return max(1, math.ceil((config.epochs or 1.0) * rows / config.global_batch_rows))
