@@ -64,7 +64,7 @@ def wait_for(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     Ranks that were killed here because of another rank's failure do not count.
     """
     deadline: float | None = None
-    while any(rank.poll() is None for rank in ranks):
+    while None in [rank.poll() for rank in ranks]:  # a list: every rank must be polled to have a returncode
         if deadline is None and any(failed(rank.returncode) for rank in ranks):
             deadline = time.monotonic() + GRACE_S
         if deadline is not None and time.monotonic() > deadline:

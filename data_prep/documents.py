@@ -13,6 +13,7 @@ from cluster.errors import ConfigError, DataError
 from data_prep.cleaning import clean, clean_lines
 
 Shape = Literal["text", "pair", "messages"]
+Role = Literal["text", "prompt", "completion", "messages"]
 SNIFFED_LINES = 100
 
 KNOWN_COLUMNS: tuple[tuple[Shape, tuple[str, ...]], ...] = (
@@ -143,7 +144,7 @@ def cleaned(turns: tuple[Turn, ...], columns: Columns) -> tuple[Turn, ...]:
     return result
 
 
-def find_columns(location: Path, label: str, fields: Mapping[str, str]) -> Columns:
+def find_columns(location: Path, label: str, fields: Mapping[Role, str]) -> Columns:
     """Return the columns of a .jsonl file from its first rows, `fields` overriding what their names tell.
 
     Raises DataError with the columns seen and the line to write, if they cannot be told.
@@ -181,7 +182,7 @@ def first_rows(location: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def columns_of(row: Mapping[str, Any], label: str, fields: Mapping[str, str]) -> Columns | None:
+def columns_of(row: Mapping[str, Any], label: str, fields: Mapping[Role, str]) -> Columns | None:
     """Return the columns that a row's names, or else `fields`, tell; None if the row lacks them."""
     choices = [named_columns(label, fields)] if fields else KNOWN_COLUMNS
     for shape, names in choices:
@@ -190,7 +191,7 @@ def columns_of(row: Mapping[str, Any], label: str, fields: Mapping[str, str]) ->
     return None
 
 
-def named_columns(label: str, fields: Mapping[str, str]) -> tuple[Shape, tuple[str, ...]]:
+def named_columns(label: str, fields: Mapping[Role, str]) -> tuple[Shape, tuple[str, ...]]:
     """Return the shape and column names that a source's `fields` give."""
     roles = set(fields)
     if roles == {"text"}:

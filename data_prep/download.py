@@ -83,7 +83,7 @@ def fetch(download: Download) -> Path:
 
 
 def fetch_once(download: Download) -> None:
-    """Stream the body into the target, whole or not at all. Raises AttemptError or httpx.TransportError to try again."""
+    """Stream the body into the target, whole or not at all. Raises AttemptError or TransportError to try again."""
     headers = {"Accept-Encoding": "identity"}  # so that the bytes and their number are the file's own
     with httpx.stream("GET", download.url, headers=headers, follow_redirects=True, timeout=TIMEOUT_S) as response:
         check_status(download.url, response)

@@ -116,7 +116,7 @@ class Encoder:
         return None
 
     def encode(self, documents: Sequence[Document]) -> list[Encoded]:
-        """Return the documents' ids and masks, in order. Raises UnusableDocumentError for one without a trained token."""
+        """Return the documents' ids and masks, in order. Raises UnusableDocumentError if nothing is trained."""
         result: dict[int, Encoded] = {}
         kinds = {"pair": self.encode_pairs, "text": self.encode_texts, "conversation": self.encode_conversations}
         for kind, encode in kinds.items():

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from data_prep.ledger import count_documents
 from data_prep.packing import Integers, Packing, pack
 from data_prep.selection import Documents, collect, duplicates, held_out
 from data_prep.shards import SPLITS
-from data_prep.slices import read_slice
+from data_prep.slices import EncodedSlice
 from data_prep.sources import Corpus, Slice
 
 log = logging.getLogger(__name__)
@@ -75,10 +74,11 @@ def packing_method(config: DataConfig, corpus: Corpus) -> str:
     return "concat" if corpus.is_text else "best_fit"
 
 
-def make_plan(config: DataConfig, corpus: Corpus, encoded: Sequence[tuple[Slice, Path]], seed: int) -> Plan:
-    """Return where every token of the corpus goes. Raises DataError if nothing is left to train on."""
-    slices = [parts for parts, _ in encoded]
-    documents, records = collect(slices, (read_slice(path) for _, path in encoded), len(corpus.files))
+def make_plan(
+    config: DataConfig, corpus: Corpus, slices: Sequence[Slice], tables: Iterable[EncodedSlice], seed: int
+) -> Plan:
+    """Return where every token of the slices goes. Raises DataError if nothing is left to train on."""
+    documents, records = collect(slices, tables, len(corpus.files))
     kept = ~duplicates(documents.key)
     counts = count_documents(corpus, records, documents, kept)
     held = held_out(documents.key, config.validation_fraction)

@@ -15,7 +15,6 @@ from cluster.errors import DataError
 from cluster.files import digest_of, fsync_path, whole_folder
 from data_prep.config import DataConfig
 from data_prep.conversations import read_template
-from data_prep.download import downloads_of, fetch
 from data_prep.encoding import EncoderSpec, write_spec
 from data_prep.fan_out import Executor, Workers
 from data_prep.gathering import RowFormat, ShardTask, write_rows
@@ -35,13 +34,14 @@ from data_prep.shards import (
     write_manifest,
     write_split_files,
 )
-from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, slice_digest
+from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digest
 from data_prep.sources import Corpus, Slice, cut_slices, find_corpus
 from data_prep.tokenizer import encoder_spec, load_tokenizer, tokenizer_origin
 
 log = logging.getLogger(__name__)
 
 RAY_FROM_BYTES = 256 * 2**20  # below it, starting Ray takes longer than the work
+PROCESSES_FROM_BYTES = 16 * 2**20  # likewise for processes; the tokenizer has threads of its own
 
 MapSlices = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
@@ -61,29 +61,25 @@ def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int)
         if finished is not None:
             log.info("already prepared: %s, %d rows in train", folder, finished.rows("train"))
             return finished
-        map_slices = partial(workers.map_slices, executor=executor_for(config, corpus))
+        map_slices = mapper(config, corpus, workers)
         tokenizer = load_tokenizer(config, model_path, corpus, folder / "work")
         spec = encoder_spec(tokenizer, corpus)
-        encoded = encode_corpus(config, corpus, spec, folder / "work", map_slices)
-        plan = make_plan(config, corpus, encoded, seed)
+        slices = cut_slices(corpus, config.slice_bytes)
+        paths = encode_slices(slices, corpus, spec, folder / "work", map_slices)
+        plan = make_plan(config, corpus, slices, map(read_slice, paths), seed)
         unseal(folder)
-        splits = write_splits(config, folder, spec, plan, [path for _, path in encoded], map_slices)
+        splits = write_splits(config, folder, spec, plan, paths, map_slices)
     with whole_folder(folder / "tokenizer") as partial_folder:
         tokenizer.save_pretrained(partial_folder)
     manifest = write_manifest(folder, describe(config, corpus, tokenizer, plan, splits, digest))
     trained_tokenizer = Path(tokenizer.name_or_path)  # it lies in work, if it was trained here
-    remove_except(
-        folder / "work", {path for _, path in encoded} | {encoder_file(folder / "work", spec), trained_tokenizer}
-    )
+    remove_except(folder / "work", {*paths, encoder_file(folder / "work", spec), trained_tokenizer})
     return manifest
 
 
 def fetch_corpus(config: DataConfig, folder: Path, workers: Workers) -> Corpus:
     """Fetch what is not here yet, then list and hash every file."""
-    downloads = downloads_of(config.sources, folder)
-    executor: Executor = "ray" if config.executor == "ray" else "local"
-    fetched = dict(zip([d.url for d in downloads], workers.map_slices(fetch, downloads, executor), strict=True))
-    corpus = find_corpus(config.sources, fetched)
+    corpus = find_corpus(config.sources, fetch_urls(config, folder, workers))
     log.info("corpus: %d files, %d bytes", len(corpus.files), corpus.bytes)
     for label, suffixes in corpus.passed_over.items():
         if suffixes:
@@ -92,11 +88,23 @@ def fetch_corpus(config: DataConfig, folder: Path, workers: Workers) -> Corpus:
     return corpus
 
 
-def executor_for(config: DataConfig, corpus: Corpus) -> Executor:
-    """Return where slices are worked on; 'auto' starts Ray only for a corpus that is worth it."""
-    if config.executor != "auto":
-        return config.executor
-    return "ray" if corpus.bytes >= RAY_FROM_BYTES else "local"
+def fetch_urls(config: DataConfig, folder: Path, workers: Workers) -> dict[str, Path]:
+    """Return where the file of each URL lies, fetched now or before."""
+    if all(source.url is None for source in config.sources):
+        return {}
+    from data_prep.download import downloads_of, fetch  # httpx takes 0.2 s to import
+
+    downloads = downloads_of(config.sources, folder)
+    executor: Executor = "ray" if config.executor == "ray" else "local"
+    return dict(zip([d.url for d in downloads], workers.map_slices(fetch, downloads, executor), strict=True))
+
+
+def mapper(config: DataConfig, corpus: Corpus, workers: Workers) -> MapSlices:
+    """Return what maps a function over slices; 'auto' starts processes, or Ray, only for a corpus that is worth it."""
+    if config.executor == "auto" and corpus.bytes < PROCESSES_FROM_BYTES:
+        return map
+    large: Executor = "ray" if corpus.bytes >= RAY_FROM_BYTES else "local"
+    return partial(workers.map_slices, executor=large if config.executor == "auto" else config.executor)
 
 
 def config_digest(config: DataConfig, corpus: Corpus, model_path: str | None, seed: int) -> str:
@@ -132,14 +140,13 @@ def finished_manifest(folder: Path, digest: str) -> Manifest | None:
     return manifest
 
 
-def encode_corpus(
-    config: DataConfig, corpus: Corpus, spec: EncoderSpec, work: Path, map_slices: MapSlices
-) -> list[tuple[Slice, Path]]:
-    """Return each slice of the corpus with the file of its encoded documents; only what is missing is made."""
+def encode_slices(
+    slices: Sequence[Slice], corpus: Corpus, spec: EncoderSpec, work: Path, map_slices: MapSlices
+) -> list[Path]:
+    """Return the file of each slice's encoded documents; only what is missing is made."""
     began = time.monotonic()
-    slices = cut_slices(corpus, config.slice_bytes)
     write_spec(encoder_file(work, spec), spec)
-    encoded = [(parts, work / f"{slice_digest(parts, corpus, spec)}.arrow") for parts in slices]
+    paths = [work / f"{slice_digest(parts, corpus, spec)}.arrow" for parts in slices]
     missing = [
         SliceTask(
             parts=parts,
@@ -147,14 +154,14 @@ def encode_corpus(
             spec=encoder_file(work, spec),
             target=path,
         )
-        for parts, path in encoded
+        for parts, path in zip(slices, paths, strict=True)
         if not path.exists()
     ]
     for done, _ in enumerate(map_slices(encode_slice, missing), start=1):
         if done % max(1, len(missing) // 10) == 0:
             log.info("encoded %d of %d slices, %.1f s", done, len(missing), time.monotonic() - began)
     log.info("%d slices: %d encoded, %d reused", len(slices), len(missing), len(slices) - len(missing))
-    return encoded
+    return paths
 
 
 def encoder_file(work: Path, spec: EncoderSpec) -> Path:

@@ -155,9 +155,12 @@ def write_slice(path: Path, encoded: EncodedSlice) -> None:
         "mask": pa.LargeListArray.from_arrays(pa.array(encoded.first), pa.array(encoded.mask)),
     }
     batch = pa.record_batch(columns, metadata={"counts": counts})
-    with whole_file(path) as partial:
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as writer:
-            writer.write_batch(batch)
+    with (
+        whole_file(path) as partial,
+        pa.OSFile(str(partial), "wb") as sink,
+        pa.ipc.new_stream(sink, batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
 
 
 def read_slice(path: Path) -> EncodedSlice:

@@ -73,7 +73,7 @@ def corpus_file(source: SourceConfig, name: str, location: Path, sha256: str) ->
     """Return one file as a member of the corpus, its columns found from its first rows."""
     size = location.stat().st_size
     is_text = location.suffix.lower() in TEXT_SUFFIXES or size == 0
-    columns = Columns(shape="text") if is_text else find_columns(location, source.label, dict(source.fields))
+    columns = Columns(shape="text") if is_text else find_columns(location, source.label, source.fields)
     info = SourceFile(source=source.label, path=name, bytes=size, sha256=sha256)
     return CorpusFile(info=info, location=location.resolve(), columns=columns)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import json
 import math
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from cluster.errors import DataError
 from cluster.files import write_text
 from cluster.paths import RunPaths
 from cluster.schema import read_yaml
-from data_prep.shards import read_manifest
-from training.status import RunState, Segment, command, duration, read_record, read_state
+from data_prep.shards import Manifest, read_manifest
+from training.config import TrainConfig
+from training.plan import Plan
+from training.status import RunState, command, duration, read_record, read_state, short
 
-COLOURS = {"ink": "#010101", "muted": "#020202", "accent": "#030303"}  # become CSS variables in the finished SVG
-SMOOTHING_SHARE = 1 / 30  # of the run's steps, in the bold line
-PACKAGES = ("torch", "deepspeed", "transformers")
+INK, MUTED, ACCENT = "#010101", "#020202", "#030303"  # become the page's variables --ink, --muted and --accent
+SMOOTHING_SHARE = 1 / 60  # of the run's steps, in the bold line of the loss
+ROUND = (1, 2, 2.5, 5, 10)  # what axes count in
 Evaluation = dict[str, Any] | None
 Axes = Any
 
@@ -33,43 +36,54 @@ def write_report(paths: RunPaths, shards: Path, name: str) -> Path:
     """Write the run's `report.html` from what the run holds so far; return its path.
 
     What is missing is named with the command that makes it. The page depends on nothing but the run's files, except
-    for the line that says when it was written.
+    for the line that says when and with what it was written.
     """
     state, evaluation = read_state(paths), read_record(paths.evaluation)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment.filters |= {"duration": duration, "short": short}
+    manifest, problem = manifest_or_problem(shards)
     page = environment.from_string(PAGE).render(
         style=Markup(STYLE),
         name=name,
-        subtitle=" · ".join(filter(None, (model_name(paths, evaluation), state_text(state)))),
-        figures=key_figures(state, evaluation),
-        plots=plots(state, evaluation) if state.lines else [],
-        segments=[segment_cells(segment, last=segment is state.segments[-1]) for segment in state.segments],
-        data=data_tables(shards),
-        scores=scores(evaluation),
+        model=model_name(paths, evaluation),
+        state=state,
+        figures=[*loss_figures(state, evaluation), *run_figures(state)] if state.lines else [],
+        plots=plots(state, evaluation) if state.lines else {},
+        manifest=manifest,
+        problem=problem,
         evaluation=evaluation,
-        plan=plan_pairs(read_record(paths.plan)),
-        config=paths.config.read_text(encoding="utf-8") if paths.config.is_file() else None,
-        command={verb: command(verb, paths) for verb in ("prepare", "train", "evaluate")},
-        versions=", ".join(f"{package} {version_of(package)}" for package in PACKAGES),
+        plan=plan_text(read_record(paths.plan)),
+        config=paths.config.read_text(encoding="utf-8") if paths.config.is_file() else "",
+        commands={verb: command(verb, paths) for verb in ("train", "evaluate")},
+        versions=[f"{package} {version_of(package)}" for package in ("torch", "deepspeed", "transformers")],
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
     )
     write_text(paths.report, page)
     return paths.report
 
 
+def manifest_or_problem(shards: Path) -> tuple[Manifest | None, str]:
+    try:
+        return read_manifest(shards), ""
+    except DataError as error:
+        return None, str(error)
+
+
 def model_name(paths: RunPaths, evaluation: Evaluation) -> str:
-    model = read_yaml(paths.config).get("model", {}) if paths.config.is_file() else {}
-    if model.get("path"):
-        return str(model["path"])
-    if model.get("new"):
-        return f"new {model['new'].get('model_type', 'llama')} model"
+    model = read_yaml(paths.config).get("model") or {} if paths.config.is_file() else {}
+    if model.get("path") or model.get("new"):
+        return str(model.get("path") or f"new {model['new'].get('model_type', 'llama')} model")
     return str(evaluation["models"]["base"]["path"]) if evaluation else ""
 
 
-def state_text(state: RunState) -> str:
-    if not state.lines:
-        return "never trained"
-    return "finished" if state.is_finished else f"step {state.step:,} of {state.total_steps or '?':,}"
+def plan_text(record: dict[str, Any] | None) -> str:
+    """Return the plan as it was printed; a plan of another version of this program as it stands in its file."""
+    if record is None:
+        return ""
+    try:
+        return Plan(**{**record, "config": TrainConfig.model_validate(record["config"])}).as_text()
+    except (KeyError, TypeError, ValueError):
+        return json.dumps(record, indent=2)
 
 
 def version_of(package: str) -> str:
@@ -79,127 +93,35 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
-def key_figures(state: RunState, evaluation: Evaluation) -> list[tuple[str, str, str]]:
-    """Return label, value and remark of the figures at the top."""
-    if not state.lines:
-        return []
-    tokens = sum(line["trained_tokens"] for line in state.lines)
-    speed = statistics.median(line["tokens_per_s"] for line in state.lines)
-    share = state.kept_s / state.elapsed_s if state.elapsed_s else 1.0
-    steps = f"{state.step:,}" if state.is_finished else f"{state.step:,} of {state.total_steps or '?':,}"
-    return [
-        *loss_figures(state, evaluation),
-        ("Steps", steps, f"median {state.step_s:.3g} s a step"),
-        ("Tokens trained", short(tokens), f"median {speed:,.0f} tokens/s, masked and padding included"),
-        ("Wall time", duration(state.elapsed_s), f"{share:.0%} of it in steps that were kept"),
-        ("Restarts", str(state.restarts), "training goes on from the newest checkpoint" if state.restarts else ""),
-    ]
-
-
 def loss_figures(state: RunState, evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """Return label, value and remark: before and after on held-out data, else what the training loss did."""
     if evaluation is None:
         first, last = state.lines[0]["loss"], smoothed([line["loss"] for line in state.lines])[-1]
         return [("Training loss", f"{first:.3f} → {last:.3f}", "first step → running mean at the end")]
     base, tuned = evaluation["models"]["base"], evaluation["models"]["tuned"]
-    change = tuned["loss"] / base["loss"] - 1
-    held_out = f"base model → tuned, {evaluation['trained_tokens']:,} tokens"
+    change = f"{tuned['loss'] / base['loss'] - 1:+.0%}" if base["loss"] else ""
+    perplexity = f"{short(base['perplexity'])} → {short(tuned['perplexity'])}"
     return [
-        ("Held-out loss", f"{base['loss']:.3f} → {tuned['loss']:.3f}", f"{held_out}: {change:+.0%}"),
-        ("Perplexity", f"{perplexity(base)} → {perplexity(tuned)}", "choices the model wavers between, a token"),
+        ("Held-out loss", f"{base['loss']:.3f} → {tuned['loss']:.3f}", f"base → tuned model, {change}"),
+        ("Perplexity", perplexity, "equally likely next tokens, in effect"),
     ]
 
 
-def perplexity(score: dict[str, Any]) -> str:
-    value = score["perplexity"]
-    return f"{value:.2f}" if value < 100 else short(value)
-
-
-def short(number: float) -> str:
-    """Return a count in three or four figures."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if size <= number < 1e15:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:,.0f}" if number < 1e15 else f"{number:.2g}"
-
-
-def segment_cells(segment: Segment, *, last: bool) -> dict[str, str]:
-    start, end = segment.start, segment.end
-    if end:
-        why = "finished" if end["reason"] == "done" else end["reason"]
-        why, seconds = f"{why} (exit code {end['exit_code']})", duration(end["seconds"])
-        until, ended = f"{end['step']:,}", clock(end["time"])
-    else:
-        why = "no end was written: it runs, or was killed" if last else "killed: no end was written"
-        until, ended, seconds = f"{start['step'] + segment.kept_steps:,} kept", "—", f"at least {duration(segment.kept_s)}"
-    steps = f"{start['step']:,} → {until}"
-    where = f"{start['world_size']} on {start['host']}" if "host" in start else str(start.get("world_size", ""))
-    return dict(start=clock(start["time"]), end=ended, where=where, steps=steps, seconds=seconds, why=why)
-
-
-def clock(time: str) -> str:
-    return datetime.fromisoformat(time).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def data_tables(shards: Path) -> dict[str, Any]:
-    """Return documents by source and the use of tokens; or, without prepared data, the reason."""
-    try:
-        manifest = read_manifest(shards)
-    except DataError as error:
-        return {"problem": str(error)}
-    total = sum(manifest.tokens.values()) or 1
-    explained = {"trained": "the model learns to say them", "masked": "read, not learnt", "padding": "empty row ends"}
-    return {
-        "problem": None,
-        "documents": [
-            (source, counts["read"], counts["kept"], sorted(counts["rejected"].items(), key=lambda item: -item[1]))
-            for source, counts in manifest.documents.items()
-        ],
-        "tokens": [
-            (use, count, count / total, explained.get(use, "")) for use, count in manifest.tokens.items() if count
-        ],
-        "rows": {split: manifest.rows(split) for split in manifest.splits},
-        "row_tokens": manifest.row_tokens,
-        "packing": manifest.packing,
-    }
-
-
-def scores(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
-    """Return each measure with its value before and after, and how to read it."""
-    if evaluation is None:
-        return []
-    base, tuned = evaluation["models"]["base"], evaluation["models"]["tuned"]
-    rows: list[tuple[str, str, str, Callable[[Any], str]]] = [
-        ("Loss", "loss", "nats a token; lower is better", "{:.4f}".format),
-        ("Perplexity", "perplexity", "e to the power of the loss", "{:,.2f}".format),
-        ("Bits per byte", "bits_per_byte", "compares models with different tokenizers", "{:.4f}".format),
-        ("Stop rate", "stop_rate", "share of answers that the model ended by itself", "{:.0%}".format),
-    ]
+def run_figures(state: RunState) -> list[tuple[str, str, str]]:
+    tokens = sum(line["trained_tokens"] for line in state.lines)
+    speed = statistics.median(line["tokens_per_s"] for line in state.lines)
+    share = f"{state.kept_s / state.elapsed_s:.0%} of it in steps that were kept" if state.elapsed_s else ""
     return [
-        (label, shown(base[key]), shown(tuned[key]), remark)
-        for label, key, remark, shown in rows
-        if base[key] is not None and tuned[key] is not None
+        ("Steps", f"{state.step:,}", f"of {state.total_steps or 0:,}; {state.step_s or 0:.3g} s a step"),
+        ("Tokens trained", short(tokens), f"{speed:,.0f} tokens/s, untrained ones included"),
+        ("Wall time", duration(state.elapsed_s), share),
+        ("Restarts", str(state.restarts), "each from the newest checkpoint" if state.restarts else "one go"),
     ]
-
-
-def plan_pairs(plan: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """Return the plan and its training settings, in words."""
-    if plan is None:
-        return []
-    values = {**{key: value for key, value in plan.items() if key != "config"}, **plan.get("config", {})}
-    return [(key.replace("_", " "), shown_value(value)) for key, value in values.items() if value is not None]
-
-
-def shown_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value[:12]}…" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
 
 
 def smoothed(values: list[float]) -> list[float]:
     """Return the exponential mean at each step, without the bias of its start; what is not finite is left out."""
-    keep = 1 - 1 / max(1.0, len(values) * SMOOTHING_SHARE)
+    keep = 1 - 1 / max(3.0, len(values) * SMOOTHING_SHARE)
     total = weight = 0.0
     means = []
     for value in values:
@@ -209,87 +131,170 @@ def smoothed(values: list[float]) -> list[float]:
     return means
 
 
-def plots(state: RunState, evaluation: Evaluation) -> list[tuple[str, Markup, str]]:
-    """Return title, SVG and caption of each plot."""
+def plots(state: RunState, evaluation: Evaluation) -> dict[str, Markup]:
+    """Return an SVG for each plot of the page."""
     lines = state.lines
-    waited = sum(line["data_wait_s"] for line in lines) / (state.kept_s or 1.0)
-    marks = " At the right: the held-out loss of base and tuned model." if evaluation else ""
-    restarts = " Dashed: a restart." if state.restarts else ""
-    return [
-        (
-            "Loss",
-            svg("loss", lambda axes: draw_loss(axes[0], state, evaluation)),
-            f"How much the next token surprises the model. Thin: each step; bold: running mean.{marks}{restarts}",
-        ),
-        (
-            "Learning rate",
-            svg("rate", lambda axes: draw(axes[0], lines, "learning_rate", "{x:.3g}")),
-            "How far a step moves the weights: warm-up, then the schedule.",
-        ),
-        (
-            "Gradient norm",
-            svg("norm", lambda axes: draw(axes[0], lines, "gradient_norm", "{x:g}")),
-            "Before clipping. Single spikes are odd batches; a rising line is a learning rate that is too high.",
-        ),
-        (
-            "Tokens per second",
-            svg("speed", lambda axes: draw_speed(axes, lines), heights=[3, 1]),
-            f"All ranks together. Below: the share of each step spent waiting for data, {waited:.1%} over the run.",
-        ),
-    ]
+    return {
+        "loss": svg("loss", lambda axes: draw_loss(axes[0], state, evaluation)),
+        "rate": svg("rate", lambda axes: draw(axes[0], lines, "learning_rate", "{x:.1e}")),
+        "norm": svg("norm", lambda axes: draw(axes[0], lines, "gradient_norm", "{x:g}")),
+        "speed": svg("speed", lambda axes: draw_speed(axes, lines), heights=(3, 1)),
+    }
 
 
 def draw(axes: Axes, lines: list[dict[str, Any]], key: str, form: str, *, bold: bool = True) -> None:
     steps, values = [line["step"] for line in lines], [line[key] for line in lines]
-    width, colour = (1.5, COLOURS["accent"]) if bold else (0.6, COLOURS["muted"])
+    colour, width = (ACCENT, 1.2) if bold else (MUTED, 0.5)
     axes.plot(steps, values, color=colour, linewidth=width, marker="." if len(lines) < 3 else "")
     axes.yaxis.set_major_formatter(form)
 
 
 def draw_loss(axes: Axes, state: RunState, evaluation: Evaluation) -> None:
+    """Draw each step, the running mean, the restarts, and what the evaluation found on held-out data."""
     draw(axes, state.lines, "loss", "{x:g}", bold=False)
-    steps = [line["step"] for line in state.lines]
-    axes.plot(steps, smoothed([line["loss"] for line in state.lines]), color=COLOURS["accent"], linewidth=1.8)
+    means = smoothed([line["loss"] for line in state.lines])
+    axes.plot([line["step"] for line in state.lines], means, color=ACCENT, linewidth=1.8)
     for segment in state.segments[1:]:
         if segment.start["step"] > 0:
-            axes.axvline(segment.start["step"], color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (3, 3)))
+            axes.axvline(segment.start["step"], color=INK, linewidth=0.6, linestyle=(0, (4, 3)))
     found = [(evaluation["models"][model]["loss"], model) for model in ("base", "tuned")] if evaluation else []
+    axes.figure.subplots_adjust(right=0.84 if found else 0.99)
     for (loss, model), side in zip(sorted(found, reverse=True), ("bottom", "top"), strict=False):
-        axes.axhline(loss, color=COLOURS["ink"], linewidth=0.8, linestyle=(0, (1, 2)))
-        place = axes.get_yaxis_transform()
-        axes.text(1.02, loss, f"{model} {loss:.2f}", transform=place, va=side, color=COLOURS["ink"])
+        axes.axhline(loss, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+        axes.text(1.015, loss, f"{model} {loss:.2f}", transform=axes.get_yaxis_transform(), va=side, color=INK)
 
 
 def draw_speed(axes: list[Axes], lines: list[dict[str, Any]]) -> None:
-    draw(axes[0], lines, "tokens_per_s", "{x:,.0f}", bold=len(lines) < 100)
+    draw(axes[0], lines, "tokens_per_s", "{x:,.0f}")
+    waits = [line["data_wait_s"] / line["step_s"] if line["step_s"] else 0.0 for line in lines]
     axes[0].set_ylim(bottom=0)
-    waits = [line["data_wait_s"] / (line["step_s"] or 1.0) for line in lines]
-    axes[1].fill_between([line["step"] for line in lines], waits, color=COLOURS["accent"], linewidth=0.8)
+    axes[1].fill_between([line["step"] for line in lines], waits, color=MUTED, linewidth=0.8)
     axes[1].set_ylim(0, max(0.1, *waits))
     axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
-def svg(name: str, drawing: Callable[[list[Axes]], None], heights: list[int] | None = None) -> Markup:
+def svg(name: str, drawing: Callable[[list[Axes]], None], heights: Sequence[int] = (1,)) -> Markup:
     """Return a drawing as inline SVG in the page's own colours and type; `name` keeps its ids apart from others'."""
     import matplotlib  # slow to import
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 8.5, "path.simplify_threshold": 1.0}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(5.4, 2.7), facecolor="none")
-        axes = list(figure.subplots(len(heights or [1]), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
-        figure.subplots_adjust(left=0.12, right=0.87, top=0.96, bottom=0.11, hspace=0.18)
-        for place, one in enumerate(axes):
-            one.set_facecolor("none")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9.5}):
+        figure = Figure(figsize=(5.4, 2.7))
+        axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        figure.subplots_adjust(left=0.12, right=0.99, top=0.96, bottom=0.1, hspace=0.2)
+        for one, ticks in zip(axes, (5, 2), strict=False):
             one.spines[["left", "right", "top"]].set_visible(False)
-            one.spines["bottom"].set_color(COLOURS["muted"])
-            one.tick_params(length=0, colors=COLOURS["muted"])
-            one.grid(axis="y", color=COLOURS["muted"], alpha=0.25, linewidth=0.6)
-            one.yaxis.set_major_locator(MaxNLocator(5 if place == 0 else 2))
-            one.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        drawing(axes)
+            one.spines["bottom"].set_color(MUTED)
+            one.tick_params(length=0, colors=MUTED)
+            one.grid(axis="y", color=MUTED, alpha=0.25, linewidth=0.6)
+            one.yaxis.set_major_locator(MaxNLocator(ticks, steps=ROUND))
+            one.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND, integer=True))
+            one.set_facecolor("none")
+        drawing(list(axes))
         target = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(target, format="svg", metadata=nothing, facecolor="none")
-    return Markup(adapted(target.getvalue(), name))
+        figure.savefig(target, format="svg", facecolor="none", metadata=nothing)
+    text = re.sub(r"^.*?(?=<svg)|<style.*?</style>", "", target.getvalue(), flags=re.DOTALL)
+    text = re.sub(r"<svg [^>]*(viewBox=\"[^\"]*\")[^>]*>", r'<svg role="img" \1>', text)
+    text = re.sub(r"font-family: [^\";]*;? ?|(?<=\.\d\d)\d+(?=[ \n\"])", "", text)  # coordinates to 1/100 point
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    for colour, variable in ((INK, "ink"), (MUTED, "muted"), (ACCENT, "accent")):
+        text = text.replace(colour, f"var(--{variable})")
+    return Markup(text)
+
+
+STYLE = """
+:root { color-scheme: light dark;
+  --ink: #1c1b19; --muted: #6d6a64; --line: #dedad2; --paper: #fcfbf9; --accent: #1d5c9e }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e9e6e0; --muted: #9d988f; --line: #3a3733; --paper: #171614; --accent: #82b4ea } }
+body { max-width: 66rem; margin: 0 auto; padding: 2.5rem 1.25rem; color: var(--ink); background: var(--paper);
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; font-variant-numeric: tabular-nums }
+h1 { margin: 0; font-size: 2.1rem; font-weight: 650; letter-spacing: -.02em; line-height: 1.2; overflow-wrap: anywhere }
+h2 { margin: 3rem 0 1rem; padding-top: .6rem; border-top: 1px solid var(--line); font-size: 1.1rem }
+p { margin: .5rem 0 } figure, dd, pre { margin: 0 } .muted, figcaption, dd + dd, th { color: var(--muted) }
+dl, .plots, .answers { display: grid; gap: 1.5rem 2rem } dl { grid-template-columns: 1fr 1fr; margin: 2rem 0 0 }
+dd { font-size: clamp(1.15rem, 4.4vw, 1.6rem); line-height: 1.4; white-space: nowrap } dd + dd { white-space: normal }
+dt, dd + dd, figcaption, table, .small, pre { font-size: .875rem } pre { overflow-x: auto } summary { cursor: pointer }
+.plots { grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)) }
+.answers { grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); margin-top: .75rem }
+svg { display: block; width: 100%; height: auto; overflow: visible } svg text { font-family: inherit }
+details, footer { margin-top: 1rem } .scroll { overflow-x: auto; margin: 1rem 0 } td:first-child { min-width: 9rem }
+table { border-collapse: collapse; min-width: 100% } .why { min-width: 14rem }
+th, td { padding: .35rem 1.25rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
+th { font-weight: 400 } .number { text-align: right } .number, .time { white-space: nowrap }
+.bar { display: flex; height: .6rem; margin: 1.5rem 0 .5rem; gap: 2px } .prompt { font-weight: 600 }
+.trained { background: var(--accent) } .masked { background: var(--muted) } .padding { background: var(--line) }
+.dot { display: inline-block; width: .6rem; height: .6rem } .use { display: inline-block; margin-right: 1.25rem }
+.sample { margin: 1.75rem 0; padding-left: 1rem; border-left: 2px solid var(--line); break-inside: avoid }
+.text { max-height: 16rem; overflow: auto; white-space: pre-wrap; overflow-wrap: anywhere }
+@media (min-width: 48rem), print { dl { grid-template-columns: repeat(3, 1fr) } }
+@media print { :root { --ink: #000; --muted: #555; --line: #bbb; --paper: #fff; --accent: #1d5c9e }
+  html { font-size: 11px } body { padding: 0 } figure, tr { break-inside: avoid } h2 { break-after: avoid }
+  .bar, .dot { print-color-adjust: exact } .text { max-height: none } }
+"""
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{{ name }} · Shardline</title><style>{{ style }}</style>
+{% macro missing(what, verb) %}<p class="muted">{{ what }}: <code>{{ commands[verb] }}</code></p>{% endmacro %}
+{% macro plot(key, title, caption) %}
+<figure><strong>{{ title }}</strong>{{ plots[key] }}<figcaption>{{ caption }}</figcaption></figure>{% endmacro %}
+<h1>{{ name }}</h1><p class="muted">{{ model }}{{ " · " if model }}{{ "never trained" if not plots else "finished" if
+  state.is_finished else "step {:,} of {:,}".format(state.step, state.total_steps or 0) }}</p>
+{% if figures %}<dl>{% for label, value, remark in figures %}<div>
+<dt>{{ label }}</dt><dd>{{ value }}</dd><dd>{{ remark }}</dd></div>{% endfor %}</dl>{% endif %}<h2>Training</h2>
+{% if plots %}<div class="plots">
+{{ plot("loss", "Loss", "How much the next token surprises the model, in nats. Thin: each step; bold: running mean."
+  ~ (" Dashed: a restart." if state.restarts else "") ~ (" Dotted: held-out loss." if evaluation else "")) }}
+{{ plot("rate", "Learning rate", "How far a step moves the weights: warm-up, then the schedule.") }}
+{{ plot("norm", "Gradient norm", "Before clipping. A spike is an odd batch; a steady rise, too high a rate.") }}
+{{ plot("speed", "Tokens per second", "All ranks together. Below: share of each step spent waiting for data, "
+  ~ "%.1f%% over the run." % (100 * (state.lines | sum("data_wait_s")) / (state.kept_s or 1))) }}
+</div>{% else %}{{ missing("No step yet", "train") }}{% endif %}
+{% if state.segments %}<h2>Starts and ends</h2><div class="scroll"><table>
+<tr><th>Start (UTC)<th>End<th>Ranks<th class="number">Steps<th class="number">Time<th>Why it ended</tr>
+{% for part in state.segments %}{% set start, end = part.start, part.end %}<tr>
+{% for event in (start, end) %}<td class="time">{{ event.time[:19] | replace("T", " ") if event else "—" }}{% endfor %}
+<td class="time">{{ start.world_size }} on {{ start.host }}
+<td class="number">{{ "{:,} → {}".format(start.step, "{:,}".format(end.step) if end else "?") }}
+<td class="number">{{ "" if end else "at least " }}{{ (end.seconds if end else part.kept_s) | duration }}
+<td class="why">{% if end %}{{ end.reason }} (exit code {{ end.exit_code }}){% else %}{{ "running, or " if loop.last -}}
+killed: it wrote no end; {{ "{:,}".format(part.kept_steps) }} of its steps are kept{% endif %}</tr>{% endfor %}</table>
+</div>{% endif %}<h2>Before and after</h2>
+{% if evaluation %}<p>{{ "{:,} held-out rows, {:,} tokens scored".format(evaluation.rows, evaluation.trained_tokens) }}.
+<div class="scroll"><table><tr><th><th class="number">Base model<th class="number">Tuned model</tr>
+{% for key, form, label, remark in [("loss", "{:.4f}", "Loss", "nats a token; lower is better"),
+  ("perplexity", "{:,.2f}", "Perplexity", "e to the power of the loss"),
+  ("bits_per_byte", "{:.4f}", "Bits per byte", "the loss by length of text: compares tokenizers too"),
+  ("stop_rate", "{:.0%}", "Stop rate", "share of answers that the model ended by itself")] %}
+{% if evaluation.models.tuned[key] is not none %}<tr><td>{{ label }}<br><span class="muted">{{ remark }}</span>
+{% for model in ("base", "tuned") %}<td class="number">{{ form.format(evaluation.models[model][key]) }}{% endfor %}</tr>
+{% endif %}{% endfor %}</table></div>
+{% for sample in evaluation.samples %}<div class="sample"><div class="text prompt">{{ sample.prompt }}</div>
+<div class="answers">
+{% for key, title in (("reference", "Reference"), ("base", "Base model"), ("tuned", "Tuned model")) %}
+<div><span class="muted small">{{ title }}{{ ", cut off" if sample[key ~ "_stopped"] is false }}</span>
+<div class="text">{{ sample[key] }}</div></div>{% endfor %}</div></div>{% endfor %}
+{% else %}{{ missing("No evaluation yet", "evaluate") }}{% endif %}<h2>Data</h2>
+{% if manifest %}{% set total = manifest.tokens.values() | sum %}<p>{% for split in manifest.splits %}
+{{- "{}: {:,} rows".format(split, manifest.rows(split)) }}, {% endfor %}{{ "{:,}".format(manifest.row_tokens) }}
+tokens a row.</p>{% if total %}<div class="bar">
+{% for use, count in manifest.tokens.items() %}<i class="{{ use }}" style="flex: {{ count }}"></i>{% endfor %}</div>
+<p class="small">{% for use, count in manifest.tokens.items() %}
+<span class="use"><i class="dot {{ use }}"></i> {{ use }}
+{{ "{:.1%} ({})".format(count / total, count | short) }}</span>{% endfor %}
+<br><span class="muted">Masked tokens are read, not learnt; padding fills the ends of rows.</span></p>{% endif %}
+{% if manifest.documents %}<div class="scroll"><table>
+<tr><th>Source<th class="number">Documents read<th class="number">Kept<th>Rejected</tr>
+{% for source, counts in manifest.documents.items() %}<tr><td class="text">{{ source }}
+<td class="number">{{ "{:,}".format(counts.read) }}<td class="number">{{ "{:,}".format(counts.kept) }}<td class="why">
+{%- for reason, count in counts.rejected | dictsort(by="value", reverse=true) %}{{ reason }} {{ "{:,}".format(count) }}
+{{- ", " if not loop.last }}{% else %}—{% endfor %}</tr>{% endfor %}</table></div>{% endif %}
+{% else %}<p class="muted">{{ problem }}</p>{% endif %}<h2>Plan and configuration</h2>
+{% if plan %}<pre>{{ plan }}</pre>{% else %}{{ missing("No plan yet", "train") }}{% endif %}
+{% if config %}<details><summary>Configuration</summary><pre>{{ config }}</pre></details>{% endif %}
+<footer class="muted small">Written at {{ written }} with {{ versions | join(", ") }}.</footer></html>
+"""

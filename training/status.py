@@ -8,6 +8,7 @@ import shlex
 import statistics
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def paired_segments(events: list[dict[str, Any]], lines: list[dict[str, Any]]) -
     """Join each start with its end; a start that is followed by a start has none."""
     starts = [place for place, event in enumerate(events) if event["event"] == "start"]
     segments = []
-    for place, following in zip(starts, [*starts[1:], len(events)], strict=True):
+    for place, following in pairwise([*starts, len(events)]):
         end = next((event for event in events[place:following] if event["event"] == "end"), None)
         first = events[place]["step"]
         until = events[following]["step"] if following < len(events) else float("inf")
@@ -124,6 +125,14 @@ def duration(seconds: float) -> str:
 
 def bytes_text(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def short(number: float) -> str:
+    """Return a figure with the three digits that matter."""
+    for unit, size in ((" T", 1e12), (" G", 1e9), (" M", 1e6)):
+        if size <= number < 1e15:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}" if number < 100 or number >= 1e15 else f"{number:,.0f}"
 
 
 def command(verb: str, paths: RunPaths) -> str:

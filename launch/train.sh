@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Train: start a run, or go on with it. Everything after the YAML goes to `shardline train`.
+#   launch/train.sh run.yaml                                             this machine: a rank for each GPU, or CPU ranks
+#   sbatch -N2 --exclusive --gpus-per-node=8 launch/train.sh run.yaml    Slurm: a rank for each GPU of two nodes
+#   sbatch -N2 launch/train.sh run.yaml                                  Slurm without GPUs: a rank for each task
+# Options of sbatch win over the lines below. No folder in --output: where it is missing, Slurm ends the job in silence.
+#SBATCH --job-name=shardline
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+# USR2 comes before the time limit, to the ranks alone: they save and end with 75. A longer save needs a longer notice.
+set -euo pipefail
+
+say() { echo "train.sh: $*" >&2; }
+
+find_checkout() { # Slurm runs a copy of this file, so $0 is in the checkout only without sbatch
+  local folder command=""
+  [[ -z ${SLURM_JOB_ID-} ]] || command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
+  for folder in "$(dirname "$0")/.." "${command%%/launch/train.sh*}" "${SLURM_SUBMIT_DIR-}"; do
+    [[ ! -f $folder/launch/__main__.py ]] || { realpath "$folder" && return; }
+  done
+  say "cannot find Shardline's checkout; submit with: sbatch CHECKOUT/launch/train.sh RUN.yaml"
+  return 2
+}
+
+(($#)) || { say "usage: launch/train.sh RUN.yaml [options of shardline train]" && exit 2; }
+checkout=$(find_checkout)
+export PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
+# shellcheck source=/dev/null
+[[ ! -f $checkout/launch/site.env ]] || source "$checkout/launch/site.env"
+python=python
+[[ -n ${VIRTUAL_ENV-}${CONDA_PREFIX-} || ! -x $checkout/.venv/bin/python ]] || python=$checkout/.venv/bin/python
+[[ -n ${SLURM_JOB_ID-} ]] || exec "$python" -m launch train "$@"
+
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+restarts=${SLURM_RESTART_COUNT:-0}
+ranks=${SLURM_GPUS_ON_NODE:-${SLURM_TASKS_PER_NODE%%[(,]*}} # on each node
+((SLURM_CPUS_ON_NODE >= ranks)) ||
+  { say "$SLURM_CPUS_ON_NODE CPUs for $ranks ranks on a node; add --exclusive or --cpus-per-gpu=N" && exit 2; }
+export SHARDLINE_LAUNCHER=srun MASTER_ADDR=${hosts%%$'\n'*}
+export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 10 + restarts) % 10000))
+# empty if the configuration is wrong: the first rank says how
+stop_file=$("$python" -c 'import sys, launch.__main__ as top, launch.commands as commands
+options = top.parser().parse_args(["train", *sys.argv[1:]])
+print(commands.load_run(options).paths.stop_request)' "$@" 2>/dev/null) || true
+((restarts)) || rm -f "$stop_file" # it was meant for an earlier job
+
+status=0
+trap : TERM # requeue, scancel and the time limit end everybody with TERM: stay until srun has seen the ranks save
+srun --export=ALL --overlap --kill-on-bad-exit=1 --gpu-bind=none --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) \
+  --ntasks-per-node="$ranks" --cpus-per-task=$((SLURM_CPUS_ON_NODE / ranks)) \
+  "$python" -m launch train "$@" || status=$?
+((status == 75)) || exit "$status"
+
+job=$(scontrol show job "$SLURM_JOB_ID") || true
+if [[ -e $stop_file ]]; then
+  say "$stop_file exists: not put back into the queue; submit again to go on"
+elif [[ $job == *JobState=RUNNING* || $job == *Reason=TimeLimit* ]]; then # else Slurm requeues or cancels it by itself
+  trap '' TERM                                                            # that requeueing sends, to scontrol too
+  scontrol requeue "$SLURM_JOB_ID" || say "not put back into the queue; submit again to go on"
+fi
+exit 75

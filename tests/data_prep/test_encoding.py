@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import pytest
+
+from cluster.errors import ConfigError, DataError
+from data_prep.conversations import CHATML, UntoldMaskError, check_template, read_template, render
+from data_prep.documents import Document, Turn
+from data_prep.encoding import Encoder, EncoderSpec, UnusableDocumentError
+from data_prep.tokenizer import SPECIAL_TOKENS, encoder_spec, open_tokenizer, train_tokenizer
+
+PLAIN_CHATML = """{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\n' + message['content'] }}
+{{- '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
+SCRIPT = """{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
+DIALOGUE = [
+    ("system", "Be kind."),
+    ("user", "Hi  you"),
+    ("assistant", "Hello,\n wörld! "),
+    ("user", "Bye"),
+    ("assistant", "Bye."),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["Hello world, be kind and say bye to you. " * 20], 512)
+
+
+@pytest.fixture
+def encoder_with(tokenizer):
+    def build(template: str | None, **changes) -> Encoder:
+        spec = EncoderSpec(
+            rules=tokenizer.backend_tokenizer.to_str(),
+            vocab_size=len(tokenizer),
+            bos=None,
+            eos=0,
+            pad=0,
+            chat_template=template,
+            special_tokens=tokenizer.special_tokens_map,
+            control_tokens=tuple(SPECIAL_TOKENS),
+        )
+        return Encoder(EncoderSpec(**{**spec.__dict__, **changes}))
+
+    return build
+
+
+def messages(*turns: tuple[str, str]) -> Document:
+    return Document(0, "messages", tuple(Turn(*turn) for turn in turns))
+
+
+def trained_text(encoded, tokenizer) -> str:
+    return tokenizer.decode(encoded.input_ids[encoded.loss_mask].tolist())
+
+
+def test_everything_but_the_first_token_of_a_text_is_trained_and_it_ends_with_eos(encoder_with, tokenizer):
+    (encoded,) = encoder_with(None).encode([Document(0, "text", (Turn("text", "Hello world"),))])
+
+    assert tokenizer.decode(encoded.input_ids.tolist()) == "Hello world<|endoftext|>"
+    assert encoded.loss_mask.tolist() == [False] + [True] * (len(encoded.input_ids) - 1)
+
+
+def test_a_pair_without_a_template_trains_the_completion_and_eos_only(encoder_with, tokenizer):
+    pair = Document(0, "pair", (Turn("user", "Hello "), Turn("assistant", "world")))
+
+    (encoded,) = encoder_with(None, bos=1).encode([pair])
+
+    assert tokenizer.decode(encoded.input_ids.tolist()) == "<|im_start|>Hello world<|endoftext|>"
+    assert trained_text(encoded, tokenizer) == "world<|endoftext|>"
+
+
+@pytest.mark.parametrize("template", [CHATML.read_text(), PLAIN_CHATML], ids=["markers", "no markers"])
+def test_what_the_assistant_says_and_its_stop_token_are_trained_and_nothing_else(encoder_with, tokenizer, template):
+    (encoded,) = encoder_with(template).encode([messages(*DIALOGUE)])
+
+    assert trained_text(encoded, tokenizer) == "Hello,\n wörld! <|im_end|>Bye.<|im_end|>"
+
+
+def test_ids_and_mask_are_those_of_transformers(encoder_with, tokenizer):
+    chat = [{"role": role, "content": text} for role, text in DIALOGUE]
+    theirs = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+
+    (ours,) = encoder_with(CHATML.read_text()).encode([messages(*DIALOGUE)])
+
+    assert ours.input_ids.tolist() == theirs["input_ids"]
+    assert ours.loss_mask.tolist() == [bool(value) for value in theirs["assistant_masks"]]
+
+
+def test_a_pair_with_a_template_is_a_conversation_of_two(encoder_with):
+    encoder = encoder_with(CHATML.read_text())
+    pair = Document(0, "pair", (Turn("user", "Hi"), Turn("assistant", "Bye")))
+
+    a, b = encoder.encode([pair, messages(("user", "Hi"), ("assistant", "Bye"))])
+
+    assert a.input_ids.tolist() == b.input_ids.tolist() and a.loss_mask.tolist() == b.loss_mask.tolist()
+
+
+def test_a_conversation_without_an_assistant_is_named_with_its_record(encoder_with):
+    lonely = Document(7, "messages", (Turn("user", "Hi"),))
+
+    with pytest.raises(UnusableDocumentError, match="no turn has the role 'assistant'") as caught:
+        encoder_with(CHATML.read_text()).encode([messages(*DIALOGUE), lonely])
+
+    assert caught.value.record == 7
+
+
+def test_control_tokens_spelled_in_a_document_never_become_control_tokens(encoder_with):
+    encoder = encoder_with(CHATML.read_text())
+    text = Document(0, "text", (Turn("text", "so <|im_end|> is"),))
+
+    (encoded,) = encoder.encode([text])
+
+    assert set(encoded.input_ids[:-1].tolist()).isdisjoint({0, 1, 2})
+    assert encoder.objection(text) is None
+    assert encoder.objection(messages(("user", "a <|im_end|> b"), ("assistant", "c"))) == "control token in a message"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (SCRIPT, "no special token"),
+        (PLAIN_CHATML.replace("add_generation_prompt", "false"), "does not put the answer right after"),
+        (CHATML.read_text().replace("message['content'] + '<|im_end|>'", "message['content']"), "no special token"),
+        ("{{ raise_exception('only poems') }}", "refuses this conversation: only poems"),
+        ("{% generation %}{% endgeneration %}", "marks 1 of 2"),
+    ],
+)
+def test_a_template_that_does_not_tell_what_to_train_is_refused(template, message):
+    with pytest.raises(DataError, match=message):
+        check_template(template, {}, SPECIAL_TOKENS)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused():
+    template = PLAIN_CHATML.replace("message['content']", "(message['content'] if loop.last else '...')")
+
+    with pytest.raises(UntoldMaskError, match="otherwise when another one follows"):
+        render([{"role": role, "content": text} for role, text in DIALOGUE], template, {})
+
+
+def test_a_template_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="expected 'chatml' or the path of a Jinja file"):
+        read_template("chatlm", None)
+
+
+def test_the_bos_of_a_tokenizer_that_adds_one_begins_every_text(test_data, corpus, config_of):
+    from data_prep.prepare import find_corpus
+
+    books = config_of(corpus / "books")
+    spec = encoder_spec(with_pad(open_tokenizer(str(test_data / "stories260k"))), find_corpus(books.sources, {}))
+
+    (encoded,) = Encoder(spec).encode([Document(0, "text", (Turn("text", "Once upon"),))])
+
+    assert encoded.input_ids[0] == spec.bos == 1 and encoded.input_ids[-1] == spec.eos == 2
+    assert encoded.loss_mask.tolist() == [False] + [True] * (len(encoded.input_ids) - 1)
+
+
+def with_pad(tokenizer):
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import math
+import os
+import signal
+
+import pytest
+
+from cluster.errors import ClusterError, DataError
+from cluster.files import sha256_of
+from data_prep.fan_out import Workers
+from data_prep.shards import read_manifest
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_results_come_in_the_order_of_the_items(count):
+    with Workers(count) as workers:
+        assert list(workers.map_slices(math.factorial, range(20), "local")) == [math.factorial(n) for n in range(20)]
+        assert list(workers.map_slices(math.factorial, [], "local")) == []
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_error_of_a_worker_surfaces_as_it_was_raised(count, tmp_path):
+    with Workers(count) as workers, pytest.raises(DataError, match="there is no prepared data here"):
+        list(workers.map_slices(read_manifest, [tmp_path, tmp_path], "local"))
+
+
+def test_a_killed_worker_is_a_clear_error():
+    with Workers(2) as workers, pytest.raises(ClusterError, match=r"a worker process was killed.*data.workers"):
+        list(workers.map_slices(os._exit, [9, 9], "local"))
+
+
+@pytest.mark.slow
+def test_ray_keeps_the_order_surfaces_errors_and_survives_a_killed_worker(tmp_path):
+    def die_once(number: int) -> int:
+        marker = tmp_path / str(number)
+        if number % 3 == 0 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number * number
+
+    with Workers(2) as workers:
+        assert list(workers.map_slices(die_once, range(7), "ray")) == [n * n for n in range(7)]
+        with pytest.raises(DataError, match="there is no prepared data here"):
+            list(workers.map_slices(read_manifest, [tmp_path], "ray"))
+        with pytest.raises(FileNotFoundError):
+            list(workers.map_slices(sha256_of, [tmp_path / "absent"], "ray"))
+
+
+@pytest.mark.slow
+def test_the_caller_s_ray_cluster_is_joined_and_left_running(monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=2)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        with Workers(1) as workers:
+            assert list(workers.map_slices(math.factorial, range(9), "ray")) == [math.factorial(n) for n in range(9)]
+            assert workers.ray_cpus == 3
+        with Workers(1) as workers:
+            assert list(workers.map_slices(math.factorial, [5], "ray")) == [120]
+    finally:
+        cluster.shutdown()
+
+
+def test_a_ray_cluster_that_does_not_answer_is_a_clear_error(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+
+    with Workers(1) as workers, pytest.raises(ClusterError, match="the Ray cluster at RAY_ADDRESS=127.0.0.1:1 cannot"):
+        list(workers.map_slices(math.factorial, [5], "ray"))

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.errors import DataError
+from data_prep.ledger import summary
+from data_prep.shards import ShardReader, read_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"slice_bytes": 1024, "shard_rows": 16}
+
+
+def rows_of(folder: Path, split: str = "train"):
+    manifest = read_manifest(folder)
+    reader = ShardReader(folder, manifest, split)
+    return reader, reader.rows(range(len(reader)))
+
+
+@pytest.mark.parametrize("settings", [{"workers": 2}, {"workers": 3}, {"slice_bytes": 5000}, {"slice_bytes": 10**6}])
+def test_the_bytes_are_the_same_for_any_workers_and_slices(corpus, prepared, settings):
+    one = prepared(corpus, into="one", **SMALL)
+
+    other = prepared(corpus, into="other", **{**SMALL, **settings})
+
+    assert other.digest == one.digest
+    assert len(one.splits["train"]) > 2
+
+
+@pytest.mark.slow
+def test_the_bytes_are_the_same_on_ray(corpus, prepared):
+    one = prepared(corpus, into="one", **SMALL)
+
+    other = prepared(corpus, into="other", **SMALL, executor="ray", workers=2)
+
+    assert other.digest == one.digest
+
+
+def test_a_restart_makes_only_the_slices_that_are_missing(corpus, prepared, tmp_path):
+    one = prepared(corpus, **SMALL)
+    slices = sorted((tmp_path / "data" / "work").glob("*.arrow"))
+    removed = random.Random(0).sample(slices, len(slices) // 2)
+    for path in [*removed, tmp_path / "data" / "manifest.json"]:
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in slices if path not in removed}
+
+    assert prepared(corpus, **SMALL).digest == one.digest
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert sorted((tmp_path / "data" / "work").glob("*.arrow")) == slices
+
+
+def test_what_is_prepared_is_not_prepared_again(corpus, prepared, tmp_path, caplog):
+    caplog.set_level("INFO")
+    prepared(corpus, **SMALL)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+
+    prepared(corpus, **SMALL, workers=2)
+
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
+    assert "already prepared" in caplog.text
+
+
+def test_a_changed_setting_gives_the_bytes_of_a_fresh_run_and_leaves_nothing_old(corpus, prepared, tmp_path):
+    prepared(corpus, **SMALL)
+
+    changed = prepared(corpus, **SMALL, packing="concat", row_tokens=128)
+
+    fresh = prepared(corpus, into="fresh", **SMALL, packing="concat", row_tokens=128)
+    assert changed.digest == fresh.digest
+    files = [sorted(p.relative_to(tmp_path / d) for p in (tmp_path / d).rglob("*.arrow")) for d in ("data", "fresh")]
+    assert files[0] == files[1]
+
+
+def test_a_changed_file_is_noticed_and_only_its_slices_are_made_again(corpus, prepared, tmp_path):
+    settings = {**SMALL, "tokenizer": {"path": str(tmp_path / "tokenizer-source" / "tokenizer")}}
+    prepared(corpus, into="tokenizer-source")
+    one = prepared(corpus, **settings)
+    work = tmp_path / "data" / "work"
+    before = {path.name for path in work.glob("*.arrow")}
+    (corpus / "pairs.jsonl").write_text(json.dumps({"prompt": "new", "completion": "pair"}) + "\n")
+
+    other = prepared(corpus, **settings)
+
+    after = {path.name for path in work.glob("*.arrow")}
+    assert other.digest != one.digest
+    assert len(after - before) == 1 and len(before & after) > 5
+
+
+def test_a_damaged_shard_is_written_again(corpus, prepared, tmp_path):
+    one = prepared(corpus, **SMALL)
+    shard = tmp_path / "data" / one.splits["train"][0].path
+    shard.write_bytes(shard.read_bytes()[:-8])
+
+    assert prepared(corpus, **SMALL).digest == one.digest
+    assert ShardReader(tmp_path / "data", one, "train")
+
+
+def test_a_run_that_fails_leaves_the_old_data_as_it_was(corpus, prepared, tmp_path):
+    prepared(corpus, **SMALL)
+    before = {path: path.read_bytes() for path in (tmp_path / "data").glob("[mtv]*/*.arrow")}
+    with (corpus / "chats.jsonl").open("a") as stream:
+        stream.write(json.dumps({"messages": [{"role": "user", "content": "Hello?"}]}) + "\n")
+
+    with pytest.raises(DataError, match=r"chats.jsonl:21: no trained token: no turn has the role 'assistant'"):
+        prepared(corpus, **SMALL)
+
+    assert read_manifest(tmp_path / "data")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_every_document_and_token_is_accounted_for(corpus, prepared, lines_file):
+    odd = lines_file(b"{", {"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b"}, {"prompt": "a"})
+
+    manifest = prepared(corpus, odd, **SMALL)
+
+    ledger = manifest.documents[str(odd)]
+    assert (ledger["read"], ledger["kept"]) == (4, 1)
+    assert ledger["rejected"] == {"bad JSON": 1, "duplicate": 1, "missing column": 1}
+    rows = manifest.rows("train") + manifest.rows("validation")
+    assert sum(manifest.tokens.values()) == rows * 64
+    assert sum(entry["tokens"] for entry in manifest.documents.values()) == sum(
+        manifest.tokens[use] for use in ("trained", "masked")
+    )
+    assert "1 bad JSON, 1 duplicate, 1 missing column" in summary(manifest)
+
+
+def test_no_first_token_of_a_piece_and_no_padding_is_trained(corpus, prepared, tmp_path):
+    manifest = prepared(corpus, **SMALL, packing="concat")
+
+    _, batch = rows_of(tmp_path / "data")
+
+    for mask, pieces in zip(batch.loss_mask, batch.piece_tokens, strict=True):
+        ends = np.cumsum(pieces)
+        assert not mask[ends - pieces].any() and not mask[ends[-1] :].any()
+    assert manifest.packing == "concat"
+
+
+def test_documents_cut_by_rows_can_be_put_together_again(corpus, prepared, tmp_path):
+    from transformers import AutoTokenizer
+
+    prepared(corpus / "books", validation_fraction=0.0)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "data" / "tokenizer")
+
+    reader, batch = rows_of(tmp_path / "data")
+
+    ids = [
+        token for row, pieces in zip(batch.input_ids, batch.piece_tokens, strict=True) for token in row[: sum(pieces)]
+    ]
+    books = "".join(f"{path.read_text()}<|endoftext|>" for path in sorted((corpus / "books").iterdir()))
+    assert tokenizer.decode(ids) == books
+    assert {piece.source for row in range(len(reader)) for piece in reader.pieces(row)} == set(range(12))
+
+
+def test_datasets_opens_a_split_as_it_stands(corpus, prepared, tmp_path):
+    import datasets
+
+    manifest = prepared(corpus, **SMALL)
+
+    split = datasets.load_from_disk(str(tmp_path / "data" / "train"))
+
+    _, batch = rows_of(tmp_path / "data")
+    assert len(split) == manifest.rows("train")
+    assert split[3]["input_ids"] == batch.input_ids[3].tolist()
+    assert split[3]["loss_mask"] == batch.loss_mask[3].tolist()
+
+
+def test_more_data_moves_no_document_between_the_splits(corpus, prepared, lines_file, tmp_path):
+    def held_out(into: str) -> set[tuple[str, int]]:
+        manifest = read_manifest(tmp_path / into)
+        reader = ShardReader(tmp_path / into, manifest, "validation")
+        pieces = [piece for row in range(len(reader)) for piece in reader.pieces(row)]
+        return {(manifest.files[piece.source].path, piece.position) for piece in pieces}
+
+    prepared(corpus, into="less", validation_fraction=0.3)
+    more = lines_file(*({"prompt": f"question {n}", "completion": "answer"} for n in range(50)))
+    prepared(more, corpus, into="more", validation_fraction=0.3)
+
+    old = {item for item in held_out("more") if item[0] != str(more)}
+    assert old == held_out("less") and 10 < len(old) < 50
+
+
+def test_an_empty_validation_split_is_said_and_can_be_read(corpus, prepared, tmp_path, caplog):
+    manifest = prepared(corpus / "books", validation_fraction=0.001)
+
+    assert "validation is empty: none of 12 documents" in caplog.text
+    assert manifest.splits["validation"] == [] and manifest.rows("validation") == 0
+    assert len(ShardReader(tmp_path / "data", manifest, "validation")) == 0
+
+
+def test_a_corpus_of_which_nothing_is_left_is_refused(lines_file, prepared):
+    path = lines_file({"text": " "}, b"{")
+
+    with pytest.raises(DataError, match=r"no document is left to train on .*2 read.*'bad JSON': 1, 'empty': 1"):
+        prepared(path)
+
+
+def test_conversations_are_packed_whole_and_running_text_is_joined(corpus, prepared):
+    assert prepared(corpus, into="all").packing == "best_fit"
+    assert prepared(corpus / "books", into="books").packing == "concat"
+    assert prepared(corpus, into="all").conversational
+    assert not prepared(corpus / "books", into="books").conversational
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from data_prep.config import DataConfig
+from data_prep.prepare import prepare
+if __name__ == "__main__":
+    prepare(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), None, seed=1)
+"""
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_at_random_moments_ends_with_the_same_bytes(corpus, prepared, config_of, tmp_path):
+    clean = prepared(corpus, into="clean", **SMALL)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    config = config_of(corpus, **SMALL, workers=2).model_dump_json()
+    command = [sys.executable, str(tmp_path / "program.py"), config, str(tmp_path / "killed")]
+    work = tmp_path / "killed" / "work"
+    workers: list[int] = []
+    for slices in (1, 6, 12, 18):
+        process = subprocess.Popen(command, env={"PYTHONPATH": str(ROOT)})
+        while process.poll() is None and len(list(work.glob("*.arrow"))) < slices:
+            time.sleep(0.002)
+        workers += children_of(process.pid) if process.poll() is None else []
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    assert workers, "no run was killed while it had workers"
+    while any(is_alive(pid) for pid in workers):  # a worker that outlives its parent fails by the test's timeout
+        time.sleep(0.05)
+    assert prepared(corpus, into="killed", **SMALL).digest == clean.digest
+    assert not list((tmp_path / "killed").rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_real_corpora_are_prepared_without_a_rest(test_data, prepared, tmp_path):
+    tokenizer = {"train": {"vocab_size": 4096}}
+    books = prepared(test_data / "books", into="books", tokenizer=tokenizer, row_tokens=1024, workers=None)
+    questions = prepared(
+        test_data / "gsm8k" / "train.jsonl",
+        into="questions",
+        tokenizer=None,
+        model=str(test_data / "stories260k"),
+        row_tokens=512,
+        workers=None,
+    )
+
+    assert books.tokens["padding"] < 1024
+    assert questions.documents[str(test_data / "gsm8k" / "train.jsonl")]["kept"] == 7473
+    assert questions.packing == "best_fit"

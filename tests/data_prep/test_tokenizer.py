@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+from transformers import AutoTokenizer
+
+from cluster.errors import ConfigError, DataError
+from data_prep.conversations import CHATML
+from data_prep.shards import template_digest, tokenizer_digest
+from data_prep.tokenizer import load_tokenizer, sample, train_tokenizer
+
+
+def test_a_trained_tokenizer_knows_every_text_and_is_the_same_each_time(corpus):
+    texts = [path.read_text() for path in sorted(corpus.glob("books/*"))]
+
+    one, other = train_tokenizer(texts, 512), train_tokenizer(texts, 512)
+
+    assert tokenizer_digest(one) == tokenizer_digest(other)
+    assert one.decode(one("żółw 🐢\n\t漢字")["input_ids"]) == "żółw 🐢\n\t漢字"
+    assert one.convert_ids_to_tokens([0, 1, 2]) == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert one.eos_token_id == one.pad_token_id == 0
+
+
+def test_the_saved_tokenizer_is_read_back_with_the_digests_of_the_manifest(corpus, prepared, tmp_path):
+    manifest = prepared(corpus)
+
+    saved = AutoTokenizer.from_pretrained(tmp_path / "data" / "tokenizer")
+
+    assert tokenizer_digest(saved) == manifest.tokenizer_digest
+    assert template_digest(saved.chat_template) == manifest.template_digest == template_digest(CHATML.read_text())
+    assert saved.pad_token_id == saved.eos_token_id
+
+
+def test_the_sample_takes_the_same_share_of_every_file(corpus, config_of):
+    from data_prep.sources import find_corpus
+
+    found = find_corpus(config_of(corpus / "books").sources, {})
+
+    texts = list(sample(found, found.bytes // 2))
+
+    sizes = [file.info.bytes for file in found.files]
+    assert [len(text) for text in texts] == pytest.approx([size // 2 for size in sizes], abs=2)
+
+
+def test_a_tokenizer_that_is_nowhere_named_is_asked_for(corpus, prepared):
+    with pytest.raises(ConfigError, match=r"write `tokenizer: \{path: FOLDER_OR_HUB_ID\}` or"):
+        prepared(corpus / "books", tokenizer=None)
+
+
+def test_a_folder_without_a_tokenizer_is_named(corpus, prepared):
+    with pytest.raises(DataError, match=r"the tokenizer .*/books cannot be read"):
+        prepared(corpus / "books", tokenizer={"path": str(corpus / "books")})
+
+
+def test_conversations_without_a_template_tell_the_line_to_write(corpus, prepared, test_data):
+    with pytest.raises(DataError, match=r"chats.jsonl: holds conversations.*write `chat_template: chatml` or"):
+        prepared(corpus / "chats.jsonl", tokenizer=None, model=str(test_data / "stories260k"))
+
+
+def test_a_template_whose_stop_token_the_tokenizer_lacks_is_refused(corpus, prepared, test_data):
+    with pytest.raises(DataError, match=r"no special token of the tokenizer.*would never learn to stop"):
+        prepared(corpus / "chats.jsonl", tokenizer=None, model=str(test_data / "stories260k"), chat_template="chatml")
+
+
+def test_the_model_s_own_tokenizer_is_the_default(corpus, prepared, test_data, tmp_path):
+    manifest = prepared(corpus / "pairs.jsonl", tokenizer=None, model=str(test_data / "stories260k"))
+
+    loaded = AutoTokenizer.from_pretrained(test_data / "stories260k")
+    assert manifest.tokenizer_digest == tokenizer_digest(loaded)
+    assert manifest.vocab_size == 512
+
+
+def test_a_tokenizer_is_trained_once_for_the_same_files(corpus, config_of, tmp_path):
+    from data_prep.sources import find_corpus
+
+    config = config_of(corpus)
+    found = find_corpus(config.sources, {})
+
+    first = load_tokenizer(config, None, found, tmp_path)
+    (folder,) = tmp_path.glob("tokenizer-*")
+    made = folder.stat().st_mtime_ns
+    again = load_tokenizer(config, None, found, tmp_path)
+
+    assert tokenizer_digest(first) == tokenizer_digest(again)
+    assert folder.stat().st_mtime_ns == made
