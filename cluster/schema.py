@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -80,6 +81,15 @@ def parse_yaml(text: str, source: str) -> Any:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         problem = (error.problem or str(error)).strip()
         raise ConfigError(f"{source}{line}: {problem}") from None
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Return a configuration as YAML that `read_yaml` reads back."""
+    stream = io.StringIO()
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.dump(dict(values), stream)
+    return stream.getvalue()
 
 
 def parse_override(text: str) -> dict[str, Any]:

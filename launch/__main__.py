@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from cluster.environment import read_world
-from cluster.errors import EXIT_FAILED, EXIT_MEND, ShardlineError
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_MEND, ShardlineError
 from cluster.journal import set_up_logging
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
     )
     found["inspect"].add_argument("--step", type=int, required=True, help="the step, from 1")
+    found["inspect"].add_argument("--originals", action="store_true", help="the documents as they stand in their files")
     found["inspect"].add_argument("--characters", type=int, default=200, help="of each document (default: %(default)s)")
     return top
 
@@ -73,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if world is None or world.is_first:
             log.error("%s", error)
         return EXIT_MEND
+    except BrokenPipeError:  # the reader of our output has seen enough: `shardline inspect ... | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (what is left in the buffer goes nowhere at exit)
+        return EXIT_DONE
     except KeyboardInterrupt:
         log.error("interrupted")
         return EXIT_FAILED

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.environment import cpu_count, enter_world, gpu_count, read_world
-from cluster.errors import EXIT_DONE
-from cluster.files import write_json
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from cluster.files import write_json, write_text
 from cluster.local_ranks import run_ranks
-from cluster.schema import load_config
+from cluster.schema import dump_yaml, load_config
 from cluster.stop import StopFlag
 from data_prep.shards import read_manifest
+from launch.check import check_fits
 from launch.config import RunConfig
 
 if TYPE_CHECKING:
@@ -32,23 +33,81 @@ def load_run(options: argparse.Namespace) -> RunConfig:
     return load_config(RunConfig, path / "config.yaml" if path.is_dir() else path, options.overrides)
 
 
+def keep_config(run: RunConfig) -> None:
+    """Keep the configuration in the run's folder, which can then be named instead of the YAML file."""
+    write_text(run.paths.config, dump_yaml(run.model_dump(mode="json", exclude_none=True)))
+
+
+def init(options: argparse.Namespace) -> int:
+    """Write a YAML to begin with."""
+    from launch.init import write_init
+
+    say(write_init(options.kind, options.data, options.model, options.output))
+    return EXIT_DONE
+
+
+def check(options: argparse.Namespace) -> int:
+    """Say what a run will do and need."""
+    from launch.check import check_run
+
+    run = load_run(options)
+    for line in check_run(run, local_ranks(run, None)):
+        say(line)
+    return EXIT_DONE
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Turn the corpus into shards, or show some rows of them."""
+    from data_prep.ledger import summary
+    from data_prep.prepare import prepare as prepare_data
+    from data_prep.preview import preview
+
+    run = load_run(options)
+    if options.preview is not None:
+        colour = sys.stdout.isatty()
+        say(preview(run.data, run.shards, run.model.path, options.preview, colour=colour))
+        return EXIT_DONE
+    keep_config(run)
+    manifest = prepare_data(run.data, run.shards, run.model.path, run.seed)
+    say(f"{summary(manifest)}\nnext: shardline train {options.run}")
+    return EXIT_DONE
+
+
 def train(options: argparse.Namespace) -> int:
     """Train as a rank if a launcher made this process one; else start the ranks of this machine."""
     run = load_run(options)
+    check_fits(run, read_manifest(run.shards))
     world = read_world()
     if world is None:
-        ranks = options.ranks or gpu_count() or run.train.cpu_ranks or min(2, cpu_count())
-        if gpu_count() == 0:
-            log.info("no GPU here: training on the CPU, ranks: %d", ranks)
-        run.paths.stop_request.unlink(missing_ok=True)
-        return run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], ranks)
+        return start_ranks(run, options)
     stop = StopFlag(run.paths.stop_request)
     stop.install()
     enter_world(world)
     from training.run import RunRequest, train_rank  # after enter_world: torch reads the environment when imported
 
+    if world.is_first:
+        keep_config(run)
     request = RunRequest(paths=run.paths, shards=run.shards, model=run.model, train=run.train, seed=run.seed)
     return train_rank(request, world, stop)
+
+
+def start_ranks(run: RunConfig, options: argparse.Namespace) -> int:
+    """Run this very command as every rank of this machine."""
+    ranks = local_ranks(run, options.ranks)
+    if gpu_count() == 0:
+        log.info("no GPU here: training on the CPU, ranks: %d", ranks)
+    run.paths.stop_request.unlink(missing_ok=True)  # it ended the run before this one
+    code = run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], ranks)
+    if code == EXIT_DONE:
+        say(f"next: shardline export {options.run}")
+    if code in (EXIT_STOPPED, EXIT_FAILED):
+        say(f"to go on from the newest checkpoint: shardline train {options.run}")
+    return code
+
+
+def local_ranks(run: RunConfig, asked: int | None) -> int:
+    """Return how many ranks to start here: one a GPU, or some on the CPU."""
+    return asked or gpu_count() or run.train.cpu_ranks or min(2, cpu_count())
 
 
 def export(options: argparse.Namespace) -> int:
@@ -107,17 +166,10 @@ def status(options: argparse.Namespace) -> int:
 
 def inspect(options: argparse.Namespace) -> int:
     """Show the documents of a step."""
-    from training.inspect import inspect_step
+    from launch.inspect import inspect_step
 
     run = load_run(options)
-    lines = inspect_step(
-        run.shards,
-        options.step,
-        global_batch_rows=run.train.global_batch_rows,
-        seed=run.seed,
-        characters=options.characters,
-    )
-    for line in lines:
+    for line in inspect_step(run, options.step, characters=options.characters, originals=options.originals):
         say(line)
     return EXIT_DONE
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.initialization import no_init_weights
 
 from cluster.environment import World
 from training import zero3
@@ -61,8 +62,9 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 def build_model(config: PretrainedConfig, train: TrainConfig, ds_config: dict[str, Any]) -> torch.nn.Module:
     """Build the model with every parameter partitioned as soon as it exists; its weights are filled in later."""
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    with deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype):
+    with deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()  # part of the initialization that was left out
     if train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layers = {type(module) for module in model.modules() if type(module).__name__ in (model._no_split_modules or [])}

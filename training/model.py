@@ -90,7 +90,7 @@ def new_config(model: ModelConfig, tokenizer: Any, manifest: Manifest) -> Pretra
         "vocab_size": manifest.vocab_size,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        "pad_token_id": None,  # torch would never train the embedding of a padding token, and it may be the stop token
     }
     clash = fixed.keys() & model.new.config.keys()
     if clash:

@@ -1,0 +1,71 @@
+"""What can be known of a run before it takes a machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster.environment import cpu_count, gpu_count
+from cluster.errors import ConfigError
+from data_prep.shards import MANIFEST, Manifest, read_manifest
+from launch.config import RunConfig
+from training.ds_config import read_template
+from training.plan import Plan, make_plan
+
+
+def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
+    """Yield lines about the configuration, the data, the plan and the disk; the first thing to mend is raised."""
+    read_template(run.train.deepspeed)
+    yield f"configuration  valid; the run goes to {run.paths.root}"
+    yield f"machine        {cpu_count()} CPUs, {gpu_count()} GPUs; ranks: {ranks}"
+    if not (run.shards / MANIFEST).exists():
+        yield from describe_sources(run)
+        yield "next           shardline prepare, then check again for the plan"
+        return
+    manifest = read_manifest(run.shards)
+    check_fits(run, manifest)
+    for split, shards in manifest.splits.items():
+        yield f"data           {split}: {manifest.rows(split):,} rows in {len(shards)} shards"
+    from training.model import find_model  # imports torch
+
+    origin = find_model(run.model, run.shards, manifest)
+    plan = make_plan(run.train, manifest, parameters=origin.parameters, world_size=ranks, seed=run.seed)
+    yield plan.as_text()
+    yield disk_line(run.paths.root, plan)
+
+
+def describe_sources(run: RunConfig) -> Iterator[str]:
+    """Yield a line for each source that is on a disk here."""
+    from data_prep.sources import files_of
+
+    for source in run.data.sources:
+        if source.url is not None:
+            yield f"source         {source.label}: to be fetched"
+            continue
+        files, _ = files_of(source, {})
+        size = sum(location.stat().st_size for _, location in files)
+        yield f"source         {source.label}: {len(files)} files, {size / 1e6:.1f} MB"
+
+
+def check_fits(run: RunConfig, manifest: Manifest) -> None:
+    """Raise ConfigError if the shards were prepared for other rows than the configuration asks for."""
+    if manifest.row_tokens != run.data.row_tokens:
+        raise ConfigError(
+            f"data.row_tokens: {run.data.row_tokens}, but the shards in {run.shards} have {manifest.row_tokens};"
+            " run `shardline prepare` again"
+        )
+
+
+def disk_line(root: Path, plan: Plan) -> str:
+    """Return what the checkpoints need beside what is free. Raises ConfigError if they do not fit."""
+    saves = len([step for step in range(1, plan.total_steps + 1) if plan.is_save_due(step)])
+    needed = saves * plan.checkpoint_bytes
+    there = next(folder for folder in [root, *root.absolute().parents] if folder.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise ConfigError(
+            f"train.save_every_steps: {saves} checkpoints take {needed / 1e9:.1f} GB, {there} has {free / 1e9:.1f} GB"
+            " free; save less often, or choose another folder"
+        )
+    return f"disk           {saves} checkpoints take {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free"

@@ -1,0 +1,141 @@
+"""A model, data and a run, small enough to train on a CPU in seconds and made from nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_prep.shards import (
+    SPLITS,
+    Manifest,
+    Piece,
+    Row,
+    row_schema,
+    template_digest,
+    tokenizer_digest,
+    write_manifest,
+    write_shard,
+    write_split_files,
+)
+
+WORDS = "a run that ends is worth more than a run that is fast and every step counts once".split()
+
+
+def lines(count: int) -> list[str]:
+    return [" ".join(WORDS[(line * 7 + word * word) % len(WORDS)] for word in range(24)) for line in range(count)]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: a Llama of 35 000 random parameters and a tokenizer trained on a few lines."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny_model")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(lines(50), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=fast.bos_token_id,
+        eos_token_id=fast.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write prepared data for `tiny_model`, two documents a row, and return its folder."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def write(*, rows: int = 96, validation_rows: int = 8, row_tokens: int = 64) -> Path:
+        folder = tmp_path_factory.mktemp("tiny_shards")
+        schema = row_schema(row_tokens, len(tokenizer))
+        ids = np.array(tokenizer(" ".join(lines(400))).input_ids, dtype=np.uint32)
+        counts = {"train": rows, "validation": validation_rows}
+        splits = {}
+        for split in SPLITS:
+            first = 0 if split == "train" else rows
+            numbers = range(first, first + counts[split])
+            relative = f"{split}/data-00000-of-00001.arrow"
+            written = [tiny_row(np.resize(np.roll(ids, -31 * n), row_tokens), n) for n in numbers]
+            splits[split] = [write_shard(folder / relative, relative, [written], schema)]
+            write_split_files(folder / split, splits[split], schema, split)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        write_manifest(
+            folder,
+            Manifest(
+                version=1,
+                config_digest="",
+                tokenizer_digest=tokenizer_digest(tokenizer),
+                template_digest=template_digest(None),
+                row_tokens=row_tokens,
+                vocab_size=len(tokenizer),
+                packing="concat",
+                files=[],
+                splits=splits,
+                documents={},
+                tokens={},
+                conversational=False,
+            ),
+        )
+        return folder
+
+    return write
+
+
+def tiny_row(ids: np.ndarray[Any, np.dtype[np.uint32]], number: int) -> Row:
+    """Return a row of two documents, cut at another place in each row; the first token of each is not trained."""
+    cut = len(ids) // 3 + number % 7
+    mask = np.ones(len(ids), dtype=np.bool_)
+    mask[[0, cut]] = False
+    pieces = [
+        Piece(tokens=cut, source=0, position=2 * number, start=0),
+        Piece(tokens=len(ids) - cut, source=0, position=2 * number + 1, start=0),
+    ]
+    return Row(input_ids=ids, loss_mask=mask, pieces=pieces)
+
+
+@pytest.fixture(scope="session")
+def run_yaml(tiny_model: Path, tiny_shards: Callable[..., Path]) -> Callable[..., Path]:
+    """Write FOLDER/run.yaml, a run in FOLDER/run that trains `tiny_model`, and return it; keywords go to `train:`."""
+    shards = tiny_shards()
+
+    def write(folder: Path, **train: Any) -> Path:
+        values = {
+            "name": "tiny",
+            "folder": str(folder / "run"),
+            "data": {"folder": str(shards), "sources": [{"path": "unused"}], "row_tokens": 64},
+            "model": {"path": str(tiny_model)},
+            "train": {"steps": 8, "global_batch_rows": 8, "micro_batch_rows": 2, "learning_rate": 1e-3, **train},
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "run.yaml"
+        path.write_text(json.dumps(values, indent=1), encoding="utf-8")  # JSON is YAML
+        return path
+
+    return write

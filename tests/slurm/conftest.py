@@ -1,0 +1,111 @@
+"""A real Slurm cluster of two hosts, for as long as the tests of this folder run: see cluster.sh."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CLUSTER = Path(__file__).parent / "cluster.sh"
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "setpriv", "ss")
+PACKAGES = "slurmctld slurmd slurm-client munge iproute2 util-linux procps"
+PATIENCE_S = 180.0  # when something has gone wrong, not how long it may take
+
+
+def until(condition: Callable[[], bool], otherwise: Callable[[], str]) -> None:
+    """Wait for a condition; fail with what `otherwise` tells if it never comes."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(otherwise(), pytrace=False)
+        time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch job, its log, and the folder it was submitted in."""
+
+    cluster: Slurm
+    number: str
+    folder: Path
+
+    def facts(self) -> dict[str, str]:
+        """Return what Slurm says about the job: JobState, Restarts, ExitCode ..."""
+        text = self.cluster.on("ctl", "scontrol", "--oneliner", "show", "job", self.number)
+        return dict(fact.split("=", 1) for fact in text.split() if "=" in fact)
+
+    def log(self) -> str:
+        path = self.folder / f"shardline-{self.number}.log"
+        return path.read_text(encoding="utf-8") if path.exists() else "(no log)"
+
+    def describe(self) -> str:
+        return f"waited in vain for job {self.number}: {self.facts()}\n{self.log()}"
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is true of a job that has not ended."""
+        until(lambda: condition() or self.has_ended(), self.describe)
+        assert condition(), f"the job ended before that\n{self.log()}"
+
+    def has_ended(self) -> bool:
+        return self.facts()["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")
+
+    def wait(self) -> dict[str, str]:
+        """Wait until the job is out of the queue for good, and return its facts."""
+        until(self.has_ended, self.describe)
+        return self.facts()
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """The cluster: hosts ctl, node1 and node2."""
+
+    folder: Path
+
+    def on(self, host: str, *command: str, cwd: Path | None = None) -> str:
+        """Run a command on a host, in this environment with our Python activated, and return what it wrote."""
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "VIRTUAL_ENV": sys.prefix,
+        }
+        result = subprocess.run(
+            [str(CLUSTER), "on", str(self.folder), host, *command],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, f"{command}: {result.stderr}"
+        return result.stdout
+
+    def submit(self, *arguments: str, cwd: Path) -> Job:
+        """Run sbatch in a folder."""
+        return Job(self, self.on("ctl", "sbatch", "--parsable", *arguments, cwd=cwd).strip(), cwd)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if os.geteuid() != 0 or missing:
+        reason = f"run as root, after: apt-get install -y {PACKAGES}  (missing: {', '.join(missing) or 'root'})"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    folder = tmp_path_factory.mktemp("slurm")
+    with (folder / "cluster.log").open("wb") as log:
+        cluster = subprocess.Popen([str(CLUSTER), "run", str(folder), "2"], stdout=log, stderr=subprocess.STDOUT)
+    try:
+        until(
+            lambda: (folder / "ready").exists() or cluster.poll() is not None,
+            lambda: f"the nodes did not come up:\n{(folder / 'cluster.log').read_text()}",
+        )
+        assert cluster.poll() is None, (folder / "cluster.log").read_text()
+        yield Slurm(folder)
+    finally:
+        cluster.kill()
+        cluster.wait()

@@ -1,0 +1,134 @@
+"""launch/train.sh on a real Slurm: what it starts, and how its jobs end and start again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.journal import read_lines
+
+pytestmark = pytest.mark.slurm
+
+TRAIN = str(Path(__file__).resolve().parents[2] / "launch" / "train.sh")
+STEPS = 120
+ENDLESS = 10**6
+
+
+def metrics(job: Any) -> list[dict[str, Any]]:
+    return read_lines(job.folder / "run" / "metrics.jsonl")
+
+
+def losses(job: Any) -> dict[int, float]:
+    """Return the loss of each step; a step that is missing or double in the file fails here."""
+    lines = metrics(job)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def segments(job: Any) -> list[tuple[str, int]]:
+    """Return the starts and ends of the run, each with its step."""
+    return [(line["event"], line["step"]) for line in read_lines(job.folder / "run" / "segments.jsonl")]
+
+
+def saved_steps(job: Any) -> list[int]:
+    commits = sorted((job.folder / "run" / "checkpoints").glob("step-*/commit.json"))
+    return [json.loads(commit.read_text())["step"] for commit in commits]
+
+
+@pytest.fixture(scope="module")
+def start(slurm: Any, run_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Submit a run on both hosts, in a folder of its own with a space in its name, and return its job."""
+
+    def submit(*options: str, **train: Any) -> Any:
+        folder = tmp_path_factory.mktemp("a run")
+        run_yaml(folder, save_every_steps=ENDLESS, **train)
+        return slurm.submit("-N2", *options, TRAIN, "run.yaml", cwd=folder)
+
+    return submit
+
+
+@pytest.fixture(scope="module")
+def whole_run(start: Callable[..., Any]) -> tuple[Any, str]:
+    """A run that nothing interrupts, to its end; and the connections to rank 0's port that node2 had on the way."""
+    job = start(steps=STEPS)
+    job.wait_for(lambda: len(metrics(job)) >= 5)
+    port = 20000 + int(job.number) * 10
+    connections = job.cluster.on("node2", "ss", "--tcp", "--numeric", "--no-header", "dst", f"10.77.0.11:{port}")
+    job.wait()
+    return job, connections
+
+
+@pytest.fixture(scope="module")
+def endless_job(start: Callable[..., Any]) -> Any:
+    """A job that runs until it is stopped, past its first steps."""
+    job = start(steps=ENDLESS)
+    job.wait_for(lambda: len(metrics(job)) >= 5)
+    return job
+
+
+def test_a_job_trains_one_run_on_both_hosts_to_its_last_step(whole_run: tuple[Any, str]) -> None:
+    job, connections = whole_run
+    facts = job.facts()
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("COMPLETED", "0:0", "0")
+    assert facts["NodeList"] == "node[1-2]"
+    assert "[0/2 node1]" in job.log()
+    assert "10.77.0.12" in connections
+    assert saved_steps(job) == [STEPS]
+    assert len(losses(job)) == STEPS
+
+
+def test_a_requeued_job_goes_on_where_it_was_with_the_same_losses_to_the_bit(
+    start: Callable[..., Any], whole_run: tuple[Any, str]
+) -> None:
+    job = start(steps=STEPS)
+    job.wait_for(lambda: len(metrics(job)) >= 10)
+    job.cluster.on("ctl", "scontrol", "requeue", job.number)
+    facts = job.wait()
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1")
+    _, (_, stopped), (_, resumed), _ = segments(job)
+    assert 10 <= stopped < STEPS
+    assert resumed == stopped
+    assert saved_steps(job) == [stopped, STEPS]
+    assert losses(job) == losses(whole_run[0])
+
+
+def test_the_notice_of_the_time_limit_puts_the_job_back_into_the_queue_with_a_checkpoint(endless_job: Any) -> None:
+    job = endless_job
+    job.cluster.on("ctl", "scontrol", "update", f"JobId={job.number}", "TimeLimit=1")  # less than the notice: at once
+    job.wait_for(lambda: job.facts()["Restarts"] == "1")
+    job.wait_for(lambda: job.facts()["JobState"] == "PENDING")
+    job.cluster.on("ctl", "scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
+    stopped = len(losses(job))
+    assert saved_steps(job) == [stopped]
+    job.wait_for(lambda: len(metrics(job)) > stopped)
+    assert segments(job) == [("start", 0), ("end", stopped), ("start", stopped)]
+    assert "SIGUSR2" in job.log()
+
+
+def test_a_stop_file_ends_the_job_with_a_checkpoint_and_leaves_it_out_of_the_queue(endless_job: Any) -> None:
+    job = endless_job
+    restarts = job.facts()["Restarts"]
+    (job.folder / "run" / "STOP").touch()
+    facts = job.wait()
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "75:0", restarts)
+    assert saved_steps(job)[-1] == len(losses(job))
+
+
+def test_a_cancelled_job_saves_a_checkpoint_and_is_not_requeued(start: Callable[..., Any]) -> None:
+    job = start(steps=ENDLESS)
+    job.wait_for(lambda: len(metrics(job)) >= 5)
+    job.cluster.on("ctl", "scancel", job.number)
+    facts = job.wait()
+    assert (facts["JobState"], facts["Restarts"]) == ("CANCELLED", "0")
+    assert saved_steps(job) == [len(losses(job))]
+
+
+def test_a_wrong_configuration_ends_with_2_and_is_not_requeued(start: Callable[..., Any]) -> None:
+    job = start(stepz=STEPS)
+    facts = job.wait()
+    assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "2:0", "0")
+    assert "train.stepz: unknown key; did you mean 'steps'?" in job.log()
