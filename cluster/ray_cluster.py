@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 
+CONNECT_TIMEOUT_S = 10.0
 ROOT = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 256 * 2**20  # only plans travel through it; the data goes over the disk
 
@@ -20,7 +22,7 @@ OBJECT_STORE_BYTES = 256 * 2**20  # only plans travel through it; the data goes 
 def ray_cluster(cpus: int) -> Iterator[int]:
     """Connect to Ray and give its number of CPUs; a cluster that was started here, with `cpus`, ends with the block.
 
-    Workers find our packages whatever folder they start in. Raises ClusterError if Ray is absent or does not start.
+    Workers find our packages whatever folder they start in. Raises ClusterError if Ray is absent or does not answer.
     """
     try:
         import ray
@@ -29,6 +31,8 @@ def ray_cluster(cpus: int) -> Iterator[int]:
             "data.executor: ray is not installed here; `pip install 'ray>=2.49'`, or write `executor: local`"
         ) from None
     address = caller_address()
+    if address:
+        check_answers(address)
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # Ray's socket paths must stay below 107 bytes
     started_here = {
         "num_cpus": cpus,
@@ -45,12 +49,23 @@ def ray_cluster(cpus: int) -> Iterator[int]:
             log_to_driver=False,
         )
         yield int(ray.cluster_resources().get("CPU", 1))
-    except (ConnectionError, TimeoutError) as error:
-        where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a Ray on this machine"
-        raise ClusterError(f"{where} cannot be used: {error}; start it, or write `executor: local`") from None
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_answers(address: str) -> None:
+    """Raise ClusterError if nothing listens at `host:port`; Ray itself would wait for five minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # 'auto' and its like: Ray looks for the cluster itself
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS, or write "
+            "`executor: local` below data"
+        ) from None
 
 
 def caller_address() -> str | None:

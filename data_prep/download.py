@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from cluster.errors import ConfigError, DataError
-from cluster.files import sha256_of, whole_file
+from cluster.files import PARTIAL, sha256_of, whole_file
 from data_prep.config import SourceConfig
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ def fetch(download: Download) -> Path:
     """
     if download.target.is_file() and mismatch(download, download.target) is None:
         return download.target
+    for rest in download.target.parent.glob(f"{download.target.name}.*{PARTIAL}"):
+        rest.unlink()  # of a process that was killed
     for attempt in range(ATTEMPTS):
         try:
             fetch_once(download)

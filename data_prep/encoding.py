@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from cluster.files import write_text
 from data_prep.conversations import Span, UntoldMaskError, render
-from data_prep.documents import Document
+from data_prep.documents import Document, Rejected, Turn
 
 BATCH = 256  # documents handed to the engine at once
 
@@ -104,16 +104,24 @@ class Encoder:
         """Tell whether the chat template writes the document."""
         return document.shape == "messages" or (document.shape == "pair" and self.spec.chat_template is not None)
 
-    def objection(self, document: Document) -> str | None:
-        """Say why a document is to be rejected; None if it is not.
+    def usable(self, document: Document) -> Document | Rejected:
+        """Return the document as it is encoded, or why it is not.
 
-        A control token spelled out by a message would end its turn, so such a conversation is not used.
+        An end token that the source spells after the last text goes: the encoder writes the real one. Any other control
+        token that a message spells would end its turn, so such a conversation is not used.
         """
+        last = document.turns[-1]
+        end = self.spec.special_tokens.get("eos_token")
+        if end and last.text.rstrip().endswith(end):
+            last = Turn(last.role, last.text.rstrip().removesuffix(end))
+            document = Document(document.record, document.shape, (*document.turns[:-1], last))
+            if not last.text.strip():
+                return Rejected(document.record, "empty")
         if self.is_conversation(document):
             said = (turn.role + turn.text for turn in document.turns)
             if any(token in text for text in said for token in self.spec.control_tokens):
-                return "control token in a message"
-        return None
+                return Rejected(document.record, "control token in a message")
+        return document
 
     def encode(self, documents: Sequence[Document]) -> list[Encoded]:
         """Return the documents' ids and masks, in order. Raises UnusableDocumentError if nothing is trained."""

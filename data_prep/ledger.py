@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,11 @@ def count_tokens(shards: Sequence[ShardInfo], row_tokens: int, expected: int, tr
     return {"trained": found, "masked": tokens - found, "padding": rows * row_tokens - tokens}
 
 
+def reasons_of(entry: Mapping[str, Any]) -> str:
+    """Return a source's rejected documents by reason, for people."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in entry["rejected"].items())
+
+
 def balance(what: str, expected: int, found: int) -> None:
     """Raise DataError if two counts of the same thing differ."""
     if expected != found:
@@ -80,7 +85,7 @@ def summary(manifest: Manifest) -> str:
     """Return what became of the corpus as a table by source, for people."""
     lines = [("source", "documents", "kept", "tokens", "supervised", "rejected")]
     for label, entry in manifest.documents.items():
-        rejected = ", ".join(f"{count} {reason}" for reason, count in entry["rejected"].items()) or "-"
+        rejected = reasons_of(entry) or "-"
         share = entry["trained_tokens"] / entry["tokens"] if entry["tokens"] else 0.0
         numbers = (f"{entry['read']:,}", f"{entry['kept']:,}", f"{entry['tokens']:,}", f"{share:.1%}")
         lines.append((label, *numbers, rejected))

@@ -11,7 +11,7 @@ import numpy as np
 
 from cluster.errors import DataError
 from data_prep.config import DataConfig
-from data_prep.ledger import count_documents
+from data_prep.ledger import count_documents, reasons_of
 from data_prep.packing import Integers, Packing, pack
 from data_prep.selection import Documents, collect, duplicates, held_out
 from data_prep.shards import SPLITS
@@ -119,11 +119,9 @@ def plan_rows(packing: Packing, documents: Documents, chosen: Integers) -> RowPl
 def check_splits(sizes: dict[str, int], counts: dict[str, dict[str, Any]], fraction: float) -> None:
     """Raise DataError if there is nothing to train on; warn if nothing is held out that should be."""
     if sizes["train"] == 0:
-        reasons = "; ".join(
-            f"{label}: {entry['read']} read, rejected {entry['rejected']}" for label, entry in counts.items()
-        )
+        reasons = "; ".join(f"{label}: {reasons_of(entry) or 'none'}" for label, entry in counts.items())
         raise DataError(
-            f"no document is left to train on ({reasons}; {sizes['validation']} held out for validation); "
+            f"no document is left to train on ({sizes['validation']} held out for validation; rejected of {reasons}); "
             "mend the sources, or lower data.validation_fraction"
         )
     if sizes["validation"] == 0 and fraction > 0:

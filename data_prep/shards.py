@@ -86,7 +86,8 @@ class SourceFile:
 class Manifest:
     """Everything that training must know of the data, and what became of every document.
 
-    `documents` counts, by source label, `read`, `kept`, and `rejected` by reason; `tokens` is the ledger of the
+    `documents` counts, by source label, `files`, files `passed_over` by suffix, documents `read`, `kept` and `rejected`
+    by reason, and of the kept ones, before packing, `tokens` and `trained_tokens`; `tokens` is the ledger of the
     packed tokens: `trained`, `masked` and `padding` sum to rows x row_tokens of all splits.
     """
 

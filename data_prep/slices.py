@@ -12,6 +12,7 @@ import mmap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,13 +71,10 @@ def encode_slice(task: SliceTask) -> Path:
     return task.target
 
 
-ENCODERS: dict[Path, Encoder] = {}  # one for each spec in a worker's life: making one parses the whole vocabulary
-
-
+@lru_cache(maxsize=1)
 def cached_encoder(spec: Path) -> Encoder:
-    if spec not in ENCODERS:
-        ENCODERS[spec] = Encoder(read_spec(spec))
-    return ENCODERS[spec]
+    """Return the encoder of a spec; making one parses the whole vocabulary."""
+    return Encoder(read_spec(spec))
 
 
 def encode_parts(parts: Slice, names: Sequence[str], encoder: Encoder) -> EncodedSlice:
@@ -115,11 +113,11 @@ def read_usable(part: Part, encoder: Encoder) -> tuple[list[Document], int, dict
     documents: list[Document] = []
     reasons: Counter[str] = Counter()
     for item in read_part(part):
-        reason = item.reason if isinstance(item, Rejected) else encoder.objection(item)
-        if reason is not None:
-            reasons[reason] += 1
-        elif isinstance(item, Document):
-            documents.append(item)
+        checked = item if isinstance(item, Rejected) else encoder.usable(item)
+        if isinstance(checked, Rejected):
+            reasons[checked.reason] += 1
+        else:
+            documents.append(checked)
     return documents, len(documents) + reasons.total(), dict(sorted(reasons.items()))
 
 

@@ -33,23 +33,30 @@ python=python
 [[ -n ${VIRTUAL_ENV-}${CONDA_PREFIX-} || ! -x $checkout/.venv/bin/python ]] || python=$checkout/.venv/bin/python
 [[ -n ${SLURM_JOB_ID-} ]] || exec "$python" -m launch train "$@"
 
-hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+stop_file=$("$python" -c '
+import sys
+from cluster.errors import EXIT_MEND, ShardlineError
+from launch.__main__ import parser
+from launch.commands import load_run
+try:
+    print(load_run(parser().parse_args(["train", *sys.argv[1:]])).paths.stop_request)
+except ShardlineError as error:
+    print(error, file=sys.stderr)
+    sys.exit(EXIT_MEND)' "$@")
 restarts=${SLURM_RESTART_COUNT:-0}
+((restarts)) || rm -f "$stop_file" # it was meant for an earlier job
+
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 ranks=${SLURM_GPUS_ON_NODE:-${SLURM_TASKS_PER_NODE%%[(,]*}} # on each node
 ((SLURM_CPUS_ON_NODE >= ranks)) ||
   { say "$SLURM_CPUS_ON_NODE CPUs for $ranks ranks on a node; add --exclusive or --cpus-per-gpu=N" && exit 2; }
+unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_GPU_BIND SLURM_TRES_BIND # a rank sees all GPUs and takes its own
 export SHARDLINE_LAUNCHER=srun MASTER_ADDR=${hosts%%$'\n'*}
 export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 10 + restarts) % 10000))
-# empty if the configuration is wrong: the first rank says how
-stop_file=$("$python" -c 'import sys, launch.__main__ as top, launch.commands as commands
-options = top.parser().parse_args(["train", *sys.argv[1:]])
-print(commands.load_run(options).paths.stop_request)' "$@" 2>/dev/null) || true
-((restarts)) || rm -f "$stop_file" # it was meant for an earlier job
-
 status=0
 trap : TERM # requeue, scancel and the time limit end everybody with TERM: stay until srun has seen the ranks save
-srun --export=ALL --overlap --kill-on-bad-exit=1 --gpu-bind=none --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) \
-  --ntasks-per-node="$ranks" --cpus-per-task=$((SLURM_CPUS_ON_NODE / ranks)) \
+srun --export=ALL --overlap --kill-on-bad-exit=1 ${SLURM_GPUS_ON_NODE:+"--gpus-per-node=$ranks"} \
+  --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" --cpus-per-task=$((SLURM_CPUS_ON_NODE / ranks)) \
   "$python" -m launch train "$@" || status=$?
 ((status == 75)) || exit "$status"
 
@@ -57,7 +64,7 @@ job=$(scontrol show job "$SLURM_JOB_ID") || true
 if [[ -e $stop_file ]]; then
   say "$stop_file exists: not put back into the queue; submit again to go on"
 elif [[ $job == *JobState=RUNNING* || $job == *Reason=TimeLimit* ]]; then # else Slurm requeues or cancels it by itself
-  trap '' TERM                                                            # that requeueing sends, to scontrol too
+  trap '' TERM # sent by that requeueing, to scontrol too
   scontrol requeue "$SLURM_JOB_ID" || say "not put back into the queue; submit again to go on"
 fi
 exit 75

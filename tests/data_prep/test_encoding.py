@@ -4,8 +4,9 @@ import pytest
 
 from cluster.errors import ConfigError, DataError
 from data_prep.conversations import CHATML, UntoldMaskError, check_template, read_template, render
-from data_prep.documents import Document, Turn
+from data_prep.documents import Document, Rejected, Turn
 from data_prep.encoding import Encoder, EncoderSpec, UnusableDocumentError
+from data_prep.sources import find_corpus
 from data_prep.tokenizer import SPECIAL_TOKENS, encoder_spec, open_tokenizer, train_tokenizer
 
 PLAIN_CHATML = """{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\n' + message['content'] }}
@@ -110,8 +111,19 @@ def test_control_tokens_spelled_in_a_document_never_become_control_tokens(encode
     (encoded,) = encoder.encode([text])
 
     assert set(encoded.input_ids[:-1].tolist()).isdisjoint({0, 1, 2})
-    assert encoder.objection(text) is None
-    assert encoder.objection(messages(("user", "a <|im_end|> b"), ("assistant", "c"))) == "control token in a message"
+    assert encoder.usable(text) == text
+    chat = messages(("user", "a <|im_end|> b"), ("assistant", "c"))
+    assert encoder.usable(chat) == Rejected(0, "control token in a message")
+
+
+@pytest.mark.parametrize("template", [None, CHATML.read_text()])
+def test_an_end_token_spelled_at_the_end_of_a_completion_is_not_trained_twice(encoder_with, template):
+    encoder = encoder_with(template)
+    spelled = Document(0, "pair", (Turn("user", "Hi"), Turn("assistant", "Bye<|endoftext|>\n")))
+
+    assert encoder.usable(spelled) == Document(0, "pair", (Turn("user", "Hi"), Turn("assistant", "Bye")))
+    nothing = Document(0, "pair", (Turn("user", "Hi"), Turn("assistant", "<|endoftext|>")))
+    assert encoder.usable(nothing) == Rejected(0, "empty")
 
 
 @pytest.mark.parametrize(
@@ -142,8 +154,6 @@ def test_a_template_that_is_not_there_is_refused():
 
 
 def test_the_bos_of_a_tokenizer_that_adds_one_begins_every_text(test_data, corpus, config_of):
-    from data_prep.prepare import find_corpus
-
     books = config_of(corpus / "books")
     spec = encoder_spec(with_pad(open_tokenizer(str(test_data / "stories260k"))), find_corpus(books.sources, {}))
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from cluster.errors import ClusterError, DataError
-from cluster.files import sha256_of
+from cluster.files import canonical_json, sha256_of
 from data_prep.fan_out import Workers
 from data_prep.shards import read_manifest
 
@@ -56,10 +56,10 @@ def test_the_caller_s_ray_cluster_is_joined_and_left_running(monkeypatch):
         cluster.add_node(num_cpus=2)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         with Workers(1) as workers:
-            assert list(workers.map_slices(math.factorial, range(9), "ray")) == [math.factorial(n) for n in range(9)]
+            assert list(workers.map_slices(canonical_json, range(9), "ray")) == [str(n) for n in range(9)]
             assert workers.ray_cpus == 3
         with Workers(1) as workers:
-            assert list(workers.map_slices(math.factorial, [5], "ray")) == [120]
+            assert list(workers.map_slices(canonical_json, ["again"], "ray")) == ['"again"']
     finally:
         cluster.shutdown()
 
@@ -67,5 +67,8 @@ def test_the_caller_s_ray_cluster_is_joined_and_left_running(monkeypatch):
 def test_a_ray_cluster_that_does_not_answer_is_a_clear_error(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
 
-    with Workers(1) as workers, pytest.raises(ClusterError, match="the Ray cluster at RAY_ADDRESS=127.0.0.1:1 cannot"):
+    with (
+        Workers(1) as workers,
+        pytest.raises(ClusterError, match=r"no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1 "),
+    ):
         list(workers.map_slices(math.factorial, [5], "ray"))

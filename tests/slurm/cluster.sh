@@ -27,6 +27,7 @@ write_settings() { # HOSTS
   else
     printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' >"$folder/cgroup.conf"
   fi
+  echo "Name=gpu File=/dev/[zero,full]" >"$folder/gres.conf" # pretend GPUs: nothing opens these files
   # cred_expire: a requeued job is held back for as long, 120 s by default
   # config_overrides: a node has the processors that are written here, however few the machine has
   cat >"$SLURM_CONF" <<SETTINGS
@@ -51,7 +52,8 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=2
 SlurmdParameters=config_overrides
 ReturnToService=2
-NodeName=node[1-$1] NodeAddr=10.77.0.[11-$((10 + $1))] CPUs=4 State=UNKNOWN
+GresTypes=gpu
+NodeName=node[1-$1] NodeAddr=10.77.0.[11-$((10 + $1))] CPUs=4 Gres=gpu:2 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 SETTINGS
 }

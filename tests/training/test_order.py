@@ -1,0 +1,73 @@
+"""Which rows are in step N, for any number of rows, seed, step and rank."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.order import Order
+
+seeds = st.integers(0, 2**32 - 1)
+digests = st.text("0123456789abcdef", min_size=1, max_size=64)
+epochs = st.integers(0, 10**12)
+
+
+def order_of(row_count: int, batch: int, seed: int = 0, digest: str = "data") -> Order:
+    return Order(row_count=row_count, global_batch_rows=batch, seed=seed, data_digest=digest)
+
+
+@given(row_count=st.integers(1, 3000), seed=seeds, digest=digests, epoch=epochs)
+def test_every_epoch_is_a_permutation_of_the_rows(row_count: int, seed: int, digest: str, epoch: int) -> None:
+    epoch_a_step = order_of(row_count, row_count, seed, digest)
+    assert sorted(epoch_a_step.rows_of_step(epoch)) == list(range(row_count))
+
+
+@given(row_count=st.integers(1, 200), batch=st.integers(1, 500), seed=seeds)
+def test_batches_go_over_an_epochs_end_without_a_gap(row_count: int, batch: int, seed: int) -> None:
+    order, steps = order_of(row_count, batch, seed), 3 * row_count // batch + 1
+    stream = list(chain.from_iterable(order.rows_of_step(step) for step in range(steps)))
+    for first in range(0, len(stream) - row_count + 1, row_count):
+        assert sorted(stream[first : first + row_count]) == list(range(row_count))
+
+
+@given(row_count=st.integers(1, 200), batch=st.integers(1, 50), far=st.integers(10**12, 10**13), seed=seeds)
+def test_a_step_far_away_continues_the_same_stream(row_count: int, batch: int, far: int, seed: int) -> None:
+    first = far * batch
+    single_rows = order_of(row_count, 1, seed)
+    expected = [single_rows.rows_of_step(number)[0] for number in range(first, first + batch)]
+    assert order_of(row_count, batch, seed).rows_of_step(far) == expected
+
+
+@given(
+    row_count=st.integers(1, 500),
+    seed=seeds,
+    step=st.integers(0, 10**6),
+    world_size=st.sampled_from([1, 2, 3, 4, 8]),
+    micro_batch_rows=st.integers(1, 4),
+)
+def test_the_ranks_together_take_the_same_micro_batches_for_every_world_size(
+    row_count: int, seed: int, step: int, world_size: int, micro_batch_rows: int
+) -> None:
+    order = order_of(row_count, 24 * micro_batch_rows, seed)
+    rows = order.rows_of_step(step)
+    dealt = [order.micro_batches(step, rank, world_size, micro_batch_rows) for rank in range(world_size)]
+    in_turn = list(chain.from_iterable(zip(*dealt, strict=True)))
+    assert in_turn == [rows[first : first + micro_batch_rows] for first in range(0, len(rows), micro_batch_rows)]
+
+
+@given(row_count=st.integers(50, 500), epoch=epochs, seed=seeds, digest=digests)
+def test_another_seed_other_data_and_another_epoch_have_another_order(
+    row_count: int, epoch: int, seed: int, digest: str
+) -> None:
+    rows = order_of(row_count, row_count, seed, digest).rows_of_step(epoch)
+    assert order_of(row_count, row_count, seed + 1, digest).rows_of_step(epoch) != rows
+    assert order_of(row_count, row_count, seed, digest + "0").rows_of_step(epoch) != rows
+    assert order_of(row_count, row_count, seed, digest).rows_of_step(epoch + 1) != rows
+
+
+def test_the_order_of_a_run_is_the_same_in_every_version_of_this_program() -> None:
+    order = order_of(100, 12, seed=7, digest="abc")
+    assert order.rows_of_step(0) == [81, 33, 30, 1, 72, 34, 31, 10, 5, 75, 43, 99]
+    assert order.rows_of_step(10**12) == [98, 80, 82, 46, 44, 1, 30, 15, 67, 49, 9, 27]

@@ -1,0 +1,153 @@
+"""The arithmetic of a run: batches, learning rates, and what makes it the same run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.errors import ConfigError
+from data_prep.shards import Manifest, ShardInfo
+from training.config import TrainConfig
+from training.plan import Plan, make_plan
+
+HOW_IT_IS_DEALT = {
+    "micro_batch_rows": 2,
+    "cpu_ranks": 3,
+    "deepspeed": "other.json",
+    "save_every_steps": 7,
+    "activation_checkpointing": True,
+}
+WHAT_IT_IS = {
+    "epochs": 2.0,
+    "steps": 99,
+    "global_batch_rows": 16,
+    "learning_rate": 1.0,
+    "warmup_fraction": 0.5,
+    "schedule": "linear",
+    "final_learning_rate_fraction": 0.0,
+    "weight_decay": 0.5,
+    "adam_beta1": 0.5,
+    "adam_beta2": 0.5,
+    "adam_epsilon": 0.5,
+    "clip_gradient_norm": None,
+    "precision": "fp32",
+}
+
+
+def manifest_of(rows: int, digest: str = "data") -> Manifest:
+    shard = ShardInfo(path="train/a.arrow", rows=rows, tokens=rows * 60, trained_tokens=rows * 50, bytes=1, sha256="")
+    return Manifest(
+        version=1,
+        config_digest="",
+        tokenizer_digest="",
+        template_digest="",
+        row_tokens=64,
+        vocab_size=320,
+        packing="concat",
+        files=[],
+        splits={"train": [shard], "validation": []},
+        documents={},
+        tokens={},
+        conversational=False,
+        digest=digest,
+    )
+
+
+def plan_of(*, world_size: int = 1, rows: int = 100, seed: int = 0, digest: str = "data", **train: Any) -> Plan:
+    config = TrainConfig(**{"global_batch_rows": 32, **train})
+    return make_plan(config, manifest_of(rows, digest), parameters=1000, world_size=world_size, seed=seed)
+
+
+def test_a_batch_that_does_not_divide_is_told_the_nearest_that_do() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_of(world_size=8, global_batch_rows=30, micro_batch_rows=2)
+    assert str(caught.value) == (
+        "train.global_batch_rows: 30 is not a multiple of 16 (= 8 ranks x 2 micro_batch_rows); nearest: 16 or 32"
+    )
+
+
+def test_a_batch_smaller_than_the_ranks_is_told_the_smallest_that_divides() -> None:
+    with pytest.raises(ConfigError, match=r"6 is not a multiple of 8 \(= 8 ranks x 1 micro_batch_rows\); nearest: 8$"):
+        plan_of(world_size=8, global_batch_rows=6)
+
+
+def test_an_empty_training_split_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="the training split has no rows; give more documents, or a smaller"):
+        plan_of(rows=0)
+
+
+@given(world_size=st.integers(1, 64), micro=st.integers(1, 16), accumulation=st.integers(1, 16))
+def test_ranks_micro_batches_and_accumulation_make_up_the_global_batch(
+    world_size: int, micro: int, accumulation: int
+) -> None:
+    batch = world_size * micro * accumulation
+    plan = plan_of(world_size=world_size, micro_batch_rows=micro, global_batch_rows=batch)
+    assert plan.accumulation_steps == accumulation
+
+
+@pytest.mark.parametrize(
+    ("rows", "train", "steps"),
+    [(100, {}, 4), (96, {}, 3), (100, {"epochs": 0.5}, 2), (1, {}, 1), (100, {"epochs": 3.0}, 10), (1, {"steps": 9}, 9)],
+)
+def test_the_length_is_the_asked_steps_or_as_many_as_cover_the_epochs(
+    rows: int, train: dict[str, Any], steps: int
+) -> None:
+    assert plan_of(rows=rows, **train).total_steps == steps
+
+
+@given(
+    steps=st.integers(1, 400),
+    warmup=st.floats(0, 1),
+    final=st.floats(0, 1),
+    schedule=st.sampled_from(["cosine", "linear"]),
+)
+def test_the_learning_rate_rises_to_its_peak_then_falls_to_its_final_share(
+    steps: int, warmup: float, final: float, schedule: str
+) -> None:
+    plan = plan_of(
+        steps=steps,
+        warmup_fraction=warmup,
+        final_learning_rate_fraction=final,
+        schedule=schedule,
+        learning_rate=0.5,
+    )
+    rates = [plan.learning_rate(step) for step in range(steps + 1)]
+    rising, falling = rates[: plan.warmup_steps], rates[plan.warmup_steps :]
+    assert all(0 < before < after for before, after in zip(rising, rising[1:], strict=False))
+    assert all(before >= after for before, after in zip(falling, falling[1:], strict=False))
+    assert rising[-1:] in ([], [0.5])
+    assert rates[-1] == pytest.approx(0.5 * final if plan.warmup_steps < steps else 0.5)
+
+
+@given(step=st.integers(10, 99), final=st.floats(0, 1))
+def test_a_constant_schedule_stays_at_its_peak_after_the_warm_up(step: int, final: float) -> None:
+    plan = plan_of(steps=100, warmup_fraction=0.1, schedule="constant", final_learning_rate_fraction=final)
+    assert plan.learning_rate(step) == plan.config.learning_rate
+
+
+def test_a_checkpoint_is_due_every_so_many_steps_and_at_the_end() -> None:
+    plan = plan_of(steps=10, save_every_steps=4)
+    assert [step for step in range(1, 11) if plan.is_save_due(step)] == [4, 8, 10]
+
+
+@pytest.mark.parametrize("key", HOW_IT_IS_DEALT)
+def test_a_run_may_be_dealt_and_saved_in_another_way_at_its_next_start(key: str) -> None:
+    assert plan_of(world_size=4, **{key: HOW_IT_IS_DEALT[key]}).identity() == plan_of(world_size=1).identity()
+
+
+@pytest.mark.parametrize("key", WHAT_IT_IS)
+def test_a_run_with_another_setting_is_another_run_and_its_identity_names_the_setting(key: str) -> None:
+    before, after = plan_of().identity(), plan_of(**{key: WHAT_IT_IS[key]}).identity()
+    assert [name for name in before if before[name] != after[name]] == [f"train.{key}"]
+
+
+def test_every_setting_of_a_run_is_known_to_be_part_of_its_identity_or_not() -> None:
+    assert TrainConfig.model_fields.keys() == HOW_IT_IS_DEALT.keys() | WHAT_IT_IS.keys()
+
+
+def test_other_data_and_another_seed_make_another_run() -> None:
+    assert plan_of(seed=1).identity() != plan_of(seed=0).identity()
+    assert plan_of(digest="other").identity() != plan_of(digest="data").identity()
