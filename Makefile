@@ -1,5 +1,5 @@
 # make demo    the whole line on this machine, in minutes
-# make test    the tests; ARGS chooses, for example  make test ARGS="-m slow"
+# make test    the fast tests; make test TIER=all  adds real ranks, Ray and (as root) a Slurm cluster of two hosts
 # make lint    ruff, mypy, shellcheck
 
 PYTHON ?= python3
@@ -7,8 +7,13 @@ VENV ?= .venv
 # Installed first and by version: pip then takes the build for this machine (CPU or CUDA) that you point it to,
 # and nothing later replaces it. Another one: make TORCH=torch==2.12.0
 TORCH ?= torch==2.13.0
+TIER ?= fast
 ARGS ?=
 
+MARKERS_fast := not slow and not slurm and not gpu
+MARKERS_slow := slow
+MARKERS_slurm := slurm
+MARKERS_all := not gpu
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean
@@ -18,7 +23,7 @@ demo: $(VENV)/.run
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "$(MARKERS_$(TIER))" $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from pathlib import Path
 
 BASE, TUNED = Path("examples/pretrain.yaml"), Path("examples/boutique.yaml")
 CORPUS = Path("runs/demo-corpus")
-KILL_AT_STEP = 50  # after the first checkpoint, before the second
+KILL_AT_STEP = 130  # after the first checkpoint, before the second
 NOT_DOCUMENTATION = {"site-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip"}
 QUESTIONS = [
     "What are your opening hours?",
@@ -36,7 +36,7 @@ def main() -> int:
     began = time.monotonic()
     write_corpus()
     shardline("Prepare the text: clean, tokenize and pack it with Ray", "prepare", BASE)
-    train_and_kill("Train a model from nothing, and kill every rank at step 50", BASE)
+    train_and_kill("Train a model from nothing, and kill every rank on the way", BASE)
     shardline("Start it again with the same command: it goes on from its checkpoint", "train", BASE)
     shardline("Export the model as a Hugging Face folder", "export", BASE)
     shardline("Prepare the conversations", "prepare", TUNED)

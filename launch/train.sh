@@ -47,16 +47,18 @@ restarts=${SLURM_RESTART_COUNT:-0}
 ((restarts)) || rm -f "$stop_file" # it was meant for an earlier job
 
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-ranks=${SLURM_GPUS_ON_NODE:-${SLURM_TASKS_PER_NODE%%[(,]*}} # on each node
-((SLURM_CPUS_ON_NODE >= ranks)) ||
-  { say "$SLURM_CPUS_ON_NODE CPUs for $ranks ranks on a node; add --exclusive or --cpus-per-gpu=N" && exit 2; }
+gpus=${SLURM_GPUS_ON_NODE:-${SLURM_GPUS_PER_NODE-}} # of each node, as are ranks and cpus: 8, h200:8, 16(x2)
+gpus=${gpus##*:}
+ranks=${gpus:-${SLURM_TASKS_PER_NODE%%[(,]*}}
+cpus=${SLURM_JOB_CPUS_PER_NODE%%[(,]*}
+((cpus >= ranks)) || { say "$cpus CPUs for $ranks ranks on a node; add --exclusive or --cpus-per-gpu=N" && exit 2; }
 unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_GPU_BIND SLURM_TRES_BIND # a rank sees all GPUs and takes its own
 export SHARDLINE_LAUNCHER=srun MASTER_ADDR=${hosts%%$'\n'*}
 export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 10 + restarts) % 10000))
 status=0
 trap : TERM # requeue, scancel and the time limit end everybody with TERM: stay until srun has seen the ranks save
-srun --export=ALL --overlap --kill-on-bad-exit=1 ${SLURM_GPUS_ON_NODE:+"--gpus-per-node=$ranks"} \
-  --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" --cpus-per-task=$((SLURM_CPUS_ON_NODE / ranks)) \
+srun --export=ALL --overlap --kill-on-bad-exit=1 ${gpus:+"--gpus-per-node=$gpus"} \
+  --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" --cpus-per-task=$((cpus / ranks)) \
   "$python" -m launch train "$@" || status=$?
 ((status == 75)) || exit "$status"
 

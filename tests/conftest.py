@@ -23,7 +23,7 @@ from data_prep.shards import (
     write_split_files,
 )
 
-WORDS = "a run that ends is worth more than a run that is fast and every step counts once".split()
+WORDS = ("a", "run", "that", "ends", "is", "worth", "more", "than", "fast", "and", "every", "step", "counts", "once")
 
 
 def lines(count: int) -> list[str]:

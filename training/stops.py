@@ -14,5 +14,6 @@ def stop_token_ids(tokenizer: Any) -> list[int]:
         messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": ANSWER}]
         text: str = tokenizer.apply_chat_template(messages, tokenize=False)
         after = tokenizer.encode(text[text.rindex(ANSWER) + len(ANSWER) :], add_special_tokens=False)
-        found += [token for token in after[:1] if token in tokenizer.all_special_ids and token not in found]
+        # all_special_ids would not do: transformers lists only tokens with a named role there
+        found += [token for token in after[:1] if token in tokenizer.added_tokens_decoder and token not in found]
     return found

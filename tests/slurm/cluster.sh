@@ -27,7 +27,7 @@ write_settings() { # HOSTS
   else
     printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' >"$folder/cgroup.conf"
   fi
-  echo "Name=gpu File=/dev/[zero,full]" >"$folder/gres.conf" # pretend GPUs: nothing opens these files
+  printf 'Name=gpu File=/dev/zero\nName=gpu File=/dev/full\n' >"$folder/gres.conf" # pretend GPUs: nobody opens them
   # cred_expire: a requeued job is held back for as long, 120 s by default
   # config_overrides: a node has the processors that are written here, however few the machine has
   cat >"$SLURM_CONF" <<SETTINGS
@@ -85,7 +85,10 @@ run_controller() { # HOSTS
     unshare "${namespaces[@]}" --fork --kill-child "$0" node "$folder" "node$host" &
     plug_in "node$host" "10.77.0.$((10 + host))"
   done
-  until [[ $(sinfo --noheader --states=idle --format=%D) == "$1" ]]; do sleep 0.2; done
+  until [[ $(sinfo --noheader --states=idle --format=%D) == "$1" ]]; do
+    (($(jobs -r | wc -l) == $1 + 1)) || return 1 # a daemon has ended: its reason is above
+    sleep 0.2
+  done
   touch "$folder/ready"
   wait
 }

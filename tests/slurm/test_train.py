@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,13 @@ from cluster.journal import read_lines
 pytestmark = pytest.mark.slurm
 
 TRAIN = str(Path(__file__).resolve().parents[2] / "launch" / "train.sh")
-STEPS = 120
+STEPS = 80
 ENDLESS = 10**6
+
+
+RANK_FACTS = """#!/bin/sh
+[ "$1" = -c ] || echo "$SLURM_PROCID $SLURM_LOCALID $SLURM_NTASKS $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES"
+"""
 
 
 def metrics(job: Any) -> list[dict[str, Any]]:
@@ -132,3 +138,17 @@ def test_a_wrong_configuration_ends_with_2_and_is_not_requeued(start: Callable[.
     facts = job.wait()
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "2:0", "0")
     assert "train.stepz: unknown key; did you mean 'steps'?" in job.log()
+
+
+def test_each_gpu_of_the_job_gets_a_rank_that_sees_all_gpus_of_its_node(slurm: Any, tmp_path: Path) -> None:
+    (tmp_path / "python").write_text(RANK_FACTS)
+    (tmp_path / "python").chmod(0o755)
+    fake_python = f"--export=ALL,PATH={tmp_path}:{os.environ['PATH']}"
+    job = slurm.submit("-N2", "--ntasks-per-node=2", "--gpus-per-task=1", fake_python, TRAIN, "run.yaml", cwd=tmp_path)
+    job.wait()
+    assert sorted(job.log().splitlines()) == [
+        "0 0 4 node1 0,1",
+        "1 1 4 node1 0,1",
+        "2 0 4 node2 0,1",
+        "3 1 4 node2 0,1",
+    ]

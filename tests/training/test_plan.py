@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -90,7 +91,14 @@ def test_ranks_micro_batches_and_accumulation_make_up_the_global_batch(
 
 @pytest.mark.parametrize(
     ("rows", "train", "steps"),
-    [(100, {}, 4), (96, {}, 3), (100, {"epochs": 0.5}, 2), (1, {}, 1), (100, {"epochs": 3.0}, 10), (1, {"steps": 9}, 9)],
+    [
+        (100, {}, 4),
+        (96, {}, 3),
+        (100, {"epochs": 0.5}, 2),
+        (1, {}, 1),
+        (100, {"epochs": 3.0}, 10),
+        (1, {"steps": 9}, 9),
+    ],
 )
 def test_the_length_is_the_asked_steps_or_as_many_as_cover_the_epochs(
     rows: int, train: dict[str, Any], steps: int
@@ -116,8 +124,8 @@ def test_the_learning_rate_rises_to_its_peak_then_falls_to_its_final_share(
     )
     rates = [plan.learning_rate(step) for step in range(steps + 1)]
     rising, falling = rates[: plan.warmup_steps], rates[plan.warmup_steps :]
-    assert all(0 < before < after for before, after in zip(rising, rising[1:], strict=False))
-    assert all(before >= after for before, after in zip(falling, falling[1:], strict=False))
+    assert all(0 < before < after for before, after in pairwise(rising))
+    assert all(before >= after for before, after in pairwise(falling))
     assert rising[-1:] in ([], [0.5])
     assert rates[-1] == pytest.approx(0.5 * final if plan.warmup_steps < steps else 0.5)
 

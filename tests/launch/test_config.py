@@ -1,0 +1,114 @@
+"""The whole YAML of a run: sections that must fit each other, and files that read back."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import ConfigError
+from cluster.schema import load_config
+from launch.commands import keep_config, load_run
+from launch.config import RunConfig
+from launch.init import SHAPES, write_init
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+TRAINED = {"train": {"vocab_size": 512}}
+
+
+def written(folder: Path, *, model: dict[str, Any], **data: Any) -> Path:
+    values = {"name": "run", "data": {"sources": [{"path": "corpus"}], **data}, "model": model}
+    path = folder / "run.yaml"
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_example_is_a_valid_run(path: Path) -> None:
+    assert load_config(RunConfig, path).data.sources
+
+
+def test_a_model_with_a_path_brings_its_own_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: a model from 'model\.path' brings its own tokenizer"):
+        load_config(RunConfig, written(tmp_path, model={"path": "m"}, tokenizer=TRAINED))
+
+
+def test_a_new_model_needs_a_tokenizer_and_is_shown_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.tokenizer: a new model needs one, for example: tokenizer: \{train"):
+        load_config(RunConfig, written(tmp_path, model={"new": {}}))
+
+
+@pytest.mark.parametrize("model", [{}, {"path": "m", "new": {}}])
+def test_a_model_comes_from_a_path_or_from_nothing_never_both_or_neither(tmp_path: Path, model: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"model: give exactly one of 'path' .* and 'new'"):
+        load_config(RunConfig, written(tmp_path, model=model, tokenizer=TRAINED))
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden", "a/b"])
+def test_a_name_that_is_no_folders_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="name: expected"):
+        load_config(RunConfig, written(tmp_path, model={"path": "m"}), [f"name={name!r}"])
+
+
+def test_a_runs_folder_is_named_after_it_unless_told_otherwise(tmp_path: Path) -> None:
+    path = written(tmp_path, model={"path": "m"})
+    assert load_config(RunConfig, path).shards == Path("runs/run/shards")
+    assert load_config(RunConfig, path, ["folder=/a"]).shards == Path("/a/shards")
+    assert load_config(RunConfig, path, ["folder=/a", "data.folder=/b"]).shards == Path("/b")
+
+
+@pytest.mark.parametrize("model", [None, "some/model"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_what_init_writes_for_every_kind_of_data_is_a_valid_run(tmp_path: Path, kind: str, model: str | None) -> None:
+    path = tmp_path / "mine.yaml"
+    assert str(path) in write_init(kind, "my/data", model, path)
+    run = load_config(RunConfig, path)
+    assert (run.name, run.data.sources[0].path, run.model.path) == ("mine", "my/data", model)
+
+
+@pytest.mark.parametrize("data", ["my data/*.txt", "data: all", "#1", "C:\\text", "'quoted'", "- list"])
+def test_init_writes_a_valid_run_whatever_the_data_is_called(tmp_path: Path, data: str) -> None:
+    write_init("text", data, None, tmp_path / "run.yaml")
+    assert load_config(RunConfig, tmp_path / "run.yaml").data.sources[0].path == data
+
+
+@pytest.mark.parametrize("name", ["my run.yaml", "run.v2.yaml", "Über.yaml", "12.yaml"])
+def test_init_writes_a_valid_run_whatever_the_file_is_called(tmp_path: Path, name: str) -> None:
+    write_init("text", "data", None, tmp_path / name)
+    assert load_config(RunConfig, tmp_path / name).name
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match=r"run\.yaml: exists already; choose another --output, or remove it"):
+        write_init("text", "data", None, path)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_an_example_kept_in_its_runs_folder_reads_back_the_same(tmp_path: Path, path: Path) -> None:
+    run = load_config(RunConfig, path, [f"folder={tmp_path}"])
+    keep_config(run)
+    assert load_run(Namespace(run=tmp_path, overrides=[])) == run
+
+
+def test_a_run_kept_in_its_folder_reads_back_the_same(tmp_path: Path, run_yaml: Callable[..., Path]) -> None:
+    path = run_yaml(tmp_path, clip_gradient_norm=None, schedule="linear", deepspeed="ds_configs/zero3.json")
+    run = load_config(RunConfig, path, ["train.adam_epsilon=1e-12", "seed=4294967295", "data.validation_fraction=0"])
+    keep_config(run)
+    assert run.train.clip_gradient_norm is None
+    assert load_run(Namespace(run=run.paths.root, overrides=[])) == run
+
+
+def test_a_new_models_configuration_keeps_its_nulls_and_numbers(tmp_path: Path) -> None:
+    config = {"sliding_window": None, "initializer_range": 3e-5, "rope_parameters": {"rope_theta": 5e5}, "use": True}
+    path = written(tmp_path, model={"new": {"model_type": "llama", "config": config}}, tokenizer=TRAINED)
+    run = load_config(RunConfig, path, [f"folder={tmp_path / 'run'}"])
+    keep_config(run)
+    assert load_run(Namespace(run=run.paths.root, overrides=[])) == run

@@ -1,0 +1,38 @@
+"""The README speaks of what is there."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from launch import commands
+from launch.__main__ import VERBS, parser
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_verbs_is_the_command_s() -> None:
+    in_table = set(re.findall(r"^\| `(\w+)", README, re.M))
+    assert in_table == set(VERBS)
+    assert all(callable(getattr(commands, verb)) for verb in VERBS)
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"^shardline [^#\n]+", README, re.M))))
+def test_a_command_of_the_readme_is_understood(line: str) -> None:
+    words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)[1:]]
+    assert isinstance(parser().parse_args(words), argparse.Namespace)
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:tests|training|data_prep|launch)/[\w./]+)`", README))))
+def test_a_file_that_the_readme_names_exists(path: str) -> None:
+    assert (ROOT / path).exists() or path == "launch/site.env"  # the site writes that one
+
+
+def test_make_has_the_targets_that_the_readme_names() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"^make (\w+)", README, re.M)):
+        assert re.search(rf"^{target}:", makefile, re.M), target

@@ -1,0 +1,138 @@
+"""Data with uneven rows, and runs of the real command that can be watched and killed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from cluster.local_ranks import run_ranks
+from data_prep.shards import (
+    SPLITS,
+    Manifest,
+    Piece,
+    Row,
+    row_schema,
+    template_digest,
+    tokenizer_digest,
+    write_manifest,
+    write_shard,
+    write_split_files,
+)
+
+settings.register_profile("no clock", deadline=None)  # a shared machine may be slow: no test fails for that
+settings.load_profile("no clock")
+
+ROOT = Path(__file__).resolve().parents[2]
+RANKS = Path(__file__).parent / "ranks.py"
+ROW_TOKENS = 64
+
+
+def uneven_row(generator: np.random.Generator, vocab_size: int, position: int) -> Row:
+    """Return a row of some pieces of random length, most tokens of some documents masked, padding at its end."""
+    used = int(generator.integers(ROW_TOKENS // 2, ROW_TOKENS + 1))
+    cuts = np.sort(generator.choice(np.arange(1, used), size=int(generator.integers(0, 5)), replace=False))
+    lengths = np.diff([0, *cuts, used]).tolist()
+    ids = np.zeros(ROW_TOKENS, dtype=np.uint32)
+    ids[:used] = generator.integers(2, vocab_size, size=used)
+    mask = np.zeros(ROW_TOKENS, dtype=np.bool_)
+    mask[:used] = generator.random(used) < generator.random()
+    mask[[0, *cuts]] = False
+    if used > 1 and lengths[0] > 1:
+        mask[1] = True
+    pieces = [Piece(tokens=n, source=0, position=position + k, start=0) for k, n in enumerate(lengths)]
+    return Row(input_ids=ids, loss_mask=mask, pieces=pieces)
+
+
+def write_data(folder: Path, tokenizer: Any, splits: dict[str, Sequence[Row]]) -> Path:
+    """Write prepared data: one shard a split."""
+    schema = row_schema(ROW_TOKENS, len(tokenizer))
+    shards = {}
+    for split in SPLITS:
+        relative = f"{split}/data-00000-of-00001.arrow"
+        rows = splits.get(split, [])
+        shards[split] = [write_shard(folder / relative, relative, [rows], schema)] if rows else []
+        write_split_files(folder / split, shards[split], schema, split)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    manifest = Manifest(
+        version=1,
+        config_digest="",
+        tokenizer_digest=tokenizer_digest(tokenizer),
+        template_digest=template_digest(None),
+        row_tokens=ROW_TOKENS,
+        vocab_size=len(tokenizer),
+        packing="best_fit",
+        files=[],
+        splits=shards,
+        documents={},
+        tokens={},
+        conversational=False,
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def uneven_shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Write prepared data for `tiny_model` whose rows differ in pieces, padding and trained tokens."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def write(rows: int) -> Path:
+        generator = np.random.default_rng(0)
+        train = [uneven_row(generator, len(tokenizer), 5 * number) for number in range(rows)]
+        return write_data(tmp_path_factory.mktemp("uneven_shards"), tokenizer, {"train": train})
+
+    return write
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the ranks of one world left behind: see ranks.py."""
+
+    folder: Path
+    world_size: int
+
+    def facts(self, name: str) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads((self.folder / f"{name}.json").read_text())
+        return values
+
+    def by_rank(self, name: str) -> list[dict[str, Any]]:
+        from safetensors.torch import load_file
+
+        return [load_file(self.folder / f"{name}-{rank}.safetensors") for rank in range(self.world_size)]
+
+    def joined(self, name: str) -> dict[str, Any]:
+        """Return the flat tensors that the ranks' parts make up."""
+        import torch
+
+        parts = self.by_rank(name)
+        return {key: torch.cat([rank[key] for rank in parts]) for key in parts[0]}
+
+
+@pytest.fixture(scope="session")
+def trial_of(
+    tiny_model: Path, uneven_shards: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Trial]:
+    """Run ranks.py in a world of so many ranks, once, and return what it left."""
+    shards = uneven_shards(8)
+
+    @cache
+    def run(world_size: int) -> Trial:
+        folder = tmp_path_factory.mktemp(f"trial_{world_size}_")
+        command = [sys.executable, str(RANKS), str(folder), str(tiny_model), str(shards)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(ROOT))
+            assert run_ranks(command, world_size) == 0
+        return Trial(folder, world_size)
+
+    return run

@@ -1,0 +1,101 @@
+"""From row numbers to tensors, the same for every world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.shards import ShardReader, read_manifest
+from training.batches import Batches, MicroBatch, position_ids
+from training.order import Order
+
+ROWS, GLOBAL_BATCH = 30, 24
+
+
+@pytest.fixture(scope="module")
+def reader(uneven_shards: Callable[[int], Path]) -> ShardReader:
+    folder = uneven_shards(ROWS)
+    return ShardReader(folder, read_manifest(folder), "train")
+
+
+def order_of(rows: int) -> Order:
+    return Order(row_count=rows, global_batch_rows=GLOBAL_BATCH, seed=3, data_digest="data")
+
+
+def batches_of(reader: ShardReader, rank: int = 0, world_size: int = 1, micro_batch_rows: int = 2) -> Batches:
+    return Batches(
+        reader=reader,
+        order=order_of(len(reader)),
+        rank=rank,
+        world_size=world_size,
+        micro_batch_rows=micro_batch_rows,
+    )
+
+
+def same(left: MicroBatch, right: MicroBatch) -> bool:
+    tensors = ("input_ids", "position_ids", "loss_mask")
+    return left.index == right.index and all(torch.equal(getattr(left, t), getattr(right, t)) for t in tensors)
+
+
+@given(rows=st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=3), padding=st.integers(0, 7))
+def test_positions_restart_at_each_piece_and_where_padding_begins(rows: list[list[int]], padding: int) -> None:
+    row_tokens = max(sum(lengths) for lengths in rows) + padding
+    positions = position_ids([np.array(lengths, dtype=np.int32) for lengths in rows], row_tokens)
+    for row, lengths in enumerate(rows):
+        starts = {0, *np.cumsum(lengths).tolist()}
+        for place in range(row_tokens):
+            assert positions[row, place] == (0 if place in starts else positions[row, place - 1] + 1)
+
+
+def test_a_micro_batch_holds_the_rows_that_the_order_names(reader: ShardReader) -> None:
+    batch = batches_of(reader, micro_batch_rows=GLOBAL_BATCH).for_step(5).micro_batches[0]
+    rows = reader.rows(order_of(ROWS).rows_of_step(5))
+    assert np.array_equal(batch.input_ids.numpy(), rows.input_ids)
+    assert np.array_equal(batch.loss_mask.numpy(), rows.loss_mask)
+    assert np.array_equal(batch.position_ids.numpy(), position_ids(rows.piece_tokens, reader.row_tokens))
+
+
+@given(first=st.integers(0, 10**6), count=st.integers(0, 6))
+def test_reading_ahead_gives_the_batches_that_each_step_has_by_itself(
+    reader: ShardReader, first: int, count: int
+) -> None:
+    batches = batches_of(reader, rank=1, world_size=2)
+    ahead = list(batches.steps(first, first + count))
+    assert [batch.step for batch in ahead] == list(range(first, first + count))
+    for batch in ahead:
+        alone = batches.for_step(batch.step)
+        assert batch.trained_tokens == alone.trained_tokens
+        assert all(map(same, batch.micro_batches, alone.micro_batches))
+
+
+@given(step=st.integers(0, 10**6), world_size=st.sampled_from([1, 2, 3, 4, 6]))
+def test_every_rank_knows_how_many_tokens_the_whole_global_batch_trains(
+    reader: ShardReader, step: int, world_size: int
+) -> None:
+    shares = [batches_of(reader, rank, world_size).for_step(step) for rank in range(world_size)]
+    masks = [micro.loss_mask for share in shares for micro in share.micro_batches]
+    assert {share.trained_tokens for share in shares} == {int(torch.cat(masks).sum())}
+
+
+@given(step=st.integers(0, 10**6), world_size=st.sampled_from([2, 3, 4, 6, 12]))
+def test_a_micro_batch_has_the_same_number_and_rows_whatever_rank_takes_it(
+    reader: ShardReader, step: int, world_size: int
+) -> None:
+    alone = batches_of(reader).for_step(step).micro_batches
+    shares = [batches_of(reader, rank, world_size).for_step(step).micro_batches for rank in range(world_size)]
+    together = sorted((micro for share in shares for micro in share), key=lambda micro: micro.index)
+    assert [micro.index for micro in together] == list(range(GLOBAL_BATCH // 2))
+    assert all(map(same, together, alone))
+
+
+def test_an_error_while_reading_ahead_reaches_the_loop(reader: ShardReader) -> None:
+    missing_rows = order_of(ROWS + 10**6)
+    batches = Batches(reader=reader, order=missing_rows, rank=0, world_size=1, micro_batch_rows=2)
+    with pytest.raises(IndexError):
+        list(batches.steps(0, 3))

@@ -1,0 +1,219 @@
+"""First weights, a stretch at a time: read from a folder, or made by the model's own rule."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from cluster.errors import CheckpointError
+from training.model import skeleton_of, tied_names
+from training.weights import NewWeights, PretrainedWeights
+
+SHAPES = {"model.embed.weight": (13, 7), "model.norm.weight": (11,), "lm_head.weight": (13, 7)}
+LAYERS, WIDTH = 3, 64
+CONFIGS = {
+    "llama": {"hidden_size": WIDTH, "intermediate_size": 128, "num_hidden_layers": LAYERS, "num_attention_heads": 4},
+    "gpt2": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4},
+    "qwen3": {
+        "hidden_size": WIDTH,
+        "intermediate_size": 128,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    },
+}
+
+
+def tensors_of(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in SHAPES.items()}
+
+
+def folder_of(folder: Path, tensors: dict[str, torch.Tensor], files: int = 1) -> Path:
+    """Write the tensors as a model's folder of one or several files."""
+    names = list(tensors)
+    for number in range(files):
+        chosen = names[number::files]
+        name = "model.safetensors" if files == 1 else f"model-{number + 1:05d}-of-{files:05d}.safetensors"
+        save_file({key: tensors[key] for key in chosen}, folder / name)
+    if files > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {}}))
+    return folder
+
+
+def read_all(weights: PretrainedWeights, shapes: dict[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        weights.part(name, shape, 0, math.prod(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("files", [1, 2])
+def test_the_parts_of_a_tensor_joined_are_the_tensor_wherever_it_is_cut(
+    tmp_path: Path, dtype: torch.dtype, files: int
+) -> None:
+    tensors = tensors_of(dtype)
+    weights = PretrainedWeights(folder_of(tmp_path, tensors, files), "model", frozenset())
+
+    @given(name=st.sampled_from(list(SHAPES)), cuts=st.lists(st.integers(0, 91), max_size=6))
+    def check(name: str, cuts: list[int]) -> None:
+        tensor = tensors[name]
+        edges = [0, *sorted(min(cut, tensor.numel()) for cut in cuts), tensor.numel()]
+        parts = [weights.part(name, SHAPES[name], a, b) for a, b in pairwise(edges)]
+        assert torch.equal(torch.cat(parts).reshape(tensor.shape), tensor)
+
+    check()
+    read_all(weights, SHAPES)
+    weights.finish()
+
+
+def test_a_parameter_that_the_folder_has_not_is_named(tmp_path: Path) -> None:
+    weights = PretrainedWeights(folder_of(tmp_path, tensors_of(torch.float32)), "model", frozenset())
+    with pytest.raises(CheckpointError, match=r"has no weights for the parameter model\.layers\.0\.weight"):
+        weights.part("model.layers.0.weight", (3, 3), 0, 9)
+
+
+def test_a_parameter_of_another_shape_is_told_both_shapes(tmp_path: Path) -> None:
+    weights = PretrainedWeights(folder_of(tmp_path, tensors_of(torch.float32)), "model", frozenset())
+    with pytest.raises(CheckpointError, match=r"model\.embed\.weight has shape \(13, 7\), .* says \(7, 13\)"):
+        weights.part("model.embed.weight", (7, 13), 0, 91)
+
+
+def test_tensors_that_nobody_asked_for_are_counted_and_named(tmp_path: Path) -> None:
+    weights = PretrainedWeights(folder_of(tmp_path, tensors_of(torch.float32)), "model", frozenset())
+    read_all(weights, {"model.embed.weight": (13, 7)})
+    with pytest.raises(CheckpointError, match=r"2 tensors have no place in the model: lm_head\.weight, model\.norm"):
+        weights.finish()
+
+
+def test_a_folder_without_safetensors_says_how_to_convert_it(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no \*\.safetensors file; convert the model with .*save_pretrained"):
+        PretrainedWeights(tmp_path, "model", frozenset())
+
+
+def test_a_file_that_was_cut_short_is_named(tmp_path: Path) -> None:
+    path = folder_of(tmp_path, tensors_of(torch.float32)) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        read_all(PretrainedWeights(tmp_path, "model", frozenset()), SHAPES)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x10", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"])
+def test_a_file_that_is_no_safetensors_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        PretrainedWeights(tmp_path, "model", frozenset())
+
+
+@pytest.mark.parametrize("head", ["absent", "present"])
+def test_a_head_that_is_tied_to_the_embedding_may_be_in_the_file_or_not(tmp_path: Path, head: str) -> None:
+    config = AutoConfig.for_model("llama", **CONFIGS["llama"], vocab_size=99, tie_word_embeddings=True)
+    skeleton = skeleton_of(config)
+    tensors = {name: torch.zeros(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    if head == "present":
+        tensors["lm_head.weight"] = torch.zeros(99, WIDTH)
+    weights = PretrainedWeights(folder_of(tmp_path, tensors), skeleton.base_model_prefix, tied_names(skeleton))
+    read_all(weights, {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()})
+    weights.finish()
+
+
+def test_a_file_saved_without_the_head_has_names_without_the_models_prefix(tmp_path: Path) -> None:
+    tensors = {"embed.weight": torch.randn(13, 7)}
+    weights = PretrainedWeights(folder_of(tmp_path, tensors), "model", frozenset())
+    assert torch.equal(weights.part("model.embed.weight", (13, 7), 0, 91), tensors["embed.weight"].reshape(-1))
+    weights.finish()
+
+
+def new_config(model_type: str) -> PretrainedConfig:
+    return AutoConfig.for_model(
+        model_type, **CONFIGS[model_type], vocab_size=301, pad_token_id=None, bos_token_id=0, eos_token_id=1
+    )
+
+
+def whole(weights: NewWeights, skeleton: PreTrainedModel, names: list[str] | None = None) -> dict[str, torch.Tensor]:
+    shapes = {name: parameter.shape for name, parameter in skeleton.named_parameters()}
+    return {
+        name: weights.part(name, tuple(shapes[name]), 0, shapes[name].numel()).reshape(shapes[name]).clone()
+        for name in names or shapes
+    }
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def skeleton(request: pytest.FixtureRequest) -> Iterator[PreTrainedModel]:
+    yield skeleton_of(new_config(request.param))
+
+
+def test_new_weights_are_the_same_whatever_the_order_of_asking(skeleton: PreTrainedModel) -> None:
+    expected = whole(NewWeights(skeleton, seed=1), skeleton)
+
+    @given(names=st.permutations(list(expected)), state=st.integers(0, 99))
+    def check(names: list[str], state: int) -> None:
+        torch.manual_seed(state)
+        found = whole(NewWeights(skeleton, seed=1), skeleton, names[:4])
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+
+    check()
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_new_weights_are_the_same_however_many_ranks_they_are_cut_for(
+    skeleton: PreTrainedModel, world_size: int
+) -> None:
+    expected = whole(NewWeights(skeleton, seed=1), skeleton)
+    ranks = [NewWeights(skeleton, seed=1) for _ in range(world_size)]
+    for name, tensor in expected.items():
+        size = -(-tensor.numel() // world_size)
+        cuts = [min(rank * size, tensor.numel()) for rank in range(world_size + 1)]
+        parts = [w.part(name, tuple(tensor.shape), cuts[r], cuts[r + 1]) for r, w in enumerate(ranks)]
+        assert torch.equal(torch.cat(parts), tensor.reshape(-1))
+
+
+def test_new_weights_are_spread_as_transformers_spreads_those_of_a_whole_model(skeleton: PreTrainedModel) -> None:
+    made = whole(NewWeights(skeleton, seed=1), skeleton)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(skeleton.config)
+    for name, parameter in model.named_parameters():
+        expected = parameter.detach()
+        assert float(made[name].std()) == pytest.approx(float(expected.std()), rel=0.15), name
+        if expected.ndim == 1:
+            assert torch.equal(made[name], expected), name
+
+
+def test_new_matrices_follow_the_initializer_range_and_norms_are_ones(skeleton: PreTrainedModel) -> None:
+    made = whole(NewWeights(skeleton, seed=1), skeleton)
+    embedding = next(tensor for name, tensor in made.items() if "embed" in name or "wte" in name)
+    assert float(embedding.std()) == pytest.approx(skeleton.config.initializer_range, rel=0.05)
+    norms = [tensor for name, tensor in made.items() if ("norm" in name or "ln_" in name) and "weight" in name]
+    assert norms and all(torch.equal(norm, torch.ones_like(norm)) for norm in norms)
+
+
+def test_decoder_layers_begin_different_from_each_other(skeleton: PreTrainedModel) -> None:
+    made = whole(NewWeights(skeleton, seed=1), skeleton)
+    layers = [[t for name, t in made.items() if f".{n}." in name and t.ndim == 2] for n in range(LAYERS)]
+    assert all(layers)
+    for first, second in pairwise(layers):
+        assert all(float((a - b).abs().max()) > 0 for a, b in zip(first, second, strict=True))
+
+
+def test_another_seed_makes_other_matrices(skeleton: PreTrainedModel) -> None:
+    first, second = (whole(NewWeights(skeleton, seed=seed), skeleton) for seed in (1, 2))
+    assert not any(torch.equal(first[name], second[name]) for name in first if first[name].ndim == 2)
+
+
+def test_making_weights_leaves_the_random_state_and_the_skeleton_as_they_were(skeleton: PreTrainedModel) -> None:
+    before = torch.get_rng_state()
+    whole(NewWeights(skeleton, seed=1), skeleton)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.is_meta for parameter in skeleton.parameters())
