@@ -16,6 +16,7 @@ import pytest
 CLUSTER = Path(__file__).parent / "cluster.sh"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "setpriv", "ss")
 PACKAGES = "slurmctld slurmd slurm-client munge iproute2 util-linux procps"
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
 PATIENCE_S = 180.0  # when something has gone wrong, not how long it may take
 
 
@@ -54,7 +55,7 @@ class Job:
         assert condition(), f"the job ended before that\n{self.log()}"
 
     def has_ended(self) -> bool:
-        return self.facts()["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")
+        return self.facts()["JobState"] in ENDED
 
     def wait(self) -> dict[str, str]:
         """Wait until the job is out of the queue for good, and return its facts."""

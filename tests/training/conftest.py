@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +18,9 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from cluster.journal import read_lines
 from cluster.local_ranks import run_ranks
+from cluster.paths import RunPaths
 from data_prep.shards import (
     SPLITS,
     Manifest,
@@ -136,3 +142,80 @@ def trial_of(
         return Trial(folder, world_size)
 
     return run
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the real command that can be watched, killed and started again."""
+
+    yaml: Path
+    paths: RunPaths
+
+    def start(self, *arguments: str, ranks: int = 2) -> subprocess.Popen[str]:
+        """Start training as a process of its own, its words kept beside the run."""
+        return self.launch([sys.executable, "-m", "launch", "train", str(self.yaml), "--ranks", str(ranks), *arguments])
+
+    def launch(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        with self.log.open("a") as log:
+            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
+
+    @property
+    def log(self) -> Path:
+        return self.yaml.with_suffix(".log")
+
+    def train(self, *arguments: str, ranks: int = 2) -> int:
+        """Train until the command ends; return its exit code."""
+        return self.start(*arguments, ranks=ranks).wait()
+
+    def kill_when(self, moment: Callable[[Run], bool], *, ranks: int = 2) -> None:
+        """Train, and take the power away at a moment: the ranks die with their launcher."""
+        process = self.start(ranks=ranks)
+        self.watch(process, moment)
+        children = ranks_of(process)
+        process.kill()
+        process.wait()
+        while any(map(is_alive, children)):
+            time.sleep(0.002)
+
+    def watch(self, process: subprocess.Popen[str], moment: Callable[[Run], bool]) -> None:
+        """Wait for a moment of a run that is under way."""
+        while not moment(self):
+            assert process.poll() is None, f"the run ended before the moment came:\n{self.log.read_text()}"
+            time.sleep(0.002)
+
+    def signal_rank(self, process: subprocess.Popen[str], rank: int, number: signal.Signals) -> None:
+        os.kill(ranks_of(process)[rank], number)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_lines(self.paths.metrics)
+
+    def steps(self) -> list[int]:
+        return [line["step"] for line in self.metrics()]
+
+    def ends(self) -> list[dict[str, Any]]:
+        return [line for line in read_lines(self.paths.segments) if line["event"] == "end"]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
+    """Return the processes of a launcher's ranks, in their order."""
+    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+
+
+@pytest.fixture(scope="session")
+def run_in() -> Callable[..., Run]:
+    """Write a run into a folder; keywords are the YAML's sections."""
+
+    def write(folder: Path, **sections: Any) -> Run:
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {"name": "trial", "folder": str(folder / "run"), **sections}
+        (folder / "run.yaml").write_text(json.dumps(values, indent=1))  # JSON is YAML
+        return Run(folder / "run.yaml", RunPaths(folder / "run"))
+
+    return write

@@ -20,7 +20,8 @@ from cluster.environment import World, enter_world, read_world
 GLOBAL_BATCH = 8
 FACTORINGS = {1: (1, 4), 2: (1, 2), 4: (2,)}  # micro_batch_rows for each world size
 NEW_LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-ODD_GPT2 = {"n_embd": 5, "n_layer": 2, "n_head": 1}  # vectors of 5: over 4 ranks 2, 2, 1 and none
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+ODD_GPT2 = {"n_embd": 5, "n_layer": 2, "n_head": 1, **NO_DROPOUT}  # vectors of 5: over 4 ranks 2, 2, 1 and none
 SET_STEP, LEARNING_RATE, WEIGHT_DECAY = 7, 1e-2, 0.1
 MIXED = {"zero_optimization": {"stage": 3, "memory_efficient_linear": False, "stage3_param_persistence_threshold": 200}}
 
@@ -83,6 +84,10 @@ def take_step(engine: Any, batches: Any, step: int, learning_rate: float) -> flo
     return float(engine.step(step, batch.micro_batches, batch.trained_tokens, learning_rate).loss)
 
 
+def dtypes_of(engine: Any) -> list[str]:
+    return sorted({str(parameter.dtype) for parameter in engine.module.parameters()})
+
+
 def gradients(trials: Trials, *, micro_batch_rows: int, recompute: bool) -> None:
     """Keep the gradients of one step: from zero, Adam's first moment is (1 - beta1) times the gradient."""
     engine, batches, origin = trials.engine(
@@ -92,9 +97,7 @@ def gradients(trials: Trials, *, micro_batch_rows: int, recompute: bool) -> None
     loss = take_step(engine, batches, 0, LEARNING_RATE)
     name = f"gradients-{micro_batch_rows}{'-recomputed' if recompute else ''}"
     trials.keep(name, {part.name: part.values["exp_avg"] / (1 - 0.9) for part in engine.parts()})
-    trials.keep_facts(
-        name, loss=loss, dtypes=sorted({str(parameter.dtype) for parameter in engine.module.parameters()})
-    )
+    trials.keep_facts(name, loss=loss, dtypes=dtypes_of(engine))
 
 
 def first_loss(trials: Trials) -> None:
@@ -109,7 +112,7 @@ def low_precision(trials: Trials) -> None:
     """Keep what a bf16 engine holds beside its weights."""
     engine, _, _ = trials.engine({"path": str(trials.model)}, precision="bf16")
     trials.keep("buffers", dict(engine.module.named_buffers()))
-    trials.keep_facts("bf16", dtypes=sorted({str(parameter.dtype) for parameter in engine.module.parameters()}))
+    trials.keep_facts("bf16", dtypes=dtypes_of(engine))
 
 
 def contract(trials: Trials) -> None:
@@ -117,7 +120,7 @@ def contract(trials: Trials) -> None:
     from training import zero3
     from training.checkpoint import Checkpoints
 
-    new = {"new": {"model_type": "gpt2", "config": {**ODD_GPT2, **dict.fromkeys(DROPOUT, 0.0)}}}
+    new = {"new": {"model_type": "gpt2", "config": ODD_GPT2}}
     engine, batches, origin = trials.engine(new, micro_batch_rows=1, weight_decay=WEIGHT_DECAY)
     engine.start_from(origin.first_weights(0))
     take_step(engine, batches, 0, LEARNING_RATE)
@@ -141,9 +144,6 @@ def contract(trials: Trials) -> None:
     refreshed = float(engine.loss(batch).detach())
     trained = int(batch.loss_mask.sum())
     trials.keep_facts("refresh", before=before, unrefreshed=unrefreshed, refreshed=refreshed, trained=trained)
-
-
-DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
 def main(output: str, model: str, shards: str) -> None:

@@ -1,0 +1,182 @@
+"""Kill it anywhere, stop it anyhow, change the number of ranks: the run is the one that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.checkpoint import committed_folders, newest_checkpoint
+
+pytestmark = pytest.mark.slow
+STEPS, SAVE_EVERY = 12, 4
+GPT2_WITH_DROPOUT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+SOME_STAY_GATHERED = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 500}}
+EXACT = ("step", "loss", "gradient_norm", "learning_rate", "trained_tokens")
+
+
+@pytest.fixture(scope="module")
+def new_run(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Path,
+    uneven_shards: Callable[[int], Path],
+    run_in: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Return a run in a folder of its own: dropout, two parameter groups, four accumulation steps on two ranks."""
+    shards = uneven_shards(40)
+
+    def new(precision: str, **train: Any) -> Any:
+        folder = tmp_path_factory.mktemp("resume")
+        template = folder / "template.json"
+        template.write_text(json.dumps(SOME_STAY_GATHERED))
+        return run_in(
+            folder,
+            data={
+                "folder": str(shards),
+                "sources": [{"path": "-"}],
+                "row_tokens": 64,
+                "tokenizer": {"path": str(tiny_model)},
+            },
+            model={"new": {"model_type": "gpt2", "config": GPT2_WITH_DROPOUT}},
+            train={
+                "steps": STEPS,
+                "global_batch_rows": 8,
+                "learning_rate": 3e-3,
+                "save_every_steps": SAVE_EVERY,
+                "precision": precision,
+                "deepspeed": str(template),
+                **train,
+            },
+        )
+
+    return new
+
+
+@pytest.fixture(scope="module")
+def undisturbed_bf16(new_run: Callable[..., Any]) -> Any:
+    run = new_run("bf16")
+    assert run.train() == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed_fp32(new_run: Callable[..., Any]) -> Any:
+    """Started by torchrun, so that what is compared with it does not depend on the launcher either."""
+    run = new_run("fp32")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert run.launch([*torchrun, "-m", "launch", "train", str(run.yaml)]).wait() == 0, run.log.read_text()
+    return run
+
+
+def done(step: int) -> Callable[[Any], bool]:
+    return lambda run: step in run.steps()
+
+
+def saving(step: int) -> Callable[[Any], bool]:
+    return lambda run: (run.paths.checkpoints / f"step-{step:06d}.partial").exists()
+
+
+def saved(step: int) -> Callable[[Any], bool]:
+    return lambda run: (run.paths.checkpoints / f"step-{step:06d}").exists()
+
+
+def exact(run: Any) -> list[list[Any]]:
+    return [[line[key] for key in EXACT] for line in run.metrics()]
+
+
+def weights(run: Any) -> dict[str, tuple[Any, bytes]]:
+    """Return the last checkpoint's files, each as its header, whose keys are in no order, and its tensors' bytes."""
+    found = {}
+    for path in newest_checkpoint(run.paths.checkpoints).glob("*.safetensors"):
+        content = path.read_bytes()
+        first = 8 + int.from_bytes(content[:8], "little")
+        found[path.name] = (json.loads(content[8:first]), content[first:])
+    return found
+
+
+def assert_same_bits(run: Any, expected: Any) -> None:
+    assert run.steps() == list(range(1, STEPS + 1))
+    assert exact(run) == exact(expected)
+    assert weights(run) == weights(expected)
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [pytest.param([done(2), saving(4), saved(8)], id="before a checkpoint, while saving, and after saving")],
+)
+def test_a_run_killed_three_times_has_the_bits_of_one_never_killed(
+    new_run: Callable[..., Any], undisturbed_bf16: Any, moments: list[Callable[[Any], bool]]
+) -> None:
+    run = new_run("bf16")
+    for moment in moments:
+        run.kill_when(moment)
+    assert run.train() == 0
+    assert_same_bits(run, undisturbed_bf16)
+
+
+def test_a_run_stopped_by_signals_and_killed_has_the_bits_of_one_never_stopped(
+    new_run: Callable[..., Any], undisturbed_fp32: Any
+) -> None:
+    run = new_run("fp32")
+
+    process = run.start()
+    run.watch(process, done(2))
+    process.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
+    assert process.wait() == 75
+    agreed = run.ends()[-1]["step"]
+    assert run.ends()[-1]["reason"] == "signal SIGTERM"
+    assert run.steps()[-1] == agreed
+    assert newest_checkpoint(run.paths.checkpoints).name == f"step-{agreed:06d}"
+
+    process = run.start()
+    run.watch(process, done(agreed + 1))
+    run.signal_rank(process, 1, signal.SIGUSR2)  # to one rank, as Slurm may
+    assert process.wait() == 75
+    assert run.ends()[-1]["reason"] == "another rank was asked to stop"
+    assert newest_checkpoint(run.paths.checkpoints).name == f"step-{run.steps()[-1]:06d}"
+
+    run.kill_when(done(run.steps()[-1] + 1))
+    assert run.train() == 0
+    assert_same_bits(run, undisturbed_fp32)
+
+
+def test_a_run_goes_on_with_fewer_and_with_more_ranks(new_run: Callable[..., Any], undisturbed_fp32: Any) -> None:
+    run = new_run("fp32")
+    run.kill_when(saved(4), ranks=2)
+    run.kill_when(saved(8), ranks=1)
+    assert run.train(ranks=4) == 0
+    assert run.steps() == list(range(1, STEPS + 1))
+    losses, expected = ([line["loss"] for line in r.metrics()] for r in (run, undisturbed_fp32))
+    assert losses == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found_and_named(undisturbed_bf16: Any, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed_bf16.paths.root, tmp_path / "run")
+    folder = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    damaged = sorted(folder.glob("*.safetensors"))[1]
+    content = bytearray(damaged.read_bytes())
+    content[-100] ^= 1
+    damaged.write_bytes(content)
+    before = undisturbed_bf16.log.read_text()
+    assert undisturbed_bf16.train("-o", f"folder={tmp_path / 'run'}", ranks=1) == 2
+    said = undisturbed_bf16.log.read_text().removeprefix(before)
+    assert f"{damaged}: its sha256 is not the one in commit.json; move {folder} away to use an older one" in said
+    assert "Traceback" not in said
+
+
+def test_a_changed_setting_is_named_before_anything_is_done(undisturbed_bf16: Any, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed_bf16.paths.root, tmp_path / "run")
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    before = undisturbed_bf16.log.read_text()
+    arguments = ["-o", f"folder={tmp_path / 'run'}", "-o", "train.learning_rate=0.5"]
+    assert undisturbed_bf16.train(*arguments, ranks=1) == 2
+    said = undisturbed_bf16.log.read_text().removeprefix(before)
+    assert "belongs to another run: train.learning_rate was 0.003, is 0.5. A run goes on as it began" in said
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+    assert len(committed_folders(tmp_path / "run" / "checkpoints")) == STEPS // SAVE_EVERY
