@@ -35,7 +35,7 @@ def load_run(options: argparse.Namespace) -> RunConfig:
 
 def keep_config(run: RunConfig) -> None:
     """Keep the configuration in the run's folder, which can then be named instead of the YAML file."""
-    write_text(run.paths.config, dump_yaml(run.model_dump(mode="json", exclude_none=True)))
+    write_text(run.paths.config, dump_yaml(run.model_dump(mode="json")))
 
 
 def init(options: argparse.Namespace) -> int:

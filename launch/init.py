@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from cluster.errors import ConfigError
@@ -55,15 +57,20 @@ def write_init(kind: str, data: str, model: str | None, output: Path) -> str:
         raise ConfigError(f"{output}: exists already; choose another --output, or remove it")
     text = TEMPLATE.format(
         file=output,
-        name=output.stem,
-        data=data,
+        name=scalar(re.sub(r"[^A-Za-z0-9._-]+", "-", output.stem).lstrip("._-") or "run"),
+        data=scalar(data),
         shape=SHAPES[kind],
         row_tokens=1024 if model else 512,
         tokenizer=(CHATML if kind == "conversations" else "") if model else NEW_TOKENIZER,
-        model=f"  path: {model}\n" if model else NEW_MODEL,
+        model=f"  path: {scalar(model)}\n" if model else NEW_MODEL,
         epochs=3 if model else 1,
         batch=32,
         rate="2e-5" if model else "1e-3",
     )
     write_text(output, text)
     return f"{output}\nnext: shardline check {output}"
+
+
+def scalar(text: str) -> str:
+    """Return a text as YAML: plain where that is safe, else quoted, as JSON is."""
+    return text if re.fullmatch(r"[A-Za-z./][A-Za-z0-9._/*-]*", text) else json.dumps(text, ensure_ascii=False)

@@ -60,11 +60,12 @@ def read_commit(folder: Path) -> Commit:
     """Read a checkpoint's commit file and check the size of every file it lists."""
     path = folder / COMMIT
     try:
-        commit = Commit(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["version"] != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format version {values['version']}, this program reads {FORMAT_VERSION}")
+        commit = Commit(**values)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: not a commit file ({error}); move {folder} away to use an older one") from None
-    if commit.version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format version {commit.version}, this program reads {FORMAT_VERSION}")
     for name, facts in commit.files.items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if size != facts["bytes"]:

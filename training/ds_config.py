@@ -33,13 +33,15 @@ def read_template(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"train.deepspeed: {path}: no such file; ds_configs/ holds the templates") from None
     except ValueError as error:
         raise ConfigError(f"train.deepspeed: {path}: not JSON: {error}") from None
+    zero = template.get("zero_optimization", {}) if isinstance(template, dict) else None
+    if not isinstance(zero, dict):
+        raise ConfigError(f"train.deepspeed: {path}: is not of a template's shape; see those in ds_configs/")
     for key in OWNED.keys() & template.keys():
         raise ConfigError(
             f"train.deepspeed: {path}: sets '{key}'; remove it there and set {OWNED[key]} in the run's YAML"
         )
-    stage = template.get("zero_optimization", {}).get("stage")
-    if stage != 3:
-        raise ConfigError(f"train.deepspeed: {path}: zero_optimization.stage is {stage}; accepted: 3")
+    if zero.get("stage") != 3:
+        raise ConfigError(f"train.deepspeed: {path}: zero_optimization.stage is {zero.get('stage')}; accepted: 3")
     return dict(template)
 
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from cluster.errors import ConfigError, DataError
 from data_prep.shards import Manifest, tokenizer_digest
-from training.config import ModelConfig
+from training.config import ModelConfig, NewModel
 from training.weights import NewWeights, PretrainedWeights, Weights
 
+POSITIONS = "max_position_embeddings"
 MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 
 
@@ -63,46 +64,57 @@ def model_folder(path: str) -> Path:
     try:
         return Path(snapshot_download(path, allow_patterns=MODEL_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"model.path: {path!r} is neither a folder here nor a model of the hub ({first_line})"
+            f"model.path: {path!r} is neither a folder here nor a model of the hub ({first_line(error)})"
         ) from None
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def find_model(model: ModelConfig, shards: Path, manifest: Manifest) -> ModelOrigin:
     """Return where the run starts from. Raises DataError if the shards were made with another tokenizer."""
-    folder = model_folder(model.path) if model.path else None
-    if folder is None:
-        tokenizer = AutoTokenizer.from_pretrained(shards / "tokenizer")
-        return ModelOrigin(config=new_config(model, tokenizer, manifest), tokenizer=tokenizer, folder=None)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    check_tokenizer(tokenizer, manifest, folder)
+    if model.new is not None:
+        tokenizer = open_tokenizer(shards / "tokenizer")
+        return ModelOrigin(config=new_config(model.new, tokenizer, manifest), tokenizer=tokenizer, folder=None)
+    folder = model_folder(model.path or "")
+    check_tokenizer(open_tokenizer(folder), manifest, folder)
     config = AutoConfig.from_pretrained(folder)
     check_length(config, manifest)
     # the shards' copy of the tokenizer is this one, with the chat template that the rows were made with
-    return ModelOrigin(config=config, tokenizer=AutoTokenizer.from_pretrained(shards / "tokenizer"), folder=folder)
+    return ModelOrigin(config=config, tokenizer=open_tokenizer(shards / "tokenizer"), folder=folder)
 
 
-def new_config(model: ModelConfig, tokenizer: Any, manifest: Manifest) -> PretrainedConfig:
+def open_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: holds no tokenizer that transformers can open: {first_line(error)}") from None
+
+
+def new_config(new: NewModel, tokenizer: Any, manifest: Manifest) -> PretrainedConfig:
     """Return the configuration of a model made from nothing."""
-    assert model.new is not None
     fixed = {
         "vocab_size": manifest.vocab_size,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": None,  # torch would never train the embedding of a padding token, and it may be the stop token
     }
-    clash = fixed.keys() & model.new.config.keys()
+    clash = fixed.keys() & new.config.keys()
     if clash:
         raise ConfigError(f"model.new.config: {', '.join(sorted(clash))}: come from the tokenizer; remove them")
-    values = {"max_position_embeddings": manifest.row_tokens, **model.new.config, **fixed}
     try:
-        config = AutoConfig.for_model(model.new.model_type, **values)
-    except ValueError as error:
-        raise ConfigError(f"model.new: {str(error).splitlines()[0]}") from None
-    unknown = sorted(key for key in model.new.config if key not in type(config)().to_dict())
-    if unknown:
-        raise ConfigError(f"model.new.config: a {model.new.model_type} has no {', '.join(unknown)}")
+        default = AutoConfig.for_model(new.model_type)
+        positions = default.attribute_map.get(POSITIONS, POSITIONS)  # gpt2 calls them n_positions
+        given = {default.attribute_map.get(key, key): value for key, value in new.config.items()}
+        unknown = sorted(given.keys() - default.to_dict().keys())
+        if unknown:
+            raise ConfigError(f"model.new.config: a {new.model_type} has no {', '.join(unknown)}")
+        config = AutoConfig.for_model(new.model_type, **{positions: manifest.row_tokens, **given, **fixed})
+        skeleton_of(config)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ConfigError(f"model.new: {' '.join(str(error).split())[:300]}") from None
     check_length(config, manifest)
     return config
 
@@ -117,7 +129,7 @@ def check_tokenizer(tokenizer: Any, manifest: Manifest, folder: Path) -> None:
 
 
 def check_length(config: PretrainedConfig, manifest: Manifest) -> None:
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = getattr(config, POSITIONS, None)
     if longest is not None and manifest.row_tokens > longest:
         raise ConfigError(
             f"data.row_tokens: {manifest.row_tokens} is longer than the model's {longest} positions;"

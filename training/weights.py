@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -50,6 +51,11 @@ class StoredTensor:
 
 def stored_tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     """Map a safetensors file and yield its tensors (format: 8 bytes of header length, JSON header, data)."""
+    try:
+        with safe_open(path, framework="pt"):  # the library's own check of header, offsets and length
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
     with path.open("rb") as stream:
         mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)  # COPY: torch wants writable memory
     header_bytes = int.from_bytes(mapped[:8], "little")

@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def ranks(code: str, size: int) -> int:
-    return run_ranks([sys.executable, "-c", f"import os, sys, time, signal; rank = int(os.environ['RANK']); {code}"], size)
+    return run_ranks(
+        [sys.executable, "-c", f"import os, sys, time, signal; rank = int(os.environ['RANK']); {code}"], size
+    )
 
 
 def test_every_rank_gets_its_number_and_the_meeting_point(tmp_path: Path) -> None:
@@ -45,8 +47,7 @@ def test_a_signal_to_the_launcher_reaches_every_rank(tmp_path: Path, number: sig
         f"import os, sys, time, signal; r = os.environ['RANK']; signal.signal({int(number)}, lambda *_: sys.exit(75));"
         f" open('{tmp_path}/' + r, 'w').close(); time.sleep(600)"
     )
-    launcher = f"import sys; from cluster.local_ranks import run_ranks; sys.exit(run_ranks([sys.executable, '-c', {rank!r}], 2))"
-    process = subprocess.Popen([sys.executable, "-c", launcher], cwd=ROOT)
+    process = launcher_of(rank)
     while len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.02)
     process.send_signal(number)
@@ -55,8 +56,7 @@ def test_a_signal_to_the_launcher_reaches_every_rank(tmp_path: Path, number: sig
 
 def test_ranks_die_with_their_launcher(tmp_path: Path) -> None:
     rank = f"import os, time; open('{tmp_path}/' + str(os.getpid()), 'w').close(); time.sleep(600)"
-    launcher = f"import sys; from cluster.local_ranks import run_ranks; sys.exit(run_ranks([sys.executable, '-c', {rank!r}], 2))"
-    process = subprocess.Popen([sys.executable, "-c", launcher], cwd=ROOT)
+    process = launcher_of(rank)
     while len(pids := [int(p.name) for p in tmp_path.iterdir()]) < 2:
         time.sleep(0.02)
     process.kill()

@@ -20,7 +20,7 @@ class Run(Section):
     name: str
     steps: int = 1
     optimizer: Optimizer = Optimizer()
-    sources: list[Optimizer] = []
+    sources: list[Optimizer] = Field(default_factory=list)
 
 
 def written(folder: Path, text: str, name: str = "run.yaml") -> Path:

@@ -12,7 +12,7 @@ from cluster.stop import SIGNALS, StopFlag
 
 
 @pytest.fixture(autouse=True)
-def _old_handlers():  # noqa: ANN202
+def _old_handlers():
     old = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in old.items():

@@ -12,7 +12,7 @@ import pytest
 
 from launch.__main__ import main
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROWS = 600
 
 

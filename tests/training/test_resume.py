@@ -14,7 +14,7 @@ import pytest
 
 from training.checkpoint import committed_folders, newest_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 STEPS, SAVE_EVERY = 12, 4
 GPT2_WITH_DROPOUT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 SOME_STAY_GATHERED = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 500}}

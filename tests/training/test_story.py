@@ -17,7 +17,7 @@ from data_prep.shards import ShardReader, read_manifest
 from launch.__main__ import main
 from training.checkpoint import newest_checkpoint, read_commit, read_weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).resolve().parents[2]
 CONVERSATIONS = ROOT / "examples" / "boutique" / "conversations.jsonl"
 STEPS = 8
