@@ -17,9 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def ranks(code: str, size: int) -> int:
-    return run_ranks(
-        [sys.executable, "-c", f"import os, sys, time, signal; rank = int(os.environ['RANK']); {code}"], size
-    )
+    begin = "import os, sys, time, signal; rank = int(os.environ['RANK'])"
+    return run_ranks([sys.executable, "-c", f"{begin}; {code}"], size)
+
+
+def launcher_of(rank_code: str) -> subprocess.Popen[bytes]:
+    """Start a process that runs `rank_code` as two ranks."""
+    code = f"import sys; from cluster.local_ranks import run_ranks; run = [sys.executable, '-c', {rank_code!r}]"
+    return subprocess.Popen([sys.executable, "-c", f"{code}; sys.exit(run_ranks(run, 2))"], cwd=ROOT)
 
 
 def test_every_rank_gets_its_number_and_the_meeting_point(tmp_path: Path) -> None:
