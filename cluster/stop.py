@@ -13,6 +13,16 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)  # USR2 is Slurm's notice: NCCL may take USR1
 
 
+def ignore_signals() -> None:
+    """Take neither TERM nor USR2: a rank cannot act on them before StopFlag.install, and has acted when it ends.
+
+    When the first rank has ended with 75 or 2, srun sends TERM to the others; dying of it, as a Python does that is
+    starting or ending, turns the job's exit code into 143.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopFlag:
     """Set by TERM, USR2, INT or the run's STOP file; read by all ranks together.
 

@@ -23,7 +23,6 @@ from pathlib import Path
 BASE, TUNED = Path("examples/pretrain.yaml"), Path("examples/boutique.yaml")
 CORPUS = Path("runs/demo-corpus")
 KILL_AT_STEP = 130  # after the first checkpoint, before the second
-NOT_DOCUMENTATION = {"site-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip"}
 QUESTIONS = [
     "What are your opening hours?",
     "Can I return a dress after two weeks?",
@@ -67,17 +66,13 @@ def write_corpus() -> None:
 
 
 def module_texts() -> Iterator[tuple[str, str]]:
-    """Yield the name and the docstrings of every module that has some."""
-    library = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(library.rglob("*.py")):
-        module = path.relative_to(library).with_suffix("")
-        if NOT_DOCUMENTATION & set(module.parts):
-            continue
+    """Yield the name and the docstrings of every top-level module that has some."""
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         nodes = ast.walk(ast.parse(path.read_bytes()))
         holders = [node for node in nodes if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
         text = "\n\n".join(doc for node in holders if (doc := ast.get_docstring(node)) and len(doc) > 80)
         if text:
-            yield ".".join(module.parts), text + "\n"
+            yield path.stem, text + "\n"
 
 
 def shardline(title: str, *arguments: str | Path) -> None:

@@ -14,6 +14,7 @@ from typing import NoReturn
 from cluster.environment import read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_MEND, ShardlineError
 from cluster.journal import set_up_logging
+from cluster.stop import ignore_signals
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
     found["train"].add_argument(
         "--ranks", type=int, help="processes on this machine (default: one a GPU, or train.cpu_ranks)"
     )
+    found["train"].add_argument(
+        "--stop-file", action="store_true", help="only print the file that, once it exists, stops the run"
+    )
     found["generate"].add_argument("--prompt", action="append", help="repeatable; default: read from standard input")
     found["generate"].add_argument("--tokens", type=int, default=96, help="longest answer (default: %(default)s)")
     found["generate"].add_argument(
@@ -67,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     world = read_world() if options.verb == "train" else None
     set_up_logging(world)
+    if world is not None:
+        ignore_signals()
     try:
         commands = importlib.import_module("launch.commands")
         command: Callable[[argparse.Namespace], int] = getattr(commands, options.verb)
@@ -81,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         log.error("interrupted")
         return EXIT_FAILED
+    finally:
+        if world is not None:
+            ignore_signals()
 
 
 def entry() -> NoReturn:

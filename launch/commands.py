@@ -76,6 +76,9 @@ def prepare(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Train as a rank if a launcher made this process one; else start the ranks of this machine."""
     run = load_run(options)
+    if options.stop_file:
+        say(str(run.paths.stop_request))
+        return EXIT_DONE
     check_fits(run, read_manifest(run.shards))
     world = read_world()
     if world is None:

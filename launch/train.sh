@@ -33,16 +33,7 @@ python=python
 [[ -n ${VIRTUAL_ENV-}${CONDA_PREFIX-} || ! -x $checkout/.venv/bin/python ]] || python=$checkout/.venv/bin/python
 [[ -n ${SLURM_JOB_ID-} ]] || exec "$python" -m launch train "$@"
 
-stop_file=$("$python" -c '
-import sys
-from cluster.errors import EXIT_MEND, ShardlineError
-from launch.__main__ import parser
-from launch.commands import load_run
-try:
-    print(load_run(parser().parse_args(["train", *sys.argv[1:]])).paths.stop_request)
-except ShardlineError as error:
-    print(error, file=sys.stderr)
-    sys.exit(EXIT_MEND)' "$@")
+stop_file=$("$python" -m launch train --stop-file "$@") # ends here with 2 if the configuration is wrong
 restarts=${SLURM_RESTART_COUNT:-0}
 ((restarts)) || rm -f "$stop_file" # it was meant for an earlier job
 

@@ -14,6 +14,7 @@ from launch.__main__ import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROWS = 600
+LEARNT_NATS = 2.0  # half of what was measured: 6.71 before, 2.48 after
 
 
 @pytest.fixture
@@ -37,11 +38,11 @@ def test_a_model_of_stories_learns_to_write_solutions(
             "validation_fraction": 0.05,
         },
         model={"path": str(real_data / "stories260k")},
-        train={"steps": 60, "global_batch_rows": 8, "micro_batch_rows": 2, "learning_rate": 2e-3},
+        train={"steps": 40, "global_batch_rows": 8, "micro_batch_rows": 2, "learning_rate": 2e-3},
         evaluate={"samples": 0},
     )
     assert main(["prepare", str(run.yaml)]) == 0
     assert run.train() == 0, run.log.read_text()
     assert main(["export", str(run.yaml)]) == main(["evaluate", str(run.yaml)]) == 0
     scores = json.loads(run.paths.evaluation.read_text())["models"]
-    assert scores["tuned"]["loss"] < scores["base"]["loss"] - 0.3
+    assert scores["tuned"]["loss"] < scores["base"]["loss"] - LEARNT_NATS

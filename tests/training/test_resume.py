@@ -106,21 +106,18 @@ def assert_same_bits(run: Any, expected: Any) -> None:
     assert weights(run) == weights(expected)
 
 
-@pytest.mark.parametrize(
-    "moments",
-    [pytest.param([done(2), saving(4), saved(8)], id="before a checkpoint, while saving, and after saving")],
-)
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_a_run_killed_three_times_has_the_bits_of_one_never_killed(
-    new_run: Callable[..., Any], undisturbed_bf16: Any, moments: list[Callable[[Any], bool]]
+    new_run: Callable[..., Any], request: pytest.FixtureRequest, precision: str
 ) -> None:
-    run = new_run("bf16")
-    for moment in moments:
+    run, undisturbed = new_run(precision), request.getfixturevalue(f"undisturbed_{precision}")
+    for moment in (done(2), saving(4), saved(8)):
         run.kill_when(moment)
     assert run.train() == 0
-    assert_same_bits(run, undisturbed_bf16)
+    assert_same_bits(run, undisturbed)
 
 
-def test_a_run_stopped_by_signals_and_killed_has_the_bits_of_one_never_stopped(
+def test_a_run_stopped_by_signals_has_the_bits_of_one_never_stopped(
     new_run: Callable[..., Any], undisturbed_fp32: Any
 ) -> None:
     run = new_run("fp32")
@@ -129,21 +126,26 @@ def test_a_run_stopped_by_signals_and_killed_has_the_bits_of_one_never_stopped(
     run.watch(process, done(2))
     process.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
     assert process.wait() == 75
-    agreed = run.ends()[-1]["step"]
     assert run.ends()[-1]["reason"] == "signal SIGTERM"
-    assert run.steps()[-1] == agreed
-    assert newest_checkpoint(run.paths.checkpoints).name == f"step-{agreed:06d}"
+    assert_saved_where_it_ended(run)
 
     process = run.start()
-    run.watch(process, done(agreed + 1))
+    run.watch(process, done(run.steps()[-1] + 1))
     run.signal_rank(process, 1, signal.SIGUSR2)  # to one rank, as Slurm may
     assert process.wait() == 75
     assert run.ends()[-1]["reason"] == "another rank was asked to stop"
-    assert newest_checkpoint(run.paths.checkpoints).name == f"step-{run.steps()[-1]:06d}"
+    assert_saved_where_it_ended(run)
 
-    run.kill_when(done(run.steps()[-1] + 1))
     assert run.train() == 0
     assert_same_bits(run, undisturbed_fp32)
+
+
+def assert_saved_where_it_ended(run: Any) -> None:
+    """The last step that was taken is the one that was saved, and the one that the segment ended with."""
+    last = run.steps()[-1]
+    assert last < STEPS
+    assert run.ends()[-1]["step"] == last
+    assert newest_checkpoint(run.paths.checkpoints).name == f"step-{last:06d}"
 
 
 def test_a_run_goes_on_with_fewer_and_with_more_ranks(new_run: Callable[..., Any], undisturbed_fp32: Any) -> None:
