@@ -100,6 +100,11 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def expected_ray_hosts() -> int:
+    """Return how many hosts launch/prepare.sh has started Ray on; 1 without it."""
+    return number(os.environ, "SHARDLINE_RAY_HOSTS", default=1)
+
+
 def host_name() -> str:
     return socket.gethostname()
 

@@ -7,13 +7,16 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.environment import expected_ray_hosts
 from cluster.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 10.0
+JOIN_TIMEOUT_S = 300.0  # of all hosts: a loaded file system can take minutes to import Ray on many
 ROOT = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 256 * 2**20  # only plans travel through it; the data goes over the disk
 
@@ -48,10 +51,23 @@ def ray_cluster(cpus: int) -> Iterator[int]:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
+        wait_for_hosts(lambda: sum(node["Alive"] for node in ray.nodes()), expected_ray_hosts())
         yield int(ray.cluster_resources().get("CPU", 1))
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for_hosts(alive: Callable[[], int], expected: int) -> None:
+    """Wait until all hosts have joined; raise ClusterError with the count if they do not."""
+    deadline = time.monotonic() + JOIN_TIMEOUT_S
+    while (found := alive()) < expected:
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"Ray: {found} of {expected} hosts joined within {JOIN_TIMEOUT_S:.0f} s; look for the missing ones' "
+                "reason above, or submit with fewer hosts"
+            )
+        time.sleep(0.2)
 
 
 def check_answers(address: str) -> None:

@@ -5,11 +5,13 @@
 #   cluster.sh run FOLDER HOSTS             start it: the controller (host ctl) and node1..nodeN; it lasts as long as
 #                                           this process, and writes FOLDER/ready once all nodes are idle
 #   cluster.sh on FOLDER HOST COMMAND...    run a command on a host, in the current folder
+#   cluster.sh power-off FOLDER HOST        end every process of a host at once, and unplug it
+#   cluster.sh power-on FOLDER HOST         start it again
 #
 # A host is a set of namespaces: an address, a name, a process tree and /dev/shm of its own. The disk is shared, as on a
 # cluster. The hosts live inside the controller's namespaces: when its process 1 dies, the kernel ends and removes all.
 set -euo pipefail
-verb=${1:?usage: cluster.sh run FOLDER HOSTS | cluster.sh on FOLDER HOST COMMAND...}
+verb=${1:?usage: cluster.sh run FOLDER HOSTS | on FOLDER HOST COMMAND... | power-off FOLDER HOST | power-on FOLDER HOST}
 folder=$(realpath "${2:?which folder?}")
 shift 2
 export SLURM_CONF=$folder/slurm.conf
@@ -82,8 +84,7 @@ run_controller() { # HOSTS
     --log-file="$folder/munge.log" --seed-file="$folder/munge.seed" 2>>"$folder/munge.log"
   slurmctld -D &
   for ((host = 1; host <= $1; host++)); do
-    unshare "${namespaces[@]}" --fork --kill-child "$0" node "$folder" "node$host" &
-    plug_in "node$host" "10.77.0.$((10 + host))"
+    boot "node$host"
   done
   until [[ $(sinfo --noheader --states=idle --format=%D) == "$1" ]]; do
     (($(jobs -r | wc -l) == $1 + 1)) || return 1 # a daemon has ended: its reason is above
@@ -91,6 +92,12 @@ run_controller() { # HOSTS
   done
   touch "$folder/ready"
   wait
+}
+
+boot() { # HOST
+  rm -f "$folder/$1.pid"
+  unshare "${namespaces[@]}" --fork --kill-child "$0" node "$folder" "$1" &
+  plug_in "$1" "10.77.0.$((10 + ${1#node}))"
 }
 
 plug_in() { # HOST ADDRESS
@@ -123,5 +130,8 @@ case $verb in
   controller) run_controller "$@" ;;
   node) run_node "$@" ;;
   on) on_host "$@" ;;
-  *) echo "cluster.sh: $verb: expected run or on" >&2 && exit 2 ;;
+  power-off) on_host ctl kill -KILL "$(<"$folder/$1.pid")" ;;
+  power-on) (on_host ctl setsid "$(realpath "$0")" boot "$folder" "$1" >>"$folder/$1.out" 2>&1 </dev/null &) ;;
+  boot) boot "$1" && wait ;;
+  *) echo "cluster.sh: $verb: expected run, on, power-off or power-on" >&2 && exit 2 ;;
 esac

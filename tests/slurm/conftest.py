@@ -43,7 +43,7 @@ class Job:
         return dict(fact.split("=", 1) for fact in text.split() if "=" in fact)
 
     def log(self) -> str:
-        path = self.folder / f"shardline-{self.number}.log"
+        path = next(self.folder.glob(f"shardline*-{self.number}.log"), self.folder / "none")
         return path.read_text(encoding="utf-8") if path.exists() else "(no log)"
 
     def describe(self) -> str:
@@ -85,6 +85,18 @@ class Slurm:
         )
         assert result.returncode == 0, f"{command}: {result.stderr}"
         return result.stdout
+
+    def power_off(self, host: str) -> None:
+        """End every process of a host at once."""
+        subprocess.run([str(CLUSTER), "power-off", str(self.folder), host], check=True)
+
+    def power_on(self, host: str) -> None:
+        """Start a host again, and wait until it takes jobs."""
+        subprocess.run([str(CLUSTER), "power-on", str(self.folder), host], check=True)
+        until(
+            lambda: self.on("ctl", "sinfo", "--noheader", f"--nodes={host}", "--format=%t").strip() == "idle",
+            lambda: f"{host} did not come back: {self.on('ctl', 'sinfo', '--long')}",
+        )
 
     def submit(self, *arguments: str, cwd: Path) -> Job:
         """Run sbatch in a folder."""

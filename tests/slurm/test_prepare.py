@@ -1,0 +1,65 @@
+"""Ray over the hosts of a Slurm job: the same bytes as on one machine, whatever happens to a host."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.paths import RunPaths
+from data_prep.config import DataConfig
+from data_prep.prepare import prepare
+from data_prep.shards import Manifest, read_manifest
+
+pytestmark = pytest.mark.slurm
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ["river", "stone", "the", "winter", "a", "light", "house", "walks", "under", "and", "seldom", "green"]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A corpus of 60 slices that differ, of which each takes a worker a moment."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(60):
+        words = (WORDS[(number * 7 + place * place) % len(WORDS)] for place in range(20_000))
+        (folder / f"{number:02d}.txt").write_text(f"{number} " + " ".join(words), encoding="utf-8")
+    return folder
+
+
+def data_values(corpus: Path) -> dict[str, object]:
+    return {
+        "sources": [{"path": str(corpus)}],
+        "row_tokens": 128,
+        "slice_bytes": 50_000,
+        "tokenizer": {"train": {"vocab_size": 600}},
+    }
+
+
+def run_file(folder: Path, corpus: Path) -> Path:
+    path = folder / "run.json"  # JSON is YAML
+    run = {"name": "r", "folder": str(folder / "run"), "data": data_values(corpus), "model": {"new": {}}}
+    path.write_text(json.dumps(run), encoding="utf-8")
+    return path
+
+
+def on_one_machine(folder: Path, corpus: Path) -> Manifest:
+    config = DataConfig.model_validate({**data_values(corpus), "executor": "local", "workers": 1})
+    return prepare(config, folder / "alone", None, 0)
+
+
+def test_a_host_that_loses_its_power_changes_not_a_byte(slurm: Any, tmp_path: Path, corpus: Path) -> None:
+    alone = on_one_machine(tmp_path, corpus)
+    work = RunPaths(tmp_path / "run").shards / "work"
+    run = run_file(tmp_path, corpus)
+    job = slurm.submit("-N2", "--exclusive", str(ROOT / "launch/prepare.sh"), str(run), cwd=tmp_path)
+    job.wait_for(lambda: len(list(work.glob("*.arrow"))) >= 4)
+    slurm.power_off("node2")
+    job.wait_for(lambda: "next: shardline train" in job.log())
+    slurm.power_on("node2")
+    assert job.wait()["JobState"] == "COMPLETED", job.log()
+    assert not list(Path("/tmp").glob(f"ray-{job.number}-*"))
+    assert read_manifest(tmp_path / "run/shards").digest == alone.digest
