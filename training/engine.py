@@ -21,8 +21,9 @@ from training import zero3
 from training.batches import MicroBatch
 from training.config import TrainConfig
 from training.loss import StepStats, summed_loss
+from training.model import skeleton_of
 from training.plan import Plan
-from training.weights import Weights
+from training.weights import Weights, made_buffers
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 def build_model(config: PretrainedConfig, train: TrainConfig, ds_config: dict[str, Any]) -> torch.nn.Module:
     """Build the model with every parameter partitioned as soon as it exists; its weights are filled in later."""
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-    with deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=dtype), no_init_weights():
+    # the precision comes from ds_config: DeepSpeed 0.19 takes a dtype that is given for bf16 where there is no fp16
+    with deepspeed.zero.Init(config_dict_or_path=ds_config), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()  # part of the initialization that was left out
     if train.activation_checkpointing:
@@ -92,11 +94,21 @@ class Engine:
         self.deepspeed.train()
         self.device = torch.device(get_accelerator().current_device_name())
         zero3.create_state(self.optimizer)
+        self.restore_buffers(made_buffers(skeleton_of(config)))
 
     @property
     def module(self) -> torch.nn.Module:
         module: torch.nn.Module = self.deepspeed.module
         return module
+
+    def restore_buffers(self, buffers: dict[str, torch.Tensor]) -> None:
+        """Put the model's buffers back as they were made: DeepSpeed casts them with the weights.
+
+        In bf16 the frequencies of rotary positions are off by 1 of 256: long rows would be trained at wrong positions.
+        """
+        for name, value in buffers.items():
+            owner, _, own_name = name.rpartition(".")
+            self.module.get_submodule(owner)._buffers[own_name] = value.to(self.device)
 
     def parts(self) -> list[zero3.Part]:
         """Return this rank's part of every parameter, as views."""

@@ -142,6 +142,22 @@ class NewWeights:
         """Everything asked for was made; nothing can be left over."""
 
 
+def made_buffers(skeleton: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the model's own buffers, such as the frequencies of rotary positions, in the precision of transformers.
+
+    Like from_pretrained, which also begins with a model without memory, this asks the model's rule of initialization.
+    """
+    buffers: dict[str, torch.Tensor] = {}
+    for name, module in skeleton.named_modules():
+        if module._buffers and not module._parameters:
+            module.to_empty(device="cpu", recurse=False)
+            skeleton._init_weights(module)
+            prefix = f"{name}." if name else ""
+            buffers |= {prefix + own: value.detach().clone() for own, value in module.named_buffers(recurse=False)}
+            module.to("meta")
+    return buffers
+
+
 def layer_names(model: nn.Module) -> list[str]:
     """Return the names of the modules that belong together: the decoder layers."""
     classes: Any = getattr(model, "_no_split_modules", None) or []
