@@ -20,7 +20,10 @@ UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uff
 TRAILING = re.compile(r"[^\S\n]+$", re.MULTILINE)
 
 # A lead byte of UTF-8 and a byte that follows it, each read as a character of Latin-1 or Windows-1252
-FOLLOWING = "[\x80-\xbf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013\u2014\u2018-\u201e\u2020-\u2022\u2026\u2030\u2039\u203a\u20ac\u2122]"
+FOLLOWING = (
+    "[\x80-\xbf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013\u2014\u2018-\u201e\u2020-\u2022"
+    "\u2026\u2030\u2039\u203a\u20ac\u2122]"
+)
 MOJIBAKE = re.compile("[\xc2-\xf4]" + FOLLOWING)
 EXCERPT_CHARS = 500
 
@@ -63,7 +66,7 @@ class Cleaner:
             if UNWANTED.search(text):
                 text = UNWANTED.sub("", text)
         if self.config.unicode != "off" and not text.isascii():
-            text = unicodedata.normalize(self.config.unicode.upper(), text)
+            text = unicodedata.normalize("NFC" if self.config.unicode == "nfc" else "NFKC", text)
         if self.config.whitespace and is_running:
             text = without_trailing_spaces(text)
         return text
@@ -120,7 +123,8 @@ def without_trailing_spaces(text: str) -> str:
 
 def excerpt(turns: Sequence[Turn]) -> str:
     """Return how a document begins, for people."""
-    return "\n".join(turn.text if turn.role == "text" else f"{turn.role}: {turn.text}" for turn in turns)[:EXCERPT_CHARS]
+    said = (turn.text if turn.role == "text" else f"{turn.role}: {turn.text}" for turn in turns)
+    return "\n".join(said)[:EXCERPT_CHARS]
 
 
 def check_languages(codes: Sequence[str]) -> None:

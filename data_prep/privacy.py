@@ -128,7 +128,7 @@ def dots_between_digits(text: bytes, data: Bytes, digits: Places) -> Places:
     if len(digits) < 4 or text.count(b".") < 3:
         return NOWHERE
     before = digits[: np.searchsorted(digits, len(data) - 2)]
-    dots = before[(data[before + 1] == ord(".")) & ((data[before + 2] - ZERO) < 10)] + 1
+    dots: Places = before[(data[before + 1] == ord(".")) & ((data[before + 2] - ZERO) < 10)] + 1
     return dots[:-2][dots[2:] - dots[:-2] <= 8]
 
 
@@ -162,9 +162,12 @@ def iban_spans(text: bytes, begin: int, end: int) -> list[Span]:
         places = [place for place in range(*match.span()) if text[place] != ord(" ")][:size]
         value = bytes(text[place] for place in places)
         begin = match.start() + 4
-        if size and len(value) == size and not text[places[-1] + 1 : places[-1] + 2].isalnum() and int_of(value) % 97 == 1:
-            begin = places[-1] + 1
-            spans.append((match.start(), begin))
+        if size == 0 or len(value) < size:
+            continue
+        after = places[-1] + 1
+        if int_of(value) % 97 == 1 and not text[after : after + 1].isalnum():
+            spans.append((match.start(), after))
+            begin = after
     return spans
 
 

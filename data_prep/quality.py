@@ -128,7 +128,7 @@ def covered_chars(begins: Integers, chars: Integers, size: int) -> int:
 
 
 def without_broken_lines(text: str) -> str:
-    """Return a text without the lines that are no sentence of at least three words, or are about cookies and scripts."""
+    """Return a text without the lines that are no sentence of three words or more, or speak of cookies and scripts."""
     kept = [line for line in text.split("\n") if not line.strip() or is_sentence_line(line)]
     return "\n".join(kept).strip("\n")
 

@@ -25,6 +25,17 @@ class Sample:
     text: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Repeat:
+    """A document that is left out because of another: why, where its tokens are, and the file and record of both."""
+
+    reason: str
+    slice: int
+    number: int
+    place: tuple[int, int]
+    leader: tuple[int, int]
+
+
 def drawn(samples: Iterable[Sample], limit: int) -> list[Sample]:
     """Return up to `limit` samples of each reason: those whose texts have the smallest hashes.
 
@@ -41,15 +52,18 @@ def draw(sample: Sample) -> tuple[bytes, int, int]:
     return hashlib.blake2b(text, digest_size=8).digest(), sample.file, sample.record
 
 
-def write_rejected(folder: Path, lines: Mapping[str, list[dict[str, str]]]) -> None:
+def write_rejected(folder: Path, lines: Iterable[Mapping[str, str]]) -> None:
     """Make `folder` hold one file of JSON lines for each reason, all whole, and no others; without any, remove it."""
-    if not lines:
+    texts: dict[str, str] = {}
+    for line in lines:
+        name = f"{file_name(line['reason'])}.jsonl"
+        texts[name] = texts.get(name, "") + json.dumps(line, ensure_ascii=False) + "\n"
+    if not texts:
         shutil.rmtree(folder, ignore_errors=True)
         return
     with whole_folder(folder) as partial:
-        for reason, objects in lines.items():
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in objects)
-            (partial / f"{file_name(reason)}.jsonl").write_text(text, encoding="utf-8", errors="backslashreplace")
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def file_name(reason: str) -> str:

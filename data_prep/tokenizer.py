@@ -11,10 +11,9 @@ from typing import Any
 
 from cluster.errors import ConfigError, DataError
 from cluster.files import digest_of, sha256_of, whole_folder
-from data_prep.config import DataConfig
-from data_prep.conversations import check_template, read_template
 from data_prep.cleaning import Cleaner
-from data_prep.config import CleaningConfig
+from data_prep.config import CleaningConfig, DataConfig
+from data_prep.conversations import check_template, read_template
 from data_prep.documents import Rejected, read_part
 from data_prep.encoding import EncoderSpec
 from data_prep.sources import Corpus, parts_of
