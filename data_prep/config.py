@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -91,11 +91,11 @@ class CleaningConfig(Section):
     """Leave out shorter documents."""
     max_chars: int | None = Field(default=None, ge=1)
     """Leave out longer documents."""
-    languages: tuple[str, ...] = ()
+    languages: list[str] = Field(default_factory=list)
     """Leave out documents in other languages than these, by their ISO 639-1 codes; default: any language."""
     language_probability: float = Field(default=0.65, ge=0, le=1)
     """How sure the language must be."""
-    quality: tuple[Literal["gopher", "repetition", "c4", "fineweb"], ...] = ()
+    quality: list[Literal["gopher", "repetition", "c4", "fineweb"]] = Field(default_factory=list)
     """Leave out poor pages by rules made for English web text; running text only. Try it with `--preview` first."""
     private: PrivacyConfig = PrivacyConfig()
     """Private data; by default it is kept, for what is replaced changes what is learnt."""
@@ -114,10 +114,6 @@ class CleaningConfig(Section):
         if self.max_chars is not None and self.max_chars < self.min_chars:
             raise ValueError("'max_chars' is less than 'min_chars'")
         return self
-
-    def without(self, *names: str) -> dict[str, Any]:
-        """Return the settings but the named ones, as JSON."""
-        return self.model_dump(mode="json", exclude=set(names))
 
 
 class DataConfig(Section):

@@ -224,7 +224,7 @@ def read_slice(path: Path) -> EncodedSlice:
         first=batch.column("ids").offsets.to_numpy(),
         ids=batch.column("ids").values.to_numpy(),
         mask=batch.column("mask").values.to_numpy(),
-        signature=signature.reshape(batch.num_rows, -1) if len(signature) else np.empty((batch.num_rows, 0), np.uint8),
+        signature=signature.reshape(batch.num_rows, batch.column("signature").type.byte_width),
         records=counts["records"],
         rejected=counts["rejected"],
         changed=counts["changed"],
