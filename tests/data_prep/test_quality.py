@@ -50,7 +50,7 @@ def test_c4_removes_lines_that_are_no_sentences():
 
 
 def test_characters_of_overlapping_repeats_count_once():
-    assert repeated_runs("a b c d e f g h i j".split()) is None
+    assert repeated_runs(["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]) is None
     assert repeated_runs(f"{PROSE} sat by the harbour wall".split()) is None
 
 
