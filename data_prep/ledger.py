@@ -102,6 +102,9 @@ def summary(manifest: Manifest) -> str:
         )
         for line in lines
     ]
+    changed: Counter[str] = sum((Counter(entry.get("changed", {})) for entry in manifest.documents.values()), Counter())
+    if changed:
+        table.append("mended: " + ", ".join(f"{count:,} {what}" for what, count in sorted(changed.items())))
     rows = {split: manifest.rows(split) for split in manifest.splits}
     used = manifest.tokens["trained"] + manifest.tokens["masked"]
     total = used + manifest.tokens["padding"]

@@ -137,9 +137,8 @@ def finished_manifest(folder: Path, digest: str) -> Manifest | None:
         return None
     try:
         manifest = read_manifest(folder)
-        for split in SPLITS:
-            for shard in manifest.splits[split]:
-                check_shard(folder, shard, verify=False)
+        for shard in (shard for shards in manifest.splits.values() for shard in shards):
+            check_shard(folder, shard, verify=False)
     except DataError as error:
         log.warning("preparing again: %s", error)
         return None

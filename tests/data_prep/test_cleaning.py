@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, DataError
 from data_prep.cleaning import Cleaner
 from data_prep.config import CleaningConfig
 from data_prep.documents import Document, Rejected, Turn
+from data_prep.ledger import summary
 from data_prep.rejects import Sample, drawn
 
 ALL_OFF = {"repair": False, "control_characters": False, "unicode": "off", "whitespace": False}
@@ -115,6 +116,27 @@ def test_samples_of_what_is_rejected_lie_beside_the_shards(lines_file, prepared,
     assert samples["duplicate"][0]["place"] == f"{path}:32" and samples["duplicate"][0]["like"] == f"{path}:9"
     assert samples["duplicate"][0]["text"].startswith("Number 7 is a line")
     assert manifest.documents[str(path)]["rejected"] == {"bad JSON": 1, "duplicate": 1, "empty": 5}
+
+
+def test_replacements_are_counted_and_the_same_for_any_slices_and_workers(lines_file, prepared):
+    path = lines_file(
+        *({"text": f"Write to user{n}@example.org or call +1 212 555 {n:04}, itâ€™s free."} for n in range(90))
+    )
+    settings = {"cleaning": {"private": {"email": "replace", "phone": "replace"}, "duplicates": False}}
+    settings["cleaning"]["near_duplicates"] = "off"
+
+    one = prepared(path, into="one", **settings)
+
+    assert one.documents[str(path)]["changed"] == {"email": 90, "phone": 90, "repaired": 90}
+    assert "mended: 90 email, 90 phone, 90 repaired" in summary(one)
+    assert prepared(path, into="other", **settings, slice_bytes=1500, workers=2).digest == one.digest
+
+
+def test_a_corpus_of_which_cleaning_leaves_nothing_is_refused(lines_file, prepared):
+    path = lines_file({"text": "a few words"}, {"text": "others"})
+
+    with pytest.raises(DataError, match=r"no document is left to train on .*2 shorter than 100 characters"):
+        prepared(path, cleaning={"min_chars": 100})
 
 
 def test_the_samples_do_not_depend_on_slices_and_go_when_nothing_is_rejected(lines_file, prepared, tmp_path):
