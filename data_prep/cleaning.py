@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cluster.errors import ConfigError
 from data_prep.config import CleaningConfig
@@ -109,6 +110,10 @@ class Cleaner:
         if dropped is None:
             self.changed.update(counts)
         return tuple(result), None if dropped is None else f"private data: {dropped}"
+
+    def without_private(self, rejected: Rejected) -> Rejected:
+        """Return what could not be read with its excerpt scrubbed: samples are kept."""
+        return replace(rejected, excerpt=scrub(rejected.excerpt, self.private)[0]) if self.private else rejected
 
 
 def repaired_line(line: str) -> str:

@@ -133,7 +133,7 @@ def read_usable(part: Part, encoder: Encoder, cleaner: Cleaner) -> ReadPart:
     documents: list[Document] = []
     rejected: list[Rejected] = []
     for item in read_part(part):
-        checked = item if isinstance(item, Rejected) else cleaner.cleaned(item)
+        checked = cleaner.without_private(item) if isinstance(item, Rejected) else cleaner.cleaned(item)
         if isinstance(checked, Document):
             turns = checked.turns
             checked = encoder.usable(checked)

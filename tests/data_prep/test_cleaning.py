@@ -118,6 +118,15 @@ def test_samples_of_what_is_rejected_lie_beside_the_shards(lines_file, prepared,
     assert manifest.documents[str(path)]["rejected"] == {"bad JSON": 1, "duplicate": 1, "empty": 5}
 
 
+def test_no_sample_holds_private_data_that_was_to_go(lines_file, prepared, tmp_path):
+    path = lines_file(b'{"me@x.org', {"text": "me@x.org"}, {"text": "anything else"})
+
+    prepared(path, cleaning={"private": {"email": "drop"}}, validation_fraction=0.0)
+
+    samples = "".join(file.read_text() for file in (tmp_path / "data" / "rejected").iterdir())
+    assert samples.count("[EMAIL]") == 2 and "me@x.org" not in samples
+
+
 def test_replacements_are_counted_and_the_same_for_any_slices_and_workers(lines_file, prepared):
     path = lines_file(
         *({"text": f"Write to user{n}@example.org or call +1 212 555 {n:04}, itâ€™s free."} for n in range(90))
