@@ -58,6 +58,64 @@ class TokenizerConfig(Section):
         return self
 
 
+PrivateData = Literal["keep", "replace", "drop"]
+
+
+class PrivacyConfig(Section):
+    """What becomes of private data in a text: kept, replaced by its kind in brackets, or the document dropped."""
+
+    email: PrivateData = "keep"
+    """E-mail addresses."""
+    phone: PrivateData = "keep"
+    """Telephone numbers: international with their plus, North American with their separators."""
+    ip: PrivateData = "keep"
+    """IP addresses, version 4 and 6, that are public. Version numbers of four parts look the same."""
+    card: PrivateData = "keep"
+    """Numbers of payment cards, by issuer and check digit."""
+    iban: PrivateData = "keep"
+    """Numbers of bank accounts, by country and check digits."""
+
+
+class CleaningConfig(Section):
+    """What is mended in the texts, and which documents are left out. Every step can be switched off."""
+
+    repair: bool = True
+    """Undo UTF-8 that was read as Windows-1252 or Latin-1 (`cafÃ©`), by ftfy."""
+    control_characters: bool = True
+    """Remove control characters but tabs and ends of lines, which become `\\n`."""
+    unicode: Literal["nfc", "nfkc", "off"] = "nfc"
+    """The Unicode normal form. nfkc also replaces ligatures, full-width letters and their like: it loses something."""
+    whitespace: bool = True
+    """Running text only: remove spaces at the ends of lines and empty lines at the end."""
+    min_chars: int = Field(default=1, ge=1)
+    """Leave out shorter documents."""
+    max_chars: int | None = Field(default=None, ge=1)
+    """Leave out longer documents."""
+    languages: list[str] = Field(default_factory=list)
+    """Leave out documents in other languages than these, by their ISO 639-1 codes; default: any language."""
+    language_probability: float = Field(default=0.65, ge=0, le=1)
+    """How sure the language must be."""
+    quality: list[Literal["gopher", "repetition", "c4", "fineweb"]] = Field(default_factory=list)
+    """Leave out poor pages by rules made for English web text; running text only. Try it with `--preview` first."""
+    private: PrivacyConfig = PrivacyConfig()
+    """Private data; by default it is kept, for what is replaced changes what is learnt."""
+    duplicates: bool = True
+    """Leave out documents whose cleaned content is that of an earlier one."""
+    near_duplicates: Literal["off", "text", "all"] = "text"
+    """Leave out documents that are nearly an earlier one: running text only, or all. Unless it is off, no document of
+    any kind is in one split while one that is nearly the same stands before it in another."""
+    near_threshold: float = Field(default=0.8, ge=0.5, le=1)
+    """How much of their runs of five words documents share that are nearly the same (the Jaccard similarity)."""
+    rejected_samples: int = Field(default=20, ge=0)
+    """How many rejected documents of each reason are kept in the folder `rejected` beside the shards."""
+
+    @model_validator(mode="after")
+    def check_lengths(self) -> Self:
+        if self.max_chars is not None and self.max_chars < self.min_chars:
+            raise ValueError("'max_chars' is less than 'min_chars'")
+        return self
+
+
 class DataConfig(Section):
     """How the corpus becomes shards."""
 
@@ -72,8 +130,12 @@ class DataConfig(Section):
     """Tokens in a row: the model's sequence length."""
     packing: Literal["auto", "concat", "best_fit"] = "auto"
     """concat: running text, documents cut where a row ends. best_fit: no document cut unless longer than a row."""
+    cleaning: CleaningConfig = CleaningConfig()
+    """What is mended in the texts, and which documents are left out."""
     validation_fraction: float = Field(default=0.02, ge=0, lt=1)
     """Share of documents held out, chosen by each document's own hash."""
+    test_fraction: float = Field(default=0, ge=0, lt=1)
+    """Share of documents held out for a test at the very end; chosen likewise, from those not in validation."""
     shard_rows: int = Field(default=16_384, gt=0)
     slice_bytes: int = Field(default=8 * 2**20, ge=1024)
     """Bytes of source that one task reads."""
@@ -81,3 +143,9 @@ class DataConfig(Section):
     """auto: local processes for small corpora, Ray from 256 MB."""
     workers: int | None = Field(default=None, gt=0)
     """Tasks at a time; default: one for each CPU."""
+
+    @model_validator(mode="after")
+    def check_fractions(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("'validation_fraction' and 'test_fraction' leave nothing to train on")
+        return self

@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import ConfigError, DataError
-from data_prep.cleaning import clean, clean_lines
 
 Shape = Literal["text", "pair", "messages"]
 Role = Literal["text", "prompt", "completion", "messages"]
 SNIFFED_LINES = 100
+EXCERPT_BYTES = 500
 
 KNOWN_COLUMNS: tuple[tuple[Shape, tuple[str, ...]], ...] = (
     ("messages", ("messages",)),
@@ -62,10 +62,11 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that cannot be a document, and why."""
+    """A record that is left out, why, and how it begins."""
 
     record: int
     reason: str
+    excerpt: str = field(default="", compare=False)
 
 
 class ObjectionError(Exception):
@@ -73,12 +74,12 @@ class ObjectionError(Exception):
 
 
 def read_part(part: Part) -> Iterator[Document | Rejected]:
-    """Yield one cleaned document or rejection for each record of a part, in order."""
+    """Yield one document or rejection for each record of a part, in order; nothing is cleaned yet."""
     for record, raw in enumerate(read_records(part)):
         try:
-            yield Document(record, part.columns.shape, cleaned(turns_of(raw, part.columns), part.columns))
+            yield Document(record, part.columns.shape, turns_of(raw, part.columns))
         except ObjectionError as objection:
-            yield Rejected(record, str(objection))
+            yield Rejected(record, str(objection), raw[:EXCERPT_BYTES].decode("utf-8", "replace"))
 
 
 def read_records(part: Part) -> Iterator[bytes]:
@@ -132,16 +133,6 @@ def turns_of_row(row: Mapping[str, Any], columns: Columns) -> tuple[Turn, ...]:
 def is_message(value: Any) -> bool:
     """Tell whether a value is a message whose role and content are text."""
     return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
-
-
-def cleaned(turns: tuple[Turn, ...], columns: Columns) -> tuple[Turn, ...]:
-    """Return the turns cleaned. Raises ObjectionError if nothing is left that could be learnt."""
-    rule = clean_lines if columns.shape == "text" else clean
-    result = tuple(Turn(turn.role, rule(turn.text)) for turn in turns)
-    learnt = result[-1:] if columns.shape == "pair" else result
-    if not any(turn.text.strip() for turn in learnt):
-        raise ObjectionError("empty")
-    return result
 
 
 def find_columns(location: Path, label: str, fields: Mapping[Role, str]) -> Columns:

@@ -10,17 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import DataError
-from data_prep.selection import Documents, Records
+from data_prep.selection import Documents, Records, Selection
 from data_prep.shards import Manifest, ShardInfo
 from data_prep.sources import Corpus
 
-DUPLICATE = "duplicate"
-
 
 def count_documents(
-    corpus: Corpus, records: Records, documents: Documents, kept: npt.NDArray[np.bool_]
+    corpus: Corpus, records: Records, documents: Documents, selection: Selection
 ) -> dict[str, dict[str, Any]]:
-    """Return, by source: files, files passed over by suffix, documents read, kept, rejected by reason, and tokens.
+    """Return, by source: files, files passed over by suffix, documents read, kept, rejected by reason, what was
+    mended, and tokens.
 
     `trained_tokens` is before packing, which masks the first token of each piece that a row's end cuts off.
     Raises DataError if a document is unaccounted for.
@@ -29,27 +28,34 @@ def count_documents(
     def by_file(values: npt.NDArray[Any]) -> list[int]:
         return [int(n) for n in np.bincount(documents.file, weights=values, minlength=len(corpus.files))]
 
+    kept = selection.kept
+    dropped = {reason: by_file(flags) for reason, flags in selection.dropped.items()}
+    dropped_by_file = [{reason: counts[n] for reason, counts in dropped.items()} for n in range(len(corpus.files))]
     columns = zip(
         corpus.files,
         records.read,
         records.rejected,
+        records.changed,
         by_file(kept),
-        by_file(~kept),
+        dropped_by_file,
         by_file(documents.tokens * kept),
         by_file(documents.trained * kept),
         strict=True,
     )
     counts: dict[str, dict[str, Any]] = {}
-    for file, read, rejected, keeps, repeats, tokens, trained in columns:
+    for file, read, rejected, changed, keeps, left_out, tokens, trained in columns:
         label = file.info.source
         empty = {"files": 0, "read": 0, "kept": 0, "rejected": Counter(), "tokens": 0, "trained_tokens": 0}
-        entry = counts.setdefault(label, {**empty, "passed_over": corpus.passed_over[label]})
+        extra = {"changed": Counter(), "passed_over": corpus.passed_over[label]}
+        entry = counts.setdefault(label, {**empty, **extra})
         for name, count in (("files", 1), ("read", read), ("kept", keeps), ("tokens", tokens)):
             entry[name] += count
         entry["trained_tokens"] += trained
-        entry["rejected"].update({**rejected, **({DUPLICATE: repeats} if repeats else {})})
+        entry["rejected"].update(rejected + Counter(left_out))
+        entry["changed"].update(changed)
     for label, entry in counts.items():
-        entry["rejected"] = dict(sorted(entry["rejected"].items()))
+        for name in ("rejected", "changed"):
+            entry[name] = dict(sorted(entry[name].items()))
         balance(f"documents of {label}", entry["read"], entry["kept"] + sum(entry["rejected"].values()))
     return counts
 
@@ -96,6 +102,9 @@ def summary(manifest: Manifest) -> str:
         )
         for line in lines
     ]
+    changed: Counter[str] = sum((Counter(entry.get("changed", {})) for entry in manifest.documents.values()), Counter())
+    if changed:
+        table.append("mended: " + ", ".join(f"{count:,} {what}" for what, count in sorted(changed.items())))
     rows = {split: manifest.rows(split) for split in manifest.splits}
     used = manifest.tokens["trained"] + manifest.tokens["masked"]
     total = used + manifest.tokens["padding"]

@@ -13,7 +13,8 @@ from cluster.errors import DataError
 from data_prep.config import DataConfig
 from data_prep.ledger import count_documents, reasons_of
 from data_prep.packing import Integers, Packing, pack
-from data_prep.selection import Documents, collect, duplicates, held_out
+from data_prep.rejects import Repeat, Sample, drawn
+from data_prep.selection import Documents, collect, drawn_repeats, select
 from data_prep.shards import SPLITS
 from data_prep.slices import EncodedSlice
 from data_prep.sources import Corpus, Slice
@@ -54,7 +55,7 @@ class RowPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The rows of each split, and the counts that the manifest and its ledger need.
+    """The rows of each split, the counts that the manifest and its ledger need, and samples of what was left out.
 
     `cuts` is the number of pieces that begin inside a document: each may cost one trained token.
     """
@@ -65,6 +66,8 @@ class Plan:
     trained: int
     cuts: int
     conversational: bool
+    samples: list[Sample]
+    repeats: list[Repeat]
 
 
 def packing_method(config: DataConfig, corpus: Corpus) -> str:
@@ -79,11 +82,12 @@ def make_plan(
 ) -> Plan:
     """Return where every token of the slices goes. Raises DataError if nothing is left to train on."""
     documents, records = collect(slices, tables, len(corpus.files))
-    kept = ~duplicates(documents.key)
-    counts = count_documents(corpus, records, documents, kept)
-    held = held_out(documents.key, config.validation_fraction)
-    chosen = {"train": np.flatnonzero(kept & ~held), "validation": np.flatnonzero(kept & held)}
-    check_splits({split: len(chosen[split]) for split in SPLITS}, counts, config.validation_fraction)
+    is_text = np.array([file.columns.shape == "text" for file in corpus.files])
+    selection = select(documents, is_text[documents.file], config)
+    kept = selection.kept
+    counts = count_documents(corpus, records, documents, selection)
+    chosen = {split: np.flatnonzero(kept & (selection.split == number)) for number, split in enumerate(SPLITS)}
+    check_splits({split: len(chosen[split]) for split in SPLITS}, counts, config)
     method = packing_method(config, corpus)
     splits = {
         split: plan_rows(
@@ -91,14 +95,15 @@ def make_plan(
         )
         for split in SPLITS
     }
-    is_conversation = np.array([file.columns.shape != "text" for file in corpus.files])
     return Plan(
         splits=splits,
         counts=counts,
         tokens=int(documents.tokens[kept].sum()),
         trained=int(documents.trained[kept].sum()),
         cuts=sum(int(np.count_nonzero(plan.start)) for plan in splits.values()),
-        conversational=bool(is_conversation[documents.file[kept]].any()),
+        samples=drawn(records.samples, config.cleaning.rejected_samples),
+        repeats=drawn_repeats(documents, selection, config.cleaning.rejected_samples),
+        conversational=not is_text[documents.file[kept]].all(),
     )
 
 
@@ -116,20 +121,20 @@ def plan_rows(packing: Packing, documents: Documents, chosen: Integers) -> RowPl
     )
 
 
-def check_splits(sizes: dict[str, int], counts: dict[str, dict[str, Any]], fraction: float) -> None:
+def check_splits(sizes: dict[str, int], counts: dict[str, dict[str, Any]], config: DataConfig) -> None:
     """Raise DataError if there is nothing to train on; warn if nothing is held out that should be."""
     if sizes["train"] == 0:
         reasons = "; ".join(f"{label}: {reasons_of(entry) or 'none'}" for label, entry in counts.items())
         raise DataError(
             f"no document is left to train on ({sizes['validation']} held out for validation; rejected of {reasons}); "
-            "mend the sources, or lower data.validation_fraction"
+            "mend the sources, lower data.validation_fraction, or see what data.cleaning leaves out"
         )
-    if sizes["validation"] == 0 and fraction > 0:
+    if sizes["validation"] == 0 and config.validation_fraction > 0:
         log.warning(
             "validation is empty: none of %d documents fell into data.validation_fraction %g; raise it, add documents, "
             "or set it to 0",
             sizes["train"],
-            fraction,
+            config.validation_fraction,
         )
 
 

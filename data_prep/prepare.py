@@ -13,13 +13,18 @@ from typing import Any
 
 from cluster.errors import DataError
 from cluster.files import digest_of, fsync_path, whole_folder
-from data_prep.config import DataConfig
+from data_prep.cleaning import CLEANING_VERSION, Cleaner
+from data_prep.config import CleaningConfig, DataConfig
 from data_prep.conversations import read_template
 from data_prep.encoding import EncoderSpec, write_spec
 from data_prep.fan_out import Executor, Workers
 from data_prep.gathering import RowFormat, ShardTask, write_rows
 from data_prep.ledger import count_tokens
+from data_prep.near_duplicates import SIGNATURE_VERSION
+from data_prep.originals import document_place
 from data_prep.planning import Plan, make_plan, packing_method, shard_plans
+from data_prep.rejects import FOLDER as REJECTED
+from data_prep.rejects import write_rejected
 from data_prep.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -41,6 +46,7 @@ from data_prep.tokenizer import encoder_spec, load_tokenizer, tokenizer_origin
 log = logging.getLogger(__name__)
 
 RAY_FROM_BYTES = 256 * 2**20  # below it, starting Ray takes longer than the work
+EXCERPT_TOKENS = 128
 PROCESSES_FROM_BYTES = 16 * 2**20  # likewise for processes; the tokenizer has threads of its own
 
 MapSlices = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
@@ -54,6 +60,7 @@ def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int)
     Raises ConfigError or DataError for what a person must mend.
     """
     folder = folder.resolve()
+    Cleaner(config.cleaning)  # what is wrong in its settings shows before anything is fetched
     with Workers(config.workers) as workers:
         corpus = fetch_corpus(config, folder, workers)
         digest = config_digest(config, corpus, model_path, seed)
@@ -65,8 +72,9 @@ def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int)
         tokenizer = load_tokenizer(config, model_path, corpus, folder / "work")
         spec = encoder_spec(tokenizer, corpus)
         slices = cut_slices(corpus, config.slice_bytes)
-        paths = encode_slices(slices, corpus, spec, folder / "work", map_slices)
+        paths = encode_slices(slices, corpus, spec, config.cleaning, folder / "work", map_slices)
         plan = make_plan(config, corpus, slices, map(read_slice, paths), seed)
+        write_rejected(folder / REJECTED, rejected_lines(plan, corpus, paths, tokenizer))
         unseal(folder)
         splits = write_splits(config, folder, spec, plan, paths, map_slices)
     with whole_folder(folder / "tokenizer") as partial_folder:
@@ -116,7 +124,8 @@ def config_digest(config: DataConfig, corpus: Corpus, model_path: str | None, se
             "tokenizer": tokenizer_origin(config, model_path),
             "chat_template": read_template(config.chat_template, None),
             "rows": [config.row_tokens, packing_method(config, corpus), config.shard_rows],
-            "validation_fraction": config.validation_fraction,
+            "held_out": [config.validation_fraction, config.test_fraction],
+            "cleaning": [CLEANING_VERSION, SIGNATURE_VERSION, config.cleaning.model_dump(mode="json")],
             "seed": seed,
         }
     )
@@ -128,9 +137,8 @@ def finished_manifest(folder: Path, digest: str) -> Manifest | None:
         return None
     try:
         manifest = read_manifest(folder)
-        for split in SPLITS:
-            for shard in manifest.splits[split]:
-                check_shard(folder, shard, verify=False)
+        for shard in (shard for shards in manifest.splits.values() for shard in shards):
+            check_shard(folder, shard, verify=False)
     except DataError as error:
         log.warning("preparing again: %s", error)
         return None
@@ -141,17 +149,23 @@ def finished_manifest(folder: Path, digest: str) -> Manifest | None:
 
 
 def encode_slices(
-    slices: Sequence[Slice], corpus: Corpus, spec: EncoderSpec, work: Path, map_slices: MapSlices
+    slices: Sequence[Slice],
+    corpus: Corpus,
+    spec: EncoderSpec,
+    cleaning: CleaningConfig,
+    work: Path,
+    map_slices: MapSlices,
 ) -> list[Path]:
     """Return the file of each slice's encoded documents; only what is missing is made."""
     began = time.monotonic()
     write_spec(encoder_file(work, spec), spec)
-    paths = [work / f"{slice_digest(parts, corpus, spec)}.arrow" for parts in slices]
+    paths = [work / f"{slice_digest(parts, corpus, spec, cleaning)}.arrow" for parts in slices]
     missing = [
         SliceTask(
             parts=parts,
             names=tuple(corpus.files[part.file].info.path for part in parts),
             spec=encoder_file(work, spec),
+            cleaning=cleaning,
             target=path,
         )
         for parts, path in zip(slices, paths, strict=True)
@@ -162,6 +176,21 @@ def encode_slices(
             log.info("encoded %d of %d slices, %.1f s", done, len(missing), time.monotonic() - began)
     log.info("%d slices: %d encoded, %d reused", len(slices), len(missing), len(slices) - len(missing))
     return paths
+
+
+def rejected_lines(plan: Plan, corpus: Corpus, paths: Sequence[Path], tokenizer: Any) -> Iterator[dict[str, str]]:
+    """Yield the samples of what was left out: why, where it stands, how it begins, what it repeats."""
+
+    def place(file: int, record: int) -> str:
+        return document_place(corpus.files[file].info, record)
+
+    for sample in plan.samples:
+        yield {"reason": sample.reason, "place": place(sample.file, sample.record), "text": sample.text}
+    for repeat in plan.repeats:
+        table = read_slice(paths[repeat.slice])
+        begin, end = table.first[repeat.number : repeat.number + 2]
+        text = tokenizer.decode(table.ids[begin : min(end, begin + EXCERPT_TOKENS)].tolist())
+        yield {"reason": repeat.reason, "place": place(*repeat.place), "like": place(*repeat.leader), "text": text}
 
 
 def encoder_file(work: Path, spec: EncoderSpec) -> Path:

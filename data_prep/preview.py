@@ -40,7 +40,10 @@ def preview(config: DataConfig, folder: Path, model_path: str | None, count: int
         cut_slices(corpus, PREVIEW_BYTES), key=lambda parts: corpus.files[parts[0].file].info.source
     )
     slices = [next(group) for _, group in by_source]
-    tables = [encode_parts(parts, [corpus.files[p.file].info.path for p in parts], encoder) for parts in slices]
+    tables = [
+        encode_parts(parts, [corpus.files[p.file].info.path for p in parts], encoder, config.cleaning)
+        for parts in slices
+    ]
     plan = make_plan(config, corpus, slices, tables, seed=0).splits["train"]
     row_format = RowFormat(row_tokens=config.row_tokens, vocab_size=spec.vocab_size, pad=spec.pad)
     chosen = {round(n) for n in np.linspace(0, plan.rows - 1, min(count, plan.rows))}

@@ -4,7 +4,7 @@ A data folder holds
 
     manifest.json            written last; without it the folder is not prepared data
     tokenizer/               the tokenizer that made the ids
-    train/, validation/      `datasets.load_from_disk` opens either as it stands
+    train/, validation/, test/      `datasets.load_from_disk` opens each as it stands; a split without rows has none
         data-00000-of-00002.arrow ...   Arrow IPC *stream* files
         dataset_info.json, state.json
 
@@ -38,7 +38,7 @@ from cluster.files import digest_of, sha256_of, whole_file, write_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-SPLITS = ("train", "validation")
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,9 @@ class Manifest:
     """Everything that training must know of the data, and what became of every document.
 
     `documents` counts, by source label, `files`, files `passed_over` by suffix, documents `read`, `kept` and `rejected`
-    by reason, and of the kept ones, before packing, `tokens` and `trained_tokens`; `tokens` is the ledger of the
-    packed tokens: `trained`, `masked` and `padding` sum to rows x row_tokens of all splits.
+    by reason, what was mended (`changed`), and of the kept ones, before packing, `tokens` and `trained_tokens`;
+    `tokens` is the ledger of the packed tokens: `trained`, `masked` and `padding` sum to rows x row_tokens of all
+    splits.
     """
 
     version: int

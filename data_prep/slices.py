@@ -1,7 +1,8 @@
 """A slice of the corpus as one Arrow file of encoded documents, named by the digest of all it depends on.
 
-Columns: part (index in the slice), record (in the part), key (16 bytes: the hash of the cleaned content), ids, mask.
-The schema's metadata counts, for each part, the records and the rejected ones by reason.
+Columns: part (index in the slice), record (in the part), key (16 bytes: the hash of the cleaned content), signature
+(0 bytes if near duplicates are not looked for), ids, mask. The schema's metadata counts, for each part, the records,
+the rejected ones by reason and what was mended, and holds samples of what was rejected.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,15 @@ import pyarrow as pa
 
 from cluster.errors import DataError
 from cluster.files import canonical_json, digest_of, whole_file
-from data_prep.cleaning import CLEANING_VERSION
+from data_prep.cleaning import CLEANING_VERSION, Cleaner, excerpt
+from data_prep.config import CleaningConfig
 from data_prep.documents import Document, Part, Rejected, read_part
 from data_prep.encoding import Encoded, Encoder, EncoderSpec, UnusableDocumentError, as_json, read_spec
+from data_prep.near_duplicates import SIGNATURE_VERSION, signatures
+from data_prep.rejects import Sample, drawn
 from data_prep.sources import Corpus, Slice
 
-SLICE_VERSION = 1  # part of every slice's digest: raise it when reading, encoding or this format changes
+SLICE_VERSION = 2  # part of every slice's digest: raise it when reading, encoding or this format changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,7 @@ class SliceTask:
     parts: Slice
     names: tuple[str, ...]
     spec: Path
+    cleaning: CleaningConfig
     target: Path
 
 
@@ -50,23 +55,28 @@ class EncodedSlice:
     first: npt.NDArray[np.int64]
     ids: npt.NDArray[np.uint32]
     mask: npt.NDArray[np.uint8]
+    signature: npt.NDArray[np.uint8]  # [documents, BINS], or [documents, 0]
     records: list[int]
     rejected: list[dict[str, int]]
+    changed: list[dict[str, int]]
+    samples: list[Sample]
 
 
-def slice_digest(parts: Slice, corpus: Corpus, spec: EncoderSpec) -> str:
+def slice_digest(parts: Slice, corpus: Corpus, spec: EncoderSpec, cleaning: CleaningConfig) -> str:
     """Return the digest of everything that a slice's encoded documents follow from."""
     contents = [[corpus.files[part.file].info.sha256, part.start, part.end, asdict(part.columns)] for part in parts]
     settings = asdict(spec)
     if all(part.columns.shape == "text" for part in parts):
         settings.pop("chat_template")  # running text does not change with it
-    return digest_of([SLICE_VERSION, CLEANING_VERSION, contents, settings])
+    steps = cleaning.model_dump(mode="json", exclude={"duplicates", "near_duplicates", "near_threshold"})
+    signed = SIGNATURE_VERSION if cleaning.near_duplicates != "off" else None
+    return digest_of([SLICE_VERSION, CLEANING_VERSION, contents, settings, steps, signed])
 
 
 def encode_slice(task: SliceTask) -> Path:
     """Read, clean and encode one slice into its file, whole or not at all; a file that is there is left alone."""
     if not task.target.exists():
-        encoded = encode_parts(task.parts, task.names, cached_encoder(task.spec))
+        encoded = encode_parts(task.parts, task.names, cached_encoder(task.spec), task.cleaning)
         write_slice(task.target, encoded)
     return task.target
 
@@ -77,48 +87,70 @@ def cached_encoder(spec: Path) -> Encoder:
     return Encoder(read_spec(spec))
 
 
-def encode_parts(parts: Slice, names: Sequence[str], encoder: Encoder) -> EncodedSlice:
+def encode_parts(parts: Slice, names: Sequence[str], encoder: Encoder, cleaning: CleaningConfig) -> EncodedSlice:
     """Read, clean and encode the documents of a slice. Raises DataError that names a document's file and line."""
-    documents: list[Document] = []
+    read = [read_usable(part, encoder, Cleaner(cleaning)) for part in parts]
     encoded: list[Encoded] = []
-    owners: list[int] = []
-    records: list[int] = []
-    rejected: list[dict[str, int]] = []
-    for index, part in enumerate(parts):
-        kept, count, reasons = read_usable(part, encoder)
+    for part, name, one in zip(parts, names, read, strict=True):
         try:
-            encoded += encoder.encode(kept)
+            encoded += encoder.encode(one.documents)
         except UnusableDocumentError as problem:
-            raise DataError(f"{place(part, names[index], problem.record)}: {problem.reason}") from None
-        documents += kept
-        owners += [index] * len(kept)
-        records.append(count)
-        rejected.append(reasons)
+            raise DataError(f"{place(part, name, problem.record)}: {problem.reason}") from None
+    documents = [document for one in read for document in one.documents]
     lengths = [len(e.input_ids) for e in encoded]
     keys = b"".join(content_key(document) for document in documents)
+    rejected = (
+        Sample(reason=item.reason, file=index, record=item.record, text=item.excerpt)
+        for index, one in enumerate(read)
+        for item in one.rejected
+    )
     return EncodedSlice(
-        part=np.array(owners, dtype=np.int32),
+        part=np.repeat(np.arange(len(parts), dtype=np.int32), [len(one.documents) for one in read]),
         record=np.array([document.record for document in documents], dtype=np.int64),
         key=np.frombuffer(keys, dtype=">u8").astype(np.uint64).reshape(-1, 2),
         first=np.cumsum([0, *lengths], dtype=np.int64),
         ids=np.concatenate([np.empty(0, np.uint32), *(e.input_ids for e in encoded)]),
         mask=np.concatenate([np.empty(0, np.uint8), *(e.loss_mask.view(np.uint8) for e in encoded)]),
-        records=records,
-        rejected=rejected,
+        signature=signed(documents, cleaning),
+        records=[len(one.documents) + len(one.rejected) for one in read],
+        rejected=[dict(sorted(Counter(item.reason for item in one.rejected).items())) for one in read],
+        changed=[one.changed for one in read],
+        samples=drawn(rejected, cleaning.rejected_samples),
     )
 
 
-def read_usable(part: Part, encoder: Encoder) -> tuple[list[Document], int, dict[str, int]]:
-    """Return a part's usable documents, the number of its records, and the rejected ones by reason."""
+@dataclass(frozen=True, kw_only=True)
+class ReadPart:
+    """What reading and cleaning made of a part's records, and how often it mended what."""
+
+    documents: list[Document]
+    rejected: list[Rejected]
+    changed: dict[str, int]
+
+
+def read_usable(part: Part, encoder: Encoder, cleaner: Cleaner) -> ReadPart:
+    """Return a part's usable documents and the rejected records."""
     documents: list[Document] = []
-    reasons: Counter[str] = Counter()
+    rejected: list[Rejected] = []
     for item in read_part(part):
-        checked = item if isinstance(item, Rejected) else encoder.usable(item)
+        checked = cleaner.without_private(item) if isinstance(item, Rejected) else cleaner.cleaned(item)
+        if isinstance(checked, Document):
+            turns = checked.turns
+            checked = encoder.usable(checked)
+            if isinstance(checked, Rejected):
+                checked = Rejected(checked.record, checked.reason, excerpt(turns))
         if isinstance(checked, Rejected):
-            reasons[checked.reason] += 1
+            rejected.append(checked)
         else:
             documents.append(checked)
-    return documents, len(documents) + reasons.total(), dict(sorted(reasons.items()))
+    return ReadPart(documents=documents, rejected=rejected, changed=dict(sorted((+cleaner.changed).items())))
+
+
+def signed(documents: Sequence[Document], cleaning: CleaningConfig) -> npt.NDArray[np.uint8]:
+    """Return the signatures of documents' texts, or none if near duplicates are not looked for."""
+    if cleaning.near_duplicates == "off":
+        return np.empty((len(documents), 0), np.uint8)
+    return signatures(["\n".join(turn.text for turn in document.turns) for document in documents])
 
 
 def content_key(document: Document) -> bytes:
@@ -143,12 +175,19 @@ def iter_lines_before(stream: BinaryIO, end: int) -> Iterator[bytes]:
 
 def write_slice(path: Path, encoded: EncodedSlice) -> None:
     """Write a slice as one record batch of an Arrow stream, whole or not at all."""
-    counts = json.dumps({"records": encoded.records, "rejected": encoded.rejected})
-    keys = encoded.key.astype(">u8").tobytes()
+    counts = json.dumps(
+        {
+            "records": encoded.records,
+            "rejected": encoded.rejected,
+            "changed": encoded.changed,
+            "samples": [asdict(sample) for sample in encoded.samples],
+        }
+    )
     columns = {
         "part": pa.array(encoded.part),
         "record": pa.array(encoded.record),
-        "key": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(encoded.part), [None, pa.py_buffer(keys)]),
+        "key": fixed_bytes(encoded.key.astype(">u8")),
+        "signature": fixed_bytes(encoded.signature),
         "ids": pa.LargeListArray.from_arrays(pa.array(encoded.first), pa.array(encoded.ids)),
         "mask": pa.LargeListArray.from_arrays(pa.array(encoded.first), pa.array(encoded.mask)),
     }
@@ -161,6 +200,12 @@ def write_slice(path: Path, encoded: EncodedSlice) -> None:
         writer.write_batch(batch)
 
 
+def fixed_bytes(values: npt.NDArray[Any]) -> pa.FixedSizeBinaryArray:
+    """Return each row of an array as that many bytes."""
+    width = values.shape[1] * values.itemsize
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(values), [None, pa.py_buffer(values.tobytes())])
+
+
 def read_slice(path: Path) -> EncodedSlice:
     """Map a slice's file; its ids and mask are read when they are used. Raises DataError if it is damaged."""
     try:
@@ -171,6 +216,7 @@ def read_slice(path: Path) -> EncodedSlice:
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: damaged ({error}); delete it and run the command again") from None
     counts = json.loads(batch.schema.metadata[b"counts"])
+    signature = np.frombuffer(batch.column("signature").buffers()[1] or b"", dtype=np.uint8)
     return EncodedSlice(
         part=batch.column("part").to_numpy(),
         record=batch.column("record").to_numpy(),
@@ -178,6 +224,9 @@ def read_slice(path: Path) -> EncodedSlice:
         first=batch.column("ids").offsets.to_numpy(),
         ids=batch.column("ids").values.to_numpy(),
         mask=batch.column("mask").values.to_numpy(),
+        signature=signature.reshape(batch.num_rows, batch.column("signature").type.byte_width),
         records=counts["records"],
         rejected=counts["rejected"],
+        changed=counts["changed"],
+        samples=[Sample(**sample) for sample in counts["samples"]],
     )

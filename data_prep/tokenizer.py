@@ -11,7 +11,8 @@ from typing import Any
 
 from cluster.errors import ConfigError, DataError
 from cluster.files import digest_of, sha256_of, whole_folder
-from data_prep.config import DataConfig
+from data_prep.cleaning import Cleaner
+from data_prep.config import CleaningConfig, DataConfig
 from data_prep.conversations import check_template, read_template
 from data_prep.documents import Rejected, read_part
 from data_prep.encoding import EncoderSpec
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = [END_OF_TEXT, "<|im_start|>", "<|im_end|>"]
 SAMPLE_BYTES = 16 * 2**20  # of the corpus, to train a tokenizer on
-TRAINING_VERSION = 1  # part of a trained tokenizer's digest: raise it when training changes
+TRAINING_VERSION = 2  # part of a trained tokenizer's digest: raise it when training changes
 TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -120,12 +121,14 @@ def trained_tokenizer(corpus: Corpus, vocab_size: int, work: Path) -> Any:
 def sample(corpus: Corpus, limit_bytes: int) -> Iterator[str]:
     """Yield cleaned texts: of each file its first part, in the proportion that the limit is to the corpus."""
     share = min(1.0, limit_bytes / corpus.bytes)
+    cleaner = Cleaner(CleaningConfig())
     for file in corpus.files:
         size = max(1, int(file.info.bytes * share))
         (whole,) = parts_of(0, file, max(file.info.bytes, 1))
         for document in read_part(replace(whole, end=size)):
-            if not isinstance(document, Rejected):
-                yield from (turn.text[:size] for turn in document.turns)
+            cleaned = document if isinstance(document, Rejected) else cleaner.cleaned(document)
+            if not isinstance(cleaned, Rejected):
+                yield from (turn.text[:size] for turn in cleaned.turns)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from data_prep.shards import (
-    SPLITS,
     Manifest,
     Piece,
     Row,
@@ -78,7 +77,7 @@ def tiny_shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         ids = np.array(tokenizer(" ".join(lines(400))).input_ids, dtype=np.uint32)
         counts = {"train": rows, "validation": validation_rows}
         splits = {}
-        for split in SPLITS:
+        for split in counts:
             first = 0 if split == "train" else rows
             numbers = range(first, first + counts[split])
             relative = f"{split}/data-00000-of-00001.arrow"

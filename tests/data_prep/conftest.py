@@ -87,6 +87,7 @@ def config_of() -> Callable[..., DataConfig]:
     def build(*paths: Path | dict[str, Any], **settings: Any) -> DataConfig:
         sources = [path if isinstance(path, dict) else {"path": str(path)} for path in paths]
         defaults = {"row_tokens": 64, "tokenizer": {"train": {"vocab_size": 512}}, "workers": 1, "executor": "local"}
+        defaults["cleaning"] = {"near_duplicates": "off"}  # `corpus` is made of the same few words
         return DataConfig.model_validate({"sources": sources, **defaults, **settings})
 
     return build

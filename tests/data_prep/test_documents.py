@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import ConfigError, DataError
-from data_prep.cleaning import clean, clean_lines
 from data_prep.documents import Columns, Document, Part, Rejected, find_columns, read_part
 
 PAIR = Columns(shape="pair", names=("prompt", "completion"))
@@ -25,7 +24,6 @@ def part(path: Path, columns: Columns = PAIR) -> Part:
         (b'["a", "b"]', "not a JSON object"),
         (b'{"prompt": "a"}', "missing column"),
         (b'{"prompt": "a", "completion": 5}', "not text"),
-        (b'{"prompt": "a", "completion": " \\n"}', "empty"),
         (b'{"prompt": "\xff", "completion": "b"}', "invalid UTF-8"),
         (b"", "blank line"),
         (b"[" * 100_000, "bad JSON"),
@@ -103,13 +101,3 @@ def test_fields_of_two_shapes_are_refused(lines_file):
 def test_a_file_without_any_json_object_is_refused(lines_file):
     with pytest.raises(DataError, match="one object on each line"):
         find_columns(lines_file(b"[", b"1,"), "rows", {})
-
-
-def test_cleaning_leaves_nfc_unix_lines_and_no_control_characters():
-    assert clean("cafe\u0301\r\nx\ry\x00\x1b\ud800\t ") == "caf\u00e9\nx\ny\t "
-    assert clean_lines("a  \nb\t\n\n") == "a\nb"
-
-
-@given(st.text())
-def test_cleaning_twice_changes_nothing_more(text):
-    assert clean_lines(clean_lines(text)) == clean_lines(text)

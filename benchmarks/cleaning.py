@@ -1,0 +1,43 @@
+"""The whole default cleaning of a document, step by step: mending, signature, content hash; and what can be added."""
+
+from __future__ import annotations
+
+from benchmarks.measuring import corpus_texts, measure, size_of
+from data_prep.cleaning import Cleaner
+from data_prep.config import CleaningConfig
+from data_prep.documents import Document, Turn
+from data_prep.near_duplicates import signatures
+from data_prep.slices import content_key
+
+ADDED = {
+    "with private data": {"private": dict.fromkeys(("email", "phone", "ip", "card", "iban"), "replace")},
+    "with language": {"languages": ["en"]},
+    **{f"with {rule}": {"quality": [rule]} for rule in ("gopher", "repetition", "c4", "fineweb")},
+}
+
+
+def mended(documents: list[Document], **settings: object) -> list[Document]:
+    cleaner = Cleaner(CleaningConfig.model_validate(settings))
+    results = (cleaner.cleaned(document) for document in documents)
+    return [result for result in results if isinstance(result, Document)]
+
+
+def whole(documents: list[Document]) -> None:
+    kept = mended(documents)
+    signatures([document.turns[0].text for document in kept])
+    for document in kept:
+        content_key(document)
+
+
+def main() -> None:
+    for name, chars in (("books", 14_000), ("books", 2000), ("peps", None)):
+        texts = corpus_texts(name, chars)
+        documents = [Document(0, "text", (Turn("text", text),)) for text in texts]
+        variants = {
+            "default, whole": lambda documents=documents: whole(documents),
+            "default, mending alone": lambda documents=documents: mended(documents),
+        }
+        if chars == 14_000:
+            for label, settings in ADDED.items():
+                variants[label] = lambda documents=documents, settings=settings: mended(documents, **settings)
+        measure(f"cleaning, {name}, {chars or 'whole'}", variants, size_of(texts))
