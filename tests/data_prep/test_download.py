@@ -59,9 +59,9 @@ def test_what_cannot_be_fetched_is_a_clear_error_and_leaves_nothing(server, down
     assert not any(download.target.parent.glob("*")) or not download.target.exists()
 
 
-def test_an_address_that_is_not_http_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="expected http:// or https://"):
-        cache_path(tmp_path, "ftp://example.org/books.txt")
+def test_an_address_without_a_scheme_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="expected https://"):
+        cache_path(tmp_path, "example.org/books.txt")
 
 
 def test_a_url_source_is_prepared_like_a_file(server, prepared):
