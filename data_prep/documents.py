@@ -179,7 +179,7 @@ def find_columns(location: Path, label: str, fields: Fields, form: Format = JSON
     if all(isinstance(raw, ObjectionError) for raw in records) and len(records) < SNIFFED_RECORDS:
         return Columns(shape="text", names=("text",), format=form)  # damaged: each objection is counted
     if form.kind == "json" and len(records) == 1 and not fields:
-        note = "one JSON value, not rows"
+        note = objections[0] if objections else "one JSON value, not rows"
         return Columns(shape="text", format=Format(kind="refused", note=note))
     raise DataError(untold(location, seen, objections, fields))
 

@@ -107,9 +107,11 @@ def expanded(
         inside = f"{name}{SEPARATOR}{member.name}" if member.name else name
         if member.problem is not None:
             yield FoundFile(source=source, name=inside, location=location, problem=member.problem)
+        elif is_hidden(Path(member.name)):
+            continue
         elif member.file is not None:
             yield FoundFile(source=source, name=inside, location=folder / member.file)
-        elif not is_hidden(Path(member.name)):
+        else:
             passed_over[suffix_of(member.name)] += 1
 
 
@@ -173,7 +175,7 @@ def expand(pattern: Path) -> Iterable[Path]:
 
 
 def is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def cut_slices(corpus: Corpus, slice_bytes: int) -> list[Slice]:
