@@ -121,7 +121,7 @@ def receive_http(url: str, part: PartialFile, timeout_s: float, count: Count, *,
             part.resumed = True
         else:
             part.begin(version)
-        part.append(response.iter_raw(CHUNK_BYTES), count)
+        part.append(response.iter_raw(), count)  # in the pieces that arrive: what is buffered is lost with the line
 
 
 def check_status(url: str, response: httpx.Response, part: PartialFile) -> None:
