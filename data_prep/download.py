@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,7 +19,7 @@ import httpx
 from cluster.errors import ConfigError, DataError
 from cluster.files import fsync_path, publish, sha256_of
 from data_prep.locks import STALE_S, LockFile, locked
-from data_prep.transfer import AttemptError, Count, PartialFile, receive_fsspec, receive_http
+from data_prep.transfer import AttemptError, Count, PartialFile, Request, hub_request, receive_fsspec, receive_http
 
 log = logging.getLogger(__name__)
 
@@ -198,10 +198,14 @@ def wait(download: Download, error: Exception, failures: int, host: Host) -> Non
 
 def fetch_once(download: Download, part: PartialFile, count: Count) -> None:
     """Get the file or its rest, check it and put it under its name."""
-    if download.url.startswith(("http://", "https://")):
-        receive_http(download.url, part, download.timeout_s, count, pinned=download.sha256 is not None)
+    url = download.url
+    in_repository = url.startswith("hf://") and not url.startswith("hf://buckets/")
+    if in_repository or url.startswith(("http://", "https://")):
+        request = hub_request(url) if in_repository else Request(url=url)
+        request = replace(request, timeout_s=download.timeout_s, is_pinned=download.sha256 is not None)
+        receive_http(request, part, count)
     else:
-        receive_fsspec(download.url, part, count)
+        receive_fsspec(url, part, count)
     problem = mismatch(download, part.path)
     if problem is not None:
         was_resumed = part.resumed

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 SPLIT_WORDS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 OTHER_SPLIT = Path("file of another split")  # what such a file is counted under among those passed over
+DESCRIPTION = Path("description of the dataset")  # likewise
+DESCRIPTIONS = {"README.md", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Remote:
 def fetch_sources(sources: Sequence[SourceConfig], folder: Path) -> dict[str, list[tuple[str, Path]]]:
     """Fetch what the sources with an address name and return their files by address.
 
-    Files of other splits or of no known format are not fetched; they are listed with a path that says so.
+    Descriptions, files of other splits and files of no known format are not fetched; they are listed with a path that says so.
     """
     wanted: list[Download] = []
     files: dict[str, list[tuple[str, Path]]] = {}
@@ -48,7 +50,9 @@ def fetch_sources(sources: Sequence[SourceConfig], folder: Path) -> dict[str, li
         for remote in remotes:
             name = remote.address
             path = cache_path(folder, name)
-            if name not in in_split:
+            if source.dataset is not None and is_description(name):
+                path = DESCRIPTION
+            elif name not in in_split:
                 path = OTHER_SPLIT
             elif format_of(path.name) is not None:
                 wanted.append(Download(url=name, target=path, sha256=remote.sha256, size_bytes=remote.size_bytes))
@@ -87,6 +91,12 @@ def remote_of(system: Any, path: str, info: dict[str, Any], source: SourceConfig
     address = str(system.unstrip_protocol(path))
     size = source.size_bytes or info.get("size")
     return Remote(address=address, size_bytes=size, sha256=source.sha256 or sha256)
+
+
+def is_description(address: str) -> bool:
+    """Tell whether a file of a dataset's repository is about its data, or a script that loads it."""
+    name = address.rpartition("/")[2]
+    return name in DESCRIPTIONS or name.endswith(".py")
 
 
 def is_of_split(remote: Remote, remotes: Sequence[Remote], source: SourceConfig) -> bool:

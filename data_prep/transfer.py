@@ -7,8 +7,8 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,16 @@ class AttemptError(Exception):
     def __init__(self, problem: str, wait_s: float | None = None) -> None:
         super().__init__(problem)
         self.wait_s = wait_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to ask for; of a file that `is_pinned`, pieces of unknown versions may be joined, for its hash will tell."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = 60.0
+    is_pinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,16 +113,33 @@ class PartialFile:
             raise AttemptError(f"the body went on after {total} bytes")
 
 
-def receive_http(url: str, part: PartialFile, timeout_s: float, count: Count, *, pinned: bool) -> None:
+def hub_request(address: str) -> Request:
+    """Return the request behind an hf:// address; the token goes to the Hub alone, not to where it sends us."""
+    from huggingface_hub import HfFileSystem, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    try:
+        place: Any = HfFileSystem().resolve_path(address)
+    except (FileNotFoundError, PermissionError, NotImplementedError) as error:
+        raise DataError(f"{address}: {error}; check the address, or log in with `hf auth login`") from None
+    except (OSError, httpx.HTTPError) as error:
+        raise AttemptError(f"{type(error).__name__}: {error}") from None
+    url = hf_hub_url(place.repo_id, place.path_in_repo, repo_type=place.repo_type, revision=place.revision)
+    return Request(url=url, headers=build_hf_headers())
+
+
+def receive_http(request: Request, part: PartialFile, count: Count) -> None:
     """Get the file, or its rest. Raises AttemptError or httpx.TransportError to try again, DataError for good."""
-    headers = {"Accept-Encoding": "identity"}  # so that the bytes and their number are the file's own
+    headers = {**request.headers, "Accept-Encoding": "identity"}  # so that the bytes and their number are the file's
     have = part.bytes
-    if have and (part.version.validator or pinned):  # without either nobody could tell two versions apart
+    if have and (part.version.validator or request.is_pinned):  # without either nobody could tell two versions apart
         headers["Range"] = f"bytes={have}-"
         if part.version.validator:
             headers["If-Range"] = part.version.validator
-    with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=timeout_s) as response:
-        check_status(url, response, part)
+    with httpx.stream(
+        "GET", request.url, headers=headers, follow_redirects=True, timeout=request.timeout_s
+    ) as response:
+        check_status(request.url, response, part)
         version = version_of(response)
         if response.status_code == 206:
             if range_start(response) != have or not version.agrees(part.version):
