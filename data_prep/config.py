@@ -19,8 +19,8 @@ class SourceConfig(Section):
     that fsspec knows, of a file, a folder or a glob."""
     dataset: str | None = None
     """The id of a Hub dataset, as OWNER/NAME or OWNER/NAME@REVISION."""
-    split: str = "train"
-    """Which of the dataset's files are taken, where their names tell."""
+    split: str | None = None
+    """Which of the dataset's files are taken, where their names tell; default: train."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """What the fetched file must hash to."""
     size_bytes: int | None = Field(default=None, gt=0)
@@ -39,7 +39,7 @@ class SourceConfig(Section):
             raise ValueError("give exactly one of 'path', 'url' and 'dataset'")
         if self.url is None and (self.sha256 or self.size_bytes):
             raise ValueError("'sha256' and 'size_bytes' are checked for a 'url' only")
-        if self.dataset is None and "split" in self.model_fields_set:
+        if self.dataset is None and self.split is not None:
             raise ValueError("'split' is for a 'dataset'; of a 'url' name the files with a glob")
         return self
 

@@ -113,6 +113,8 @@ def fetch_all(downloads: Sequence[Download]) -> list[Path]:
                 fetch(download, host, progress.count)
         except DataError as error:
             return str(error)
+        except OSError as error:
+            return f"{download.url}: cannot be kept here: {error}; look at the disk"
         progress.finish()
         return None
 

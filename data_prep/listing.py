@@ -37,7 +37,8 @@ class Remote:
 def fetch_sources(sources: Sequence[SourceConfig], folder: Path) -> dict[str, list[tuple[str, Path]]]:
     """Fetch what the sources with an address name and return their files by address.
 
-    Descriptions, files of other splits and files of no known format are not fetched; they are listed with a path that says so.
+    Descriptions, files of other splits and of no known format are not fetched; they are listed with a path that says
+    so.
     """
     wanted: list[Download] = []
     files: dict[str, list[tuple[str, Path]]] = {}
@@ -104,7 +105,7 @@ def is_of_split(remote: Remote, remotes: Sequence[Remote], source: SourceConfig)
     if source.dataset is None:
         return True
     told = [split_of(other.address) for other in remotes]
-    return not any(told) or split_of(remote.address) == source.split
+    return not any(told) or split_of(remote.address) == (source.split or "train")
 
 
 def split_of(address: str) -> str | None:

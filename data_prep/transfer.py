@@ -116,7 +116,7 @@ class PartialFile:
 def hub_request(address: str) -> Request:
     """Return the request behind an hf:// address; the token goes to the Hub alone, not to where it sends us."""
     from huggingface_hub import HfFileSystem, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, exported lazily
 
     try:
         place: Any = HfFileSystem().resolve_path(address)

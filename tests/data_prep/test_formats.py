@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -162,6 +163,23 @@ def test_html_is_its_article_or_all_of_its_text(tmp_path):
 
     assert "8 on this pond" in article and "Imprint" not in article and "Shop" not in article
     assert plain.startswith("Home\nShop\nOn geese") and plain.endswith("Imprint") and "let x" not in plain
+
+
+@pytest.mark.slow
+def test_the_articles_of_real_pages_are_found(test_data):
+    pytest.importorskip("trafilatura", reason="pip install --editable '.[docs]'")
+    truth = json.loads((test_data / "html_ground_truth.json").read_text())
+    pages = sorted((test_data / "html").iterdir())
+
+    scores = [f1(read(page)[0][0][0], truth[page.name.partition(".")[0]]["articleBody"]) for page in pages]
+
+    assert len(scores) == 60 and sum(scores) / len(scores) > 0.96
+
+
+def f1(found: str, expected: str) -> float:
+    """Return the harmonic mean of precision and recall, by words."""
+    ours, theirs = (Counter(re.findall(r"\w+", text)) for text in (found, expected))
+    return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
 
 
 def test_word_files_and_books_give_their_text_in_order(tmp_path):

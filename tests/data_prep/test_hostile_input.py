@@ -75,6 +75,31 @@ def test_a_file_that_cannot_be_read_is_one_rejected_document(folder, name, data,
     assert kept == ["good"] and rejected == {reason: 1}
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.html", b"<div>" * 500_000 + b"deep"),
+        ("a.xml", b"<a>" * 500_000 + b"deep" + b"</a>" * 500_000),
+        (
+            "a.xml",
+            b'<!DOCTYPE a [<!ENTITY b "%s">%s]><a>&c9;</a>'
+            % (
+                b"ha" * 500,
+                b"".join(b'<!ENTITY c%d "%s">' % (n, (b"&c%d;" % (n - 1) if n else b"&b;") * 20) for n in range(10)),
+            ),
+        ),
+        ("a.jsonl", b'{"text": "a", "deep": ' + b"[" * 900_000 + b"]" * 900_000 + b"}\n" + LINES),
+        ("a.csv", b'text\n"never closed\n' + b"row\n" * 500_000),
+    ],
+)
+def test_what_is_nested_deeply_or_grows_inside_is_counted(folder, name, data):
+    (folder / name).write_bytes(data)
+
+    kept, rejected, _ = read(folder)
+
+    assert "good" in kept and len(kept) + rejected.total() == (2002 if name == "a.jsonl" else 2)
+
+
 def test_a_compressed_file_that_ends_early_gives_what_was_whole(folder):
     (folder / "a.jsonl.gz").write_bytes(gzip.compress(LINES, 1)[:-500])
 
@@ -200,17 +225,16 @@ def test_what_expands_like_a_bomb_is_stopped(folder, name, monkeypatch):
 
 
 MEASURED = """
-import resource, sys
+import sys
 from collections import Counter
 from pathlib import Path
 from data_prep.config import SourceConfig
 from data_prep.documents import Rejected, read_part
 from data_prep.sources import cut_slices, find_corpus
 corpus = find_corpus([SourceConfig(path=sys.argv[1])], {})
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 items = [i for parts in cut_slices(corpus, 2**23) for p in parts for i in read_part(p)]
 print(sorted(Counter(i.reason if isinstance(i, Rejected) else "kept" for i in items).items()))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+print(int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) >> 10)
 """
 
 

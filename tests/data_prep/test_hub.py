@@ -41,9 +41,8 @@ class Hub(BaseHTTPRequestHandler):
         if path.startswith(tree):
             folder = path.removeprefix(tree).partition("/")[2]
             deep = "recursive=true" in self.path.lower()
-            inside = [
-                name for name in FILES if name.startswith(folder) and (deep or "/" not in name[len(folder) + 1 :])
-            ]
+            below = [name for name in FILES if name.startswith(folder)]
+            inside = [name for name in below if deep or "/" not in name[len(folder) + 1 :]]
             folders = [] if folder else [{"type": "directory", "path": "data", "size": 0, "oid": COMMIT}]
             self.send_json([*folders, *map(entry, inside)])
         elif path.startswith(resolve):
@@ -117,7 +116,7 @@ def test_a_dataset_id_gives_the_files_of_its_training_split(hub, tmp_path):
     lines = fetched(hub, tmp_path, dataset=REPO)
 
     assert [line.split("/")[-1] for line in lines] == [
-        "README.md file of another split",
+        "README.md description of the dataset",
         "test-00000.jsonl file of another split",
         'train-00000.jsonl {"text": "one"}',
         'train-00001.jsonl {"text": "two"}',
