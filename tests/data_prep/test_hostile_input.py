@@ -245,7 +245,7 @@ print(int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0
         ("rows.csv", [("kept", 1), ("longer than 32 MiB", 1)]),
         ("rows.json", [("kept", 2), ("longer than 32 MiB", 1)]),
         ("line.txt", [("kept", 25)]),
-        ("page.html", [("page of more than 16 MiB", 1)]),
+        ("page.html", [("page of more than 4 MiB", 1)]),
     ],
 )
 def test_a_hundred_megabytes_on_one_line_are_counted_and_take_bounded_memory(tmp_path, name, counts):
