@@ -10,32 +10,47 @@ from cluster.schema import PathValue, Section
 
 
 class SourceConfig(Section):
-    """One source of documents: a path or glob on this machine's disks, or a URL."""
+    """One source of documents: on this machine's disks, at an address, or a dataset of the Hugging Face Hub."""
 
     path: str | None = None
     """A file, a folder (all files below it) or a glob; relative to the current folder."""
     url: str | None = None
-    """An http(s) address of one file; it is fetched once into the shards' cache."""
+    """An address that is fetched once into the shards' cache: https:// of one file; hf://, s3://, gs:// and all else
+    that fsspec knows, of a file, a folder or a glob."""
+    dataset: str | None = None
+    """The id of a Hub dataset, as OWNER/NAME or OWNER/NAME@REVISION."""
+    split: str | None = None
+    """Which of the dataset's files are taken, where their names tell; default: train."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """What the fetched file must hash to."""
     size_bytes: int | None = Field(default=None, gt=0)
     """How long the fetched file must be."""
     name: str | None = None
-    """What tables and `inspect` call it; default: the path or URL."""
+    """What tables and `inspect` call it; default: the path, URL or dataset."""
     fields: dict[Literal["text", "prompt", "completion", "messages"], str] = Field(default_factory=dict)
-    """Which of the rows' columns play a role, where their names do not tell."""
+    """Which of the rows' columns play a role, where their names do not tell. `messages: "turn*"` takes all columns of
+    such names for what two people say in turn."""
+    html: Literal["article", "plain"] = "article"
+    """article: a web page's article without menus and comments. plain: all of its text."""
 
     @model_validator(mode="after")
     def check_one_place(self) -> Self:
-        if (self.path is None) == (self.url is None):
-            raise ValueError("give exactly one of 'path' and 'url'")
-        if self.path is not None and (self.sha256 or self.size_bytes):
+        if sum(place is not None for place in (self.path, self.url, self.dataset)) != 1:
+            raise ValueError("give exactly one of 'path', 'url' and 'dataset'")
+        if self.url is None and (self.sha256 or self.size_bytes):
             raise ValueError("'sha256' and 'size_bytes' are checked for a 'url' only")
+        if self.dataset is None and self.split is not None:
+            raise ValueError("'split' is for a 'dataset'; of a 'url' name the files with a glob")
         return self
 
     @property
+    def address(self) -> str | None:
+        """Where the source's files are fetched from; None if they are on a disk here."""
+        return self.url if self.dataset is None else f"hf://datasets/{self.dataset}"
+
+    @property
     def label(self) -> str:
-        return self.name or self.path or self.url or ""
+        return self.name or self.path or self.url or self.dataset or ""
 
 
 class TrainTokenizer(Section):

@@ -1,4 +1,4 @@
-"""From bytes to documents: one for each text file, one for each line of a .jsonl file."""
+"""From the bytes of a file to documents: one for each page or text, one for each row of what has rows."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from cluster.errors import ConfigError, DataError
+from cluster.errors import DataError
+from data_prep.formats import Format
+from data_prep.pages import extract_text, limit_of
+from data_prep.shapes import EXTRA_COLUMNS, Fields, Shape, Turn, columns_of, example_fields, turns_of_row
+from data_prep.streams import ObjectionError, open_stream, read_lines, read_texts
+from data_prep.tables import read_arrow, read_csv, read_parquet, split_json
 
-Shape = Literal["text", "pair", "messages"]
-Role = Literal["text", "prompt", "completion", "messages"]
-SNIFFED_LINES = 100
+__all__ = ["Columns", "Document", "Part", "Rejected", "Turn", "find_columns", "raw_records", "read_part"]
+
+SNIFFED_RECORDS = 100
 EXCERPT_BYTES = 500
+TEXT, JSONL = Format(), Format(kind="jsonl")
 
-KNOWN_COLUMNS: tuple[tuple[Shape, tuple[str, ...]], ...] = (
-    ("messages", ("messages",)),
-    ("pair", ("prompt", "completion")),
-    ("pair", ("question", "answer")),
-    ("text", ("text",)),
-)
+Raw = bytes | str | Mapping[str, Any] | ObjectionError  # bytes: JSON of a row, or a text; str: an extracted text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """What a file's documents are made of. Without names, the whole file is one text."""
+    """How a file is read and what its documents are made of. Without names, a document is one text."""
 
     shape: Shape
     names: tuple[str, ...] = ()
+    format: Format = TEXT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """The documents whose first byte lies in `start` to `end` of one file."""
+    """The documents whose first byte lies in `start` to `end` of one file; all, if its format is never cut."""
 
     file: int
     location: str
@@ -44,16 +46,8 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """Who says what. A text is one turn of the role 'text'; a pair is a user's and an assistant's."""
-
-    role: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Document:
-    """One document; `record` counts the lines of its part from 0."""
+    """One document; `record` counts the records of its part from 0."""
 
     record: int
     shape: Shape
@@ -69,129 +63,136 @@ class Rejected:
     excerpt: str = field(default="", compare=False)
 
 
-class ObjectionError(Exception):
-    """Raised inside this file only: why a record is rejected."""
-
-
 def read_part(part: Part) -> Iterator[Document | Rejected]:
     """Yield one document or rejection for each record of a part, in order; nothing is cleaned yet."""
-    for record, raw in enumerate(read_records(part)):
+    columns = part.columns
+    wanted = (*columns.names, *EXTRA_COLUMNS)
+    records = raw_records(Path(part.location), columns.format, part.start, part.end, wanted)
+    for record, raw in enumerate(records):
         try:
-            yield Document(record, part.columns.shape, turns_of(raw, part.columns))
+            yield Document(record, columns.shape, turns_of(raw, columns))
         except ObjectionError as objection:
-            yield Rejected(record, str(objection), raw[:EXCERPT_BYTES].decode("utf-8", "replace"))
+            yield Rejected(record, str(objection), excerpt_of(raw))
 
 
-def read_records(part: Part) -> Iterator[bytes]:
-    """Yield the raw records of a part: its file, or its lines without their ends."""
-    with Path(part.location).open("rb") as stream:
-        if not part.columns.names:
-            yield stream.read()
-            return
-        if part.start > 0:  # a record belongs to the part in which its first byte lies
-            stream.seek(part.start - 1)
-            stream.readline()
-        while stream.tell() < part.end:
-            yield stream.readline().rstrip(b"\r\n")
+def excerpt_of(raw: Raw) -> str:
+    """Return the beginning of a record, for a person to look at."""
+    if isinstance(raw, bytes):
+        return raw[:EXCERPT_BYTES].decode("utf-8", "replace")
+    return "" if isinstance(raw, ObjectionError) else str(raw)[:EXCERPT_BYTES]
 
 
-def turns_of(raw: bytes, columns: Columns) -> tuple[Turn, ...]:
-    """Return a record's turns. Raises ObjectionError."""
+def raw_records(path: Path, form: Format, start: int, end: int, wanted: tuple[str, ...] | None = None) -> Iterator[Raw]:
+    """Yield the records of a range of a file, of tables only the `wanted` columns.
+
+    An objection stands for a record that cannot be read, or for all that follows where a file is damaged.
+    """
     try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ObjectionError("invalid UTF-8") from None
-    if not columns.names:
-        return (Turn("text", text),)
+        if form.kind == "refused":
+            yield ObjectionError(str(form.note))
+        elif form.kind == "text":
+            yield from read_texts(path, form.compression, start, end)
+        elif form.kind == "parquet":
+            yield from read_parquet(path, start, end, wanted)
+        elif form.kind == "arrow":
+            yield from read_arrow(path, wanted)
+        else:
+            yield from streamed_records(path, form, start, end)
+    except ObjectionError as objection:
+        yield objection
+
+
+def streamed_records(path: Path, form: Format, start: int, end: int) -> Iterator[Raw]:
+    """Yield the records of a file that is read from its beginning to its end."""
+    with open_stream(path, form.compression) as stream:
+        if form.kind == "jsonl":
+            yield from read_lines(stream, start, end) if form.compression is None else read_lines(stream)
+        elif form.kind == "json":
+            yield from split_json(stream)
+        elif form.kind in ("csv", "tsv"):
+            yield from read_csv(stream, "\t" if form.kind == "tsv" else None)
+        else:
+            data = stream.read(limit_of(form.kind) + 1)
+            if len(data) > limit_of(form.kind):
+                raise ObjectionError(f"page of more than {limit_of(form.kind) >> 20} MiB")
+            yield extract_text(form.kind, data)
+
+
+def turns_of(raw: Raw, columns: Columns) -> tuple[Turn, ...]:
+    """Return a record's turns. Raises ObjectionError."""
+    if isinstance(raw, ObjectionError):
+        raise raw
+    if columns.names:
+        return turns_of_row(parsed(raw), columns.shape, columns.names)
+    return (Turn("text", decoded(raw) if isinstance(raw, bytes) else str(raw)),)
+
+
+def parsed(raw: Raw) -> Mapping[str, Any]:
+    """Return a record as a row; a text alone is the row {text: ...}. Raises ObjectionError."""
+    if isinstance(raw, Mapping):
+        return raw
+    if isinstance(raw, ObjectionError):
+        raise raw
+    text = decoded(raw) if isinstance(raw, bytes) else raw
     if not text.strip():
         raise ObjectionError("blank line")
     try:
         row = json.loads(text)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise ObjectionError("nested too deeply") from None
+    except ValueError:
         raise ObjectionError("bad JSON") from None
+    if isinstance(row, str):
+        return {"text": row}
     if not isinstance(row, dict):
         raise ObjectionError("not a JSON object")
-    if not all(name in row for name in columns.names):
-        raise ObjectionError("missing column")
-    return turns_of_row(row, columns)
+    return row
 
 
-def turns_of_row(row: Mapping[str, Any], columns: Columns) -> tuple[Turn, ...]:
-    """Return the turns of a row that has its columns. Raises ObjectionError."""
-    values = [row[name] for name in columns.names]
-    if columns.shape == "messages":
-        messages = values[0]
-        if not isinstance(messages, list) or not all(is_message(message) for message in messages):
-            raise ObjectionError("not a list of role and content")
-        return tuple(Turn(message["role"], message["content"]) for message in messages)
-    if not all(isinstance(value, str) for value in values):
-        raise ObjectionError("not text")
-    roles = ("text",) if columns.shape == "text" else ("user", "assistant")
-    return tuple(Turn(role, value) for role, value in zip(roles, values, strict=True))
+def decoded(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ObjectionError("invalid UTF-8") from None
 
 
-def is_message(value: Any) -> bool:
-    """Tell whether a value is a message whose role and content are text."""
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
-
-
-def find_columns(location: Path, label: str, fields: Mapping[Role, str]) -> Columns:
-    """Return the columns of a .jsonl file from its first rows, `fields` overriding what their names tell.
+def find_columns(location: Path, label: str, fields: Fields, form: Format = JSONL) -> Columns:
+    """Return the columns of a file of rows from its first ones, `fields` overriding what their names tell.
 
     Raises DataError with the columns seen and the line to write, if they cannot be told.
     """
     seen: dict[str, Any] = {}
-    for row in first_rows(location):
-        columns = columns_of(row, label, fields)
-        if columns is not None:
-            return columns
+    objections: list[str] = []
+    records = list(itertools.islice(raw_records(location, form, 0, location.stat().st_size), SNIFFED_RECORDS))
+    for raw in records:
+        try:
+            row = parsed(raw)
+        except ObjectionError as objection:
+            objections.append(str(objection))
+            continue
+        found = columns_of(row, label, fields)
+        if found is not None:
+            return Columns(shape=found[0], names=found[1], format=form)
         seen = {**row, **seen}
+    if all(isinstance(raw, ObjectionError) for raw in records) and len(records) < SNIFFED_RECORDS:
+        return Columns(shape="text", names=("text",), format=form)  # damaged: each objection is counted
+    if form.kind == "json" and len(records) == 1 and not fields:
+        note = objections[0] if objections else "one JSON value, not rows"
+        return Columns(shape="text", format=Format(kind="refused", note=note))
+    raise DataError(untold(location, seen, objections, fields))
+
+
+def untold(location: Path, seen: Mapping[str, Any], objections: list[str], fields: Fields) -> str:
+    """Say what was found instead of known columns, and what to write."""
     if not seen:
-        raise DataError(
-            f"{location}: none of its first {SNIFFED_LINES} lines is a JSON object; "
-            'expected one object on each line, such as {"prompt": "...", "completion": "..."}'
+        reasons = ", ".join(sorted(set(objections)))
+        return (
+            f"{location}: none of its first {SNIFFED_RECORDS} records is a row ({reasons}); "
+            'expected one object on each line, such as {"prompt": "...", "completion": "..."}, or a table with a header'
         )
-    texts = [name for name, value in seen.items() if isinstance(value, str)]
-    example = f"prompt: {texts[0]}, completion: {texts[1]}" if len(texts) > 1 else f"text: {(texts or ['COLUMN'])[0]}"
     problem = f"no columns {' and '.join(sorted(fields.values()))}" if fields else "cannot tell what its columns are"
-    raise DataError(
+    return (
         f"{location}: {problem}; columns seen: {', '.join(seen)}. Understood by themselves are text; prompt and "
-        "completion; question and answer; messages. For others write below this source in data.sources, for example: "
-        f"`fields: {{{example}}}`"
-    )
-
-
-def first_rows(location: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects among a file's first lines."""
-    with location.open("rb") as stream:
-        for line in itertools.islice(stream, SNIFFED_LINES):
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError):
-                continue  # counted when the file is read
-            if isinstance(row, dict):
-                yield row
-
-
-def columns_of(row: Mapping[str, Any], label: str, fields: Mapping[Role, str]) -> Columns | None:
-    """Return the columns that a row's names, or else `fields`, tell; None if the row lacks them."""
-    choices = [named_columns(label, fields)] if fields else KNOWN_COLUMNS
-    for shape, names in choices:
-        if all(name in row for name in names):
-            return Columns(shape=shape, names=names)
-    return None
-
-
-def named_columns(label: str, fields: Mapping[Role, str]) -> tuple[Shape, tuple[str, ...]]:
-    """Return the shape and column names that a source's `fields` give."""
-    roles = set(fields)
-    if roles == {"text"}:
-        return "text", (fields["text"],)
-    if roles == {"messages"}:
-        return "messages", (fields["messages"],)
-    if roles <= {"prompt", "completion"}:
-        return "pair", (fields.get("prompt", "prompt"), fields.get("completion", "completion"))
-    raise ConfigError(
-        f"data.sources: {label}: fields names {', '.join(sorted(roles))} together; "
-        "give text, or prompt and completion, or messages"
+        "completion; instruction, input and output; question and answer; messages; conversations; chosen. For others "
+        f"write below this source in data.sources, for example: `fields: {{{example_fields(seen)}}}`"
     )

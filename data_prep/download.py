@@ -1,26 +1,35 @@
-"""Whole files over http(s) into a cache: sized, hashed, durable, or absent."""
+"""Files from elsewhere into a cache: one polite transfer each for a whole cluster; sized, hashed, whole."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import random
 import re
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 
 from cluster.errors import ConfigError, DataError
-from cluster.files import PARTIAL, sha256_of, whole_file
-from data_prep.config import SourceConfig
+from cluster.files import fsync_path, publish, sha256_of
+from data_prep.locks import STALE_S, LockFile, locked
+from data_prep.transfer import AttemptError, Count, PartialFile, Request, hub_request, receive_fsspec, receive_http
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 5
-TIMEOUT_S = 60.0
-RETRIED = {408, 425, 429}  # of the 4xx answers; all others are final
+ATTEMPTS = 5  # that bring nothing new, one after the other
+TIMEOUT_S = 60.0  # without a byte
+LONGEST_BACKOFF_S = 60.0
+LONGEST_RETRY_AFTER_S = 900.0  # a server that asks for more will not be waited for
+TRANSFERS = 16  # at a time
+TRANSFERS_PER_HOST = 4
+PROGRESS_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,88 +41,185 @@ class Download:
     sha256: str | None = None
     size_bytes: int | None = None
     first_wait_s: float = 1.0
+    timeout_s: float = TIMEOUT_S
+    stale_s: float = STALE_S
 
 
-class AttemptError(Exception):
-    """Raised inside this file only: this attempt failed, the next may not."""
+class Host:
+    """A server: some transfers at a time, and none at all while it has asked for rest."""
+
+    def __init__(self) -> None:
+        self.slots = threading.Semaphore(TRANSFERS_PER_HOST)
+        self.rest_until = 0.0
+
+    def rest(self, wait_s: float) -> None:
+        self.rest_until = max(self.rest_until, time.monotonic() + wait_s)
+
+    def wait(self) -> None:
+        while (left_s := self.rest_until - time.monotonic()) > 0:
+            time.sleep(left_s)
 
 
-def downloads_of(sources: list[SourceConfig], folder: Path) -> list[Download]:
-    """Return what the sources want fetched; the cache lies below the data folder."""
-    return [
-        Download(
-            url=source.url, target=cache_path(folder, source.url), sha256=source.sha256, size_bytes=source.size_bytes
-        )
-        for source in sources
-        if source.url is not None
-    ]
+class Progress:
+    """What has arrived of all files, told every few seconds."""
+
+    def __init__(self, files: int, expected_bytes: int | None) -> None:
+        self.files, self.expected_bytes = files, expected_bytes
+        self.done = self.bytes = 0
+        self.began = self.told = time.monotonic()
+        self.mutex = threading.Lock()
+
+    def count(self, size: int) -> None:
+        with self.mutex:
+            self.bytes += size
+            now = time.monotonic()
+            if now - self.told >= PROGRESS_S:
+                self.told = now
+                log.info("%s", self.line(now))
+
+    def finish(self) -> None:
+        with self.mutex:
+            self.done += 1
+
+    def line(self, now: float) -> str:
+        """Return the state in words: files, bytes, rate and, if all sizes are known, the time left."""
+        rate = self.bytes / max(now - self.began, 1e-9)
+        line = f"fetched {self.done} of {self.files} files, {self.bytes / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
+        if self.expected_bytes is None or rate == 0:
+            return line
+        return f"{line}, {max(self.expected_bytes - self.bytes, 0) / rate:.0f} s left"
 
 
 def cache_path(folder: Path, url: str) -> Path:
     """Return where a URL's file is kept; its name ends as the URL's path does."""
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        raise ConfigError(f"data.sources: url {url}: expected http:// or https://; name a file on a disk with 'path'")
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(parts.path).name)[-80:]
+    if not parts.scheme or "://" not in url:
+        raise ConfigError(f"data.sources: url {url}: expected https://... or the like; name a file here with 'path'")
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(parts.path or parts.netloc).name)[-80:]
     return folder / "downloads" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
 
 
-def fetch(download: Download) -> Path:
+def fetch_all(downloads: Sequence[Download]) -> list[Path]:
+    """Fetch files at the same time. Raises DataError that lists all that failed; what arrived is kept."""
+    hosts = {urlsplit(download.url).netloc: Host() for download in downloads}
+    sizes = [download.size_bytes for download in downloads if not is_here(download)]
+    known = [size for size in sizes if size is not None]
+    progress = Progress(len(downloads), sum(known) if len(known) == len(sizes) else None)
+
+    def attempt(download: Download) -> str | None:
+        host = hosts[urlsplit(download.url).netloc]
+        try:
+            with host.slots:
+                fetch(download, host, progress.count)
+        except DataError as error:
+            return str(error)
+        except OSError as error:
+            return f"{download.url}: cannot be kept here: {error}; look at the disk"
+        progress.finish()
+        return None
+
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        problems = [problem for problem in pool.map(attempt, downloads) if problem is not None]
+    if len(problems) == 1:
+        raise DataError(problems[0])
+    if problems:
+        listed = "\n  ".join(problems)
+        raise DataError(
+            f"{len(problems)} of {len(downloads)} files could not be fetched, the others are kept:\n  {listed}"
+        )
+    return [download.target for download in downloads]
+
+
+def fetch(download: Download, host: Host | None = None, count: Count = lambda size: None) -> Path:
     """Return the fetched file, from the cache if it satisfies the pins.
 
-    Connection errors, answers of 5xx and 429, and bodies that end early are tried again. Raises DataError if the
-    server refuses, gives something else than the pins say, or fails every time.
+    Of all processes that want the same target, one fetches and the others wait for it. Raises DataError if the server
+    refuses, gives something else than the pins say, or fails again and again.
     """
-    if download.target.is_file() and mismatch(download, download.target) is None:
-        return download.target
-    for rest in download.target.parent.glob(f"{download.target.name}.*{PARTIAL}"):
-        rest.unlink()  # of a process that was killed
-    for attempt in range(ATTEMPTS):
+    note = download.target.with_name(f"{download.target.name}.failed")
+    before = stamp(note)
+    lock = LockFile(download.target.with_name(f"{download.target.name}.lock"), download.stale_s)
+    with locked(lock, lambda: is_here(download) or stamp(note) not in (None, before)) as is_ours:
+        if is_ours:
+            note.unlink(missing_ok=True)
+            try:
+                fetch_whole(download, lock.token, host or Host(), count)
+            except DataError as error:
+                note.write_text(str(error), encoding="utf-8")  # for those who wait: they need not ask again
+                raise
+        elif not is_here(download):
+            raise DataError(note.read_text(encoding="utf-8"))
+    return download.target
+
+
+def stamp(path: Path) -> int | None:
+    """Return what changes when a file is written again; None if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def is_here(download: Download) -> bool:
+    return download.target.is_file() and mismatch(download, download.target) is None
+
+
+def fetch_whole(download: Download, token: str, host: Host, count: Count) -> None:
+    """Try until the whole file is under its name; each attempt goes on where the last one ended."""
+    part = PartialFile(download.target, token)
+    longest, failures = part.bytes, 0
+    while True:
+        host.wait()
         try:
-            fetch_once(download)
-            return download.target
+            fetch_once(download, part, count)
+            return
         except (AttemptError, httpx.TransportError) as error:
+            failures = 1 if part.bytes > longest else failures + 1
+            longest = max(longest, part.bytes)
             problem = str(error) or type(error).__name__
-            wait_s = download.first_wait_s * 2**attempt
-            log.warning("%s: attempt %d of %d failed: %s", download.url, attempt + 1, ATTEMPTS, problem)
-            if attempt + 1 < ATTEMPTS:
-                time.sleep(wait_s)
-    raise DataError(
-        f"{download.url}: failed {ATTEMPTS} times, the last time with: {problem}; "
-        "look at the network or the server, then run the command again: what is fetched already is kept"
-    )
+            log.warning("%s: attempt %d of %d failed: %s", download.url, failures, ATTEMPTS, problem)
+            if failures == ATTEMPTS:
+                raise DataError(
+                    f"{download.url}: failed {ATTEMPTS} times, the last time with: {problem}; look at the network or "
+                    "the server, then run the command again: what is fetched already is kept"
+                ) from None
+            wait(download, error, failures, host)
 
 
-def fetch_once(download: Download) -> None:
-    """Stream the body into the target, whole or not at all. Raises AttemptError or TransportError to try again."""
-    headers = {"Accept-Encoding": "identity"}  # so that the bytes and their number are the file's own
-    with httpx.stream("GET", download.url, headers=headers, follow_redirects=True, timeout=TIMEOUT_S) as response:
-        check_status(download.url, response)
-        with whole_file(download.target) as partial:
-            with partial.open("wb") as stream:
-                for chunk in response.iter_raw():
-                    stream.write(chunk)
-            check_length(response, partial)
-            if (problem := mismatch(download, partial)) is not None:
-                raise DataError(f"{download.url}: {problem}; correct the source's pins, or ask who changed the file")
-    log.info("fetched %s, %d bytes", download.url, download.target.stat().st_size)
+def wait(download: Download, error: Exception, failures: int, host: Host) -> None:
+    """Wait as long as the server asks, and else longer each time, never as long as others who failed with us."""
+    asked_s = error.wait_s if isinstance(error, AttemptError) else None
+    if asked_s is not None and asked_s > LONGEST_RETRY_AFTER_S:
+        raise DataError(f"{download.url}: {error}, and asks to come again in {asked_s:.0f} s; run the command then")
+    if asked_s is not None:
+        host.rest(asked_s)
+        return
+    backoff_s = min(download.first_wait_s * 2 ** (failures - 1), LONGEST_BACKOFF_S)
+    time.sleep(backoff_s * random.uniform(0.5, 1.5))
 
 
-def check_status(url: str, response: httpx.Response) -> None:
-    """Raise DataError for an answer that will not change, AttemptError for one that may."""
-    answer = f"the server answered {response.status_code} {response.reason_phrase}"
-    if response.status_code >= 500 or response.status_code in RETRIED:
-        raise AttemptError(answer)
-    if response.status_code != 200:
-        raise DataError(f"{url}: {answer} instead of the file; check the address in data.sources")
-
-
-def check_length(response: httpx.Response, partial: Path) -> None:
-    """Raise AttemptError if the body is not as long as the server announced."""
-    announced = response.headers.get("Content-Length")
-    size = partial.stat().st_size
-    if announced is not None and size != int(announced):
-        raise AttemptError(f"the body ended after {size} of {announced} bytes")
+def fetch_once(download: Download, part: PartialFile, count: Count) -> None:
+    """Get the file or its rest, check it and put it under its name."""
+    url = download.url
+    in_repository = url.startswith("hf://") and not url.startswith("hf://buckets/")
+    if in_repository or url.startswith(("http://", "https://")):
+        request = hub_request(url) if in_repository else Request(url=url)
+        request = replace(request, timeout_s=download.timeout_s, is_pinned=download.sha256 is not None)
+        receive_http(request, part, count)
+    else:
+        receive_fsspec(url, part, count)
+    problem = mismatch(download, part.path)
+    if problem is not None:
+        was_resumed = part.resumed
+        part.discard()
+        if was_resumed:
+            raise AttemptError(f"{problem}, after it was fetched in pieces")
+        raise DataError(f"{download.url}: {problem}; correct the source's pins, or ask who changed the file")
+    fsync_path(part.path)
+    size = part.bytes
+    publish(part.path, download.target)
+    part.discard()
+    log.info("fetched %s, %d bytes", download.url, size)
 
 
 def mismatch(download: Download, path: Path) -> str | None:

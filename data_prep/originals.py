@@ -3,42 +3,65 @@
 from __future__ import annotations
 
 import itertools
+import json
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from cluster.errors import DataError
 from cluster.files import sha256_of
+from data_prep.archives import SEPARATOR, unpack
+from data_prep.documents import Raw, decoded, raw_records
 from data_prep.download import cache_path
+from data_prep.formats import Format, format_of
 from data_prep.shards import Manifest, SourceFile
-from data_prep.sources import RECORD_SUFFIXES
+from data_prep.streams import DOCUMENT_BYTES, END, open_stream
+
+RAW_KINDS = {"article", "page", "xml"}  # shown as they stand, for they can be read
 
 
 def read_document(folder: Path, manifest: Manifest, source: int, position: int) -> str:
     """Return the raw text, or the raw JSON line, of the document that a `Piece` names by source and position.
 
-    Raises DataError if the file is gone, or is no longer the one that was prepared.
+    A table's row is JSON, a PDF or book its text. Raises DataError if the file is gone, or is no longer the one that
+    was prepared.
     """
     file = manifest.files[source]
-    location = cache_path(folder, file.path) if is_url(file) else Path(file.path)
+    location = location_of(folder, file)
     check_unchanged(location, file)
-    with location.open("rb") as stream:
-        raw = next(itertools.islice(stream, position, None), b"") if has_records(file) else stream.read()
-    return raw.decode("utf-8-sig").rstrip("\r\n")
+    form = form_of(file)
+    if form.kind in RAW_KINDS:
+        with open_stream(location, form.compression) as stream:
+            raw: Raw = stream.read()
+    else:
+        raw = next(itertools.islice(raw_records(location, form, 0, END), position, None), b"")
+    if isinstance(raw, bytes):
+        return decoded(raw).rstrip("\r\n")
+    return raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
+
+
+def location_of(folder: Path, file: SourceFile) -> Path:
+    """Return where a file of the manifest lies: on a disk, in the cache, or unpacked from an archive."""
+    name, _, member = file.path.partition(SEPARATOR)
+    location = cache_path(folder, name) if "://" in name else Path(name)
+    if not member or not location.is_file():
+        return location
+    members, unpacked = unpack(location, format_of(location.name) or Format(), folder / "unpacked")
+    files = {entry.name: entry.file for entry in members if entry.file is not None}
+    return unpacked / files[member] if member in files else location
 
 
 def document_place(file: SourceFile, position: int) -> str:
-    """Return a document's file and, where lines are documents, its line as editors count them."""
-    return f"{file.path}:{position + 1}" if has_records(file) else file.path
+    """Return a document's file and, if it may have several, its line as editors count them, or its number."""
+    form = form_of(file)
+    if form.kind == "jsonl" and form.compression is None:
+        return f"{file.path}:{position + 1}"
+    return f"{file.path}, record {position + 1}" if form.has_rows or file.bytes > DOCUMENT_BYTES else file.path
 
 
-def has_records(file: SourceFile) -> bool:
-    name = urlsplit(file.path).path if is_url(file) else file.path
-    return Path(name).suffix.lower() in RECORD_SUFFIXES
-
-
-def is_url(file: SourceFile) -> bool:
-    return file.path.startswith(("http://", "https://"))
+def form_of(file: SourceFile) -> Format:
+    path = urlsplit(file.path).path if "://" in file.path else file.path
+    return format_of(path) or Format()
 
 
 @lru_cache(maxsize=4096)

@@ -62,7 +62,7 @@ def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int)
     folder = folder.resolve()
     Cleaner(config.cleaning)  # what is wrong in its settings shows before anything is fetched
     with Workers(config.workers) as workers:
-        corpus = fetch_corpus(config, folder, workers)
+        corpus = fetch_corpus(config, folder)
         digest = config_digest(config, corpus, model_path, seed)
         finished = finished_manifest(folder, digest)
         if finished is not None:
@@ -85,9 +85,9 @@ def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int)
     return manifest
 
 
-def fetch_corpus(config: DataConfig, folder: Path, workers: Workers) -> Corpus:
+def fetch_corpus(config: DataConfig, folder: Path) -> Corpus:
     """Fetch what is not here yet, then list and hash every file."""
-    corpus = find_corpus(config.sources, fetch_urls(config, folder, workers))
+    corpus = find_corpus(config.sources, fetch_addresses(config, folder), folder / "unpacked")
     log.info("corpus: %d files, %d bytes", len(corpus.files), corpus.bytes)
     for label, suffixes in corpus.passed_over.items():
         if suffixes:
@@ -96,15 +96,13 @@ def fetch_corpus(config: DataConfig, folder: Path, workers: Workers) -> Corpus:
     return corpus
 
 
-def fetch_urls(config: DataConfig, folder: Path, workers: Workers) -> dict[str, Path]:
-    """Return where the file of each URL lies, fetched now or before."""
-    if all(source.url is None for source in config.sources):
+def fetch_addresses(config: DataConfig, folder: Path) -> dict[str, list[tuple[str, Path]]]:
+    """Return the files of each source that has an address, fetched now or before."""
+    if all(source.address is None for source in config.sources):
         return {}
-    from data_prep.download import downloads_of, fetch  # httpx takes 0.2 s to import
+    from data_prep.listing import fetch_sources  # httpx takes 0.2 s to import
 
-    downloads = downloads_of(config.sources, folder)
-    executor: Executor = "ray" if config.executor == "ray" else "local"
-    return dict(zip([d.url for d in downloads], workers.map_slices(fetch, downloads, executor), strict=True))
+    return fetch_sources(config.sources, folder)
 
 
 def mapper(config: DataConfig, corpus: Corpus, workers: Workers) -> MapSlices:

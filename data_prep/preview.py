@@ -11,7 +11,6 @@ import numpy as np
 
 from data_prep.config import DataConfig
 from data_prep.encoding import Encoder
-from data_prep.fan_out import Workers
 from data_prep.gathering import RowFormat, gather_rows
 from data_prep.originals import document_place
 from data_prep.planning import make_plan
@@ -31,8 +30,7 @@ def preview(config: DataConfig, folder: Path, model_path: str | None, count: int
     Trained text is green, or stands between ⟦ and ⟧ without `colour`. URLs are fetched and a tokenizer is trained as
     `prepare` would, which then finds them done.
     """
-    with Workers(1) as workers:
-        corpus = fetch_corpus(config, folder, workers)
+    corpus = fetch_corpus(config, folder)
     tokenizer = load_tokenizer(config, model_path, corpus, folder / "work")
     spec = encoder_spec(tokenizer, corpus)
     encoder = Encoder(spec)

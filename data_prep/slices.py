@@ -11,11 +11,11 @@ import hashlib
 import json
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from cluster.errors import DataError
 from cluster.files import canonical_json, digest_of, whole_file
 from data_prep.cleaning import CLEANING_VERSION, Cleaner, excerpt
 from data_prep.config import CleaningConfig
-from data_prep.documents import Document, Part, Rejected, read_part
+from data_prep.documents import Document, Part, Rejected, raw_records, read_part
 from data_prep.encoding import Encoded, Encoder, EncoderSpec, UnusableDocumentError, as_json, read_spec
 from data_prep.near_duplicates import SIGNATURE_VERSION, signatures
 from data_prep.rejects import Sample, drawn
@@ -159,18 +159,11 @@ def content_key(document: Document) -> bytes:
 
 
 def place(part: Part, name: str, record: int) -> str:
-    """Return a record's file and line, counted from 1 as editors do."""
+    """Return a record's file and number, counted from 1 as editors count lines."""
     if not part.columns.names:
         return name
-    with Path(part.location).open("rb") as stream:
-        before = sum(1 for _ in iter_lines_before(stream, part.start))
+    before = sum(1 for _ in raw_records(Path(part.location), part.columns.format, 0, part.start)) if part.start else 0
     return f"{name}:{before + record + 1}"
-
-
-def iter_lines_before(stream: BinaryIO, end: int) -> Iterator[bytes]:
-    """Yield the lines whose first byte lies before `end`."""
-    while stream.tell() < end:
-        yield stream.readline()
 
 
 def write_slice(path: Path, encoded: EncodedSlice) -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import DataError
 from cluster.files import sha256_of
+from data_prep.archives import SEPARATOR, unpack
 from data_prep.config import SourceConfig
 from data_prep.documents import Columns, Part, find_columns
+from data_prep.formats import Format, check_readable, format_of, suffix_of, supported, with_html
 from data_prep.shards import SourceFile
+from data_prep.streams import DOCUMENT_BYTES
 
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")  # one document for each file
-RECORD_SUFFIXES = (".jsonl",)  # one document for each line
-SUPPORTED = TEXT_SUFFIXES + RECORD_SUFFIXES
+log = logging.getLogger(__name__)
 
 Slice = tuple[Part, ...]
 
@@ -47,20 +50,40 @@ class Corpus:
         return all(file.columns.shape == "text" for file in self.files)
 
 
-def find_corpus(sources: Sequence[SourceConfig], downloads: Mapping[str, Path]) -> Corpus:
-    """List, hash and look into the files of all sources; `downloads` says where the fetched URLs lie.
+@dataclass(frozen=True, kw_only=True)
+class FoundFile:
+    """A file, or a member of an archive, before it is looked into; `problem` says why it cannot be read."""
 
+    source: SourceConfig
+    name: str
+    location: Path
+    problem: str | None = None
+
+
+Named = tuple[str, Path]  # what the manifest calls a file, and where it lies
+
+
+def find_corpus(
+    sources: Sequence[SourceConfig], downloads: Mapping[str, Sequence[Named]], cache: Path | None = None
+) -> Corpus:
+    """List, hash and look into the files of all sources.
+
+    `downloads` holds the fetched files of each source that has an address; archives are unpacked in `cache`.
     Raises DataError for a source with nothing to read.
     """
-    found: list[tuple[SourceConfig, str, Path]] = []
+    found: list[FoundFile] = []
     passed_over: dict[str, Counter[str]] = {}
     for source in sources:
         named, others = files_of(source, downloads)
-        found += [(source, name, location) for name, location in named]
-        passed_over.setdefault(source.label, Counter()).update(others)
+        counter = passed_over.setdefault(source.label, Counter())
+        counter.update(others)
+        for name, location in named:
+            found += expanded(source, name, location, cache, counter)
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(sha256_of, (location for _, _, location in found)))
-    files = [corpus_file(*item, sha256) for item, sha256 in zip(found, digests, strict=True)]
+        files = list(pool.map(corpus_file, found))
+    for file in files:
+        if file.columns.format.note:
+            log.warning("%s: cannot be read: %s", file.info.path, file.columns.format.note)
     corpus = Corpus(files=files, passed_over={label: dict(sorted(c.items())) for label, c in passed_over.items()})
     if corpus.bytes == 0:
         raise DataError(
@@ -69,29 +92,61 @@ def find_corpus(sources: Sequence[SourceConfig], downloads: Mapping[str, Path]) 
     return corpus
 
 
-def corpus_file(source: SourceConfig, name: str, location: Path, sha256: str) -> CorpusFile:
-    """Return one file as a member of the corpus, its columns found from its first rows."""
+def expanded(
+    source: SourceConfig, name: str, location: Path, cache: Path | None, passed_over: Counter[str]
+) -> Iterator[FoundFile]:
+    """Yield a file, or the members of an archive: those of unknown formats are counted, as in a folder."""
+    form = format_of(location.name)
+    if form is None or not form.is_archive:
+        yield FoundFile(source=source, name=name, location=location)
+        return
+    if cache is None:
+        raise DataError(f"{location}: an archive, and no folder is given to unpack it in; unpack it yourself")
+    members, folder = unpack(location, form, cache)
+    for member in members:
+        inside = f"{name}{SEPARATOR}{member.name}" if member.name else name
+        if member.problem is not None:
+            yield FoundFile(source=source, name=inside, location=location, problem=member.problem)
+        elif is_hidden(Path(member.name)):
+            continue
+        elif member.file is not None:
+            yield FoundFile(source=source, name=inside, location=folder / member.file)
+        else:
+            passed_over[suffix_of(member.name)] += 1
+
+
+def corpus_file(found: FoundFile) -> CorpusFile:
+    """Return one file as a member of the corpus, hashed, its columns found from its first rows."""
+    source, location = found.source, found.location
+    if found.problem is not None:
+        columns = Columns(shape="text", format=Format(kind="refused", note=found.problem))
+        info = SourceFile(source=source.label, path=found.name, bytes=0, sha256=hashlib.sha256().hexdigest())
+        return CorpusFile(info=info, location=location.resolve(), columns=columns)
     size = location.stat().st_size
-    is_text = location.suffix.lower() in TEXT_SUFFIXES or size == 0
-    columns = Columns(shape="text") if is_text else find_columns(location, source.label, source.fields)
-    info = SourceFile(source=source.label, path=name, bytes=size, sha256=sha256)
+    form = with_html(format_of(location.name) or Format(), source.html)
+    check_readable(form, found.name)
+    if size == 0:
+        columns = Columns(shape="text")  # one empty document, whatever it wanted to be
+    elif form.has_rows:
+        columns = find_columns(location, source.label, source.fields, form)
+    else:
+        columns = Columns(shape="text", format=form)
+    info = SourceFile(source=source.label, path=found.name, bytes=size, sha256=sha256_of(location))
     return CorpusFile(info=info, location=location.resolve(), columns=columns)
 
 
-def files_of(source: SourceConfig, downloads: Mapping[str, Path]) -> tuple[list[tuple[str, Path]], Counter[str]]:
+def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> tuple[list[Named], Counter[str]]:
     """Return a source's files under the names the manifest gives them, and the suffixes of those passed over."""
-    if source.url is not None:
-        named = [(source.url, downloads[source.url])]
+    if source.address is not None:
+        named = list(downloads[source.address])
     else:
         named = [(path.as_posix(), path) for path in paths_of(str(source.path))]
-    supported = [(name, path) for name, path in named if path.suffix.lower() in SUPPORTED]
-    passed_over = Counter(path.suffix.lower() or path.name for _, path in named if path.suffix.lower() not in SUPPORTED)
-    if not supported:
+    readable = [(name, path) for name, path in named if format_of(path.name) is not None]
+    passed_over = Counter(suffix_of(path.name) for _, path in named if format_of(path.name) is None)
+    if not readable:
         found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items())) or "no file"
-        raise DataError(
-            f"data.sources: {source.label}: nothing to read here ({found}); supported are {', '.join(SUPPORTED)}"
-        )
-    return supported, passed_over
+        raise DataError(f"data.sources: {source.label}: nothing to read here ({found}); supported are {supported()}")
+    return readable, passed_over
 
 
 def paths_of(pattern: str) -> list[Path]:
@@ -120,13 +175,14 @@ def expand(pattern: Path) -> Iterable[Path]:
 
 
 def is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def cut_slices(corpus: Corpus, slice_bytes: int) -> list[Slice]:
     """Return the corpus as slices of about `slice_bytes`, decided from sizes alone.
 
-    Large .jsonl files are cut at multiples of `slice_bytes`, text files never; small files of one source share a slice.
+    Large files are cut at multiples of `slice_bytes` if their format allows it, other files never; small files of one
+    source share a slice.
     """
     slices: list[Slice] = []
     group: list[Part] = []
@@ -142,7 +198,9 @@ def cut_slices(corpus: Corpus, slice_bytes: int) -> list[Slice]:
 
 def parts_of(index: int, file: CorpusFile, slice_bytes: int) -> list[Part]:
     """Return one file as parts of at most `slice_bytes`, or as one part if it must not be cut."""
-    step = slice_bytes if file.columns.names else max(file.info.bytes, 1)
+    form = file.columns.format
+    is_cut = form.may_be_cut and (form.has_rows or file.info.bytes > DOCUMENT_BYTES)
+    step = slice_bytes if is_cut else max(file.info.bytes, 1)
     return [
         Part(
             file=index,

@@ -40,7 +40,7 @@ def describe_sources(run: RunConfig) -> Iterator[str]:
     from data_prep.sources import files_of
 
     for source in run.data.sources:
-        if source.url is not None:
+        if source.address is not None:
             yield f"source         {source.label}: to be fetched"
             continue
         files, _ = files_of(source, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -118,31 +119,85 @@ class Server:
 
     address: str
     body: bytes = b"one document\n" * 100
+    etag: str | None = '"1"'
     faults: list[str] = field(default_factory=list)
     requests: int = 0
+    ranges: list[str | None] = field(default_factory=list)
+    """The Range header of each request."""
+    at_once: int = 0
+    most_at_once: int = 0
+    delay_s: float = 0.0
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Faults: a number (that status, with Retry-After after a colon), 'drop' (no answer), 'short' (the body ends
+    early), 'stall' (the body stops and the line stays open), 'whole' (200 to a Range), 'shifted' (another range than
+    asked for), 'garbled' (right size, wrong bytes), 'changed' (from now on another file)."""
+
+    protocol_version = "HTTP/1.0"
+
+    def do_GET(self) -> None:
+        state: Server = self.server.state  # type: ignore[attr-defined]
+        with self.server.mutex:  # type: ignore[attr-defined]
+            state.requests += 1
+            state.ranges.append(self.headers["Range"])
+            state.at_once += 1
+            state.most_at_once = max(state.most_at_once, state.at_once)
+            fault = state.faults.pop(0) if state.faults else "none"
+        time.sleep(state.delay_s)
+        try:
+            self.answer(state, fault)
+        finally:
+            with self.server.mutex:  # type: ignore[attr-defined]
+                state.at_once -= 1
+
+    def answer(self, state: Server, fault: str) -> None:
+        status, _, retry_after = fault.partition(":")
+        if status.isdigit():
+            self.send_response(int(status))
+            if retry_after:
+                self.send_header("Retry-After", retry_after)
+            self.end_headers()
+            return
+        if fault == "drop":
+            return
+        if fault == "changed":
+            state.body, state.etag = bytes(reversed(state.body)), '"2"'
+        start = self.range_start(state) if fault != "whole" else 0
+        self.send_body(state, start, fault)
+
+    def range_start(self, state: Server) -> int:
+        asked, condition = self.headers["Range"], self.headers["If-Range"]
+        return 0 if asked is None or condition not in (None, state.etag) else int(asked[6:-1])
+
+    def send_body(self, state: Server, start: int, fault: str) -> None:
+        rest = state.body[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            first = start + 1 if fault == "shifted" else start
+            self.send_header("Content-Range", f"bytes {first}-{len(state.body) - 1}/{len(state.body)}")
+        if state.etag:
+            self.send_header("ETag", state.etag)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        if fault == "garbled":
+            rest = bytes(byte ^ 1 for byte in rest)
+        self.wfile.write(rest[: len(rest) // 2] if fault in ("short", "stall") else rest)
+        if fault == "stall":
+            self.wfile.flush()
+            time.sleep(1.0)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the tests' output clean."""
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """A local server. Faults: '500', '404', 'short' (the body ends early)."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            state.requests += 1
-            fault = state.faults.pop(0) if state.faults else "none"
-            if fault.isdigit():
-                self.send_error(int(fault))
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(state.body)))
-            self.end_headers()
-            self.wfile.write(state.body[: len(state.body) // 2] if fault == "short" else state.body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Keep the tests' output clean."""
-
+    """A local server that misbehaves as told."""
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listener.request_queue_size = 128
     state = Server(address=f"http://127.0.0.1:{listener.server_port}")
+    listener.state, listener.mutex = state, threading.Lock()  # type: ignore[attr-defined]
     thread = threading.Thread(target=listener.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield state

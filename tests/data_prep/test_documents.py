@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from cluster.errors import ConfigError, DataError
 from data_prep.documents import Columns, Document, Part, Rejected, find_columns, read_part
+from data_prep.formats import Format
 
-PAIR = Columns(shape="pair", names=("prompt", "completion"))
+JSONL = Format(kind="jsonl")
+PAIR = Columns(shape="pair", names=("prompt", "completion"), format=JSONL)
 
 
 def part(path: Path, columns: Columns = PAIR) -> Part:
@@ -26,7 +28,7 @@ def part(path: Path, columns: Columns = PAIR) -> Part:
         (b'{"prompt": "a", "completion": 5}', "not text"),
         (b'{"prompt": "\xff", "completion": "b"}', "invalid UTF-8"),
         (b"", "blank line"),
-        (b"[" * 100_000, "bad JSON"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_bad_line_is_rejected_by_reason_and_its_neighbours_are_kept(lines_file, line, reason):
@@ -42,7 +44,7 @@ def test_a_bad_line_is_rejected_by_reason_and_its_neighbours_are_kept(lines_file
 def test_messages_that_are_not_role_and_text_are_rejected(lines_file, messages):
     path = lines_file({"messages": messages})
 
-    assert list(read_part(part(path, Columns(shape="messages", names=("messages",))))) == [
+    assert list(read_part(part(path, Columns(shape="messages", names=("messages",), format=JSONL)))) == [
         Rejected(0, "not a list of role and content")
     ]
 
@@ -51,7 +53,7 @@ def test_messages_that_are_not_role_and_text_are_rejected(lines_file, messages):
 def test_every_record_is_read_exactly_once_wherever_a_file_is_cut(tmp_path_factory, texts, cut):
     path = tmp_path_factory.mktemp("cut") / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts), encoding="utf-8")
-    columns, size = Columns(shape="text", names=("text",)), path.stat().st_size
+    columns, size = Columns(shape="text", names=("text",), format=JSONL), path.stat().st_size
 
     ranges = [(start, min(start + cut, size)) for start in range(0, size, cut)]
     parts = [Part(file=0, location=str(path), start=start, end=end, columns=columns) for start, end in ranges]
@@ -78,7 +80,9 @@ def test_the_shape_is_found_from_the_columns(lines_file, row, shape):
 def test_fields_override_what_the_columns_tell(lines_file):
     path = lines_file({"text": "a", "ask": "b", "completion": "c"})
 
-    assert find_columns(path, "rows", {"prompt": "ask"}) == Columns(shape="pair", names=("ask", "completion"))
+    assert find_columns(path, "rows", {"prompt": "ask"}) == Columns(
+        shape="pair", names=("ask", "completion"), format=JSONL
+    )
 
 
 def test_columns_that_cannot_be_told_are_listed_with_the_line_to_write(lines_file):

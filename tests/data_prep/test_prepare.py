@@ -275,3 +275,27 @@ def test_real_corpora_are_prepared_without_a_rest(test_data, prepared, tmp_path)
     assert books.tokens["padding"] < 1024
     assert questions.documents[str(test_data / "gsm8k" / "train.jsonl")]["kept"] == 7473
     assert questions.packing == "best_fit"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ({"path": "formats"}, 4001),
+        ({"path": "html"}, 60),
+        ({"path": "languages"}, 3),
+        ({"path": "peps"}, 187),
+        ({"path": "t0"}, 6899),
+        ({"path": "blns.json"}, 509),
+        ({"path": "self_dialogue", "fields": {"messages": "Answer.sentence*"}}, 2475),
+    ],
+)
+def test_every_real_corpus_goes_through_and_its_ledger_balances(test_data, prepared, source, kept):
+    path = str(test_data / source["path"])
+
+    manifest = prepared({**source, "path": path}, row_tokens=1024, workers=None)
+
+    entry = manifest.documents[path]
+    assert entry["kept"] + sum(entry["rejected"].values()) == entry["read"]
+    unusable = ("duplicate", "control token in a message")
+    assert entry["kept"] + sum(entry["rejected"].get(reason, 0) for reason in unusable) == kept

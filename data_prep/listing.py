@@ -1,0 +1,117 @@
+"""From a source's address to the files it names, and from those to their copies in the cache."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from cluster.errors import DataError
+from data_prep.config import SourceConfig
+from data_prep.download import Download, cache_path, fetch_all
+from data_prep.formats import format_of
+from data_prep.transfer import open_address
+
+log = logging.getLogger(__name__)
+
+SPLIT_WORDS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+OTHER_SPLIT = Path("file of another split")  # what such a file is counted under among those passed over
+DESCRIPTION = Path("description of the dataset")  # likewise
+DESCRIPTIONS = {"README.md", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """One file at an address, and what its store says of it."""
+
+    address: str
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+
+def fetch_sources(sources: Sequence[SourceConfig], folder: Path) -> dict[str, list[tuple[str, Path]]]:
+    """Fetch what the sources with an address name and return their files by address.
+
+    Descriptions, files of other splits and of no known format are not fetched; they are listed with a path that says
+    so.
+    """
+    wanted: list[Download] = []
+    files: dict[str, list[tuple[str, Path]]] = {}
+    for source in sources:
+        if source.address is None:
+            continue
+        remotes = list_address(source)
+        in_split = {remote.address for remote in remotes if is_of_split(remote, remotes, source)}
+        entries = files.setdefault(source.address, [])
+        for remote in remotes:
+            name = remote.address
+            path = cache_path(folder, name)
+            if source.dataset is not None and is_description(name):
+                path = DESCRIPTION
+            elif name not in in_split:
+                path = OTHER_SPLIT
+            elif format_of(path.name) is not None:
+                wanted.append(Download(url=name, target=path, sha256=remote.sha256, size_bytes=remote.size_bytes))
+            entries.append((name, path))
+    fetch_all(list({download.target: download for download in wanted}.values()))
+    return files
+
+
+def list_address(source: SourceConfig) -> list[Remote]:
+    """Return the files that an address names. Raises DataError if there is none."""
+    address = str(source.address)
+    if address.startswith(("http://", "https://")):
+        return [Remote(address=address, size_bytes=source.size_bytes, sha256=source.sha256)]
+    system, path = open_address(address)
+    try:
+        if any(mark in path for mark in "*?["):
+            infos = system.glob(path, detail=True)
+        elif system.isdir(path):
+            infos = system.find(path, detail=True)
+        else:
+            infos = {path: system.info(path)}
+    except (OSError, httpx.HTTPError) as error:
+        raise DataError(f"data.sources: {address}: {type(error).__name__}: {error}; check the address") from None
+    found = [remote_of(system, path, info, source) for path, info in sorted(infos.items()) if info["type"] == "file"]
+    if not found:
+        raise DataError(f"data.sources: {address}: names no file; check the address")
+    if len(found) > 1 and source.sha256 is not None:
+        raise DataError(f"data.sources: {address}: sha256 is given, but these are {len(found)} files; name one")
+    return found
+
+
+def remote_of(system: Any, path: str, info: dict[str, Any], source: SourceConfig) -> Remote:
+    """Return what a store says of a file; the Hub knows the sha256 of large ones."""
+    large = info.get("lfs") or {}
+    sha256 = large.get("sha256") if isinstance(large, dict) else getattr(large, "sha256", None)
+    address = str(system.unstrip_protocol(path))
+    size = source.size_bytes or info.get("size")
+    return Remote(address=address, size_bytes=size, sha256=source.sha256 or sha256)
+
+
+def is_description(address: str) -> bool:
+    """Tell whether a file of a dataset's repository is about its data, or a script that loads it."""
+    name = address.rpartition("/")[2]
+    return name in DESCRIPTIONS or name.endswith(".py")
+
+
+def is_of_split(remote: Remote, remotes: Sequence[Remote], source: SourceConfig) -> bool:
+    """Tell whether a dataset's file is of the source's split; if no name tells a split, all are."""
+    if source.dataset is None:
+        return True
+    told = [split_of(other.address) for other in remotes]
+    return not any(told) or split_of(remote.address) == (source.split or "train")
+
+
+def split_of(address: str) -> str | None:
+    """Return the split that a file's name, or else a folder of it, tells."""
+    for part in reversed(address.split("/")):
+        for word in SPLIT_WORDS:
+            if re.search(rf"(^|[^a-z]){word}([^a-z]|$)", part.lower()):
+                return word
+    return None

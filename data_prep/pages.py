@@ -1,0 +1,133 @@
+"""The text of a web page, an XML file, a PDF, a Word document or an electronic book."""
+
+from __future__ import annotations
+
+import io
+import logging
+import posixpath
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import unquote
+from xml.etree import ElementTree
+
+from data_prep.streams import DOCUMENT_BYTES, TOO_LONG, ObjectionError
+
+ARTICLE_BYTES = 4 * 2**20  # of HTML whose article is looked for: 7 s and 80 MiB of memory for each MiB of tags
+PAGE_BYTES = 16 * 2**20  # of HTML or XML all of whose text is taken: 30 times its bytes in memory, and a second
+BOOK_BYTES = 256 * 2**20  # of a PDF, Word file or book, which are mostly pictures; unpacked too
+
+CONTAINER = "{urn:oasis:names:tc:opendocument:xmlns:container}"
+PACKAGE = "{http://www.idpf.org/2007/opf}"
+
+
+def extract_text(kind: str, data: bytes) -> str:
+    """Return the text of a page. Raises ObjectionError if there is none, or if it is damaged."""
+    try:
+        text = str(EXTRACTORS[kind](data))
+    except ObjectionError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a parser of a stranger's file may raise anything; it is counted
+        raise ObjectionError(f"damaged {NAMES[kind]} ({type(error).__name__})") from None
+    if not text.strip():
+        raise ObjectionError(f"{NAMES[kind]} without text")
+    if len(text) > DOCUMENT_BYTES:
+        raise ObjectionError(TOO_LONG)
+    return text
+
+
+def limit_of(kind: str) -> int:
+    """Return how many bytes a file of a kind may have."""
+    return {"article": ARTICLE_BYTES, "page": PAGE_BYTES, "xml": PAGE_BYTES}.get(kind, BOOK_BYTES)
+
+
+def article_of(data: bytes) -> str:
+    """Return a web page's article, without menus, advertisements and comments."""
+    import trafilatura
+
+    return trafilatura.extract(data, include_comments=False, favor_precision=True) or ""
+
+
+def page_of(data: bytes) -> str:
+    """Return all text of a web page, one line for each block."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    tree = LexborHTMLParser(data)
+    tree.strip_tags(["script", "style", "noscript", "template", "head"])
+    text = tree.body.text(separator="\n") if tree.body is not None else ""
+    return "\n".join(line for line in map(str.strip, text.split("\n")) if line)
+
+
+def xml_of(data: bytes) -> str:
+    """Return all text of an XML file, one line for each stretch of it; expat refuses entities that blow up."""
+    root = ElementTree.parse(io.BytesIO(data)).getroot()
+    return "\n".join(line for line in map(str.strip, root.itertext()) if line)
+
+
+def pdf_of(data: bytes) -> str:
+    """Return the text layer of a PDF, page after page."""
+    import pypdf
+
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every oddity of every file
+    reader = pypdf.PdfReader(io.BytesIO(data))
+    if reader.is_encrypted and not reader.decrypt(""):
+        raise ObjectionError("encrypted PDF")
+    return "\n\n".join(within_limit(page.extract_text() for page in reader.pages))
+
+
+def docx_of(data: bytes) -> str:
+    """Return the paragraphs of a Word document and the rows of its tables, in their order."""
+    import docx
+    from docx.table import Table
+
+    opened_archive(data)
+    lines: list[str] = []
+    for block in docx.Document(io.BytesIO(data)).iter_inner_content():
+        if isinstance(block, Table):
+            lines += ["\t".join(cell.text for cell in row.cells) for row in block.rows]
+        else:
+            lines.append(block.text)
+    return "\n".join(lines)
+
+
+def epub_of(data: bytes) -> str:
+    """Return the chapters of an electronic book in reading order."""
+    book = opened_archive(data)
+    container = ElementTree.fromstring(book.read("META-INF/container.xml"))
+    package = container.find(f".//{CONTAINER}rootfile").attrib["full-path"]  # type: ignore[union-attr]
+    tree = ElementTree.fromstring(book.read(package))
+    places = {item.attrib["id"]: item.attrib["href"] for item in tree.iter(f"{PACKAGE}item")}
+    chapters = [places[item.attrib["idref"]] for item in tree.iter(f"{PACKAGE}itemref")]
+    folder = posixpath.dirname(package)
+    paths = (posixpath.normpath(posixpath.join(folder, unquote(chapter))) for chapter in chapters)
+    return "\n\n".join(within_limit(page_of(book.read(path)) for path in paths))
+
+
+def opened_archive(data: bytes) -> zipfile.ZipFile:
+    """Open a document that is a zip. Raises ObjectionError if it unpacks to more than a book."""
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    if sum(member.file_size for member in archive.infolist()) > BOOK_BYTES:
+        raise ObjectionError(f"unpacks to more than {BOOK_BYTES >> 20} MiB")
+    return archive
+
+
+def within_limit(texts: Iterator[str]) -> Iterator[str]:
+    """Yield the texts that are not blank. Raises ObjectionError as soon as they are too long for one document."""
+    total = 0
+    for text in texts:
+        total += len(text)
+        if total > DOCUMENT_BYTES:
+            raise ObjectionError(TOO_LONG)
+        if text.strip():
+            yield text
+
+
+EXTRACTORS: dict[str, Callable[[bytes], Any]] = {
+    "article": article_of,
+    "page": page_of,
+    "xml": xml_of,
+    "pdf": pdf_of,
+    "docx": docx_of,
+    "epub": epub_of,
+}
+NAMES = {"article": "HTML", "page": "HTML", "xml": "XML", "pdf": "PDF", "docx": "DOCX", "epub": "EPUB"}
