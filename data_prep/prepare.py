@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from data_prep.fan_out import Executor, Workers
 from data_prep.gathering import RowFormat, ShardTask, write_rows
 from data_prep.ledger import count_tokens
 from data_prep.planning import Plan, make_plan, packing_method, shard_plans
+from data_prep.proof import EngineMismatchError, choose_engine, refused
 from data_prep.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -65,13 +66,21 @@ def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int)
         tokenizer = load_tokenizer(config, model_path, corpus, folder / "work")
         spec = encoder_spec(tokenizer, corpus)
         slices = cut_slices(corpus, config.slice_bytes)
-        paths = encode_slices(slices, corpus, spec, folder / "work", map_slices)
+        choice = choose_engine(config.engine, spec.rules, spec.control_tokens, corpus.bytes)
+        spec = replace(spec, engine=choice.engine)
+        try:
+            paths = encode_slices(slices, corpus, spec, folder / "work", map_slices)
+        except EngineMismatchError as problem:  # one wrong id: none of its slices is used
+            choice = refused(spec.engine, problem)
+            spec = replace(spec, engine=choice.engine)
+            paths = encode_slices(slices, corpus, spec, folder / "work", map_slices)
         plan = make_plan(config, corpus, slices, map(read_slice, paths), seed)
         unseal(folder)
         splits = write_splits(config, folder, spec, plan, paths, map_slices)
     with whole_folder(folder / "tokenizer") as partial_folder:
         tokenizer.save_pretrained(partial_folder)
-    manifest = write_manifest(folder, describe(config, corpus, tokenizer, plan, splits, digest))
+    described = describe(config, corpus, tokenizer, plan, splits, digest)
+    manifest = write_manifest(folder, replace(described, engine=choice.as_json()))
     trained_tokenizer = Path(tokenizer.name_or_path)  # it lies in work, if it was trained here
     remove_except(folder / "work", {*paths, encoder_file(folder / "work", spec), trained_tokenizer})
     return manifest

@@ -88,7 +88,8 @@ class Manifest:
 
     `documents` counts, by source label, `files`, files `passed_over` by suffix, documents `read`, `kept` and `rejected`
     by reason, and of the kept ones, before packing, `tokens` and `trained_tokens`; `tokens` is the ledger of the
-    packed tokens: `trained`, `masked` and `padding` sum to rows x row_tokens of all splits.
+    packed tokens: `trained`, `masked` and `padding` sum to rows x row_tokens of all splits. `engine` is what made the
+    ids, with its version, and how it was proved against `tokenizers`.
     """
 
     version: int
@@ -103,6 +104,7 @@ class Manifest:
     documents: dict[str, dict[str, Any]]
     tokens: dict[str, int]
     conversational: bool
+    engine: dict[str, Any] = field(default_factory=dict)
     digest: str = field(default="")
 
     def rows(self, split: str) -> int:

@@ -21,13 +21,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.errors import DataError
-from cluster.files import canonical_json, digest_of, whole_file
+from cluster.files import digest_of, whole_file
 from data_prep.cleaning import CLEANING_VERSION
 from data_prep.documents import Document, Part, Rejected, read_part
-from data_prep.encoding import Encoded, Encoder, EncoderSpec, UnusableDocumentError, as_json, read_spec
+from data_prep.encoding import Encoded, Encoder, EncoderSpec, UnusableDocumentError, read_spec
 from data_prep.sources import Corpus, Slice
 
-SLICE_VERSION = 1  # part of every slice's digest: raise it when reading, encoding or this format changes
+SLICE_VERSION = 2  # part of every slice's digest: raise it when reading, encoding or this format changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,7 @@ def encode_parts(parts: Slice, names: Sequence[str], encoder: Encoder) -> Encode
     owners: list[int] = []
     records: list[int] = []
     rejected: list[dict[str, int]] = []
+    encoder.begin_slice()
     for index, part in enumerate(parts):
         kept, count, reasons = read_usable(part, encoder)
         try:
@@ -123,7 +124,10 @@ def read_usable(part: Part, encoder: Encoder) -> tuple[list[Document], int, dict
 
 def content_key(document: Document) -> bytes:
     """Return the 128-bit hash of a document's cleaned content."""
-    return hashlib.blake2b(canonical_json(as_json(document)).encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(document.shape.encode(), digest_size=16)
+    for part in (part.encode() for turn in document.turns for part in (turn.role, turn.text)):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
 
 
 def place(part: Part, name: str, record: int) -> str:
