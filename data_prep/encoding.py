@@ -14,7 +14,7 @@ import numpy.typing as npt
 from cluster.files import write_text
 from data_prep.conversations import Span, UntoldMaskError, render
 from data_prep.documents import Document, Rejected, Turn
-from data_prep.engines import REFERENCE, Engine, HuggingFaceEngine, Ragged, open_engine
+from data_prep.engines import REFERENCE, Engine, Ragged, open_engine
 from data_prep.proof import ProvedEngine
 
 BATCH = 256  # documents handed to the engine at once
@@ -38,7 +38,9 @@ class EncoderSpec:
 def trusted_engine(spec: EncoderSpec) -> Engine:
     """Return the engine of a spec; any but the reference is compared with it on a sample of what it encodes."""
     engine = open_engine(spec.engine, spec.rules)
-    return engine if isinstance(engine, HuggingFaceEngine) else ProvedEngine(engine, HuggingFaceEngine(spec.rules))
+    if spec.engine.startswith(REFERENCE):
+        return engine
+    return ProvedEngine(engine, open_engine(REFERENCE, spec.rules))
 
 
 def write_spec(path: Path, spec: EncoderSpec) -> None:

@@ -6,10 +6,12 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 Ids = npt.NDArray[np.uint32]
@@ -63,10 +65,17 @@ class HuggingFaceEngine:
     """The `tokenizers` library: the reference for every other."""
 
     def __init__(self, rules: str) -> None:
-        bare = json.dumps(bare_rules(rules))
-        self.marked = Tokenizer.from_str(bare)
-        self.plain = Tokenizer.from_str(bare)
-        self.plain.encode_special_tokens = True
+        self.bare = json.dumps(bare_rules(rules))
+
+    @cached_property
+    def marked(self) -> Tokenizer:
+        return Tokenizer.from_str(self.bare)
+
+    @cached_property
+    def plain(self) -> Tokenizer:
+        tokenizer = Tokenizer.from_str(self.bare)
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     def encode_plain(self, texts: Sequence[str]) -> Ragged:
         encodings = self.plain.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -87,22 +96,32 @@ class GigatokenEngine:
     """The `gigatoken` library. It gives no spans: they are counted from the bytes that each token stands for.
 
     Where a text is not the bytes of its tokens one after the other (a normalizer, a marked space), `tokenizers` gives
-    the ids and the spans of that text. Raises UnsupportedRulesError.
+    the ids and the spans of that text. Its methods raise UnsupportedRulesError.
     """
 
     def __init__(self, rules: str) -> None:
-        import gigatoken  # 0.3 s, so only where it is used
+        self.rules = bare_rules(rules)
+        self.reference = HuggingFaceEngine(rules)
 
-        bare = bare_rules(rules)
-        ordinary = {**bare, "added_tokens": [token for token in bare["added_tokens"] if not token["special"]]}
-        try:
-            self.marked = gigatoken.Tokenizer.from_json(json.dumps(bare))
-            self.plain = gigatoken.Tokenizer.from_json(json.dumps(ordinary))
-        except (ValueError, TypeError, RuntimeError, KeyError) as error:
-            raise UnsupportedRulesError(str(error)) from None
-        self.rules = rules
-        self.token_bytes = byte_lengths(self.marked.vocab)
-        self.slow: HuggingFaceEngine | None = None
+    @cached_property
+    def marked(self) -> Any:
+        return open_gigatoken(self.rules)
+
+    @cached_property
+    def plain(self) -> Any:
+        ordinary = [token for token in self.rules["added_tokens"] if not token["special"]]
+        return open_gigatoken({**self.rules, "added_tokens": ordinary})
+
+    @cached_property
+    def vocabulary(self) -> pa.BinaryArray:
+        """What each id stands for, in bytes; nothing for ids that there are not."""
+        vocab = self.plain.vocab
+        return pa.array([vocab.get(number, b"") for number in range(max(vocab) + 1)], pa.binary())
+
+    @cached_property
+    def token_bytes(self) -> Offsets:
+        vocab = self.marked.vocab
+        return np.array([len(vocab.get(number, b"")) for number in range(max(vocab) + 1)], dtype=np.int64)
 
     def encode_plain(self, texts: Sequence[str]) -> Ragged:
         return encode_all(self.plain, [text.encode() for text in texts])
@@ -113,14 +132,14 @@ class GigatokenEngine:
         return [self.with_spans(*item, encoded[index]) for index, item in enumerate(zip(texts, raw, strict=True))]
 
     def spell(self, ids: Ids) -> bytes:
-        spelled: bytes = self.plain.decode(ids)
-        return spelled
+        if len(ids) == 0 or int(ids.max()) >= len(self.vocabulary):
+            return b""
+        return bytes(self.vocabulary.take(pa.array(ids)).buffers()[2])  # 1.4 x as fast as gigatoken's decode
 
     def with_spans(self, text: str, raw: bytes, ids: Ids) -> tuple[Ids, Offsets]:
         ends = np.cumsum(self.token_bytes[ids])
         if len(raw) != (int(ends[-1]) if len(ends) else 0) or self.marked.decode(ids) != raw:
-            self.slow = self.slow or HuggingFaceEngine(self.rules)
-            return self.slow.encode_marked([text])[0]
+            return self.reference.encode_marked([text])[0]
         begins = ends - self.token_bytes[ids]
         if text.isascii():
             return ids, np.stack([begins, ends], axis=1)
@@ -131,6 +150,7 @@ class GigatokenEngine:
 ENGINES: dict[str, Callable[[str], Engine]] = {FAST: GigatokenEngine, REFERENCE: HuggingFaceEngine}
 
 
+@lru_cache(maxsize=2)  # the one that was proved goes on to encode, where that is the same process
 def open_engine(name: str, rules: str) -> Engine:
     """Return an engine by the name, or name and version, that `engine_version` gives."""
     return ENGINES[name.split()[0]](rules)
@@ -141,11 +161,14 @@ def bare_rules(rules: str) -> dict[str, Any]:
     return {**json.loads(rules), "post_processor": None, "truncation": None, "padding": None}
 
 
-def byte_lengths(vocab: dict[int, bytes]) -> Offsets:
-    """Return how many bytes each id stands for; 0 for ids that there are not."""
-    lengths = np.zeros(max(vocab) + 1, dtype=np.int64)
-    lengths[np.fromiter(vocab.keys(), np.int64, len(vocab))] = [len(token) for token in vocab.values()]
-    return lengths
+def open_gigatoken(rules: dict[str, Any]) -> Any:
+    """Return gigatoken's tokenizer. Raises UnsupportedRulesError."""
+    import gigatoken  # 0.3 s, so only where it is used
+
+    try:
+        return gigatoken.Tokenizer.from_json(json.dumps(rules))
+    except (ValueError, TypeError, RuntimeError, KeyError) as error:
+        raise UnsupportedRulesError(str(error)) from None
 
 
 def encode_all(tokenizer: Any, raw: list[bytes]) -> Ragged:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ class EncodedSlice:
     record: npt.NDArray[np.int64]
     key: npt.NDArray[np.uint64]  # [documents, 2]
     first: npt.NDArray[np.int64]
-    ids: npt.NDArray[np.uint32]
+    ids: npt.NDArray[np.uint16 | np.uint32]
     mask: npt.NDArray[np.uint8]
     records: list[int]
     rejected: list[dict[str, int]]
@@ -153,7 +153,7 @@ def write_slice(path: Path, encoded: EncodedSlice) -> None:
         "part": pa.array(encoded.part),
         "record": pa.array(encoded.record),
         "key": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(encoded.part), [None, pa.py_buffer(keys)]),
-        "ids": pa.LargeListArray.from_arrays(pa.array(encoded.first), pa.array(encoded.ids)),
+        "ids": pa.LargeListArray.from_arrays(pa.array(encoded.first), pa.array(narrowed(encoded.ids))),
         "mask": pa.LargeListArray.from_arrays(pa.array(encoded.first), pa.array(encoded.mask)),
     }
     batch = pa.record_batch(columns, metadata={"counts": counts})
@@ -163,6 +163,11 @@ def write_slice(path: Path, encoded: EncodedSlice) -> None:
         pa.ipc.new_stream(sink, batch.schema) as writer,
     ):
         writer.write_batch(batch)
+
+
+def narrowed(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return ids in two bytes each where they fit."""
+    return ids.astype(np.uint16) if ids.max(initial=0) < 2**16 else ids
 
 
 def read_slice(path: Path) -> EncodedSlice:
