@@ -27,7 +27,8 @@ from data_prep.shards import (
     SPLITS,
     Manifest,
     ShardInfo,
-    check_shard,
+    check_size,
+    list_others,
     read_manifest,
     row_schema,
     template_digest,
@@ -80,7 +81,7 @@ def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int)
     with whole_folder(folder / "tokenizer") as partial_folder:
         tokenizer.save_pretrained(partial_folder)
     described = describe(config, corpus, tokenizer, plan, splits, digest)
-    manifest = write_manifest(folder, replace(described, engine=choice.as_json()))
+    manifest = write_manifest(folder, replace(described, engine=choice.as_json(), others=list_others(folder)))
     trained_tokenizer = Path(tokenizer.name_or_path)  # it lies in work, if it was trained here
     remove_except(folder / "work", {*paths, encoder_file(folder / "work", spec), trained_tokenizer})
     return manifest
@@ -139,7 +140,7 @@ def finished_manifest(folder: Path, digest: str) -> Manifest | None:
         manifest = read_manifest(folder)
         for split in SPLITS:
             for shard in manifest.splits[split]:
-                check_shard(folder, shard, verify=False)
+                check_size(folder, shard.path, shard.bytes)
     except DataError as error:
         log.warning("preparing again: %s", error)
         return None
