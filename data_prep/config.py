@@ -25,6 +25,11 @@ class SourceConfig(Section):
     fields: dict[Literal["text", "prompt", "completion", "messages"], str] = Field(default_factory=dict)
     """Which of the rows' columns play a role, where their names do not tell."""
 
+    epochs: float = Field(default=1.0, gt=0)
+    """How often its documents are trained on in one epoch of the whole; with weights: at most."""
+    weight: float | None = Field(default=None, gt=0)
+    """Its share of the trained tokens, relative to the other sources' weights; default: what there is."""
+
     @model_validator(mode="after")
     def check_one_place(self) -> Self:
         if (self.path is None) == (self.url is None):

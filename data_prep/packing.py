@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+PACKING_VERSION = 2  # part of the configuration's digest: raise it when rows come out otherwise
 
 Integers = npt.NDArray[np.int64]
 
@@ -27,11 +30,16 @@ class Packing:
         return len(self.first) - 1
 
 
-def pack(method: str, lengths: Integers, row_tokens: int, seed: int) -> Packing:
-    """Pack documents of these lengths into rows of `row_tokens`. No token is lost, none is used twice."""
+def pack(
+    method: str, lengths: Integers, row_tokens: int, seed: int, splits: Mapping[int, Integers] | None = None
+) -> Packing:
+    """Pack documents of these lengths into rows of `row_tokens`. No token is lost, none is used twice.
+
+    `splits` says where the pieces of a document that is longer than a row begin, for best_fit.
+    """
     if method == "concat":
         return concat(lengths, row_tokens)
-    return best_fit(lengths, row_tokens, seed)
+    return best_fit(lengths, row_tokens, seed, splits or {})
 
 
 def concat(lengths: Integers, row_tokens: int) -> Packing:
@@ -50,31 +58,39 @@ def concat(lengths: Integers, row_tokens: int) -> Packing:
     )
 
 
-def best_fit(lengths: Integers, row_tokens: int, seed: int) -> Packing:
+def best_fit(lengths: Integers, row_tokens: int, seed: int, splits: Mapping[int, Integers] | None = None) -> Packing:
     """Put each document, the longest first, into the fullest row that still has room; the rows' order is seeded.
 
-    A document longer than a row fills whole rows, and its remainder is packed like a document; no other is cut.
+    A document longer than a row is packed in pieces, as `splits` says or else in whole rows; no other is cut.
     """
-    full = lengths // row_tokens
-    rest = np.flatnonzero(lengths % row_tokens)
-    rest = rest[np.argsort(-(lengths[rest] % row_tokens), kind="stable")]
-    cut = np.repeat(np.arange(len(lengths)), full)
-    nth = np.arange(len(cut)) - np.repeat(np.cumsum(full) - full, full)
-    row_of_rest = best_fit_rows(lengths[rest] % row_tokens, row_tokens) + len(cut)
-    rows = max(len(cut), int(row_of_rest.max(initial=-1)) + 1)
-
-    row = np.concatenate([np.arange(len(cut)), row_of_rest])
-    document = np.concatenate([cut, rest])
-    start = np.concatenate([nth, full[rest]]) * row_tokens
-    tokens = np.concatenate([np.full(len(cut), row_tokens), lengths[rest] % row_tokens])
+    document, start, tokens = pieces_of(lengths, row_tokens, splits or {})
+    by_length = np.argsort(-tokens, kind="stable")
+    row = np.empty(len(tokens), dtype=np.int64)
+    row[by_length] = best_fit_rows(tokens[by_length], row_tokens)
+    rows = int(row.max(initial=-1)) + 1
     row = shuffled_ranks(rows, seed)[row]
-    order = np.argsort(row, kind="stable")
+    order = by_length[np.argsort(row[by_length], kind="stable")]
     return Packing(
         first=np.searchsorted(row[order], np.arange(rows + 1)),
         document=document[order],
         start=start[order],
         tokens=tokens[order],
     )
+
+
+def pieces_of(
+    lengths: Integers, row_tokens: int, splits: Mapping[int, Integers]
+) -> tuple[Integers, Integers, Integers]:
+    """Return document, start and length of every piece; documents without a token have none."""
+    short = np.flatnonzero((lengths > 0) & (lengths <= row_tokens))
+    document, start, tokens = [short], [np.zeros(len(short), dtype=np.int64)], [lengths[short]]
+    for number in np.flatnonzero(lengths > row_tokens).tolist():
+        length = int(lengths[number])
+        starts = splits.get(number, np.arange(0, length, row_tokens, dtype=np.int64))
+        document.append(np.full(len(starts), number, dtype=np.int64))
+        start.append(starts)
+        tokens.append(np.diff(starts, append=length))
+    return np.concatenate(document), np.concatenate(start), np.concatenate(tokens)
 
 
 def best_fit_rows(lengths: Integers, capacity: int) -> Integers:

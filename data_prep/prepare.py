@@ -19,6 +19,7 @@ from data_prep.encoding import EncoderSpec, write_spec
 from data_prep.fan_out import Executor, Workers
 from data_prep.gathering import RowFormat, ShardTask, write_rows
 from data_prep.ledger import count_tokens
+from data_prep.packing import PACKING_VERSION
 from data_prep.planning import Plan, make_plan, packing_method, shard_plans
 from data_prep.proof import EngineMismatchError, choose_engine, refused
 from data_prep.shards import (
@@ -38,6 +39,7 @@ from data_prep.shards import (
 )
 from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digest
 from data_prep.sources import Corpus, Slice, cut_slices, find_corpus
+from data_prep.splitting import line_ends
 from data_prep.tokenizer import encoder_spec, load_tokenizer, tokenizer_origin
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int)
             choice = refused(spec.engine, problem)
             spec = replace(spec, engine=choice.engine)
             paths = encode_slices(slices, corpus, spec, folder / "work", map_slices)
-        plan = make_plan(config, corpus, slices, map(read_slice, paths), seed)
+        plan = make_plan(config, corpus, slices, map(read_slice, paths), seed, line_ends(tokenizer))
         unseal(folder)
         splits = write_splits(config, folder, spec, plan, paths, map_slices)
     with whole_folder(folder / "tokenizer") as partial_folder:
@@ -125,7 +127,8 @@ def config_digest(config: DataConfig, corpus: Corpus, model_path: str | None, se
             "files": [[asdict(file.info), asdict(file.columns)] for file in corpus.files],
             "tokenizer": tokenizer_origin(config, model_path),
             "chat_template": read_template(config.chat_template, None),
-            "rows": [config.row_tokens, packing_method(config, corpus), config.shard_rows],
+            "mixture": [[source.label, source.epochs, source.weight] for source in config.sources],
+            "rows": [PACKING_VERSION, config.row_tokens, packing_method(config, corpus), config.shard_rows],
             "validation_fraction": config.validation_fraction,
             "seed": seed,
         }
@@ -239,7 +242,13 @@ def describe(
         documents=plan.counts,
         tokens=count_tokens(shards, config.row_tokens, plan.tokens, may_be_trained),
         conversational=plan.conversational,
+        fill={split: fill(infos, config.row_tokens) for split, infos in splits.items() if infos},
     )
+
+
+def fill(shards: Sequence[ShardInfo], row_tokens: int) -> float:
+    """Return which share of the rows is tokens of documents, the rest being padding."""
+    return round(sum(s.tokens for s in shards) / (sum(s.rows for s in shards) * row_tokens), 6)
 
 
 def remove_except(work: Path, needed: set[Path]) -> None:

@@ -102,7 +102,8 @@ class Manifest:
 
     `documents` counts, by source label, `files`, files `passed_over` by suffix, documents `read`, `kept` and `rejected`
     by reason, and of the kept ones, before packing, `tokens` and `trained_tokens`; `tokens` is the ledger of the
-    packed tokens: `trained`, `masked` and `padding` sum to rows x row_tokens of all splits. `engine` is what made the
+    packed tokens: `trained`, `masked` and `padding` sum to rows x row_tokens of all splits. `fill`
+    is the share of each split's rows that is not padding. `engine` is what made the
     ids, with its version, and how it was proved against `tokenizers`. `others` are the files that are no shards: all
     that training reads is listed with its sha256, and `digest` is over the whole.
     """
@@ -119,6 +120,7 @@ class Manifest:
     documents: dict[str, dict[str, Any]]
     tokens: dict[str, int]
     conversational: bool
+    fill: dict[str, float] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
     others: list[ListedFile] = field(default_factory=list)
     digest: str = field(default="")
