@@ -48,7 +48,7 @@ def ray_cluster(cpus: int) -> Iterator[int]:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-        yield int(ray.cluster_resources().get("CPU", 1))
+        yield int(ray.cluster_resources().get("CPU", 0))
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
