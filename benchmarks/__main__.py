@@ -1,0 +1,10 @@
+"""Run one case: `python -m benchmarks NAME`."""
+
+import importlib
+import sys
+
+CASES = ("growth", "prep", "read")
+
+if len(sys.argv) != 2 or sys.argv[1] not in CASES:
+    sys.exit(f"usage: python -m benchmarks {{{','.join(CASES)}}}")
+importlib.import_module(f"benchmarks.{sys.argv[1]}").main()
