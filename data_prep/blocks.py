@@ -10,7 +10,9 @@ another one, with its digest, is noticed too.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import mmap
 from collections.abc import Iterable, Iterator
@@ -87,6 +89,32 @@ def write_blocks(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One record batch, and views of its columns: ids [rows, T], mask [rows, T / 8] bits, and the pieces' lengths."""
+
+    batch: pa.RecordBatch
+    ids: npt.NDArray[Any]
+    mask: npt.NDArray[np.uint8]
+    piece_first: npt.NDArray[np.int32]
+    piece_tokens: npt.NDArray[np.int32]
+
+
+def block_of(batch: pa.RecordBatch, row_tokens: int) -> Block:
+    """Return the views of a record batch that begins at its buffers' beginning, as one read from a message does."""
+    ids, mask, pieces = (batch.column(name) for name in ("input_ids", "loss_mask", "piece_tokens"))
+    kind = np.uint16 if ids.values.type == pa.uint16() else np.uint32
+    rows = batch.num_rows
+    bits = np.frombuffer(mask.values.buffers()[1], dtype=np.uint8)[: rows * row_tokens // 8]
+    return Block(
+        batch=batch,
+        ids=np.frombuffer(ids.values.buffers()[1], dtype=kind)[: rows * row_tokens].reshape(rows, row_tokens),
+        mask=bits.reshape(rows, row_tokens // 8),
+        piece_first=pieces.offsets.to_numpy(),
+        piece_tokens=pieces.values.to_numpy(),
+    )
+
+
 class ShardFile:
     """One shard, mapped: its record batches are checked, if asked, when they are first touched."""
 
@@ -95,16 +123,18 @@ class ShardFile:
         with path.open("rb") as stream:
             self.mapped = pa.py_buffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         self.table = read_table(path, self.mapped, table_at, table_sha256)
-        self.first_rows = np.cumsum([0, *self.table.rows])
+        self.first_rows = [0, *itertools.accumulate(self.table.rows)]
         self.schema = pa.ipc.read_schema(self.checked(0))
-        self.batches: dict[int, pa.RecordBatch] = {}
+        self.row_tokens: int = self.schema.field("input_ids").type.list_size
+        self.blocks: dict[int, Block] = {}
 
-    def locate(self, row: int) -> tuple[pa.RecordBatch, int]:
-        """Return the record batch that holds a row, and the row's index in it."""
-        block = int(np.searchsorted(self.first_rows, row, side="right")) - 1
-        if block not in self.batches:
-            self.batches[block] = pa.ipc.read_record_batch(self.checked(block + 1), self.schema)
-        return self.batches[block], row - int(self.first_rows[block])
+    def locate(self, row: int) -> tuple[Block, int]:
+        """Return the block that holds a row, and the row's index in it."""
+        number = bisect.bisect_right(self.first_rows, row) - 1
+        if number not in self.blocks:
+            batch = pa.ipc.read_record_batch(self.checked(number + 1), self.schema)
+            self.blocks[number] = block_of(batch, self.row_tokens)
+        return self.blocks[number], row - self.first_rows[number]
 
     def checked(self, block: int) -> pa.Buffer:
         """Return a block's bytes. Raises DataError if they are not what was written."""
@@ -140,19 +170,3 @@ def damaged_ranges(path: Path, table_at: int, table_sha256: str) -> Iterator[tup
             yield begin, end
     if data[table.ends[-1] : table_at] != END_OF_STREAM:
         yield table.ends[-1], table_at
-
-
-def fixed_list_view(column: pa.FixedSizeListArray, row: int, length: int) -> npt.NDArray[Any]:
-    """Return one row of a fixed-size list column of numbers, without a copy."""
-    values = column.values
-    start = values.offset + (column.offset + row) * length
-    kind = np.uint16 if values.type == pa.uint16() else np.uint32
-    return np.frombuffer(values.buffers()[1], dtype=kind)[start : start + length]
-
-
-def mask_bits(column: pa.FixedSizeListArray, row: int, length: int) -> npt.NDArray[np.bool_]:
-    """Return one row of a fixed-size list column of booleans; `length` is a multiple of 8, so rows begin at bytes."""
-    values = column.values
-    first = (values.offset + (column.offset + row) * length) // 8
-    packed = np.frombuffer(values.buffers()[1], dtype=np.uint8)[first : first + length // 8]
-    return np.unpackbits(packed, bitorder="little").view(np.bool_)

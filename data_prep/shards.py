@@ -22,6 +22,8 @@ Columns of a row (T = row_tokens):
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -34,7 +36,7 @@ import pyarrow as pa
 
 from cluster.errors import DataError
 from cluster.files import digest_of, sha256_of, whole_file, write_json
-from data_prep.blocks import AGAIN, ShardFile, fixed_list_view, mask_bits, write_blocks
+from data_prep.blocks import AGAIN, Block, ShardFile, write_blocks
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -157,20 +159,20 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: damaged ({error}); run `shardline prepare RUN.yaml` again") from None
     if not isinstance(values, dict) or values.get("version") != FORMAT_VERSION:
-        found = values.get("version") if isinstance(values, dict) else None
+        version = values.get("version") if isinstance(values, dict) else None
         raise DataError(
-            f"{path}: format version {found}, this program reads {FORMAT_VERSION}; run `shardline prepare` again"
+            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; run `shardline prepare` again"
         )
+    found = digest_of({name: value for name, value in values.items() if name != "digest"})
+    if found != values.get("digest"):
+        raise DataError(f"{path}: its digest does not fit its content; run `shardline prepare RUN.yaml` again")
     try:
         values["files"] = [SourceFile(**item) for item in values["files"]]
         values["others"] = [ListedFile(**item) for item in values.get("others", [])]
         values["splits"] = {name: [ShardInfo(**item) for item in shards] for name, shards in values["splits"].items()}
-        manifest = Manifest(**values)
+        return Manifest(**values)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}); run `shardline prepare RUN.yaml` again") from None
-    if manifest.sealed().digest != manifest.digest:
-        raise DataError(f"{path}: its digest does not fit its content; run `shardline prepare RUN.yaml` again")
-    return manifest
 
 
 def list_others(folder: Path) -> list[ListedFile]:
@@ -297,35 +299,36 @@ class ShardReader:
         for shard in self.shards:
             check_size(folder, shard.path, shard.bytes)
         self.files: dict[int, ShardFile] = {}
-        self.first_rows = np.cumsum([0, *(shard.rows for shard in self.shards)])
+        self.first_rows = [0, *itertools.accumulate(shard.rows for shard in self.shards)]
 
     def __len__(self) -> int:
-        return int(self.first_rows[-1])
+        return self.first_rows[-1]
 
     def shard_of(self, row: int) -> tuple[ShardFile, int]:
         """Return the shard that holds a row, mapped at its first use, and the row's number in it."""
-        number = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+        number = bisect.bisect_right(self.first_rows, row) - 1
         if number not in self.files:
             shard = self.shards[number]
             path = self.folder / shard.path
             self.files[number] = ShardFile(path, shard.table_at, shard.table_sha256, verify=self.verify)
-        return self.files[number], row - int(self.first_rows[number])
+        return self.files[number], row - self.first_rows[number]
 
-    def locate(self, row: int) -> tuple[pa.RecordBatch, int]:
-        """Return the record batch that holds a row, and the row's index in it. Raises DataError if it is damaged."""
+    def locate(self, row: int) -> tuple[Block, int]:
+        """Return the block that holds a row, and the row's index in it. Raises DataError if it is damaged."""
         shard, within = self.shard_of(row)
         return shard.locate(within)
 
     def rows(self, row_ids: Sequence[int]) -> Batch:
         """Return the given rows, in this order."""
         input_ids = np.empty((len(row_ids), self.row_tokens), dtype=np.int64)
-        loss_mask = np.empty((len(row_ids), self.row_tokens), dtype=np.bool_)
+        bits = np.empty((len(row_ids), self.row_tokens // 8), dtype=np.uint8)
         pieces = []
         for index, row in enumerate(row_ids):
-            batch, within = self.locate(row)
-            input_ids[index] = fixed_list_view(batch.column("input_ids"), within, self.row_tokens)
-            loss_mask[index] = mask_bits(batch.column("loss_mask"), within, self.row_tokens)
-            pieces.append(batch.column("piece_tokens")[within].values.to_numpy())
+            block, within = self.locate(row)
+            input_ids[index] = block.ids[within]
+            bits[index] = block.mask[within]
+            pieces.append(block.piece_tokens[block.piece_first[within] : block.piece_first[within + 1]])
+        loss_mask = np.unpackbits(bits, axis=1, bitorder="little").view(np.bool_)
         return Batch(input_ids=input_ids, loss_mask=loss_mask, piece_tokens=pieces)
 
     def trained_tokens(self, row_ids: Sequence[int]) -> int:
@@ -334,8 +337,10 @@ class ShardReader:
 
     def pieces(self, row: int) -> list[Piece]:
         """Return which stretches of which documents a row holds."""
-        batch, within = self.locate(row)
-        columns = [batch.column(f"piece_{name}")[within].as_py() for name in ("tokens", "source", "position", "start")]
+        block, within = self.locate(row)
+        columns = [
+            block.batch.column(f"piece_{name}")[within].as_py() for name in ("tokens", "source", "position", "start")
+        ]
         return [
             Piece(tokens=tokens, source=source, position=position, start=start)
             for tokens, source, position, start in zip(*columns, strict=True)
