@@ -28,8 +28,9 @@ def files_of(folder: Path) -> list[Path]:
 
 def inject(fault: str, folder: Path, rng: random.Random) -> tuple[set[str], int | None]:
     """Do one fault; return the names of which one must be said, and the byte that was flipped."""
-    path, other = rng.sample(files_of(folder), 2)
+    path = rng.choice(files_of(folder))
     content = bytearray(path.read_bytes())
+    other = rng.choice([file for file in files_of(folder) if file.read_bytes() != content])
     if fault == "flip":
         at = rng.randrange(len(content))
         content[at] ^= 1 << rng.randrange(8)
