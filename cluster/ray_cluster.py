@@ -52,7 +52,7 @@ def ray_cluster(cpus: int) -> Iterator[int]:
             log_to_driver=False,
         )
         wait_for_hosts(lambda: sum(node["Alive"] for node in ray.nodes()), expected_ray_hosts())
-        yield int(ray.cluster_resources().get("CPU", 1))
+        yield int(ray.cluster_resources().get("CPU", 0))
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)

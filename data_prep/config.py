@@ -33,6 +33,11 @@ class SourceConfig(Section):
     html: Literal["article", "plain"] = "article"
     """article: a web page's article without menus and comments. plain: all of its text."""
 
+    epochs: float = Field(default=1.0, gt=0)
+    """How often its documents are trained on in one epoch of the whole; with weights: at most."""
+    weight: float | None = Field(default=None, gt=0)
+    """Its share of the trained tokens, relative to the other sources' weights; default: what there is."""
+
     @model_validator(mode="after")
     def check_one_place(self) -> Self:
         if sum(place is not None for place in (self.path, self.url, self.dataset)) != 1:
@@ -141,6 +146,8 @@ class DataConfig(Section):
     """Default: the tokenizer of `model.path`."""
     chat_template: str | None = None
     """'chatml' or the path of a Jinja file; default: the tokenizer's own."""
+    engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
+    """What turns text into ids. auto: gigatoken from 4 MiB on, where it is installed and proves itself."""
     row_tokens: int = Field(default=1024, ge=16, multiple_of=8)
     """Tokens in a row: the model's sequence length."""
     packing: Literal["auto", "concat", "best_fit"] = "auto"

@@ -2,58 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from cluster.files import write_text
 from data_prep.conversations import Span, UntoldMaskError, render
 from data_prep.documents import Document, Rejected, Turn
+from data_prep.engines import REFERENCE, Engine, Ragged, open_engine
+from data_prep.proof import ProvedEngine
 
 BATCH = 256  # documents handed to the engine at once
 
 
-class Engine(Protocol):
-    """What turns text into ids. Every engine must give the ids that `tokenizers` gives."""
-
-    def encode_plain(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """Return the ids of texts in which nothing is a control token, whatever it looks like."""
-
-    def encode_marked(self, texts: Sequence[str]) -> list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]]:
-        """Return the ids of texts with control tokens in them, and each token's span: [tokens, 2] characters."""
-
-
-class HuggingFaceEngine:
-    """The `tokenizers` library."""
-
-    def __init__(self, rules: str) -> None:
-        # The post-processor would trim spaces from the spans; bos and eos are added by the encoder.
-        bare = json.dumps({**json.loads(rules), "post_processor": None, "truncation": None, "padding": None})
-        self.marked = Tokenizer.from_str(bare)
-        self.plain = Tokenizer.from_str(bare)
-        self.plain.encode_special_tokens = True
-
-    def encode_plain(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        encodings = self.plain.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
-
-    def encode_marked(self, texts: Sequence[str]) -> list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]]:
-        encodings = self.marked.encode_batch(list(texts), add_special_tokens=False)
-        return [
-            (np.array(encoding.ids, dtype=np.uint32), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2))
-            for encoding in encodings
-        ]
-
-
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """All that encoding depends on. `bos` is None unless the tokenizer adds it by itself."""
+    """All that encoding depends on. `bos` is None unless the tokenizer adds it by itself; `engine` has its version."""
 
     rules: str
     vocab_size: int
@@ -63,6 +32,15 @@ class EncoderSpec:
     chat_template: str | None
     special_tokens: dict[str, str]
     control_tokens: tuple[str, ...]
+    engine: str = REFERENCE
+
+
+def trusted_engine(spec: EncoderSpec) -> Engine:
+    """Return the engine of a spec; any but the reference is compared with it on a sample of what it encodes."""
+    engine = open_engine(spec.engine, spec.rules)
+    if spec.engine.startswith(REFERENCE):
+        return engine
+    return ProvedEngine(engine, open_engine(REFERENCE, spec.rules))
 
 
 def write_spec(path: Path, spec: EncoderSpec) -> None:
@@ -96,7 +74,7 @@ class Encoder:
 
     def __init__(self, spec: EncoderSpec, engine: Engine | None = None) -> None:
         self.spec = spec
-        self.engine = engine or HuggingFaceEngine(spec.rules)
+        self.engine = engine or trusted_engine(spec)
         self.start = np.array([] if spec.bos is None else [spec.bos], dtype=np.uint32)
         self.end = np.array([spec.eos], dtype=np.uint32)
 
@@ -123,6 +101,11 @@ class Encoder:
                 return Rejected(document.record, "control token in a message")
         return document
 
+    def begin_slice(self) -> None:
+        """Begin a slice: its sample for the engine's proof depends on nothing before it."""
+        if isinstance(self.engine, ProvedEngine):
+            self.engine.begin()
+
     def encode(self, documents: Sequence[Document]) -> list[Encoded]:
         """Return the documents' ids and masks, in order. Raises UnusableDocumentError if nothing is trained."""
         result: dict[int, Encoded] = {}
@@ -143,19 +126,28 @@ class Encoder:
     def encode_texts(self, documents: Sequence[Document]) -> list[Encoded]:
         """Running text and its end: everything is trained."""
         ids = self.engine.encode_plain([document.turns[0].text for document in documents])
-        return [self.joined(self.start, np.concatenate([i, self.end])) for i in ids]
+        return self.joined([ids], trained=0)
 
     def encode_pairs(self, documents: Sequence[Document]) -> list[Encoded]:
         """Prompt, then completion and its end, which are trained."""
         prompts = self.engine.encode_plain([document.turns[0].text for document in documents])
         answers = self.engine.encode_plain([document.turns[1].text for document in documents])
-        pairs = zip(prompts, answers, strict=True)
-        return [self.joined(np.concatenate([self.start, p]), np.concatenate([a, self.end])) for p, a in pairs]
+        return self.joined([prompts, answers], trained=1)
 
-    def joined(self, given: npt.NDArray[np.uint32], trained: npt.NDArray[np.uint32]) -> Encoded:
-        ids = np.concatenate([given, trained])
-        mask = np.arange(len(ids)) >= max(len(given), 1)
-        return Encoded(ids, mask)
+    def joined(self, stretches: Sequence[Ragged], trained: int) -> list[Encoded]:
+        """Return bos, each text's stretches and eos; the stretches from number `trained` on and eos are trained."""
+        lengths = np.stack([np.diff(stretch.first) for stretch in stretches])
+        given = lengths[:trained].sum(axis=0) + len(self.start)
+        first = np.concatenate([[0], np.cumsum(lengths.sum(axis=0) + len(self.start) + 1)])
+        ids = np.empty(first[-1], dtype=np.uint32)
+        mask = np.ones(first[-1], dtype=np.bool_)
+        result = []
+        for index, (begin, end) in enumerate(itertools.pairwise(first.tolist())):
+            parts = [self.start, *(stretch[index] for stretch in stretches), self.end]
+            np.concatenate(parts, out=ids[begin:end])
+            mask[begin : begin + max(int(given[index]), 1)] = False
+            result.append(Encoded(ids[begin:end], mask[begin:end]))
+        return result
 
     def encode_conversations(self, documents: Sequence[Document]) -> list[Encoded]:
         """The chat template's text; what the assistant says and its stop token are trained."""
@@ -192,8 +184,3 @@ def no_trained_token(document: Document) -> str:
         roles = ", ".join(sorted({turn.role for turn in document.turns}))
         return f"no trained token: no turn has the role 'assistant' (roles here: {roles}); add the answer or delete it"
     return "no trained token: the template marks nothing that the assistant says; mend the document or the template"
-
-
-def as_json(document: Document) -> list[Any]:
-    """Return a document's content as the JSON value that duplicates are found by."""
-    return [document.shape, *([turn.role, turn.text] for turn in document.turns)]

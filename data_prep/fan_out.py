@@ -8,7 +8,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from types import TracebackType
@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 Executor = Literal["local", "ray"]
 
 IN_FLIGHT = 3  # items handed out for each worker, so that none waits for the next and the plans do not pile up
+STALL_S = 600.0  # without a finished item; one takes seconds
 RETRIES = 3  # of an item whose Ray worker or node died
 
 
@@ -29,11 +30,12 @@ class Workers:
     """The processes that items are mapped over: started at the first use, ended with the block.
 
     Functions must be importable by name. An exception of theirs surfaces as it was raised; the items after it that
-    have not begun are dropped.
+    have not begun are dropped. If no item is finished for `stall_s`, a ClusterError names what it waits for.
     """
 
-    def __init__(self, count: int | None) -> None:
+    def __init__(self, count: int | None, stall_s: float = STALL_S) -> None:
         self.count = count or len(os.sched_getaffinity(0))
+        self.stall_s = stall_s
         self.stack = ExitStack()
         self.pool: ProcessPoolExecutor | None = None
         self.ray_cpus: int | None = None
@@ -67,7 +69,7 @@ class Workers:
         pool = self.pool
         try:
             yield from in_order(
-                items, lambda item: pool.submit(function, item), lambda f: f.result(), IN_FLIGHT * self.count
+                items, lambda item: pool.submit(function, item), self.local_result, IN_FLIGHT * self.count
             )
         except BrokenProcessPool:
             raise ClusterError(
@@ -75,14 +77,48 @@ class Workers:
                 f"fewer workers than {self.count} (data.workers) or smaller data.slice_bytes: finished slices are kept"
             ) from None
 
+    def local_result(self, future: Future[Result]) -> Result:
+        """Wait for an item. Raises ClusterError, and ends the workers, if nothing moves."""
+        pool = self.pool
+        done, _ = wait([future], timeout=self.stall_s)
+        if not done and pool is not None:
+            stuck = list((pool._processes or {}).values())  # no public way to end workers that hang
+            for process in stuck:
+                process.kill()
+            raise ClusterError(
+                f"no item was finished for {self.stall_s:g} s on local workers "
+                f"({', '.join(f'pid {process.pid}' for process in stuck)}); is a disk or a source stuck, or is one "
+                "slice far larger than the others (data.slice_bytes)? Run the command again: finished slices are kept"
+            )
+        return future.result()
+
+    def ray_result(self, reference: Any) -> Any:
+        """Wait for an item. Raises ClusterError, with what is wanted and what is free, if nothing moves."""
+        import ray
+
+        done, _ = ray.wait([reference], timeout=self.stall_s)
+        if not done:
+            total, free = ray.cluster_resources(), ray.available_resources()
+            raise ClusterError(
+                f"no item was finished for {self.stall_s:g} s on Ray: each needs 1 CPU; the cluster has "
+                f"{total.get('CPU', 0):g} CPUs, of which {free.get('CPU', 0):g} are free, on {len(ray.nodes())} nodes; "
+                "end what else runs there, or write `executor: local` below data. Finished slices are kept"
+            )
+        return ray.get(reference)
+
     def map_on_ray(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         if self.ray_cpus is None:
             self.ray_cpus = self.stack.enter_context(ray_cluster(self.count))
         import ray
 
+        if self.ray_cpus < 1:
+            raise ClusterError(
+                "the Ray cluster at RAY_ADDRESS has no CPU, so nothing would ever run; add a node with CPUs, or unset "
+                "RAY_ADDRESS, or write `executor: local` below data"
+            )
         task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(function)
         try:
-            yield from in_order(items, task.remote, ray.get, IN_FLIGHT * self.ray_cpus)
+            yield from in_order(items, task.remote, self.ray_result, IN_FLIGHT * self.ray_cpus)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ShardlineError):
                 raise error.cause from None

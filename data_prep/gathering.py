@@ -13,7 +13,7 @@ from data_prep.planning import RowPlan
 from data_prep.shards import Piece, Row, ShardInfo, row_schema, write_shard
 from data_prep.slices import EncodedSlice, read_slice
 
-BATCH_ROWS = 256
+BATCH_ROWS = 64  # in a record batch: what a reader checks at once
 
 
 @dataclass(frozen=True, kw_only=True)

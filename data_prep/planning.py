@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cluster.errors import DataError
 from data_prep.config import DataConfig
 from data_prep.ledger import count_documents, reasons_of
+from data_prep.mixture import mixed
 from data_prep.packing import Integers, Packing, pack
 from data_prep.rejects import Repeat, Sample, drawn
 from data_prep.selection import Documents, collect, drawn_repeats, select
 from data_prep.shards import SPLITS
 from data_prep.slices import EncodedSlice
 from data_prep.sources import Corpus, Slice
+from data_prep.splitting import piece_starts
 
 log = logging.getLogger(__name__)
 
@@ -78,33 +81,57 @@ def packing_method(config: DataConfig, corpus: Corpus) -> str:
 
 
 def make_plan(
-    config: DataConfig, corpus: Corpus, slices: Sequence[Slice], tables: Iterable[EncodedSlice], seed: int
+    config: DataConfig,
+    corpus: Corpus,
+    slices: Sequence[Slice],
+    tables: Iterable[EncodedSlice],
+    seed: int,
+    ends: npt.NDArray[np.uint8],
 ) -> Plan:
-    """Return where every token of the slices goes. Raises DataError if nothing is left to train on."""
+    """Return where every token of the slices goes; `ends` is what each token ends, as `line_ends` tells.
+
+    Raises DataError if nothing is left to train on.
+    """
+    method = packing_method(config, corpus)
+    starts: dict[int, Integers] = {}
+    if method == "best_fit":
+        tables = noting_splits(tables, config.row_tokens, ends, starts)
     documents, records = collect(slices, tables, len(corpus.files))
     is_text = np.array([file.columns.shape == "text" for file in corpus.files])
     selection = select(documents, is_text[documents.file], config)
-    kept = selection.kept
     counts = count_documents(corpus, records, documents, selection)
-    chosen = {split: np.flatnonzero(kept & (selection.split == number)) for number, split in enumerate(SPLITS)}
-    check_splits({split: len(chosen[split]) for split in SPLITS}, counts, config)
-    method = packing_method(config, corpus)
-    splits = {
-        split: plan_rows(
-            pack(method, documents.tokens[chosen[split]], config.row_tokens, seed), documents, chosen[split]
-        )
-        for split in SPLITS
-    }
+    chosen = {s: np.flatnonzero(selection.kept & (selection.split == number)) for number, s in enumerate(SPLITS)}
+    chosen["train"] = mixed(config, corpus, documents, chosen["train"], counts)
+    check_splits({split: len(numbers) for split, numbers in chosen.items()}, counts, config)
+    splits = {}
+    for split, numbers in chosen.items():
+        here = {place: starts[number] for place, number in enumerate(numbers.tolist()) if number in starts}
+        packing = pack(method, documents.tokens[numbers], config.row_tokens, seed, here)
+        splits[split] = plan_rows(packing, documents, numbers)
+    used = np.concatenate(list(chosen.values()))
     return Plan(
         splits=splits,
         counts=counts,
-        tokens=int(documents.tokens[kept].sum()),
-        trained=int(documents.trained[kept].sum()),
+        tokens=int(documents.tokens[used].sum()),
+        trained=int(documents.trained[used].sum()),
         cuts=sum(int(np.count_nonzero(plan.start)) for plan in splits.values()),
         samples=drawn(records.samples, config.cleaning.rejected_samples),
         repeats=drawn_repeats(documents, selection, config.cleaning.rejected_samples),
-        conversational=not is_text[documents.file[kept]].all(),
+        conversational=not is_text[documents.file[used]].all(),
     )
+
+
+def noting_splits(
+    tables: Iterable[EncodedSlice], row_tokens: int, ends: npt.NDArray[np.uint8], starts: dict[int, Integers]
+) -> Iterator[EncodedSlice]:
+    """Yield the tables; note in `starts` where each document that is longer than a row is split, by its number."""
+    before = 0
+    for table in tables:
+        for number in np.flatnonzero(np.diff(table.first) > row_tokens).tolist():
+            tokens = np.s_[table.first[number] : table.first[number + 1]]
+            starts[before + number] = piece_starts(table.ids[tokens], table.mask[tokens], row_tokens, ends)
+        before += len(table.part)
+        yield table
 
 
 def plan_rows(packing: Packing, documents: Documents, chosen: Integers) -> RowPlan:

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from data_prep.gathering import RowFormat, ShardTask, write_rows
 from data_prep.ledger import count_tokens
 from data_prep.near_duplicates import SIGNATURE_VERSION
 from data_prep.originals import document_place
+from data_prep.packing import PACKING_VERSION
 from data_prep.planning import Plan, make_plan, packing_method, shard_plans
+from data_prep.proof import EngineMismatchError, choose_engine, refused
 from data_prep.rejects import FOLDER as REJECTED
 from data_prep.rejects import write_rejected
 from data_prep.shards import (
@@ -31,7 +33,8 @@ from data_prep.shards import (
     SPLITS,
     Manifest,
     ShardInfo,
-    check_shard,
+    check_size,
+    list_others,
     read_manifest,
     row_schema,
     template_digest,
@@ -41,6 +44,7 @@ from data_prep.shards import (
 )
 from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digest
 from data_prep.sources import Corpus, Slice, cut_slices, find_corpus
+from data_prep.splitting import line_ends
 from data_prep.tokenizer import encoder_spec, load_tokenizer, tokenizer_origin
 
 log = logging.getLogger(__name__)
@@ -72,14 +76,22 @@ def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int)
         tokenizer = load_tokenizer(config, model_path, corpus, folder / "work")
         spec = encoder_spec(tokenizer, corpus)
         slices = cut_slices(corpus, config.slice_bytes)
-        paths = encode_slices(slices, corpus, spec, config.cleaning, folder / "work", map_slices)
-        plan = make_plan(config, corpus, slices, map(read_slice, paths), seed)
+        choice = choose_engine(config.engine, spec.rules, spec.control_tokens, corpus.bytes)
+        spec = replace(spec, engine=choice.engine)
+        try:
+            paths = encode_slices(slices, corpus, spec, config.cleaning, folder / "work", map_slices)
+        except EngineMismatchError as problem:  # one wrong id: none of its slices is used
+            choice = refused(spec.engine, problem)
+            spec = replace(spec, engine=choice.engine)
+            paths = encode_slices(slices, corpus, spec, config.cleaning, folder / "work", map_slices)
+        plan = make_plan(config, corpus, slices, map(read_slice, paths), seed, line_ends(tokenizer))
         write_rejected(folder / REJECTED, rejected_lines(plan, corpus, paths, tokenizer))
         unseal(folder)
         splits = write_splits(config, folder, spec, plan, paths, map_slices)
     with whole_folder(folder / "tokenizer") as partial_folder:
         tokenizer.save_pretrained(partial_folder)
-    manifest = write_manifest(folder, describe(config, corpus, tokenizer, plan, splits, digest))
+    described = describe(config, corpus, tokenizer, plan, splits, digest)
+    manifest = write_manifest(folder, replace(described, engine=choice.as_json(), others=list_others(folder)))
     trained_tokenizer = Path(tokenizer.name_or_path)  # it lies in work, if it was trained here
     remove_except(folder / "work", {*paths, encoder_file(folder / "work", spec), trained_tokenizer})
     return manifest
@@ -121,7 +133,8 @@ def config_digest(config: DataConfig, corpus: Corpus, model_path: str | None, se
             "files": [[asdict(file.info), asdict(file.columns)] for file in corpus.files],
             "tokenizer": tokenizer_origin(config, model_path),
             "chat_template": read_template(config.chat_template, None),
-            "rows": [config.row_tokens, packing_method(config, corpus), config.shard_rows],
+            "mixture": [[source.label, source.epochs, source.weight] for source in config.sources],
+            "rows": [PACKING_VERSION, config.row_tokens, packing_method(config, corpus), config.shard_rows],
             "held_out": [config.validation_fraction, config.test_fraction],
             "cleaning": [CLEANING_VERSION, SIGNATURE_VERSION, config.cleaning.model_dump(mode="json")],
             "seed": seed,
@@ -136,7 +149,7 @@ def finished_manifest(folder: Path, digest: str) -> Manifest | None:
     try:
         manifest = read_manifest(folder)
         for shard in (shard for shards in manifest.splits.values() for shard in shards):
-            check_shard(folder, shard, verify=False)
+            check_size(folder, shard.path, shard.bytes)
     except DataError as error:
         log.warning("preparing again: %s", error)
         return None
@@ -256,7 +269,13 @@ def describe(
         documents=plan.counts,
         tokens=count_tokens(shards, config.row_tokens, plan.tokens, may_be_trained),
         conversational=plan.conversational,
+        fill={split: fill(infos, config.row_tokens) for split, infos in splits.items() if infos},
     )
+
+
+def fill(shards: Sequence[ShardInfo], row_tokens: int) -> float:
+    """Return which share of the rows is tokens of documents, the rest being padding."""
+    return round(sum(s.tokens for s in shards) / (sum(s.rows for s in shards) * row_tokens), 6)
 
 
 def remove_except(work: Path, needed: set[Path]) -> None:

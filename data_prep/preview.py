@@ -18,6 +18,7 @@ from data_prep.prepare import fetch_corpus
 from data_prep.shards import Row
 from data_prep.slices import encode_parts
 from data_prep.sources import Corpus, cut_slices
+from data_prep.splitting import line_ends
 from data_prep.tokenizer import encoder_spec, load_tokenizer
 
 PREVIEW_BYTES = 128 * 2**10  # read from each source
@@ -42,7 +43,7 @@ def preview(config: DataConfig, folder: Path, model_path: str | None, count: int
         encode_parts(parts, [corpus.files[p.file].info.path for p in parts], encoder, config.cleaning)
         for parts in slices
     ]
-    plan = make_plan(config, corpus, slices, tables, seed=0).splits["train"]
+    plan = make_plan(config, corpus, slices, tables, 0, line_ends(tokenizer)).splits["train"]
     row_format = RowFormat(row_tokens=config.row_tokens, vocab_size=spec.vocab_size, pad=spec.pad)
     chosen = {round(n) for n in np.linspace(0, plan.rows - 1, min(count, plan.rows))}
     rows = gather_rows(plan, dict(enumerate(tables)), row_format)

@@ -22,9 +22,10 @@ Columns of a row (T = row_tokens):
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
-import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ import pyarrow as pa
 
 from cluster.errors import DataError
 from cluster.files import digest_of, sha256_of, whole_file, write_json
+from data_prep.blocks import AGAIN, Block, ShardFile, write_blocks
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -62,12 +64,26 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """What the manifest says of one shard file; `path` is relative to the data folder."""
+    """What the manifest says of one shard file; `path` is relative to the data folder.
+
+    `table_at` and `table_sha256` are of the table of blocks at the file's end.
+    """
 
     path: str
     rows: int
     tokens: int
     trained_tokens: int
+    bytes: int
+    sha256: str
+    table_at: int = 0
+    table_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedFile:
+    """What the manifest says of one file of the data folder that is not a shard."""
+
+    path: str
     bytes: int
     sha256: str
 
@@ -89,7 +105,9 @@ class Manifest:
     `documents` counts, by source label, `files`, files `passed_over` by suffix, documents `read`, `kept` and `rejected`
     by reason, what was mended (`changed`), and of the kept ones, before packing, `tokens` and `trained_tokens`;
     `tokens` is the ledger of the packed tokens: `trained`, `masked` and `padding` sum to rows x row_tokens of all
-    splits.
+    splits. `fill` is the share of each split's rows that is not padding. `engine` is what made the ids, with its
+    version, and how it was proved against `tokenizers`. `others` are the files that are no shards: all that training
+    reads is listed with its sha256, and `digest` is over the whole.
     """
 
     version: int
@@ -104,6 +122,9 @@ class Manifest:
     documents: dict[str, dict[str, Any]]
     tokens: dict[str, int]
     conversational: bool
+    fill: dict[str, float] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    others: list[ListedFile] = field(default_factory=list)
     digest: str = field(default="")
 
     def rows(self, split: str) -> int:
@@ -138,19 +159,30 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: damaged ({error}); run `shardline prepare RUN.yaml` again") from None
     if not isinstance(values, dict) or values.get("version") != FORMAT_VERSION:
-        found = values.get("version") if isinstance(values, dict) else None
+        version = values.get("version") if isinstance(values, dict) else None
         raise DataError(
-            f"{path}: format version {found}, this program reads {FORMAT_VERSION}; run `shardline prepare` again"
+            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; run `shardline prepare` again"
         )
+    found = digest_of({name: value for name, value in values.items() if name != "digest"})
+    if found != values.get("digest"):
+        raise DataError(f"{path}: its digest does not fit its content; run `shardline prepare RUN.yaml` again")
     try:
         values["files"] = [SourceFile(**item) for item in values["files"]]
+        values["others"] = [ListedFile(**item) for item in values.get("others", [])]
         values["splits"] = {name: [ShardInfo(**item) for item in shards] for name, shards in values["splits"].items()}
-        manifest = Manifest(**values)
+        return Manifest(**values)
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}); run `shardline prepare RUN.yaml` again") from None
-    if manifest.sealed().digest != manifest.digest:
-        raise DataError(f"{path}: its digest does not fit its content; run `shardline prepare RUN.yaml` again")
-    return manifest
+
+
+def list_others(folder: Path) -> list[ListedFile]:
+    """Return the files of the tokenizer, and those that make the splits datasets, as the manifest lists them."""
+    names = [path for part in ("tokenizer", *SPLITS) for path in sorted((folder / part).glob("*"))]
+    return [
+        ListedFile(path=str(path.relative_to(folder)), bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in names
+        if path.suffix != ".arrow"
+    ]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -216,18 +248,17 @@ def rows_to_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
 
 
 def write_shard(path: Path, relative: str, rows: Iterable[Sequence[Row]], schema: pa.Schema) -> ShardInfo:
-    """Write batches of rows as one Arrow stream file, whole or not at all, and return its manifest entry."""
-    row_count = tokens = trained = 0
+    """Write batches of rows as one shard file, whole or not at all, and return its manifest entry."""
+    tokens: list[int] = []
+
+    def record_batches() -> Iterator[pa.RecordBatch]:
+        for batch in rows:
+            tokens.append(sum(piece.tokens for row in batch for piece in row.pieces))
+            yield rows_to_batch(batch, schema)
+
     with whole_file(path) as partial:
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for batch in rows:
-                writer.write_batch(rows_to_batch(batch, schema))
-                row_count += len(batch)
-                tokens += sum(piece.tokens for row in batch for piece in row.pieces)
-                trained += sum(int(row.loss_mask.sum()) for row in batch)
-        sha256 = sha256_of(partial)
-        size = partial.stat().st_size
-    return ShardInfo(path=relative, rows=row_count, tokens=tokens, trained_tokens=trained, bytes=size, sha256=sha256)
+        written = write_blocks(partial, schema, record_batches())
+    return ShardInfo(path=relative, tokens=sum(tokens), **asdict(written))
 
 
 def write_split_files(folder: Path, shards: Sequence[ShardInfo], schema: pa.Schema, split: str) -> None:
@@ -258,87 +289,68 @@ class Batch:
 class ShardReader:
     """Random access to the rows of one split, by row number over all its shards, from memory-mapped files.
 
-    With `verify`, the size and sha256 of every shard are checked first; otherwise only the size.
+    The size of every shard is checked first, and with `verify` the sha256 of each block of rows when it is first read.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str, *, verify: bool = True) -> None:
+        self.folder, self.verify = folder, verify
         self.row_tokens = manifest.row_tokens
         self.shards = manifest.splits[split]
         for shard in self.shards:
-            check_shard(folder, shard, verify=verify)
-        self.tables = [read_table(folder / shard.path) for shard in self.shards]
-        self.first_rows = np.cumsum([0, *(shard.rows for shard in self.shards)])
+            check_size(folder, shard.path, shard.bytes)
+        self.files: dict[int, ShardFile] = {}
+        self.first_rows = [0, *itertools.accumulate(shard.rows for shard in self.shards)]
 
     def __len__(self) -> int:
-        return int(self.first_rows[-1])
+        return self.first_rows[-1]
 
-    def locate(self, row: int) -> tuple[pa.RecordBatch, int]:
-        """Return the record batch that holds a row, and the row's index in it."""
-        shard = int(np.searchsorted(self.first_rows, row, side="right")) - 1
-        batches, first_rows = self.tables[shard]
-        within = row - int(self.first_rows[shard])
-        batch = int(np.searchsorted(first_rows, within, side="right")) - 1
-        return batches[batch], within - int(first_rows[batch])
+    def shard_of(self, row: int) -> tuple[ShardFile, int]:
+        """Return the shard that holds a row, mapped at its first use, and the row's number in it."""
+        number = bisect.bisect_right(self.first_rows, row) - 1
+        if number not in self.files:
+            shard = self.shards[number]
+            path = self.folder / shard.path
+            self.files[number] = ShardFile(path, shard.table_at, shard.table_sha256, verify=self.verify)
+        return self.files[number], row - self.first_rows[number]
+
+    def locate(self, row: int) -> tuple[Block, int]:
+        """Return the block that holds a row, and the row's index in it. Raises DataError if it is damaged."""
+        shard, within = self.shard_of(row)
+        return shard.locate(within)
 
     def rows(self, row_ids: Sequence[int]) -> Batch:
         """Return the given rows, in this order."""
         input_ids = np.empty((len(row_ids), self.row_tokens), dtype=np.int64)
-        loss_mask = np.empty((len(row_ids), self.row_tokens), dtype=np.bool_)
+        bits = np.empty((len(row_ids), self.row_tokens // 8), dtype=np.uint8)
         pieces = []
         for index, row in enumerate(row_ids):
-            batch, within = self.locate(row)
-            input_ids[index] = fixed_list_view(batch.column("input_ids"), within, self.row_tokens)
-            loss_mask[index] = mask_bits(batch.column("loss_mask"), within, self.row_tokens)
-            pieces.append(batch.column("piece_tokens")[within].values.to_numpy())
+            block, within = self.locate(row)
+            input_ids[index] = block.ids[within]
+            bits[index] = block.mask[within]
+            pieces.append(block.piece_tokens[block.piece_first[within] : block.piece_first[within + 1]])
+        loss_mask = np.unpackbits(bits, axis=1, bitorder="little").view(np.bool_)
         return Batch(input_ids=input_ids, loss_mask=loss_mask, piece_tokens=pieces)
 
     def trained_tokens(self, row_ids: Sequence[int]) -> int:
-        """Return how many tokens of the given rows are trained."""
-        located = (self.locate(row) for row in row_ids)
-        return sum(batch.column("trained_tokens")[within].as_py() for batch, within in located)
+        """Return how many tokens of the given rows are trained; the rows themselves are not read."""
+        return sum(shard.table.trained[within] for shard, within in map(self.shard_of, row_ids))
 
     def pieces(self, row: int) -> list[Piece]:
         """Return which stretches of which documents a row holds."""
-        batch, within = self.locate(row)
-        columns = [batch.column(f"piece_{name}")[within].as_py() for name in ("tokens", "source", "position", "start")]
+        block, within = self.locate(row)
+        columns = [
+            block.batch.column(f"piece_{name}")[within].as_py() for name in ("tokens", "source", "position", "start")
+        ]
         return [
             Piece(tokens=tokens, source=source, position=position, start=start)
             for tokens, source, position, start in zip(*columns, strict=True)
         ]
 
 
-def check_shard(folder: Path, shard: ShardInfo, *, verify: bool) -> None:
-    """Raise DataError if a shard file is missing or is not, byte for byte, what the manifest describes."""
-    path = folder / shard.path
-    again = "delete it and run `shardline prepare RUN.yaml` again"
+def check_size(folder: Path, relative: str, size: int) -> None:
+    """Raise DataError if a file that the manifest lists is missing or has another size."""
+    path = folder / relative
     if not path.is_file():
         raise DataError(f"{path}: missing, though the manifest lists it; run `shardline prepare RUN.yaml` again")
-    size = path.stat().st_size
-    if size != shard.bytes:
-        raise DataError(f"{path}: {size} bytes, the manifest says {shard.bytes}; {again}")
-    if verify and (found := sha256_of(path)) != shard.sha256:
-        raise DataError(f"{path}: sha256 is {found[:16]}..., the manifest says {shard.sha256[:16]}...; {again}")
-
-
-def read_table(path: Path) -> tuple[list[pa.RecordBatch], npt.NDArray[np.int64]]:
-    """Map an Arrow stream file; return its record batches and the first row of each."""
-    with path.open("rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    batches = list(pa.ipc.open_stream(pa.py_buffer(mapped)))
-    return batches, np.cumsum([0, *(batch.num_rows for batch in batches)])[:-1]
-
-
-def fixed_list_view(column: pa.FixedSizeListArray, row: int, length: int) -> npt.NDArray[Any]:
-    """Return one row of a fixed-size list column of numbers, without a copy."""
-    values = column.values
-    start = values.offset + (column.offset + row) * length
-    kind = np.uint16 if values.type == pa.uint16() else np.uint32
-    return np.frombuffer(values.buffers()[1], dtype=kind)[start : start + length]
-
-
-def mask_bits(column: pa.FixedSizeListArray, row: int, length: int) -> npt.NDArray[np.bool_]:
-    """Return one row of a fixed-size list column of booleans; `length` is a multiple of 8, so rows begin at bytes."""
-    values = column.values
-    first = (values.offset + (column.offset + row) * length) // 8
-    packed = np.frombuffer(values.buffers()[1], dtype=np.uint8)[first : first + length // 8]
-    return np.unpackbits(packed, bitorder="little").view(np.bool_)
+    if (found := path.stat().st_size) != size:
+        raise DataError(f"{path}: {found} bytes, the manifest says {size}; {AGAIN}")

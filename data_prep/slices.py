@@ -22,11 +22,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.errors import DataError
-from cluster.files import canonical_json, digest_of, whole_file
+from cluster.files import digest_of, whole_file
 from data_prep.cleaning import CLEANING_VERSION, Cleaner, excerpt
 from data_prep.config import CleaningConfig
 from data_prep.documents import Document, Part, Rejected, raw_records, read_part
-from data_prep.encoding import Encoded, Encoder, EncoderSpec, UnusableDocumentError, as_json, read_spec
+from data_prep.encoding import Encoded, Encoder, EncoderSpec, UnusableDocumentError, read_spec
 from data_prep.near_duplicates import SIGNATURE_VERSION, signatures
 from data_prep.rejects import Sample, drawn
 from data_prep.sources import Corpus, Slice
@@ -53,7 +53,7 @@ class EncodedSlice:
     record: npt.NDArray[np.int64]
     key: npt.NDArray[np.uint64]  # [documents, 2]
     first: npt.NDArray[np.int64]
-    ids: npt.NDArray[np.uint32]
+    ids: npt.NDArray[np.uint16 | np.uint32]
     mask: npt.NDArray[np.uint8]
     signature: npt.NDArray[np.uint8]  # [documents, BINS], or [documents, 0]
     records: list[int]
@@ -91,6 +91,7 @@ def encode_parts(parts: Slice, names: Sequence[str], encoder: Encoder, cleaning:
     """Read, clean and encode the documents of a slice. Raises DataError that names a document's file and line."""
     read = [read_usable(part, encoder, Cleaner(cleaning)) for part in parts]
     encoded: list[Encoded] = []
+    encoder.begin_slice()
     for part, name, one in zip(parts, names, read, strict=True):
         try:
             encoded += encoder.encode(one.documents)
@@ -155,7 +156,10 @@ def signed(documents: Sequence[Document], cleaning: CleaningConfig) -> npt.NDArr
 
 def content_key(document: Document) -> bytes:
     """Return the 128-bit hash of a document's cleaned content."""
-    return hashlib.blake2b(canonical_json(as_json(document)).encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(document.shape.encode(), digest_size=16)
+    for part in (part.encode() for turn in document.turns for part in (turn.role, turn.text)):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
 
 
 def place(part: Part, name: str, record: int) -> str:
@@ -181,7 +185,7 @@ def write_slice(path: Path, encoded: EncodedSlice) -> None:
         "record": pa.array(encoded.record),
         "key": fixed_bytes(encoded.key.astype(">u8")),
         "signature": fixed_bytes(encoded.signature),
-        "ids": pa.LargeListArray.from_arrays(pa.array(encoded.first), pa.array(encoded.ids)),
+        "ids": pa.LargeListArray.from_arrays(pa.array(encoded.first), pa.array(narrowed(encoded.ids))),
         "mask": pa.LargeListArray.from_arrays(pa.array(encoded.first), pa.array(encoded.mask)),
     }
     batch = pa.record_batch(columns, metadata={"counts": counts})
@@ -197,6 +201,11 @@ def fixed_bytes(values: npt.NDArray[Any]) -> pa.FixedSizeBinaryArray:
     """Return each row of an array as that many bytes."""
     width = values.shape[1] * values.itemsize
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(values), [None, pa.py_buffer(values.tobytes())])
+
+
+def narrowed(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return ids in two bytes each where they fit."""
+    return ids.astype(np.uint16) if ids.max(initial=0) < 2**16 else ids
 
 
 def read_slice(path: Path) -> EncodedSlice:

@@ -22,6 +22,7 @@ VERBS = {
     "init": "write a commented YAML for your kind of data",
     "check": "say what can be known before a run: configuration, data, plan, disk",
     "prepare": "turn the corpus into shards",
+    "verify": "check every byte of prepared data against its manifest",
     "train": "start a run, or go on with it; on all GPUs of this machine, or on CPU ranks",
     "evaluate": "score the tuned model beside its base on held-out data",
     "export": "turn the newest checkpoint into a Hugging Face folder, and verify it",
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     found["train"].add_argument(
         "--stop-file", action="store_true", help="only print the file that, once it exists, stops the run"
     )
+    found["verify"].description = "RUN may also be the data's own folder: the one with manifest.json in it."
     found["generate"].add_argument("--prompt", action="append", help="repeatable; default: read from standard input")
     found["generate"].add_argument("--tokens", type=int, default=96, help="longest answer (default: %(default)s)")
     found["generate"].add_argument(

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.environment import cpu_count, enter_world, gpu_count, read_world
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_MEND, EXIT_STOPPED
 from cluster.files import write_json, write_text
 from cluster.local_ranks import run_ranks
 from cluster.schema import dump_yaml, load_config
 from cluster.stop import StopFlag
-from data_prep.shards import read_manifest
+from data_prep.shards import MANIFEST, read_manifest
 from launch.check import check_fits
 from launch.config import RunConfig
 
@@ -70,6 +70,22 @@ def prepare(options: argparse.Namespace) -> int:
     keep_config(run)
     manifest = prepare_data(run.data, run.shards, run.model.path, run.seed)
     say(f"{summary(manifest)}\nnext: shardline train {options.run}")
+    return EXIT_DONE
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Check every byte of a run's data, or of a data folder."""
+    from data_prep.verify import verified_bytes
+    from data_prep.verify import verify as verify_data
+
+    folder: Path = options.run if (options.run / MANIFEST).is_file() else load_run(options).shards
+    problems = verify_data(folder)
+    for problem in problems:
+        say(problem)
+    if problems:
+        return EXIT_MEND
+    manifest = read_manifest(folder)
+    say(f"{folder}: {verified_bytes(manifest):,} bytes, every byte is as the manifest says ({manifest.digest[:16]})")
     return EXIT_DONE
 
 

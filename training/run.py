@@ -45,7 +45,7 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     if world.is_first:
         write_json(request.paths.plan, plan.as_record())
         log.info("plan\n%s", plan.as_text())
-    reader = ShardReader(request.shards, manifest, "train", verify=world.local_rank == 0)
+    reader = ShardReader(request.shards, manifest, "train")
     order = Order(
         row_count=plan.rows, global_batch_rows=plan.global_batch_rows, seed=plan.seed, data_digest=plan.data_digest
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 
 import pytest
 
@@ -28,6 +29,46 @@ def test_an_error_of_a_worker_surfaces_as_it_was_raised(count, tmp_path):
 def test_a_killed_worker_is_a_clear_error():
     with Workers(2) as workers, pytest.raises(ClusterError, match=r"a worker process was killed.*data.workers"):
         list(workers.map_slices(os._exit, [9, 9], "local"))
+
+
+def test_nothing_moving_on_local_workers_ends_in_an_error_that_names_them():
+    with (
+        Workers(2, stall_s=2.0) as workers,
+        pytest.raises(ClusterError, match=r"no item was finished for 2 s on .*pid"),
+    ):
+        list(workers.map_slices(time.sleep, [0.0, 600.0, 600.0], "local"))
+
+
+@pytest.mark.slow
+def test_nothing_moving_on_ray_ends_in_an_error_that_names_what_is_wanted(tmp_path):
+    """Two CPUs are taken by somebody else's actors, so that no item can ever be scheduled."""
+    import ray
+
+    with Workers(2, stall_s=3.0) as workers:
+        list(workers.map_slices(canonical_json, [1], "ray"))
+        hoard = ray.remote(Hoarder)
+        actors = [hoard.options(num_cpus=1).remote() for _ in range(2)]
+        ray.get([actor.ready.remote() for actor in actors])
+        with pytest.raises(ClusterError, match=r"no item was finished for 3 s on Ray: each needs 1 CPU; .* 0 are free"):
+            list(workers.map_slices(canonical_json, [5], "ray"))
+
+
+class Hoarder:
+    def ready(self) -> bool:
+        return True
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_without_a_cpu_is_refused(monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        with Workers(1) as workers, pytest.raises(ClusterError, match="has no CPU, so nothing would ever run"):
+            list(workers.map_slices(math.factorial, [5], "ray"))
+    finally:
+        cluster.shutdown()
 
 
 @pytest.mark.slow

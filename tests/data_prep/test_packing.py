@@ -64,3 +64,18 @@ def test_best_fit_orders_rows_by_the_seed_and_not_by_length():
     assert longest != sorted(longest, reverse=True)
     assert (one.document == same.document).all()
     assert not (one.document == other.document).all()
+
+
+def test_rows_of_items_of_much_the_same_length_are_full():
+    lengths = (350 + 150 * np.sin(np.arange(3000) * 12.9898) ** 3).astype(np.int64)
+
+    packing = best_fit(lengths, 2048, seed=0)
+
+    assert lengths.sum() / (packing.rows * 2048) > 0.995
+
+
+def test_a_long_document_is_packed_in_the_pieces_it_is_split_into():
+    packing = best_fit(np.array([100, 30], dtype=np.int64), 64, 0, {0: np.array([0, 40, 90])})
+
+    pieces = sorted(zip(packing.document.tolist(), packing.start.tolist(), packing.tokens.tolist(), strict=True))
+    assert pieces == [(0, 0, 40), (0, 40, 50), (0, 90, 10), (1, 0, 30)]

@@ -1,0 +1,258 @@
+"""The proof that an engine gives the ids that `tokenizers` gives: before it is used, and again in every slice.
+
+A fixed hard set decides whether it is used at all. Then the ids of every text must spell the text's bytes, and of each
+slice the two engines are compared on a seeded share and on the first text in which any two kinds of characters meet,
+so that a kind of text which one document in ten thousand holds is compared too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import ConfigError, DataError
+from data_prep.engines import (
+    FAST,
+    REFERENCE,
+    Engine,
+    Ids,
+    Offsets,
+    Ragged,
+    UnsupportedRulesError,
+    engine_version,
+    open_engine,
+)
+
+log = logging.getLogger(__name__)
+
+PROOF_VERSION = 1  # part of the manifest: raise it when the hard set or the sampling changes
+FAST_FROM_BYTES = 4 * 2**20  # of the corpus; below it the proof takes longer than the encoding
+WINDOW = 96  # bytes around a meeting of kinds that are compared
+WHOLE = 1024  # bytes up to which a text is compared whole
+CHUNK = 2**15  # pairs looked up at once: they stay in the cache
+SHARE = 1 / 400  # of a slice's bytes, compared wherever they fall
+
+SENTENCES = (
+    "I'll say it's SHE'S we've they'd you're I'm don't 'tis 'S 'Re don\u2019t",
+    "  two  spaces   three\t\ttabs \t mixed\n\n\nlines \n and \r\n ends   ",
+    "1 12 123 1234 12345 3.14 1,000,000 0x1F 1e-9 2026-01-31 ½ ² ٣٤ 一二三",
+    "def f(x): return {\"a\": [1, 2.5], 'b': x**2 != 3} # ok\n\n    if x:\n\t\tpass",
+    "https://example.org/a?b=c&d=%20#e someone@example.org <p class='x'>&nbsp;</p>",
+    "ﬁ ﬀ Ǆ ß ẞ İ \u0131 \u017f K Å é e\u0301 ą\u0323\u0301 한 하\u11ab ไทย हिन्दी العربية עִבְרִית",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 🇵🇱 👍🏽 \u200b\u200d\u00ad\u2060\u180e\u202e\u00a0\u3000\u2028\u2029\u0085",
+    "camelCase SCREAMING_CASE kebab-case snake_case ALLCAPSthenlower lowerTHENCAPS 4you b4",
+    "a" * 300,
+    " " * 300 + "x",
+    "\n" * 64 + "y" + "\n \n" * 32,
+    "ab" * 200 + "-=" * 100 + "...!?!?" * 20 + "0" * 130,
+    "",
+)
+
+
+class EngineMismatchError(DataError):
+    """An engine gave other ids than `tokenizers`; the text says for what."""
+
+
+def hard_set(controls: Sequence[str]) -> Iterator[str]:
+    """Yield the fixed texts: what pre-tokenizers do differently, control tokens as text, all scripts.
+
+    Of the ideographs and syllables, which come in their tens of thousands, every 64th.
+    """
+    every = (chr(code) for code in range(9, 0x20000) if not 0x3400 <= code < 0xE000 or code % 64 == 0)
+    characters = (c for c in every if unicodedata.category(c) not in ("Cn", "Co", "Cs"))
+    yield from SENTENCES
+    for control in controls:
+        yield from (control, f"a{control}b", f" {control} \n{control[:-1]} {control[1:]} {control.upper()}")
+    while chunk := list(itertools.islice(characters, 64)):
+        yield "".join(f"x{c} {c}1" for c in chunk)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The engine to encode with, named with its version; what it was compared on, and why a faster one is not used."""
+
+    engine: str
+    texts: int = 0
+    refused: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the manifest says of the engine."""
+        compared = {"version": PROOF_VERSION, "texts": self.texts, "with": engine_version(REFERENCE)}
+        return {"name": self.engine, "proof": compared if self.texts else None, "refused": self.refused}
+
+
+def choose_engine(wanted: str, rules: str, controls: Sequence[str], corpus_bytes: int) -> Choice:
+    """Return the engine for a corpus: the fast one if it is here, worth its proof, and proves itself.
+
+    `wanted` is a name, or 'auto'. Raises ConfigError if an engine that was named is not installed.
+    """
+    fast, reference = engine_version(FAST), str(engine_version(REFERENCE))
+    if wanted == FAST and fast is None:
+        raise ConfigError(f"data.engine: {FAST} is not installed here; `pip install {FAST}`, or write `engine: auto`")
+    if wanted == REFERENCE or fast is None or (wanted == "auto" and corpus_bytes < FAST_FROM_BYTES):
+        return Choice(engine=reference)
+    try:
+        texts = prove(open_engine(fast, rules), open_engine(REFERENCE, rules), controls)
+    except (UnsupportedRulesError, EngineMismatchError) as problem:
+        return refused(fast, problem)
+    return Choice(engine=fast, texts=texts)
+
+
+def refused(engine: str, problem: Exception) -> Choice:
+    """Return the reference, and say why the engine is not used."""
+    reference = str(engine_version(REFERENCE))
+    log.warning("%s is not used with this tokenizer: %s; encoding with %s", engine, problem, reference)
+    return Choice(engine=reference, refused=f"{engine}: {problem}")
+
+
+def prove(engine: Engine, reference: Engine, controls: Sequence[str]) -> int:
+    """Compare an engine with the reference on the hard set; return its size. Raises EngineMismatchError."""
+    texts = list(hard_set(controls))
+    for first in range(0, len(texts), 256):
+        compare(engine, reference, texts[first : first + 256])
+    turns = [f"{control}user\n {text}{control} {text}" for control in controls for text in SENTENCES]
+    compare_marked(engine.encode_marked(turns), reference.encode_marked(turns), turns)
+    return len(texts) + len(turns)
+
+
+class ProvedEngine:
+    """An engine that is compared with the reference on a sample of what it encodes.
+
+    `begin` starts a slice: what was compared before it does not count. Raises EngineMismatchError.
+    """
+
+    def __init__(self, engine: Engine, reference: Engine) -> None:
+        self.engine, self.reference = engine, reference
+        self.keeps_bytes = all(
+            engine.spell(ids) == text.encode()
+            for text, ids in zip(SENTENCES, engine.encode_plain(SENTENCES), strict=True)
+        )
+        self.begin()
+
+    def begin(self) -> None:
+        self.unmet = np.ones(2**16, dtype=np.bool_)
+        self.position = 0
+
+    def encode_plain(self, texts: Sequence[str]) -> Ragged:
+        encoded = self.engine.encode_plain(texts)
+        raw = [text.encode() for text in texts]
+        self.check_spelling(encoded, texts, raw)
+        excerpts: list[str] = []
+        whole: list[int] = []
+        for index, places in self.sample(raw):
+            if len(raw[index]) <= WHOLE:
+                whole.append(index)
+            else:
+                excerpts += [raw[index][at : at + WINDOW].decode(errors="ignore") for at in apart(places)]
+        chosen = [texts[index] for index in whole]
+        for index, theirs in zip(whole, self.reference.encode_plain(chosen), strict=True):
+            check_same(texts[index], encoded[index], theirs)
+        compare(self.engine, self.reference, excerpts)
+        return encoded
+
+    def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
+        encoded = self.engine.encode_marked(texts)
+        chosen = [index for index, _ in self.sample([text.encode() for text in texts])]
+        sample = [texts[index] for index in chosen]
+        compare_marked([encoded[index] for index in chosen], self.reference.encode_marked(sample), sample)
+        return encoded
+
+    def spell(self, ids: Ids) -> bytes:
+        return self.engine.spell(ids)
+
+    def check_spelling(self, encoded: Ragged, texts: Sequence[str], raw: Sequence[bytes]) -> None:
+        """Raise EngineMismatchError unless the ids spell the texts, where the tokenizer keeps every byte."""
+        if len(encoded) != len(texts):
+            raise EngineMismatchError(f"it gave the ids of {len(encoded)} texts for {len(texts)}")
+        if not self.keeps_bytes or self.engine.spell(encoded.ids) == b"".join(raw):
+            return
+        for index, text in enumerate(texts):
+            if self.engine.spell(encoded[index]) != raw[index]:
+                raise EngineMismatchError(f"its ids do not spell {shortened(text)}")
+
+    def sample(self, raw: Sequence[bytes]) -> Iterator[tuple[int, list[int]]]:
+        """Yield the texts to compare and where: near each new meeting of kinds, and now and then."""
+        joined = b"".join(raw)
+        stride = int(WINDOW / SHARE)
+        regular = range(-self.position % stride, len(joined), stride)
+        self.position += len(joined)
+        places = np.array(sorted([*self.new_meetings(joined), *regular]), dtype=np.int64)
+        ends = np.cumsum([len(text) for text in raw])
+        owners = np.searchsorted(ends, places, side="right")
+        for index in np.unique(owners).tolist():
+            begin = int(ends[index]) - len(raw[index])
+            yield index, [max(0, at - begin - WINDOW // 2) for at in places[owners == index].tolist()]
+
+    def new_meetings(self, raw: bytes) -> list[int]:
+        """Return where two kinds of characters meet for the first time in this slice."""
+        kinds = raw.translate(KIND_OF)
+        places: list[int] = []
+        for first in (0, 1):  # a pair of bytes is a number of 16 bits: those at even places, then those at odd ones
+            pairs = np.frombuffer(kinds, dtype=np.uint16, count=max(0, len(kinds) - first) // 2, offset=first)
+            for begin in range(0, len(pairs), CHUNK):
+                chunk = pairs[begin : begin + CHUNK]
+                for at in np.flatnonzero(self.unmet.take(chunk)).tolist():
+                    if self.unmet[chunk[at]]:
+                        self.unmet[chunk[at]] = False
+                        places.append(first + 2 * (begin + at))
+        return places
+
+
+def apart(begins: list[int]) -> list[int]:
+    """Return sorted places without those that the window of an earlier one covers."""
+    result: list[int] = []
+    for begin in begins:
+        if not result or begin - result[-1] > WINDOW // 2:
+            result.append(begin)
+    return result
+
+
+def kinds_of_bytes() -> bytes:
+    """Return the kind of each byte: letters by case, digits, each other ASCII byte, each first byte of UTF-8 beyond it.
+
+    A first byte tells 64 characters, or a script, apart; a following one tells a quarter of them.
+    """
+    kinds = [f"a{b >= 97}" if chr(b).isalpha() else "0" if chr(b).isdigit() else chr(b) for b in range(128)]
+    kinds += [f"+{b >> 4}" for b in range(128, 192)] + [f"^{b}" for b in range(192, 256)]
+    return bytes(kinds.index(kind) for kind in kinds)
+
+
+KIND_OF = kinds_of_bytes()
+
+
+def compare(engine: Engine, reference: Engine, texts: Sequence[str]) -> None:
+    """Raise EngineMismatchError unless both engines give the same ids of all texts."""
+    if texts:
+        pairs = zip(texts, engine.encode_plain(texts), reference.encode_plain(texts), strict=True)
+        for text, ours, theirs in pairs:
+            check_same(text, ours, theirs)
+
+
+def compare_marked(
+    ours: Sequence[tuple[Ids, Offsets]], theirs: Sequence[tuple[Ids, Offsets]], texts: Sequence[str]
+) -> None:
+    """Raise EngineMismatchError unless ids and spans are the same."""
+    for text, (ids, spans), (their_ids, their_spans) in zip(texts, ours, theirs, strict=True):
+        check_same(text, ids, their_ids)
+        if not np.array_equal(spans, their_spans):
+            raise EngineMismatchError(f"it gave other spans of tokens for {shortened(text)}")
+
+
+def check_same(text: str, ours: Ids, theirs: Ids) -> None:
+    if not np.array_equal(ours, theirs):
+        length = min(len(ours), len(theirs))
+        at = int(np.flatnonzero(np.append(ours[:length] != theirs[:length], True))[0])
+        raise EngineMismatchError(
+            f"it gave the ids ...{ours[at : at + 4].tolist()} where `tokenizers` gives "
+            f"...{theirs[at : at + 4].tolist()}, at token {at} of {shortened(text)}"
+        )
+
+
+def shortened(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:60]}[...]{text[-15:]}")
