@@ -18,7 +18,6 @@ from data_prep.quality import QUALITY_VERSION, judged
 CLEANING_VERSION = (2, PRIVACY_VERSION, QUALITY_VERSION, LANGUAGE_VERSION)  # part of every slice's digest
 
 UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
-TRAILING = re.compile(r"[^\S\n]+$", re.MULTILINE)
 
 # A lead byte of UTF-8 and a byte that follows it, each read as a character of Latin-1 or Windows-1252
 FOLLOWING = (

@@ -77,14 +77,6 @@ def open_stream(path: Path, compression: str | None) -> BinaryIO:
     return io.BufferedReader(Expanding(openers[compression](path), path.stat().st_size), CHUNK_BYTES)
 
 
-def read_whole(stream: BinaryIO) -> bytes:
-    """Return all of a stream. Raises ObjectionError if that is more than one document may have."""
-    data = stream.read(DOCUMENT_BYTES + 1)
-    if len(data) > DOCUMENT_BYTES:
-        raise ObjectionError(TOO_LONG)
-    return data
-
-
 def read_lines(stream: BinaryIO, start: int = 0, end: int = END) -> Iterator[bytes | ObjectionError]:
     """Yield the lines whose first byte lies in `start` to `end`, without their ends; an objection for too long ones."""
     at = start
