@@ -272,7 +272,8 @@ def test_real_corpora_are_prepared_without_a_rest(test_data, prepared, tmp_path)
         workers=None,
     )
 
-    assert books.tokens["padding"] < 1024
+    filled = [split for split, shards in books.splits.items() if shards]
+    assert books.tokens["padding"] < 1024 * len(filled)  # only the last row of a split has some
     assert questions.documents[str(test_data / "gsm8k" / "train.jsonl")]["kept"] == 7473
     assert questions.packing == "best_fit"
 
@@ -297,5 +298,5 @@ def test_every_real_corpus_goes_through_and_its_ledger_balances(test_data, prepa
 
     entry = manifest.documents[path]
     assert entry["kept"] + sum(entry["rejected"].values()) == entry["read"]
-    unusable = ("duplicate", "control token in a message")
-    assert entry["kept"] + sum(entry["rejected"].get(reason, 0) for reason in unusable) == kept
+    chosen = ("duplicate", "near duplicate", "control token in a message")  # read well, and left out afterwards
+    assert entry["kept"] + sum(n for reason, n in entry["rejected"].items() if reason.startswith(chosen)) == kept
