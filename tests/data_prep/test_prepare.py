@@ -286,7 +286,7 @@ def test_real_corpora_are_prepared_without_a_rest(test_data, prepared, tmp_path)
         ({"path": "html"}, 60),
         ({"path": "languages"}, 3),
         ({"path": "peps"}, 187),
-        ({"path": "t0"}, 6899),
+        ({"path": "t0"}, 6699),  # 200 answers are nothing but the token that ends them
         ({"path": "blns.json"}, 509),
         ({"path": "self_dialogue", "fields": {"messages": "Answer.sentence*"}}, 2475),
     ],
