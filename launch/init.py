@@ -26,6 +26,9 @@ data:
       # {shape}
   row_tokens: {row_tokens}                  # tokens the model sees at a time
   validation_fraction: 0.05        # held out, to be scored before and after
+  # cleaning:                      # texts are repaired, repeated and nearly repeated ones left out; more by choice:
+  #   private: {{email: replace, phone: replace}}
+  #   languages: [en]
 {tokenizer}
 model:
 {model}
