@@ -101,11 +101,14 @@ def test_tokenizer_and_chat_template_survive_the_export(told: Any) -> None:
 class SayAtThird(LogitsProcessor):
     """Make a model say one token as its third."""
 
-    def __init__(self, token: int, prompt_tokens: int) -> None:
+    def __init__(self, token: int, stops: list[int], prompt_tokens: int) -> None:
+        self.stops = stops
         self.token, self.place = token, prompt_tokens + 2
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores[:, self.token] = 1e4 if input_ids.shape[1] == self.place else -1e4
+        scores[:, self.stops] = -1e4  # by itself the model may end at once
+        if input_ids.shape[1] == self.place:
+            scores[:, self.token] = 1e4
         return scores
 
 
@@ -115,7 +118,8 @@ def test_an_answer_stops_where_its_turn_ends(told: Any, said: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(told.paths.export)
     prompt = tokenizer("Is anybody there?", return_tensors="pt")
     token = tokenizer.convert_tokens_to_ids(said)
-    force = LogitsProcessorList([SayAtThird(token, prompt.input_ids.shape[1])])
+    stops = [tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|endoftext|>")]
+    force = LogitsProcessorList([SayAtThird(token, stops, prompt.input_ids.shape[1])])
     output = model.generate(**prompt, max_new_tokens=10, do_sample=False, logits_processor=force)
     new = output[0, prompt.input_ids.shape[1] :].tolist()
     assert len(new) == 3 and new[-1] == token
