@@ -26,7 +26,7 @@ def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool)
         row_count=len(reader),
         global_batch_rows=run.train.global_batch_rows,
         seed=run.seed,
-        data_digest=manifest.digest,
+        data_digest=manifest.content_digest,
     )
     tokenizer = AutoTokenizer.from_pretrained(run.shards / "tokenizer")
     for place, row in enumerate(order.rows_of_step(step - 1)):

@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from cluster.errors import CheckpointError
 from cluster.files import PARTIAL, fsync_path, publish, sha256_of, write_json
+from training.progress import Progress
 from training.weights import Weights
 
 if TYPE_CHECKING:  # reading a checkpoint for an export needs no DeepSpeed
@@ -40,7 +41,7 @@ if TYPE_CHECKING:  # reading a checkpoint for an export needs no DeepSpeed
 log = logging.getLogger(__name__)
 
 COMMIT = "commit.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no list of skipped steps
 FOLDER = re.compile(r"step-(\d{6,})")
 
 
@@ -50,6 +51,7 @@ class Commit:
 
     version: int
     step: int
+    skipped: list[int]
     world_size: int
     identity: dict[str, Any]
     shapes: dict[str, list[int]]
@@ -98,8 +100,8 @@ class Checkpoints:
         self.identity = identity
         self.first_weights = first_weights
 
-    def restore(self, engine: Engine) -> int:
-        """Fill the engine from the newest checkpoint, or with the run's first weights; return the steps done so far.
+    def restore(self, engine: Engine) -> Progress:
+        """Fill the engine from the newest checkpoint, or with the run's first weights; return how far the run has come.
 
         The first rank chooses, so that all ranks load the same one.
         """
@@ -111,7 +113,7 @@ class Checkpoints:
             raise chosen[0]
         if chosen[0] is None:
             engine.start_from(self.first_weights())
-            return 0
+            return Progress()
         folder: Path = chosen[0][0]
         commit: Commit = chosen[0][1]
         started = time.monotonic()
@@ -119,9 +121,10 @@ class Checkpoints:
         state = sharded_state(engine)
         check_shapes(commit, engine, folder)
         load_state(state, storage_reader=HuggingFaceStorageReader(str(folder)))
-        engine.continue_at(commit.step)
+        progress = Progress(steps_done=commit.step, skipped=tuple(commit.skipped))
+        engine.continue_after(progress.updates)
         log.info("loaded %s, written by %d ranks, in %.1f s", folder, commit.world_size, time.monotonic() - started)
-        return commit.step
+        return progress
 
     def choose(self) -> tuple[Path, Commit] | CheckpointError | None:
         """Return the newest checkpoint of this run; an error is returned, for all ranks to raise."""
@@ -135,9 +138,9 @@ class Checkpoints:
             return error
         return found[-1], commit
 
-    def save(self, engine: Engine, step: int) -> None:
-        """Write the checkpoint of `step` done steps; it is there, whole and durable, or not at all."""
-        final = self.folder / f"step-{step:06d}"
+    def save(self, engine: Engine, progress: Progress) -> None:
+        """Write the checkpoint of a progress; it is there, whole and durable, or not at all."""
+        final = self.folder / f"step-{progress.steps_done:06d}"
         if (final / COMMIT).is_file():
             return
         partial = final.with_name(final.name + PARTIAL)
@@ -152,7 +155,8 @@ class Checkpoints:
         if engine.world.is_first:
             commit = Commit(
                 version=FORMAT_VERSION,
-                step=step,
+                step=progress.steps_done,
+                skipped=list(progress.skipped),
                 world_size=engine.world.size,
                 identity=self.identity,
                 shapes={part.name: list(part.shape) for part in engine.parts()},

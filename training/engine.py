@@ -121,9 +121,9 @@ class Engine:
         weights.finish()
         zero3.refresh_weights(self.optimizer)
 
-    def continue_at(self, step: int) -> None:
-        """Go on after `step` optimizer steps, from parts that a checkpoint has filled."""
-        zero3.set_step(self.optimizer, step)
+    def continue_after(self, updates: int) -> None:
+        """Go on after so many updates of the weights, from parts that a checkpoint has filled."""
+        zero3.set_step(self.optimizer, updates)
         zero3.refresh_weights(self.optimizer)
 
     def step(self, step: int, batches: Sequence[MicroBatch], trained_tokens: int, learning_rate: float) -> StepStats:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def evaluate(
         raise DataError("no held-out rows: raise data.validation_fraction and run `shardline prepare RUN.yaml` again")
     reader = ShardReader(shards, manifest, "validation")
     rows = list(range(min(len(reader), config.rows or len(reader))))
-    samples = list(held_out_samples(reader, rows, manifest.conversational))[: config.samples]
+    samples = list(islice(held_out_samples(reader, manifest.conversational), config.samples))
     tokenizer = origin.tokenizer
     tuned_model, _ = load_export(export)
     models = {"base": base_model(origin, seed), "tuned": tuned_model}
@@ -118,9 +119,9 @@ def held_out_loss(model: Any, tokenizer: Any, reader: ShardReader, rows: list[in
     return nats / tokens, nats / math.log(2) / max(1, size)
 
 
-def held_out_samples(reader: ShardReader, rows: list[int], conversational: bool) -> Iterator[Sample]:
+def held_out_samples(reader: ShardReader, conversational: bool) -> Iterator[Sample]:
     """Yield the first document of each row: what comes before its first trained stretch, and that stretch."""
-    for row in rows:
+    for row in range(len(reader)):
         arrays = reader.rows([row])
         piece, length = reader.pieces(row)[0], int(arrays.piece_tokens[0][0])
         ids, mask = arrays.input_ids[0, :length].tolist(), arrays.loss_mask[0, :length].tolist()

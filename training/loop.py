@@ -11,6 +11,7 @@ from cluster.errors import EXIT_DONE, EXIT_STOPPED
 from training.batches import MicroBatch, StepBatch
 from training.loss import StepStats
 from training.plan import Plan
+from training.progress import Progress
 
 
 class Outcome(enum.Enum):
@@ -33,9 +34,9 @@ class Batches(Protocol):
 
 
 class Checkpoints(Protocol):
-    def restore(self, engine: Any) -> int: ...
+    def restore(self, engine: Any) -> Progress: ...
 
-    def save(self, engine: Any, step: int) -> None: ...
+    def save(self, engine: Any, progress: Progress) -> None: ...
 
 
 class StopFlag(Protocol):
@@ -55,22 +56,22 @@ def train(
 
     A step's batch depends on nothing but the data, the seed and the step's number, so the number is the position.
     """
-    first_step = checkpoints.restore(engine)
-    journal.begin(first_step)
+    progress = checkpoints.restore(engine)
+    journal.begin(progress.steps_done)
     clock = time.monotonic()
-    for batch in batches.steps(first_step, plan.total_steps):
+    for batch in batches.steps(progress.steps_done, plan.total_steps):
         waited_s = time.monotonic() - clock
         rate = plan.learning_rate(batch.step)
         stats = engine.step(batch.step, batch.micro_batches, batch.trained_tokens, rate)
-        steps_done = batch.step + 1
+        progress = progress.after(batch.step)
         now = time.monotonic()
         journal.step(record(plan, batch, stats, rate, seconds=now - clock, waited_s=waited_s))
         clock = now
 
         stopping = stop.agreed(engine.all_reduce_max)
-        if stopping or plan.is_save_due(steps_done):
-            checkpoints.save(engine, steps_done)
-        if stopping and steps_done < plan.total_steps:
+        if stopping or plan.is_save_due(progress.steps_done):
+            checkpoints.save(engine, progress)
+        if stopping and progress.steps_done < plan.total_steps:
             return Outcome.STOPPED
     return Outcome.FINISHED
 

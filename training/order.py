@@ -46,7 +46,7 @@ def mixed(values: Ids) -> Ids:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The order of a run. `data_digest` binds it to the manifest, so other data has another order."""
+    """The order of a run. `data_digest` binds it to the rows, so other data has another order."""
 
     row_count: int
     global_batch_rows: int

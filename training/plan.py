@@ -91,7 +91,7 @@ def make_plan(config: TrainConfig, manifest: Manifest, *, parameters: int, world
         parameters=parameters,
         checkpoint_bytes=parameters * STATE_BYTES_PER_PARAMETER,
         seed=seed,
-        data_digest=manifest.digest,
+        data_digest=manifest.content_digest,
         config=config,
     )
 

@@ -50,6 +50,14 @@ def test_the_bytes_are_the_same_on_ray(corpus, prepared):
     assert other.digest == one.digest
 
 
+def test_a_corpus_that_was_moved_gives_the_same_rows(corpus, prepared, tmp_path):
+    one = prepared(corpus, into="one", **SMALL)
+
+    moved = prepared(corpus.rename(tmp_path / "moved"), into="other", **SMALL)
+
+    assert moved.content_digest == one.content_digest and moved.digest != one.digest
+
+
 def test_a_restart_makes_only_the_slices_that_are_missing(corpus, prepared, tmp_path):
     one = prepared(corpus, **SMALL)
     slices = sorted((tmp_path / "data" / "work").glob("*.arrow"))

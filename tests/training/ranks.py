@@ -119,6 +119,7 @@ def contract(trials: Trials) -> None:
     """Keep what zero3's functions do to a model whose vectors do not divide by the number of ranks."""
     from training import zero3
     from training.checkpoint import Checkpoints
+    from training.progress import Progress
 
     new = {"new": {"model_type": "gpt2", "config": ODD_GPT2}}
     engine, batches, origin = trials.engine(new, micro_batch_rows=1, weight_decay=WEIGHT_DECAY)
@@ -127,9 +128,9 @@ def contract(trials: Trials) -> None:
     trials.keep_parts("one-step", engine)
 
     checkpoints = Checkpoints(trials.output / "checkpoints", {"run": 1}, first_weights=lambda: origin.first_weights(0))
-    checkpoints.save(engine, SET_STEP)
+    checkpoints.save(engine, Progress(steps_done=SET_STEP))
     loaded, _, _ = trials.engine(new, micro_batch_rows=1, weight_decay=WEIGHT_DECAY)
-    step = checkpoints.restore(loaded)
+    step = checkpoints.restore(loaded).steps_done
     trials.keep_parts("loaded", loaded)
     trials.keep_facts("restored", step=step)
     take_step(loaded, batches, step, LEARNING_RATE)

@@ -25,6 +25,7 @@ IDENTITY = {"train.learning_rate": 1e-3, "seed": 0, "data": "abc"}
 GOOD = Commit(
     version=FORMAT_VERSION,
     step=5,
+    skipped=[],
     world_size=1,
     identity=IDENTITY,
     shapes={"weight": [2, 3]},
@@ -90,7 +91,7 @@ def test_a_truncated_file_is_named_with_both_sizes(tmp_path: Path) -> None:
         read_commit(folder)
 
 
-@pytest.mark.parametrize("text", ["", '{"version": 1, "st', "[]", "3", '{"version": 1}', '{"version": 1, "other": 2}'])
+@pytest.mark.parametrize("text", ["", '{"version": 2, "st', "[]", "3", '{"version": 2}', '{"version": 2, "other": 2}'])
 def test_a_commit_file_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path, text: str) -> None:
     folder = write_checkpoint(tmp_path / "step-000005", commit=text)
     with pytest.raises(CheckpointError, match=rf"{COMMIT}: not a commit file .*; move {folder} away"):

@@ -15,6 +15,7 @@ from training.config import TrainConfig
 from training.loop import Outcome, train
 from training.loss import StepStats
 from training.plan import Plan
+from training.progress import Progress
 
 Taken = tuple[int, int, float]  # what one optimizer step was given: step, trained tokens, learning rate
 
@@ -73,15 +74,15 @@ class FakeCheckpoints:
     disk: Disk
     life: Life
 
-    def restore(self, engine: FakeEngine) -> int:
+    def restore(self, engine: FakeEngine) -> Progress:
         newest = max(self.disk.saved, default=0)
         engine.weights[:] = self.disk.saved.get(newest, [])
-        return newest
+        return Progress(steps_done=newest)
 
-    def save(self, engine: FakeEngine, step: int) -> None:
+    def save(self, engine: FakeEngine, progress: Progress) -> None:
         self.life.moment()
-        self.disk.saved[step] = list(engine.weights)
-        self.disk.saves.append(step)
+        self.disk.saved[progress.steps_done] = list(engine.weights)
+        self.disk.saves.append(progress.steps_done)
         self.life.moment()
 
 

@@ -39,7 +39,9 @@ WHAT_IT_IS = {
 
 
 def manifest_of(rows: int, digest: str = "data") -> Manifest:
-    shard = ShardInfo(path="train/a.arrow", rows=rows, tokens=rows * 60, trained_tokens=rows * 50, bytes=1, sha256="")
+    shard = ShardInfo(
+        path="train/a.arrow", rows=rows, tokens=rows * 60, trained_tokens=rows * 50, bytes=1, sha256=digest
+    )
     return Manifest(
         version=1,
         config_digest="",
@@ -53,7 +55,6 @@ def manifest_of(rows: int, digest: str = "data") -> Manifest:
         documents={},
         tokens={},
         conversational=False,
-        digest=digest,
     )
 
 

@@ -26,8 +26,7 @@ STEPS = 8
 def write_corpus(folder: Path) -> Path:
     """Write a few texts, and the first conversations of the boutique."""
     folder.mkdir()
-    for name in ("README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / f"{name}.txt")
+    shutil.copy(ROOT / "LICENSE", folder / "license.txt")
     lines = CONVERSATIONS.read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "conversations.jsonl").write_text("".join(lines[:150]), encoding="utf-8")
     return folder
