@@ -138,3 +138,40 @@ def run_yaml(tiny_model: Path, tiny_shards: Callable[..., Path]) -> Callable[...
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint() -> Callable[..., Path]:
+    """Write a committed checkpoint of these fp32 weights, by name, as two ranks would; its moments are zeros."""
+    import torch
+
+    from training.checkpoint_files import Commit, commit_folder, files_record, folder_of
+    from training.rank_files import Stretch, rank_file_name, write_rank_file
+
+    def write(checkpoints: Path, weights: dict[str, Any], *, step: int = 5, **identity: Any) -> Path:
+        final = folder_of(checkpoints, step)
+        partial = final.with_name(final.name + ".partial")
+        partial.mkdir(parents=True)
+        files = {}
+        for rank in range(2):
+            stretches, data = [], []
+            for name, tensor in weights.items():
+                part = torch.chunk(tensor.reshape(-1), 2)[rank] if tensor.numel() > rank else tensor.new_empty(0)
+                for kind in ("master", "exp_avg", "exp_avg_sq"):
+                    start = rank * -(-tensor.numel() // 2)
+                    stretches.append(Stretch(key=f"{kind}.{name}", start=start, numel=part.numel()))
+                    data.append(part.clone() if kind == "master" else torch.zeros_like(part))
+            name = rank_file_name(rank, 2)
+            files[name] = write_rank_file(partial / name, stretches, data)
+        commit = Commit(
+            step=step,
+            progress={"steps_done": step, "skipped": []},
+            world_size=2,
+            identity=identity,
+            shapes={name: list(tensor.shape) for name, tensor in weights.items()},
+            files=files_record(files),
+        )
+        commit_folder(partial, final, commit)
+        return final
+
+    return write
