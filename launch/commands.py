@@ -129,6 +129,13 @@ def local_ranks(run: RunConfig, asked: int | None) -> int:
     return asked or gpu_count() or run.train.cpu_ranks or min(2, cpu_count())
 
 
+def checkpoint(options: argparse.Namespace) -> int:
+    """List, check, show, keep or import checkpoints."""
+    from launch.checkpoint import ACTIONS
+
+    return ACTIONS[options.action](load_run(options), options)
+
+
 def export(options: argparse.Namespace) -> int:
     """Write the newest checkpoint as a Hugging Face folder."""
     from training.export import export as export_run

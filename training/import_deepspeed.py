@@ -11,7 +11,6 @@ These files are pickles. Nothing that they name is imported or run: what torch d
 
 from __future__ import annotations
 
-import logging
 import math
 import pickle
 import re
@@ -38,10 +37,9 @@ from training.checkpoint_files import (
 from training.progress import Progress
 from training.rank_files import FileFacts, Stretch, rank_file_name, write_rank_file
 
-log = logging.getLogger(__name__)
-
 OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 MODEL_FILE = "zero_pp_rank_0_mp_rank_00_model_states.pt"
+REFUSAL = re.compile(r"(?:Trying to|Unsupported|Can only|Only persistent)[^\n]*")  # in torch's many words, the reason
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Shapes = dict[str, list[int]]
@@ -67,8 +65,8 @@ class RankState:
 
 def import_deepspeed(
     source: Path, tag: str | None, checkpoints: Path, shapes: Shapes, identity: dict[str, Any]
-) -> tuple[Path, Commit]:
-    """Write DeepSpeed's checkpoint into a run's folder as a committed one of its own; return it.
+) -> Path:
+    """Write DeepSpeed's checkpoint into a run's folder as a committed one of its own; return its folder.
 
     `shapes` are those of the run's model, `identity` is the run's. The run goes on at the step of DeepSpeed's Adam,
     with the weights and moments as they are, bit for bit; rates, decay and the order of the data are the run's own.
@@ -106,7 +104,7 @@ def import_deepspeed(
         commit_folder(partial, final, commit)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return final, commit
+    return final
 
 
 def tag_folder(source: Path, tag: str | None) -> Path:
@@ -251,6 +249,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         raise CheckpointError(f"{path}: not a whole file ({error}); copy it again, or take another tag") from None
     except (RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
+        found = REFUSAL.search(str(error))
+        reason = found[0] if found else str(error)
         raise CheckpointError(f"{path}: cannot be read without running code of its own ({reason})") from None
     return dict(values)
