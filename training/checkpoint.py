@@ -70,14 +70,20 @@ class Checkpoints:
 
     # ---- restoring
 
-    def restore(self, engine: Engine) -> Progress:
+    def restore(self, engine: Engine, before: int | None = None) -> Progress:
         """Fill the engine from the newest good checkpoint, or with the run's first weights; return how far the run is.
 
         The first rank chooses and all ranks check that they see the same; a damaged checkpoint is set aside and the
-        next older one used. Raises CheckpointError if there were checkpoints and none is good.
+        next older one used. Raises CheckpointError if there were checkpoints and none is good. With `before`, the run
+        goes back: checkpoints of more steps than that are left behind.
         """
+        if self.pending is not None:
+            self.conclude()
         if engine.world.is_first:
             checkpoint_files.sweep(self.folder)
+            if before is not None:
+                checkpoint_files.leave_behind(self.folder, before)
+        self.saved_step = None
         while True:
             chosen = self.choose_together(engine)
             if chosen is None:
