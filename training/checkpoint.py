@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from cluster.environment import host_name
 from cluster.errors import CheckpointError
-from cluster.files import PARTIAL
+from cluster.files import PARTIAL, fsync_path
 from training import checkpoint_files
 from training.checkpoint_files import Commit, DamagedError
 from training.progress import Progress
@@ -288,7 +288,9 @@ class Checkpoints:
         """Return what is wrong if the disk has no room for a checkpoint."""
         needed = world_size * max(1, sum(part.numel for part in stretches)) * 4 + SPARE_BYTES
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                fsync_path(self.folder.parent)
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             return f"{self.folder}: {error.strerror}"
