@@ -2,7 +2,8 @@
 
 The checkpoint is plain DeepSpeed's; ours is made of it by `shardline checkpoint convert`'s function, so both export the
 same state, and must write the same bits. Each export is a process of its own, in turns, imports included; `imports` of
-both are measured beside them. Memory is above that after the imports.
+both are measured beside them. Memory is above that after the imports. `checksums` is the part of ours that reads the
+whole checkpoint, moments too, and compares the sha256 of its files; zero_to_fp32 checks nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from benchmarks.native_checkpoint import SIZES, llama
 
 ROUNDS = 3
 SAMPLE_S = 0.005
-VARIANTS = ("shardline", "zero_to_fp32")
+VARIANTS = ("shardline", "zero_to_fp32", "checksums")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,15 @@ def shardline(size: str, folder: str, output: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(f"{folder}/tokenizer")
     origin = ModelOrigin(config=llama(size), tokenizer=tokenizer, folder=None)
     export(origin, Path(folder, "ours"), ExportConfig(dtype="bf16"), Path(output))
+
+
+def checksums(size: str, folder: str, output: str) -> None:
+    """Check the bytes of our checkpoint, from the imports of an export."""
+    from training import export
+    from training.checkpoint_files import newest_checkpoint
+
+    if size != "imports":
+        export.verify_checkpoint(newest_checkpoint(Path(folder, "ours")))
 
 
 def zero_to_fp32(size: str, folder: str, output: str) -> None:
@@ -149,11 +159,11 @@ def main() -> None:
                     for what in (size, "imports"):
                         arguments = ["-m", "benchmarks.export", variant, what, name, str(folder / variant)]
                         taken.setdefault((variant, what), []).append(watched(arguments))
-            check_same([folder / variant for variant in VARIANTS])
+            check_same([folder / "shardline", folder / "zero_to_fp32"])
             for variant in VARIANTS:
                 found = line(size, parameters, variant, taken[variant, size], taken[variant, "imports"])
                 print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
-    {"shardline": shardline, "zero_to_fp32": zero_to_fp32}[sys.argv[1]](*sys.argv[2:])
+    {"shardline": shardline, "zero_to_fp32": zero_to_fp32, "checksums": checksums}[sys.argv[1]](*sys.argv[2:])

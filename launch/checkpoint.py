@@ -12,6 +12,7 @@ from launch.commands import keep_config, origin_of, say
 from launch.config import RunConfig
 from training.checkpoint_files import (
     KEEP,
+    LEFT_BEHIND,
     REASON,
     DamagedError,
     candidate_folders,
@@ -39,9 +40,10 @@ def list_checkpoints(run: RunConfig, options: argparse.Namespace) -> int:
         say(row(path))
     for path in sorted(folder.glob(f"*{PARTIAL}")):
         say(f"{path.name}: not a checkpoint: it is being written or removed, or the process that did so was killed")
-    for path in set_aside_folders(folder):
+    for path in [*set_aside_folders(folder), *sorted((folder / LEFT_BEHIND).glob("step-*"))]:
         reason = path / REASON
-        say(f"{path}: set aside\n  {reason.read_text(encoding='utf-8').strip() if reason.is_file() else 'no reason'}")
+        why = reason.read_text(encoding="utf-8").strip() if reason.is_file() else f"no {REASON} is in it"
+        say(f"{path}: not read any more\n  {why}")
     return EXIT_DONE
 
 
@@ -52,8 +54,10 @@ def row(folder: Path) -> str:
         commit = read_commit(folder)
     except CheckpointError as error:
         return ROW.format(f"{step_of(folder):,}", "", "", "", f"cannot be used{kept}: {error}")
+    loss = commit.resumed().validation_loss
+    state = f"whole{kept}" if loss is None else f"whole{kept}, validation loss {loss:.4f}"
     written = commit.written.replace("T", " ").removesuffix("+00:00")
-    return ROW.format(f"{commit.step:,}", written, commit.world_size, bytes_text(commit.bytes), f"whole{kept}")
+    return ROW.format(f"{commit.step:,}", written, commit.world_size, bytes_text(commit.bytes), state)
 
 
 def verify(run: RunConfig, options: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from cluster.environment import host_name
 from cluster.errors import CheckpointError
-from cluster.files import PARTIAL
+from cluster.files import PARTIAL, fsync_path
 from training import checkpoint_files
 from training.checkpoint_files import Commit, DamagedError
 from training.progress import Progress
@@ -70,14 +70,20 @@ class Checkpoints:
 
     # ---- restoring
 
-    def restore(self, engine: Engine) -> Progress:
+    def restore(self, engine: Engine, before: int | None = None) -> Progress:
         """Fill the engine from the newest good checkpoint, or with the run's first weights; return how far the run is.
 
         The first rank chooses and all ranks check that they see the same; a damaged checkpoint is set aside and the
-        next older one used. Raises CheckpointError if there were checkpoints and none is good.
+        next older one used. Raises CheckpointError if there were checkpoints and none is good. With `before`, the run
+        goes back: checkpoints of more steps than that are left behind.
         """
+        if self.pending is not None:
+            self.conclude()
         if engine.world.is_first:
             checkpoint_files.sweep(self.folder)
+            if before is not None:
+                checkpoint_files.leave_behind(self.folder, before)
+        self.saved_step = None
         while True:
             chosen = self.choose_together(engine)
             if chosen is None:
@@ -282,7 +288,9 @@ class Checkpoints:
         """Return what is wrong if the disk has no room for a checkpoint."""
         needed = world_size * max(1, sum(part.numel for part in stretches)) * 4 + SPARE_BYTES
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                fsync_path(self.folder.parent)
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             return f"{self.folder}: {error.strerror}"

@@ -5,6 +5,7 @@
         commit.json                           written last: progress, identity, shapes, each file's size and sha256
         keep                                  if a person wants it to stay: it is never removed
     checkpoints/set_aside/                    damaged ones, each with a reason.txt; nothing here is read again
+    checkpoints/left_behind/              whole ones that the run went back over; nothing here is read again
     checkpoints/*.partial                     being written, or being removed; swept at the next start
 
 Needs neither ranks nor DeepSpeed.
@@ -32,6 +33,7 @@ from training.rank_files import FileFacts, StoredState
 COMMIT = "commit.json"
 KEEP = "keep"
 SET_ASIDE = "set_aside"
+LEFT_BEHIND = "left_behind"
 REASON = "reason.txt"
 FORMAT_VERSION = 3  # 1: no skipped steps; 2: files written by torch.distributed.checkpoint, no digest of the commit
 FOLDER = re.compile(r"step-(\d{6,})")
@@ -181,9 +183,16 @@ def first_difference(ours: dict[str, list[int]], theirs: dict[str, list[int]]) -
     return min(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
 
 
-def set_aside(folder: Path, reason: str) -> Path:
+def leave_behind(checkpoints: Path, before: int) -> None:
+    """Move the checkpoints of more than `before` steps where nothing reads them: the run has gone back."""
+    for folder in candidate_folders(checkpoints):
+        if step_of(folder) > before:
+            set_aside(folder, f"the run went back to step {before} or before", checkpoints / LEFT_BEHIND)
+
+
+def set_aside(folder: Path, reason: str, place: Path | None = None) -> Path:
     """Move a damaged checkpoint where nothing reads it, with the reason beside it; return where it went."""
-    place = folder.parent / SET_ASIDE
+    place = place or folder.parent / SET_ASIDE
     place.mkdir(exist_ok=True)
     number = len(list(place.glob(f"{folder.name}*")))
     aside = place / (f"{folder.name}-{number}" if number else folder.name)
@@ -214,12 +223,33 @@ def remove(folder: Path) -> None:
 
 
 def expired(folders: Sequence[Path], keep_last: int, keep_every_steps: int | None) -> list[Path]:
-    """Return which of the checkpoints, oldest first, may go: not the last, not each Nth step's, not those marked."""
+    """Return which of the checkpoints, oldest first, may go.
+
+    Not the last ones, not those of each Nth step, not those marked, and not the one with the lowest validation loss.
+    """
+    best = best_checkpoint(folders)
     return [
         folder
         for folder in folders[:-keep_last]
-        if not (keep_every_steps and step_of(folder) % keep_every_steps == 0) and not (folder / KEEP).exists()
+        if not (keep_every_steps and step_of(folder) % keep_every_steps == 0)
+        and not (folder / KEEP).exists()
+        and folder != best
     ]
+
+
+def best_checkpoint(folders: Sequence[Path]) -> Path | None:
+    """Return the checkpoint with the lowest validation loss; None if none has one."""
+    losses = {folder: validation_loss(folder) for folder in folders}
+    known = {folder: loss for folder, loss in losses.items() if loss is not None}
+    return min(known, key=lambda folder: known[folder]) if known else None
+
+
+def validation_loss(folder: Path) -> float | None:
+    """Return the validation loss that a checkpoint was saved with; None if it has none or is damaged."""
+    try:
+        return read_commit(folder).resumed().validation_loss
+    except CheckpointError:
+        return None  # what is damaged is told, and set aside, when a start wants to use it
 
 
 def read_weights(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:

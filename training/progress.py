@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 
@@ -15,6 +15,7 @@ class Progress:
 
     steps_done: int = 0
     skipped: tuple[int, ...] = ()
+    validation_loss: float | None = None  # the newest
 
     @property
     def updates(self) -> int:
@@ -23,7 +24,7 @@ class Progress:
 
     def after(self, step: int, *, skipped: bool = False) -> Progress:
         """Return the progress after the batch of `step` was taken."""
-        return Progress(steps_done=step + 1, skipped=(*self.skipped, step) if skipped else self.skipped)
+        return replace(self, steps_done=step + 1, skipped=(*self.skipped, step) if skipped else self.skipped)
 
     def as_record(self) -> dict[str, Any]:
         """Return the progress as JSON values."""

@@ -3,7 +3,10 @@
    A rule is a line "OPERATION PATH ACTION VALUE SKIP": the operation (write, fsync, rename, mkdir, remove, read) on a
    path that contains PATH fails with errno VALUE (errno), takes VALUE milliseconds longer (sleep), waits while the
    file FAULT_RULES.hold exists (hold), or is the last thing that the process does (kill), after it went well SKIP times
-   in this process. The file may change at any time. */
+   in this process. The file may change at any time.
+
+   FAULT_RECORD names a file that takes a line for each operation that went well, with how much was written or the new
+   name: what a disk saw, in its order. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -57,28 +60,64 @@ static const char *path_of(int descriptor, char *path) {
   return path;
 }
 
+static void record(const char *operation, const char *path, const char *more) {
+  const char *name = getenv("FAULT_RECORD");
+  static __thread int inside;
+  if (name == NULL || inside) return;
+  inside = 1;
+  FILE *file = fopen(name, "a");
+  if (file) {
+    fprintf(file, "%s %s %s\n", operation, path, more);
+    fclose(file);
+  }
+  inside = 0;
+}
+
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
 ssize_t write(int descriptor, const void *bytes, size_t size) {
   char path[4096];
-  return fault("write", path_of(descriptor, path)) ? -1 : REAL(write)(descriptor, bytes, size);
+  if (fault("write", path_of(descriptor, path))) return -1;
+  ssize_t written = REAL(write)(descriptor, bytes, size);
+  char more[32];
+  snprintf(more, sizeof more, "%zd", written);
+  if (written >= 0) record("write", path, more);
+  return written;
 }
 
 int fsync(int descriptor) {
   char path[4096];
-  return fault("fsync", path_of(descriptor, path)) ? -1 : REAL(fsync)(descriptor);
+  int result = fault("fsync", path_of(descriptor, path)) ? -1 : REAL(fsync)(descriptor);
+  if (result == 0) record("fsync", path, "");
+  return result;
 }
 
-int rename(const char *old, const char *new) { return fault("rename", old) ? -1 : REAL(rename)(old, new); }
+int rename(const char *old, const char *new) {
+  int result = fault("rename", old) ? -1 : REAL(rename)(old, new);
+  if (result == 0) record("rename", old, new);
+  return result;
+}
 
-int mkdir(const char *path, mode_t mode) { return fault("mkdir", path) ? -1 : REAL(mkdir)(path, mode); }
+int mkdir(const char *path, mode_t mode) {
+  int result = fault("mkdir", path) ? -1 : REAL(mkdir)(path, mode);
+  if (result == 0) record("mkdir", path, "");
+  return result;
+}
 
 int unlinkat(int folder, const char *name, int flags) {
   char path[4096 + 512];
   path_of(folder, path);
   strcat(path, "/");
   strncat(path, name, 500);
-  return fault("remove", path) ? -1 : REAL(unlinkat)(folder, name, flags);
+  int result = fault("remove", path) ? -1 : REAL(unlinkat)(folder, name, flags);
+  if (result == 0) record("remove", path, "");
+  return result;
+}
+
+int rmdir(const char *path) {
+  int result = fault("remove", path) ? -1 : REAL(rmdir)(path);
+  if (result == 0) record("remove", path, "");
+  return result;
 }
 
 ssize_t preadv64v2(int descriptor, const struct iovec *parts, int count, off64_t offset, int flags) {

@@ -45,7 +45,7 @@ def test_the_list_tells_whole_ones_from_damaged_and_from_those_set_aside(run: Pa
     assert header.split() == ["step", "written", "(UTC)", "ranks", "size", "state"]
     assert damaged.split()[0] == "5" and "cannot be used" in damaged and "of-00002.safetensors: missing" in damaged
     assert partial.startswith("step-000015.partial: not a checkpoint")
-    assert aside.endswith("set_aside/step-000010: set aside")
+    assert aside.endswith("set_aside/step-000010: not read any more")
     assert reason.strip() == "its sha256 is wrong"
 
 

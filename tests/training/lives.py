@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -285,6 +286,24 @@ def once(place: Place, rank: int) -> None:
     trial.note("saved")
 
 
+def recorded(place: Place, rank: int) -> None:
+    """Some saves whose every operation is recorded, each with a copy and a mark in the record when it was durable."""
+    if rank == 1:
+        return
+    os.environ["FAULT_RECORD"] = str(place.folder / "record")
+    engine, checkpoints = begin_life(place, 0, 1, 0)
+    engines: Any = engine
+    progress = checkpoints.restore(engines)
+    for step in range(5):
+        engine.step(step)
+        progress = progress.after(step)
+        checkpoints.complete(engines, progress)
+        with (place.folder / "record").open("a") as stream:
+            stream.write(f"durable {progress.steps_done} \n")
+        name = f"step-{progress.steps_done:06d}"
+        shutil.copytree(place.checkpoints / name, place.folder / "copies" / name)
+
+
 def together(work: Callable[[Place, int], None]) -> Callable[[Place], None]:
     """Return what runs a scenario on two ranks and ends with the larger exit code."""
 
@@ -363,5 +382,5 @@ def check_same(folder: Path, engine: PlainEngine) -> None:
 if __name__ == "__main__":
     scenario, folder, *rest = sys.argv[1:]
     torch.set_num_threads(1)
-    scenarios = {work.__name__: together(work) for work in (faults, slow, broken, broken_at_the_end, once)}
+    scenarios = {work.__name__: together(work) for work in (faults, slow, broken, broken_at_the_end, once, recorded)}
     {**scenarios, "kills": kills}[scenario](Place(Path(folder)), *map(int, rest))

@@ -27,11 +27,13 @@ from training.checkpoint_files import (
     committed_folders,
     expired,
     files_record,
+    leave_behind,
     newest_checkpoint,
     read_commit,
     read_weights,
     remove,
     set_aside,
+    set_aside_folders,
     step_of,
     stored_state,
     sweep,
@@ -222,6 +224,23 @@ def test_the_last_ones_the_nth_and_the_marked_stay(tmp_path: Path) -> None:
     verify(folders[0])  # the mark is no damage
     gone = expired(folders, keep_last=2, keep_every_steps=40)
     assert [step_of(folder) for folder in gone] == [20, 30, 50, 60, 70]
+
+
+def test_the_best_stays(tmp_path: Path) -> None:
+    losses = {10: 3.0, 20: 1.0, 30: 2.0, 40: 2.5}
+    folders = [write_checkpoint(tmp_path, step) for step in losses]
+    for folder, loss in zip(folders, losses.values(), strict=True):
+        rewrite(folder, progress={"steps_done": step_of(folder), "validation_loss": loss})
+    assert [step_of(folder) for folder in expired(folders, keep_last=1, keep_every_steps=None)] == [10, 30]
+
+
+def test_what_a_run_went_back_over_is_left_behind_and_not_called_damaged(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        write_checkpoint(tmp_path, step)
+    leave_behind(tmp_path, before=20)
+    assert [step_of(folder) for folder in committed_folders(tmp_path)] == [10, 20]
+    verify(tmp_path / "left_behind" / "step-000030")
+    assert set_aside_folders(tmp_path) == []
 
 
 def test_what_is_removed_or_half_written_is_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
