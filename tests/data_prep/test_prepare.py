@@ -306,7 +306,7 @@ def test_real_corpora_are_prepared_without_a_rest(test_data, prepared, tmp_path)
         ({"path": "peps"}, 187),
         ({"path": "t0"}, 6699),  # 200 answers are nothing but the token that ends them
         ({"path": "blns.json"}, 509),
-        ({"path": "self_dialogue", "fields": {"messages": "Answer.sentence*"}}, 2475),
+        ({"path": "self_dialogue"}, 2475),
     ],
 )
 def test_every_real_corpus_goes_through_and_its_ledger_balances(test_data, prepared, source, kept):
