@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,19 +12,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.shards import (
-    Manifest,
-    Piece,
-    Row,
-    row_schema,
-    template_digest,
-    tokenizer_digest,
-    write_manifest,
-    write_shard,
-    write_split_files,
-)
+from data_prep.shard_writing import Row, row_schema, write_manifest, write_shard, write_split_files
+from data_prep.shards import Manifest, Piece, template_digest, tokenizer_digest
 
 WORDS = ("a", "run", "that", "ends", "is", "worth", "more", "than", "fast", "and", "every", "step", "counts", "once")
+
+
+@pytest.fixture
+def soak_log(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Say something at once, past pytest's capture: a soak takes minutes, and tests/SOAK.md keeps what it said."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            print(f"soak: {text}", flush=True)  # noqa: T201
+
+    return say
+
+
+@pytest.fixture
+def soak_seed(request: pytest.FixtureRequest, soak_log: Callable[[str], None]) -> int:
+    """Another seed for each run, told, so that it can be repeated: SOAK_SEED=... make soak."""
+    seed = int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(2**32))
+    soak_log(f"{request.node.name}: SOAK_SEED={seed}")
+    return seed
 
 
 def lines(count: int) -> list[str]:
