@@ -39,8 +39,8 @@ class Ragged:
 class Engine(Protocol):
     """What turns text into ids. Every engine must give the ids that `tokenizers` gives."""
 
-    def encode_plain(self, texts: Sequence[str]) -> Ragged:
-        """Return the ids of texts in which nothing is a control token, whatever it looks like."""
+    def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
+        """Return the ids of texts in UTF-8 in which nothing is a control token, whatever it looks like."""
 
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         """Return the ids of texts with control tokens in them, and each token's span: [tokens, 2] characters."""
@@ -77,8 +77,8 @@ class HuggingFaceEngine:
         tokenizer.encode_special_tokens = True
         return tokenizer
 
-    def encode_plain(self, texts: Sequence[str]) -> Ragged:
-        encodings = self.plain.encode_batch_fast(list(texts), add_special_tokens=False)
+    def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
+        encodings = self.plain.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
         return ragged([np.array(encoding.ids, dtype=np.uint32) for encoding in encodings])
 
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
@@ -123,8 +123,8 @@ class GigatokenEngine:
         vocab = self.marked.vocab
         return np.array([len(vocab.get(number, b"")) for number in range(max(vocab) + 1)], dtype=np.int64)
 
-    def encode_plain(self, texts: Sequence[str]) -> Ragged:
-        return encode_all(self.plain, [text.encode() for text in texts])
+    def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
+        return encode_all(self.plain, list(texts))
 
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         raw = [text.encode() for text in texts]
@@ -134,7 +134,8 @@ class GigatokenEngine:
     def spell(self, ids: Ids) -> bytes:
         if len(ids) == 0 or int(ids.max()) >= len(self.vocabulary):
             return b""
-        return bytes(self.vocabulary.take(pa.array(ids)).buffers()[2])  # 1.4 x as fast as gigatoken's decode
+        numbers = pa.UInt32Array.from_buffers(pa.uint32(), len(ids), [None, pa.py_buffer(np.ascontiguousarray(ids))])
+        return bytes(self.vocabulary.take(numbers).buffers()[2])  # 1.4 x as fast as gigatoken's decode
 
     def with_spans(self, text: str, raw: bytes, ids: Ids) -> tuple[Ids, Offsets]:
         ends = np.cumsum(self.token_bytes[ids])

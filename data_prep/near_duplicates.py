@@ -37,9 +37,23 @@ SEPARATOR, LETTER, IDEOGRAPH = range(3)
 
 def signatures(texts: Sequence[str]) -> Bytes:
     """Return the signature of each text, [texts, BINS]: a function of its words, without case and punctuation."""
-    lowered = [text.lower().encode("utf-8", "replace") for text in texts]
-    batches = [densified(lowest_hashes(lowered[first : first + BATCH])) for first in range(0, len(lowered), BATCH)]
+    return signatures_of_lowered([text.lower().encode("utf-8", "replace") for text in texts])
+
+
+def signatures_of_lowered(texts: Sequence[bytes]) -> Bytes:
+    """Return the signature of each text, given in lower case in UTF-8, [texts, BINS]."""
+    batches = [densified(lowest_hashes(texts[first : first + BATCH])) for first in range(0, len(texts), BATCH)]
     return np.concatenate([np.empty((0, BINS), np.uint8), *batches])
+
+
+def lowered(text: bytes) -> bytes:
+    """Return a text in lower case; of what has no letters beyond ASCII, only the ASCII letters are looked at."""
+    if not text.isascii():
+        lead = np.frombuffer(text, dtype=np.uint8)
+        signs = text.count(b"\xe2\x80")  # U+2000 to U+203F
+        if np.count_nonzero(lead >= 0xC3) > signs:
+            return text.decode().lower().encode()
+    return text.lower()
 
 
 def lowest_hashes(texts: Sequence[bytes]) -> Hashes:

@@ -42,7 +42,7 @@ from data_prep.shards import (
     write_manifest,
     write_split_files,
 )
-from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digest
+from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digests
 from data_prep.sources import Corpus, Slice, cut_slices, find_corpus
 from data_prep.splitting import line_ends
 from data_prep.tokenizer import encoder_spec, load_tokenizer, tokenizer_origin
@@ -170,7 +170,7 @@ def encode_slices(
     """Return the file of each slice's encoded documents; only what is missing is made."""
     began = time.monotonic()
     write_spec(encoder_file(work, spec), spec)
-    paths = [work / f"{slice_digest(parts, corpus, spec, cleaning)}.arrow" for parts in slices]
+    paths = [work / f"{digest}.arrow" for digest in slice_digests(slices, corpus, spec, cleaning)]
     missing = [
         SliceTask(
             parts=parts,
