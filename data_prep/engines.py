@@ -115,13 +115,15 @@ class GigatokenEngine:
     @cached_property
     def vocabulary(self) -> pa.BinaryArray:
         """What each id stands for, in bytes; nothing for ids that there are not."""
-        vocab = self.plain.vocab
-        return pa.array([vocab.get(number, b"") for number in range(max(vocab) + 1)], pa.binary())
+        spelled = spellings(self.plain)
+        first = np.zeros(len(spelled) + 1, dtype=np.int32)
+        np.cumsum([len(token) for token in spelled], out=first[1:])
+        buffers = [None, pa.py_buffer(first), pa.py_buffer(b"".join(spelled))]
+        return pa.BinaryArray.from_buffers(pa.binary(), len(spelled), buffers)
 
     @cached_property
     def token_bytes(self) -> Offsets:
-        vocab = self.marked.vocab
-        return np.array([len(vocab.get(number, b"")) for number in range(max(vocab) + 1)], dtype=np.int64)
+        return np.array([len(token) for token in spellings(self.marked)], dtype=np.int64)
 
     def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
         return encode_all(self.plain, list(texts))
@@ -170,6 +172,12 @@ def open_gigatoken(rules: dict[str, Any]) -> Any:
         return gigatoken.Tokenizer.from_json(json.dumps(rules))
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         raise UnsupportedRulesError(str(error)) from None
+
+
+def spellings(tokenizer: Any) -> list[bytes]:
+    """Return the bytes that each of gigatoken's ids stands for; nothing for ids that there are not."""
+    vocab: dict[int, bytes] = tokenizer.vocab
+    return [vocab.get(number, b"") for number in range(max(vocab) + 1)]
 
 
 def encode_all(tokenizer: Any, raw: list[bytes]) -> Ragged:

@@ -36,6 +36,7 @@ PROOF_VERSION = 2  # part of the manifest: raise it when the hard set or the sam
 FAST_FROM_BYTES = 4 * 2**20  # of the corpus; below it the proof takes longer than the encoding
 WINDOW = 96  # bytes around a meeting of kinds that are compared
 WHOLE = 1024  # bytes up to which a text is compared whole
+CHUNK = 2**15  # bytes looked at together: their pairs stay in the cache
 FIRST_STRIDE, GROWTH = 4096, 1.05  # bytes between the places that are compared whatever stands there, and their growth
 
 SENTENCES = (
@@ -199,17 +200,17 @@ class ProvedEngine:
         Small letters and spaces are most of a text: their own meetings are searched for, all others looked up.
         """
         named = raw.translate(KIND_OF)
-        kinds = np.frombuffer(named, dtype=np.uint8)
         places = [at for pair in COMMON if self.unmet[pair] and (at := named.find(pair.to_bytes(2))) >= 0]
         self.unmet[[int.from_bytes(named[at : at + 2]) for at in places]] = False
-        rare = np.flatnonzero(kinds > 1)
-        rare_after_common = rare[kinds[rare - 1] <= 1]
-        for first in (rare[rare < len(kinds) - 1], rare_after_common[rare_after_common > 0] - 1):
-            pairs = kinds[first].astype(np.uint16) << 8 | kinds[first + 1]
-            for at in np.flatnonzero(self.unmet[pairs]).tolist():
+        for begin in range(0, len(named) - 1, CHUNK):
+            kinds = np.frombuffer(named[begin : begin + CHUNK + 1], dtype=np.uint8)
+            rare = kinds > 1
+            first = np.flatnonzero(rare[1:] | rare[:-1])
+            pairs = kinds.take(first).astype(np.uint16) << 8 | kinds.take(first + 1)
+            for at in np.flatnonzero(self.unmet.take(pairs)).tolist():
                 if self.unmet[pairs[at]]:
                     self.unmet[pairs[at]] = False
-                    places.append(int(first[at]))
+                    places.append(begin + int(first[at]))
         return places
 
 

@@ -14,7 +14,7 @@ from data_prep.columns import Batch, Texts, read_batches
 from data_prep.config import CleaningConfig
 from data_prep.documents import Document, Part, Rejected, Turn, read_part
 from data_prep.encoding import Encoder
-from data_prep.near_duplicates import lowered, signatures, signatures_of_lowered
+from data_prep.near_duplicates import signatures, signatures_of_bytes
 from data_prep.untouched import NOTHING, SPACES, may_change
 
 
@@ -41,7 +41,7 @@ class ReadPart:
         """Return what near duplicates are told by, [records, BINS]."""
         if self.texts is None:
             return signatures(["\n".join(turn.text for turn in document.turns) for document in self.documents])
-        return signatures_of_lowered(list(map(lowered, self.texts)))
+        return signatures_of_bytes(self.texts)
 
 
 def read_usable(part: Part, encoder: Encoder, config: CleaningConfig) -> ReadPart:
