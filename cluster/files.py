@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import ClusterError
+
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "a file may not become larger here (`ulimit -f`)",
+}
 PARTIAL = ".partial"  # nothing with this suffix is ever read as a result
 
 
@@ -46,6 +54,21 @@ def publish(partial: Path, final: Path) -> None:
 
 
 @contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Turn the operating system's word that a disk is full, or a quota used up, into a ClusterError with the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        here = next(path for path in (folder, *folder.parents) if path.exists())
+        raise ClusterError(
+            f"{folder}: {FULL[error.errno]} ({shutil.disk_usage(here).free / 2**20:,.1f} MiB are free); make room, or "
+            "let the YAML name a folder on a larger disk, and run the command again: what is finished is kept"
+        ) from None
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a path to write to; on success its bytes are made durable under `path`, on failure nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +91,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk, its room is wanted
+        raise
     for item in [*partial.rglob("*"), partial]:
         fsync_path(item)
     old = path.with_name(path.name + ".old")

@@ -156,7 +156,7 @@ class DataConfig(Section):
     """What is mended in the texts, and which documents are left out."""
     validation_fraction: float = Field(default=0.02, ge=0, lt=1)
     """Share of documents held out, chosen by each document's own hash."""
-    test_fraction: float = Field(default=0, ge=0, lt=1)
+    test_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of documents held out for a test at the very end; chosen likewise, from those not in validation."""
     shard_rows: int = Field(default=16_384, gt=0)
     slice_bytes: int = Field(default=8 * 2**20, ge=1024)

@@ -120,7 +120,7 @@ class Workers:
         try:
             yield from in_order(items, task.remote, self.ray_result, IN_FLIGHT * self.ray_cpus)
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ShardlineError):
+            if isinstance(error.cause, ShardlineError | OSError):
                 raise error.cause from None
             raise
         except ray.exceptions.RayError as error:

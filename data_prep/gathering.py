@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.planning import RowPlan
-from data_prep.shards import Piece, Row, ShardInfo, row_schema, write_shard
+from data_prep.shard_writing import Row, row_schema, write_shard
+from data_prep.shards import Piece, ShardInfo
 from data_prep.slices import EncodedSlice, read_slice
 
 BATCH_ROWS = 64  # in a record batch: what a reader checks at once

@@ -8,7 +8,7 @@ import numpy as np
 
 from cluster.errors import ConfigError
 from data_prep.config import DataConfig
-from data_prep.packing import Integers
+from data_prep.pouring import Integers
 from data_prep.selection import Documents
 from data_prep.sources import Corpus
 

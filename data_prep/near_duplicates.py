@@ -15,7 +15,8 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.packing import Integers, mix
+from data_prep.packing import mix
+from data_prep.pouring import Integers
 
 SIGNATURE_VERSION = 2  # part of every slice's digest: raise it when a signature's bytes change
 

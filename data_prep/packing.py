@@ -8,11 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-PACKING_VERSION = 2  # part of the configuration's digest: raise it when rows come out otherwise
+from data_prep.pouring import Integers, Left, Rest, near_of, pour
+
+PACKING_VERSION = 3  # part of the configuration's digest: raise it when rows come out otherwise
 
 PAIR_TRIES = 200  # of lengths, for two items that end a row
 
-Integers = npt.NDArray[np.int64]
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Where the pieces of a document that is longer than a row begin; the first begins at 0.
+
+    `places` are where its last piece is best cut once more if that fills a row up; None: it stays whole.
+    """
+
+    starts: Integers
+    places: Integers | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +44,11 @@ class Packing:
 
 
 def pack(
-    method: str, lengths: Integers, row_tokens: int, seed: int, splits: Mapping[int, Integers] | None = None
+    method: str, lengths: Integers, row_tokens: int, seed: int, splits: Mapping[int, Split] | None = None
 ) -> Packing:
     """Pack documents of these lengths into rows of `row_tokens`. No token is lost, none is used twice.
 
-    `splits` says where the pieces of a document that is longer than a row begin, for best_fit.
+    `splits` says where a document that is longer than a row is cut, for best_fit.
     """
     if method == "concat":
         return concat(lengths, row_tokens)
@@ -60,39 +71,63 @@ def concat(lengths: Integers, row_tokens: int) -> Packing:
     )
 
 
-def best_fit(lengths: Integers, row_tokens: int, seed: int, splits: Mapping[int, Integers] | None = None) -> Packing:
+def best_fit(lengths: Integers, row_tokens: int, seed: int, splits: Mapping[int, Split] | None = None) -> Packing:
     """Put documents together so that rows are full; the rows' order is seeded.
 
     A document longer than a row is packed in pieces, as `splits` says or else in whole rows; no other is cut.
     """
-    document, start, tokens = pieces_of(lengths, row_tokens, splits or {})
-    by_length = np.argsort(-tokens, kind="stable")
-    row = np.empty(len(tokens), dtype=np.int64)
-    row[by_length] = best_fit_rows(tokens[by_length], row_tokens, seed)
+    pieces, places = pieces_of(lengths, row_tokens, splits or {})
+    by_length = np.argsort(-pieces[:, 2], kind="stable")
+    row = np.empty(len(pieces), dtype=np.int64)
+    row[by_length] = best_fit_rows(pieces[by_length, 2], row_tokens, seed)
+    pieces, row = filled_up(pieces, row, places, row_tokens)
+    row = np.unique(row, return_inverse=True)[1]
     rows = int(row.max(initial=-1)) + 1
     row = shuffled_ranks(rows, seed)[row]
-    order = by_length[np.argsort(row[by_length], kind="stable")]
+    order = np.lexsort((-pieces[:, 2], row))
+    document, start, tokens = pieces[order].T
     return Packing(
-        first=np.searchsorted(row[order], np.arange(rows + 1)),
-        document=document[order],
-        start=start[order],
-        tokens=tokens[order],
+        first=np.searchsorted(row[order], np.arange(rows + 1)), document=document, start=start, tokens=tokens
     )
 
 
-def pieces_of(
-    lengths: Integers, row_tokens: int, splits: Mapping[int, Integers]
-) -> tuple[Integers, Integers, Integers]:
-    """Return document, start and length of every piece; documents without a token have none."""
+def pieces_of(lengths: Integers, row_tokens: int, splits: Mapping[int, Split]) -> tuple[Integers, dict[int, Integers]]:
+    """Return document, start and tokens of every piece [pieces, 3], and where some pieces may be cut.
+
+    Documents without a token have no piece.
+    """
     short = np.flatnonzero((lengths > 0) & (lengths <= row_tokens))
-    document, start, tokens = [short], [np.zeros(len(short), dtype=np.int64)], [lengths[short]]
+    pieces = [np.stack([short, np.zeros_like(short), lengths[short]], axis=1)]
+    count, places = len(short), {}
     for number in np.flatnonzero(lengths > row_tokens).tolist():
         length = int(lengths[number])
-        starts = splits.get(number, np.arange(0, length, row_tokens, dtype=np.int64))
-        document.append(np.full(len(starts), number, dtype=np.int64))
-        start.append(starts)
-        tokens.append(np.diff(starts, append=length))
-    return np.concatenate(document), np.concatenate(start), np.concatenate(tokens)
+        split = splits.get(number)
+        starts = np.arange(0, length, row_tokens, dtype=np.int64) if split is None else split.starts
+        pieces.append(np.stack([np.full_like(starts, number), starts, np.diff(starts, append=length)], axis=1))
+        count += len(starts)
+        if split is not None and split.places is not None:
+            places[count - 1] = split.places
+    return np.concatenate(pieces), places
+
+
+def filled_up(
+    pieces: Integers, row: Integers, places: Mapping[int, Integers], row_tokens: int
+) -> tuple[Integers, Integers]:
+    """Return the pieces and the row of each after rows were filled up with pieces that may be cut.
+
+    Those pieces are taken out of all rows that are not full, and poured first into what is empty there.
+    """
+    room = row_tokens - np.bincount(row, weights=pieces[:, 2]).astype(np.int64)
+    lifted = [p for p in places if room[row[p]] > near_of(row_tokens)]
+    rests = [Rest(int(pieces[p, 0]), int(pieces[p, 1]), int(pieces[p, 2]), places[p]) for p in lifted]
+    np.add.at(room, row[lifted], pieces[lifted, 2])
+    begun = [(int(r), int(room[r])) for r in np.argsort(room, kind="stable") if room[r] < row_tokens]
+    poured = pour(rests, begun, len(room), row_tokens)
+    added = [(rest.document, rest.start, rest.tokens) for _, rest in poured]
+    return (
+        np.concatenate([np.delete(pieces, lifted, axis=0), np.array(added, dtype=np.int64).reshape(-1, 3)]),
+        np.append(np.delete(row, lifted), np.array([target for target, _ in poured], dtype=np.int64)),
+    )
 
 
 def best_fit_rows(lengths: Integers, capacity: int, seed: int) -> Integers:
@@ -112,7 +147,7 @@ def best_fit_rows(lengths: Integers, capacity: int, seed: int) -> Integers:
         result[left.take(longest)] = row
         room = capacity - longest
         while fitting := left.bits & ((2 << room) - 1):
-            chosen, is_end = left.last_items(fitting, room)
+            chosen, is_end = last_items(left, fitting, room)
             if not is_end:
                 length = next((length for length in queue if left.items[length]), chosen[0])
                 chosen = (length if length <= room else fitting.bit_length() - 1,)
@@ -123,39 +158,24 @@ def best_fit_rows(lengths: Integers, capacity: int, seed: int) -> Integers:
     return result
 
 
-class Left:
-    """The items that no row has yet, by length; the bits of `bits` tell which lengths there are."""
+def last_items(left: Left, fitting: int, room: int) -> tuple[tuple[int, ...], bool]:
+    """Return the one or two lengths that fill `room` best, and whether the row ends with them.
 
-    def __init__(self, lengths: Integers, capacity: int) -> None:
-        self.items: list[list[int]] = [[] for _ in range(capacity + 1)]
-        for item in range(len(lengths) - 1, -1, -1):
-            self.items[int(lengths[item])].append(item)
-        self.bits = sum(1 << length for length, items in enumerate(self.items) if items)
-
-    def take(self, length: int) -> int:
-        item = self.items[length].pop()
-        if not self.items[length]:
-            self.bits ^= 1 << length
-        return item
-
-    def last_items(self, fitting: int, room: int) -> tuple[tuple[int, ...], bool]:
-        """Return the one or two lengths that fill `room` best, and whether the row ends with them.
-
-        Of two, those of much the same length are tried first: very long and very short ones are of more use later.
-        """
-        longest, shortest = fitting.bit_length() - 1, (fitting & -fitting).bit_length() - 1
-        best: tuple[int, ...] = (longest,)
-        half = -(-room // 2)
-        longer = (fitting >> half << half) & ((2 << (room - min(shortest, room))) - 1)
-        for _ in range(PAIR_TRIES):
-            if sum(best) == room or not longer:
-                break
-            one = (longer & -longer).bit_length() - 1
-            longer ^= 1 << one
-            other = (fitting & ((2 << (room - one)) - 1)).bit_length() - 1
-            if one + other > sum(best) and (other != one or len(self.items[one]) > 1):
-                best = (one, other)
-        return best, sum(best) == room or room - longest < shortest
+    Of two, those of much the same length are tried first: very long and very short ones are of more use later.
+    """
+    longest, shortest = fitting.bit_length() - 1, (fitting & -fitting).bit_length() - 1
+    best: tuple[int, ...] = (longest,)
+    half = -(-room // 2)
+    longer = (fitting >> half << half) & ((2 << (room - min(shortest, room))) - 1)
+    for _ in range(PAIR_TRIES):
+        if sum(best) == room or not longer:
+            break
+        one = (longer & -longer).bit_length() - 1
+        longer ^= 1 << one
+        other = (fitting & ((2 << (room - one)) - 1)).bit_length() - 1
+        if one + other > sum(best) and (other != one or len(left.items[one]) > 1):
+            best = (one, other)
+    return best, sum(best) == room or room - longest < shortest
 
 
 def shuffled_ranks(count: int, seed: int) -> Integers:

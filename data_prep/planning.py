@@ -14,13 +14,14 @@ from cluster.errors import DataError
 from data_prep.config import DataConfig
 from data_prep.ledger import count_documents, reasons_of
 from data_prep.mixture import mixed
-from data_prep.packing import Integers, Packing, pack
+from data_prep.packing import Packing, Split, pack
+from data_prep.pouring import Integers
 from data_prep.rejects import Repeat, Sample, drawn
 from data_prep.selection import Documents, collect, drawn_repeats, select
 from data_prep.shards import SPLITS
 from data_prep.slices import EncodedSlice
 from data_prep.sources import Corpus, Slice
-from data_prep.splitting import piece_starts
+from data_prep.splitting import split_document
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +94,9 @@ def make_plan(
     Raises DataError if nothing is left to train on.
     """
     method = packing_method(config, corpus)
-    starts: dict[int, Integers] = {}
+    splits_of: dict[int, Split] = {}
     if method == "best_fit":
-        tables = noting_splits(tables, config.row_tokens, ends, starts)
+        tables = noting_splits(tables, config.row_tokens, ends, splits_of)
     documents, records = collect(slices, tables, len(corpus.files))
     is_text = np.array([file.columns.shape == "text" for file in corpus.files])
     selection = select(documents, is_text[documents.file], config)
@@ -105,7 +106,7 @@ def make_plan(
     check_splits({split: len(numbers) for split, numbers in chosen.items()}, counts, config)
     splits = {}
     for split, numbers in chosen.items():
-        here = {place: starts[number] for place, number in enumerate(numbers.tolist()) if number in starts}
+        here = {place: splits_of[number] for place, number in enumerate(numbers.tolist()) if number in splits_of}
         packing = pack(method, documents.tokens[numbers], config.row_tokens, seed, here)
         splits[split] = plan_rows(packing, documents, numbers)
     used = np.concatenate(list(chosen.values()))
@@ -122,14 +123,14 @@ def make_plan(
 
 
 def noting_splits(
-    tables: Iterable[EncodedSlice], row_tokens: int, ends: npt.NDArray[np.uint8], starts: dict[int, Integers]
+    tables: Iterable[EncodedSlice], row_tokens: int, ends: npt.NDArray[np.uint8], splits_of: dict[int, Split]
 ) -> Iterator[EncodedSlice]:
-    """Yield the tables; note in `starts` where each document that is longer than a row is split, by its number."""
+    """Yield the tables; note in `splits_of` how each document that is longer than a row is split, by its number."""
     before = 0
     for table in tables:
         for number in np.flatnonzero(np.diff(table.first) > row_tokens).tolist():
             tokens = np.s_[table.first[number] : table.first[number + 1]]
-            starts[before + number] = piece_starts(table.ids[tokens], table.mask[tokens], row_tokens, ends)
+            splits_of[before + number] = split_document(table.ids[tokens], table.mask[tokens], row_tokens, ends)
         before += len(table.part)
         yield table
 

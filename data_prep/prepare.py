@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import DataError
-from cluster.files import digest_of, fsync_path, whole_folder
+from cluster.files import digest_of, fsync_path, full_disk_named, whole_folder
 from data_prep.cleaning import CLEANING_VERSION, Cleaner
 from data_prep.config import CleaningConfig, DataConfig
 from data_prep.conversations import read_template
@@ -20,6 +20,7 @@ from data_prep.encoding import EncoderSpec, write_spec
 from data_prep.fan_out import Executor, Workers
 from data_prep.gathering import RowFormat, ShardTask, write_rows
 from data_prep.ledger import count_tokens
+from data_prep.locks import LockFile, alone
 from data_prep.near_duplicates import SIGNATURE_VERSION
 from data_prep.originals import document_place
 from data_prep.packing import PACKING_VERSION
@@ -27,6 +28,7 @@ from data_prep.planning import Plan, make_plan, packing_method, shard_plans
 from data_prep.proof import EngineMismatchError, choose_engine, refused
 from data_prep.rejects import FOLDER as REJECTED
 from data_prep.rejects import write_rejected
+from data_prep.shard_writing import list_others, row_schema, write_manifest, write_split_files
 from data_prep.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -34,13 +36,9 @@ from data_prep.shards import (
     Manifest,
     ShardInfo,
     check_size,
-    list_others,
     read_manifest,
-    row_schema,
     template_digest,
     tokenizer_digest,
-    write_manifest,
-    write_split_files,
 )
 from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digests
 from data_prep.sources import Corpus, Slice, cut_slices, find_corpus
@@ -49,6 +47,7 @@ from data_prep.tokenizer import encoder_spec, load_tokenizer, tokenizer_origin
 
 log = logging.getLogger(__name__)
 
+LOCK = "prepare.lock"
 RAY_FROM_BYTES = 256 * 2**20  # below it, starting Ray takes longer than the work
 EXCERPT_TOKENS = 128
 PROCESSES_FROM_BYTES = 16 * 2**20  # likewise for processes; the tokenizer has threads of its own
@@ -61,10 +60,17 @@ def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int)
 
     The bytes depend on the documents, the settings and the seed, never on workers, executor or interruptions: slices
     that are finished are kept in `folder/work`. Until the new rows are planned, old data stays as it is.
-    Raises ConfigError or DataError for what a person must mend.
+    Raises ConfigError, DataError or ClusterError for what a person must mend: a full disk and another preparation at
+    work in `folder` too.
     """
     folder = folder.resolve()
     Cleaner(config.cleaning)  # what is wrong in its settings shows before anything is fetched
+    with full_disk_named(folder), alone(LockFile(folder / LOCK), "another `shardline prepare`"):
+        return prepare_alone(config, folder, model_path, seed)
+
+
+def prepare_alone(config: DataConfig, folder: Path, model_path: str | None, seed: int) -> Manifest:
+    """Do what `prepare` promises, once nobody else can write into the folder."""
     with Workers(config.workers) as workers:
         corpus = fetch_corpus(config, folder)
         digest = config_digest(config, corpus, model_path, seed)

@@ -15,7 +15,7 @@ from data_prep.gathering import RowFormat, gather_rows
 from data_prep.originals import document_place
 from data_prep.planning import make_plan
 from data_prep.prepare import fetch_corpus
-from data_prep.shards import Row
+from data_prep.shard_writing import Row
 from data_prep.slices import encode_parts
 from data_prep.sources import Corpus, cut_slices
 from data_prep.splitting import line_ends

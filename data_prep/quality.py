@@ -18,7 +18,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.packing import Integers, mix
+from data_prep.packing import mix
+from data_prep.pouring import Integers
 
 QUALITY_VERSION = 1  # part of every slice's digest: raise it when a rule below changes
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from data_prep.config import DataConfig
 from data_prep.near_duplicates import clusters
-from data_prep.packing import Integers
+from data_prep.pouring import Integers
 from data_prep.rejects import Repeat, Sample
 from data_prep.shards import SPLITS
 from data_prep.slices import EncodedSlice

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.packing import Integers
+from data_prep.packing import Split
+from data_prep.pouring import Integers, near_of
 
 LINE, PARAGRAPH = 1, 2  # what the text of a token ends
 NEWLINES = ("Ċ", "\n", "<0x0A>")  # as byte-level, plain and byte-fallback vocabularies write it
-# Which part of a row a split may leave to other documents. Turns matter most: an answer belongs to what was asked.
-TURN_SHARE, PARAGRAPH_SHARE, LINE_SHARE = 2, 128, 128
-REST_SHARE = 4  # of a row: a longer last piece is halved
+TURN_SHARE = 2  # of a row: so much a split leaves empty to end at a turn, for an answer belongs to what was asked
 
 
 def line_ends(tokenizer: Any) -> npt.NDArray[np.uint8]:
@@ -26,27 +25,37 @@ def line_ends(tokenizer: Any) -> npt.NDArray[np.uint8]:
     return result
 
 
-def piece_starts(
+def split_document(
     ids: npt.NDArray[Any], mask: npt.NDArray[np.uint8], row_tokens: int, ends: npt.NDArray[np.uint8]
-) -> Integers:
-    """Return where the pieces of one document begin, none of them longer than a row; the first begins at 0."""
+) -> Split:
+    """Return where one document is split into pieces, none of them longer than a row.
+
+    Only running text, all of which is trained, may be cut once more: an answer stays with what was asked.
+    """
     kinds = ends[ids]
     lines = kinds > 0
     paragraphs = (kinds == PARAGRAPH) | (lines & np.append(False, lines[:-1]))
     answers = np.flatnonzero((mask[:-1] == 1) & (mask[1:] == 0)) + 1  # where what follows an answer begins
     turns = answers + lines[answers]  # a line's end after it goes with it
-    choices = [
-        (turns, row_tokens // TURN_SHARE),
-        (np.flatnonzero(paragraphs) + 1, row_tokens // PARAGRAPH_SHARE),
-        (np.flatnonzero(lines) + 1, row_tokens // LINE_SHARE),
-    ]
+    after_paragraphs, after_lines = np.flatnonzero(paragraphs) + 1, np.flatnonzero(lines) + 1
+    near = near_of(row_tokens)
+    choices = [(turns, row_tokens // TURN_SHARE), (after_paragraphs, near), (after_lines, near)]
     starts = [0]
     while len(ids) - starts[-1] > row_tokens:
         starts.append(next_start(starts[-1] + row_tokens, choices))
-    rest = len(ids) - starts[-1]
-    if rest > row_tokens // REST_SHARE:  # halves fill rows up where whole rests leave gaps: 1.5 % on specifications
-        starts.append(next_start(starts[-1] + rest // 2, choices))
-    return np.array(sorted(set(starts)), dtype=np.int64)
+    is_running_text = bool(mask[1:].all())
+    return Split(
+        starts=np.array(starts, dtype=np.int64),
+        places=best_places(after_lines[after_lines > starts[-1]], paragraphs, near) if is_running_text else None,
+    )
+
+
+def best_places(after_lines: Integers, paragraphs: npt.NDArray[np.bool_], near: int) -> Integers:
+    """Return one place of each stretch of `near` tokens: behind the last paragraph that ends in it, or else line."""
+    stretch = after_lines // near
+    order = np.lexsort((after_lines, paragraphs[after_lines - 1], stretch))
+    chosen: Integers = after_lines[order][np.diff(stretch[order], append=-1) != 0]
+    return chosen
 
 
 def next_start(limit: int, choices: list[tuple[Integers, int]]) -> int:

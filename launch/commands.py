@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cluster.environment import cpu_count, enter_world, gpu_count, read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_MEND, EXIT_STOPPED
-from cluster.files import write_json, write_text
+from cluster.files import full_disk_named, write_json, write_text
 from cluster.local_ranks import run_ranks
 from cluster.schema import dump_yaml, load_config
 from cluster.stop import StopFlag
@@ -67,7 +67,8 @@ def prepare(options: argparse.Namespace) -> int:
         colour = sys.stdout.isatty()
         say(preview(run.data, run.shards, run.model.path, options.preview, colour=colour))
         return EXIT_DONE
-    keep_config(run)
+    with full_disk_named(run.paths.config.parent):
+        keep_config(run)
     manifest = prepare_data(run.data, run.shards, run.model.path, run.seed)
     say(f"{summary(manifest)}\nnext: shardline train {options.run}")
     return EXIT_DONE

@@ -10,17 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.shards import (
-    Manifest,
-    Piece,
-    Row,
-    row_schema,
-    template_digest,
-    tokenizer_digest,
-    write_manifest,
-    write_shard,
-    write_split_files,
-)
+from data_prep.shard_writing import Row, row_schema, write_manifest, write_shard, write_split_files
+from data_prep.shards import Manifest, Piece, template_digest, tokenizer_digest
 
 WORDS = ("a", "run", "that", "ends", "is", "worth", "more", "than", "fast", "and", "every", "step", "counts", "once")
 

@@ -27,6 +27,7 @@ def test_a_failed_folder_leaves_the_old_folder_as_it_was(tmp_path: Path) -> None
         (partial / "a").write_text("half")
         raise RuntimeError
     assert (folder / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_new_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:

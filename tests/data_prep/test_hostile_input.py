@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,7 @@ from data_prep import archives, streams
 from data_prep.cleaning import Cleaner
 from data_prep.config import CleaningConfig, SourceConfig
 from data_prep.documents import Rejected, read_part
+from data_prep.prepare import prepare
 from data_prep.sources import cut_slices, find_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,3 +273,39 @@ def test_a_hundred_megabytes_on_one_line_are_counted_and_take_bounded_memory(tmp
 
     assert output[0] == str(counts)
     assert int(output[1]) < 600, f"{output[1]} MiB at its most; the text itself is kept where it is kept"
+
+
+ON_A_SMALL_DISK = """
+import subprocess, sys
+from pathlib import Path
+from launch.__main__ import main
+from data_prep.shards import read_manifest
+yaml, folder = sys.argv[1:]
+for size in ("80k", "140k", "200k", "260k", "32m"):
+    subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+    print(main(["prepare", yaml]), file=sys.stderr)
+print(read_manifest(Path(folder) / "run" / "shards").digest)
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_is_named_and_room_is_all_that_is_needed(tmp_path, config_of):
+    """The run's disk is one of its own, in a namespace of its own, and is larger at each start."""
+    source, disk = tmp_path / "lines.jsonl", tmp_path / "disk"
+    source.write_bytes(LINES)
+    data = config_of(source, slice_bytes=4096, row_tokens=64)
+    clean = prepare(data, tmp_path / "clean", None, seed=0)
+    run = {"name": "full", "folder": str(disk / "run"), "data": data.model_dump(mode="json")}
+    (tmp_path / "run.yaml").write_text(json.dumps({**run, "model": {"new": {"model_type": "llama"}}}))
+    disk.mkdir()
+
+    own = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+    mounted = ["sh", "-c", 'mount -t tmpfs tmpfs "$5" && exec "$@"', "sh"]
+    program = [sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path / "run.yaml"), str(disk)]
+    done = subprocess.run([*own, *mounted, *program], cwd=ROOT, capture_output=True, text=True)
+
+    errors = [line for line in done.stderr.splitlines() if " E " in line]
+    codes = [line for line in done.stderr.splitlines() if line in ("0", "1", "2")]
+    assert done.stdout.splitlines()[-1] == clean.digest, done.stderr
+    assert codes == ["2"] * len(errors) + ["0"] * (5 - len(errors)) and len(errors) > 2, done.stderr
+    assert all(f"{disk}/run" in error and "the disk is full" in error and "make room" in error for error in errors)

@@ -10,7 +10,7 @@ from cluster.errors import DataError
 from data_prep.conversations import CHATML, check_template
 from data_prep.documents import Document, Turn
 from data_prep.encoding import Encoder, EncoderSpec
-from data_prep.splitting import line_ends, piece_starts
+from data_prep.splitting import line_ends, split_document
 from data_prep.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 PLAIN_CHATML = """{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\n' + message['content'] }}
@@ -94,8 +94,10 @@ def test_a_conversation_longer_than_a_row_is_split_after_a_turn(tokenizer):
     said = [Turn(("user", "assistant")[n % 2], f"line {n} " * 5) for n in range(20)]
     (encoded,) = encoder(tokenizer, PLAIN_CHATML, "tokenizers").encode([Document(0, "messages", tuple(said))])
 
-    starts = piece_starts(encoded.input_ids, encoded.loss_mask.view("uint8"), 256, line_ends(tokenizer))
+    split = split_document(encoded.input_ids, encoded.loss_mask.view("uint8"), 256, line_ends(tokenizer))
 
+    starts = split.starts.tolist()
+    assert split.places is None
     assert len(starts) > 2 and starts[0] == 0
     for start in starts[1:]:
         assert tokenizer.decode(encoded.input_ids[start:].tolist()).startswith("<|im_start|>user\n")

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from cluster.errors import DataError
+from data_prep.config import DataConfig
 from data_prep.ledger import summary
+from data_prep.prepare import prepare
 from data_prep.shards import ShardReader, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +81,16 @@ def test_what_is_prepared_is_not_prepared_again(corpus, prepared, tmp_path, capl
     prepared(corpus, **SMALL, workers=2)
 
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
+    assert "already prepared" in caplog.text
+
+
+def test_settings_that_are_written_out_are_those_that_were_left_out(corpus, config_of, tmp_path, caplog):
+    caplog.set_level("INFO")
+    config = config_of(corpus / "books", **SMALL)
+    prepare(config, tmp_path / "data", None, seed=1)
+
+    prepare(DataConfig.model_validate_json(config.model_dump_json()), tmp_path / "data", None, seed=1)
+
     assert "already prepared" in caplog.text
 
 

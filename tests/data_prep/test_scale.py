@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.shards import Manifest, ShardInfo, read_manifest, write_manifest
+from data_prep.shard_writing import write_manifest
+from data_prep.shards import Manifest, ShardInfo, read_manifest
 from training.order import Order
 
 ROWS, SHARD_ROWS = 10**9, 16_384

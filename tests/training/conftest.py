@@ -21,18 +21,8 @@ from hypothesis import settings
 from cluster.journal import read_lines
 from cluster.local_ranks import run_ranks
 from cluster.paths import RunPaths
-from data_prep.shards import (
-    SPLITS,
-    Manifest,
-    Piece,
-    Row,
-    row_schema,
-    template_digest,
-    tokenizer_digest,
-    write_manifest,
-    write_shard,
-    write_split_files,
-)
+from data_prep.shard_writing import Row, row_schema, write_manifest, write_shard, write_split_files
+from data_prep.shards import SPLITS, Manifest, Piece, template_digest, tokenizer_digest
 
 settings.register_profile("no clock", deadline=None)  # a shared machine may be slow: no test fails for that
 settings.load_profile("no clock")

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from cluster.paths import RunPaths
-from data_prep.shards import Manifest, ShardInfo, write_manifest
+from data_prep.shard_writing import write_manifest
+from data_prep.shards import Manifest, ShardInfo
 from training.config import TrainConfig
 from training.plan import Plan, make_plan
 from training.report import smoothed, write_report
