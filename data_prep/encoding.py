@@ -16,6 +16,7 @@ from data_prep.conversations import Span, UntoldMaskError, render
 from data_prep.documents import Document, Rejected, Turn
 from data_prep.engines import REFERENCE, Engine, Ragged, open_engine
 from data_prep.proof import ProvedEngine
+from data_prep.shard_writing import id_type
 
 BATCH = 256  # documents handed to the engine at once
 BATCH_BYTES = 2 * 2**20  # likewise of running text: what the proof looks at stays in the processor's cache
@@ -127,19 +128,14 @@ class Encoder:
     def encode_texts(self, texts: Sequence[bytes]) -> Ragged:
         """Return the ids of running texts in UTF-8 and their ends; all but the first of each are trained."""
         if not texts:
-            return Ragged(np.empty(0, dtype=self.id_type), np.zeros(1, dtype=np.int64))
+            return Ragged(np.empty(0, dtype=id_type(self.spec.vocab_size)), np.zeros(1, dtype=np.int64))
         batches = [self.bounded(self.engine.encode_plain(batch)) for batch in batches_of(texts)]
         counts = np.concatenate([np.diff(batch.first) for batch in batches])
         return Ragged(np.concatenate([batch.ids for batch in batches]), np.concatenate([[0], np.cumsum(counts)]))
 
-    @property
-    def id_type(self) -> type[np.uint16] | type[np.uint32]:
-        """The smallest type that holds every id."""
-        return np.uint16 if self.spec.vocab_size <= 2**16 else np.uint32
-
     def bounded(self, texts: Ragged) -> Ragged:
         """Return texts' ids with the ids that begin and end a text."""
-        ids = np.insert(texts.ids.astype(self.id_type), texts.first[1:], self.spec.eos)
+        ids = np.insert(texts.ids.astype(id_type(self.spec.vocab_size)), texts.first[1:], self.spec.eos)
         first = texts.first + np.arange(len(texts.first))
         if self.spec.bos is not None:
             ids = np.insert(ids, first[:-1], self.spec.bos)

@@ -82,7 +82,7 @@ def prepare_alone(config: DataConfig, folder: Path, model_path: str | None, seed
         tokenizer = load_tokenizer(config, model_path, corpus, folder / "work")
         spec = encoder_spec(tokenizer, corpus)
         slices = cut_slices(corpus, config.slice_bytes)
-        choice = choose_engine(config.engine, spec.rules, spec.control_tokens, corpus.bytes)
+        choice = choose_engine(config.engine, spec.rules, spec.control_tokens, corpus.bytes, is_text=corpus.is_text)
         spec = replace(spec, engine=choice.engine)
         try:
             paths = encode_slices(slices, corpus, spec, config.cleaning, folder / "work", map_slices)

@@ -88,10 +88,13 @@ class Choice:
         return {"name": self.engine, "proof": compared if self.texts else None, "refused": self.refused}
 
 
-def choose_engine(wanted: str, rules: str, controls: Sequence[str], corpus_bytes: int) -> Choice:
+def choose_engine(
+    wanted: str, rules: str, controls: Sequence[str], corpus_bytes: int, *, is_text: bool = False
+) -> Choice:
     """Return the engine for a corpus: the fast one if it is here, worth its proof, and proves itself.
 
-    `wanted` is a name, or 'auto'. Raises ConfigError if an engine that was named is not installed.
+    `wanted` is a name, or 'auto'; in running text there are no control tokens to prove.
+    Raises ConfigError if an engine that was named is not installed.
     """
     fast, reference = engine_version(FAST), str(engine_version(REFERENCE))
     if wanted == FAST and fast is None:
@@ -99,7 +102,8 @@ def choose_engine(wanted: str, rules: str, controls: Sequence[str], corpus_bytes
     if wanted == REFERENCE or fast is None or (wanted == "auto" and corpus_bytes < FAST_FROM_BYTES):
         return Choice(engine=reference)
     try:
-        texts = prove(open_engine(fast, rules), open_engine(REFERENCE, rules), controls)
+        engines = open_engine(fast, rules), open_engine(REFERENCE, rules)
+        texts = prove_plain(*engines, controls) + (0 if is_text else prove_marked(*engines, controls))
     except (UnsupportedRulesError, EngineMismatchError) as problem:
         return refused(fast, problem)
     return Choice(engine=fast, texts=texts)
@@ -112,14 +116,21 @@ def refused(engine: str, problem: Exception) -> Choice:
     return Choice(engine=reference, refused=f"{engine}: {problem}")
 
 
-def prove(engine: Engine, reference: Engine, controls: Sequence[str]) -> int:
+def prove_plain(engine: Engine, reference: Engine, controls: Sequence[str]) -> int:
     """Compare an engine with the reference on the hard set; return its size. Raises EngineMismatchError."""
     texts = list(hard_set(controls))
-    for first in range(0, len(texts), 256):
-        compare(engine, reference, texts[first : first + 256])
+    compare(engine, reference, texts)
+    return len(texts)
+
+
+def prove_marked(engine: Engine, reference: Engine, controls: Sequence[str]) -> int:
+    """Compare an engine with the reference on turns between control tokens; return how many.
+
+    Raises EngineMismatchError.
+    """
     turns = [f"{control}user\n {text}{control} {text}" for control in controls for text in SENTENCES]
     compare_marked(engine.encode_marked(turns), reference.encode_marked(turns), turns)
-    return len(texts) + len(turns)
+    return len(turns)
 
 
 class ProvedEngine:
