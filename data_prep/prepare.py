@@ -175,13 +175,14 @@ def encode_slices(
 ) -> list[Path]:
     """Return the file of each slice's encoded documents; only what is missing is made."""
     began = time.monotonic()
-    write_spec(encoder_file(work, spec), spec)
+    spec_file = encoder_file(work, spec)
+    write_spec(spec_file, spec)
     paths = [work / f"{digest}.arrow" for digest in slice_digests(slices, corpus, spec, cleaning)]
     missing = [
         SliceTask(
             parts=parts,
             names=tuple(corpus.files[part.file].info.path for part in parts),
-            spec=encoder_file(work, spec),
+            spec=spec_file,
             cleaning=cleaning,
             target=path,
         )

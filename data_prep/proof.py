@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 PROOF_VERSION = 2  # part of the manifest: raise it when the hard set or the sampling changes
 FAST_FROM_BYTES = 4 * 2**20  # of the corpus; below it the proof takes longer than the encoding
-WINDOW = 96  # bytes around a meeting of kinds that are compared
+WINDOW = 64  # bytes around a meeting of kinds that are compared
 WHOLE = 1024  # bytes up to which a text is compared whole
 CHUNK = 2**15  # bytes looked at together: their pairs stay in the cache
 FIRST_STRIDE, GROWTH = 4096, 1.05  # bytes between the places that are compared whatever stands there, and their growth

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from cluster.errors import DataError
 from cluster.files import digest_of, whole_file
-from data_prep.blocks import arrow_array
+from data_prep.blocks import arrow_array, numpy_array
 from data_prep.cleaning import CLEANING_VERSION
 from data_prep.config import CleaningConfig
 from data_prep.documents import Part, raw_records
@@ -229,15 +229,15 @@ def read_slice(path: Path) -> EncodedSlice:
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: damaged ({error}); delete it and run the command again") from None
     counts = json.loads(batch.schema.metadata[b"counts"])
-    ids, mask = (batch.column(name).values.to_numpy() for name in ("ids", "mask"))
+    ids, mask = (numpy_array(batch.column(name).values) for name in ("ids", "mask"))
     signature = np.frombuffer(batch.column("signature").buffers()[1] or b"", dtype=np.uint8)
     return EncodedSlice(
-        part=batch.column("part").to_numpy(),
-        record=batch.column("record").to_numpy(),
+        part=numpy_array(batch.column("part")),
+        record=numpy_array(batch.column("record")),
         key=np.frombuffer(batch.column("key").buffers()[1], dtype=">u8").astype(np.uint64).reshape(-1, 2),
-        first=batch.column("ids").offsets.to_numpy(),
+        first=numpy_array(batch.column("ids").offsets),
         ids=ids,
-        trained=batch.column("trained").to_numpy(),
+        trained=numpy_array(batch.column("trained")),
         mask=mask if len(mask) else whole_mask([None], [len(ids)]),
         signature=signature.reshape(batch.num_rows, batch.column("signature").type.byte_width),
         records=counts["records"],
