@@ -2,7 +2,8 @@
 
 Each is a fresh process with one worker, in turns; the CPU is that of the whole process tree, start included. The peers
 get a small part of the text, or they would take all day; `per further MB` leaves out what starting costs, by a run on
-less. Megatron-LM reads no Parquet, and Ray Data's is left out to save time. How to install the peers is said in benchmarks/peers.py.
+less. Megatron-LM reads no Parquet; Ray Data is run on jsonl alone, to save time. How to install the peers is said in
+benchmarks/peers.py.
 """
 
 from __future__ import annotations
