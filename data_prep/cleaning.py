@@ -131,7 +131,7 @@ def repaired_line(line: str) -> str:
 
 
 def without_trailing_spaces(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.split("\n")).rstrip("\n")
+    return "\n".join(map(str.rstrip, text.split("\n"))).rstrip("\n")
 
 
 def excerpt(turns: Sequence[Turn]) -> str:
