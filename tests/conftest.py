@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.shard_writing import Row, row_schema, write_manifest, write_shard, write_split_files
+from data_prep.shard_writing import Row, Rows, row_schema, write_manifest, write_shard, write_split_files
 from data_prep.shards import Manifest, Piece, template_digest, tokenizer_digest
 
 WORDS = ("a", "run", "that", "ends", "is", "worth", "more", "than", "fast", "and", "every", "step", "counts", "once")
@@ -94,7 +94,7 @@ def tiny_shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> C
             numbers = range(first, first + counts[split])
             relative = f"{split}/data-00000-of-00001.arrow"
             written = [tiny_row(np.resize(np.roll(ids, -31 * n), row_tokens), n) for n in numbers]
-            splits[split] = [write_shard(folder / relative, relative, [written], schema)]
+            splits[split] = [write_shard(folder / relative, relative, [Rows.of(written, len(tokenizer))], schema)]
             write_split_files(folder / split, splits[split], schema, split)
         tokenizer.save_pretrained(folder / "tokenizer")
         write_manifest(

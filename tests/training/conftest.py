@@ -21,7 +21,7 @@ from hypothesis import settings
 from cluster.journal import read_lines
 from cluster.local_ranks import run_ranks
 from cluster.paths import RunPaths
-from data_prep.shard_writing import Row, row_schema, write_manifest, write_shard, write_split_files
+from data_prep.shard_writing import Row, Rows, row_schema, write_manifest, write_shard, write_split_files
 from data_prep.shards import SPLITS, Manifest, Piece, template_digest, tokenizer_digest
 
 settings.register_profile("no clock", deadline=None)  # a shared machine may be slow: no test fails for that
@@ -55,7 +55,9 @@ def write_data(folder: Path, tokenizer: Any, splits: dict[str, Sequence[Row]]) -
     for split in SPLITS:
         relative = f"{split}/data-00000-of-00001.arrow"
         rows = splits.get(split, [])
-        shards[split] = [write_shard(folder / relative, relative, [rows], schema)] if rows else []
+        shards[split] = (
+            [write_shard(folder / relative, relative, [Rows.of(rows, len(tokenizer))], schema)] if rows else []
+        )
         write_split_files(folder / split, shards[split], schema, split)
     tokenizer.save_pretrained(folder / "tokenizer")
     manifest = Manifest(
