@@ -137,7 +137,7 @@ def trial_of(
         folder = tmp_path_factory.mktemp(f"trial_{world_size}_")
         command = [sys.executable, str(HERE / script), str(folder), str(tiny_model), str(shards), *arguments]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(ROOT))
+            patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
             assert run_ranks(command, world_size) == 0
         return Trial(folder, world_size)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.errors import ConfigError
+from cluster.schema import parse_yaml
 from training.config import TrainConfig
 from training.ds_config import DEFAULT_TEMPLATE, OWNED, deepspeed_config, read_template, stage_of
 from training.plan import Plan
@@ -124,3 +126,12 @@ def test_no_clipping_is_no_clipping() -> None:
     config = TrainConfig(clip_gradient_norm=None, precision="fp32")
     result = deepspeed_config(read_template(None), config, plan_of(config, world_size=1))
     assert (result["bf16"], result["gradient_clipping"]) == ({"enabled": False}, 0.0)
+
+
+def test_the_page_about_templates_names_each_of_them_and_shows_settings_that_are_accepted() -> None:
+    page = (DEFAULT_TEMPLATE.parent.parent / "docs" / "templates.md").read_text()
+    assert re.findall(r"^\| `(\w+\.json)`", page, flags=re.MULTILINE) == [path.name for path in TEMPLATES]
+    examples = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        TrainConfig.model_validate(parse_yaml(example, "docs/templates.md")["train"])
