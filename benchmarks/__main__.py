@@ -15,6 +15,7 @@ CASES = (
     "resume",
     "coldstart",
     "export",
+    "load",
 )
 
 if len(sys.argv) != 2 or sys.argv[1] not in CASES:
