@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # reading a checkpoint for an export needs no DeepSpeed
 log = logging.getLogger(__name__)
 
 COMMIT = "commit.json"
-FORMAT_VERSION = 2  # 1 had no list of skipped steps
+FORMAT_VERSION = 3  # 2 had nothing of a progress but the steps
 FOLDER = re.compile(r"step-(\d{6,})")
 
 
@@ -51,7 +51,7 @@ class Commit:
 
     version: int
     step: int
-    skipped: list[int]
+    progress: dict[str, Any]
     world_size: int
     identity: dict[str, Any]
     shapes: dict[str, list[int]]
@@ -78,10 +78,14 @@ def read_commit(folder: Path) -> Commit:
     return commit
 
 
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
 def committed_folders(folder: Path) -> list[Path]:
     """Return the checkpoints that were committed, oldest first."""
     found = [path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name) and (path / COMMIT).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -100,14 +104,18 @@ class Checkpoints:
         self.identity = identity
         self.first_weights = first_weights
 
-    def restore(self, engine: Engine) -> Progress:
+    def restore(self, engine: Engine, before: int | None = None, last: int | None = None) -> Progress:
         """Fill the engine from the newest checkpoint, or with the run's first weights; return how far the run has come.
 
-        The first rank chooses, so that all ranks load the same one.
+        The first rank chooses, so that all ranks load the same one. With `before`, those of that step and later ones
+        are renamed first: the run has gone wrong, and will write others in their place. `last` only looks at those
+        of that step and earlier ones.
         """
         chosen: list[Any] = [None]
         if engine.world.is_first:
-            chosen[0] = self.choose()
+            if before is not None:
+                set_aside(self.folder, before)
+            chosen[0] = self.choose(last)
         dist.broadcast_object_list(chosen, src=0)
         if isinstance(chosen[0], CheckpointError):
             raise chosen[0]
@@ -121,14 +129,14 @@ class Checkpoints:
         state = sharded_state(engine)
         check_shapes(commit, engine, folder)
         load_state(state, storage_reader=HuggingFaceStorageReader(str(folder)))
-        progress = Progress(steps_done=commit.step, skipped=tuple(commit.skipped))
+        progress = Progress.from_record(commit.progress)
         engine.continue_after(progress.updates)
         log.info("loaded %s, written by %d ranks, in %.1f s", folder, commit.world_size, time.monotonic() - started)
         return progress
 
-    def choose(self) -> tuple[Path, Commit] | CheckpointError | None:
-        """Return the newest checkpoint of this run; an error is returned, for all ranks to raise."""
-        found = committed_folders(self.folder)
+    def choose(self, last: int | None = None) -> tuple[Path, Commit] | CheckpointError | None:
+        """Return the newest checkpoint of this run, up to step `last`; an error is returned, for all ranks to raise."""
+        found = [path for path in committed_folders(self.folder) if last is None or step_of(path) <= last]
         if not found:
             return None
         try:
@@ -156,7 +164,7 @@ class Checkpoints:
             commit = Commit(
                 version=FORMAT_VERSION,
                 step=progress.steps_done,
-                skipped=list(progress.skipped),
+                progress=asdict(progress),
                 world_size=engine.world.size,
                 identity=self.identity,
                 shapes={part.name: list(part.shape) for part in engine.parts()},
@@ -168,6 +176,15 @@ class Checkpoints:
             size = sum(facts["bytes"] for facts in files.values())
             log.info("saved %s, %.3f GB in %.1f s", final, size / 1e9, time.monotonic() - started)
         dist.barrier()
+
+
+def set_aside(folder: Path, first: int) -> None:
+    """Rename the checkpoints of step `first` and later ones, so that none of them is loaded again."""
+    for path in committed_folders(folder):
+        if step_of(path) >= first:
+            number = len(list(folder.glob(f"{path.name}.rolled-back-*"))) + 1
+            publish(path, path.with_name(f"{path.name}.rolled-back-{number}"))
+            log.warning("set %s aside: the run goes back to an older checkpoint", path)
 
 
 def read_weights(folder: Path, shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:

@@ -60,6 +60,16 @@ class TrainConfig(Section):
     deepspeed: PathValue | None = None
     """DeepSpeed template; default: ds_configs/zero3.json."""
     save_every_steps: int = Field(default=500, gt=0)
+    loss_spike_factor: float | None = Field(default=2.0, gt=1)
+    """A step whose loss is so many times the median of recent ones, and 1 nat above it, is skipped; null: never."""
+    norm_spike_factor: float | None = Field(default=30.0, gt=1)
+    """The same for its gradient norm before clipping; one below `clip_gradient_norm` is no spike; null: never."""
+    max_skipped_steps: int = Field(default=100, ge=0)
+    """Skipped steps, those of rollbacks included, after which the run ends for a person to look."""
+    max_rollbacks: int = Field(default=3, ge=0)
+    """Returns to an older checkpoint, each after 3 skipped steps in a row, after which the run ends."""
+    hang_timeout_s: float | None = Field(default=None, gt=0)
+    """How long all ranks may stand still in a step; default: 20 s, or 5 times the median step if that is longer."""
     cpu_ranks: int | None = Field(default=None, gt=0)
     """Ranks on a machine without a GPU; default: 2, or 1 on a single core."""
 

@@ -8,11 +8,14 @@ used here beyond the public interface, and what tests/training/test_zero3.py hol
     optimizer.optimizer.state[flat]                                   the wrapped torch optimizer's state of it
     optimizer._reassign_or_swap_out_partitioned_parameters(sub_group) master weights to low-precision weights
     optimizer.persistent_parameters                                   small parameters that stay gathered
+    optimizer._get_norm_groups()                                      norm of each sub-group's gradients; -1: not finite
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,3 +82,22 @@ def refresh_weights(optimizer: Any) -> None:
         first = optimizer.persistent_parameters[0]
         first.partition(optimizer.persistent_parameters)
         first.all_gather(optimizer.persistent_parameters)
+
+
+def gradient_norm(optimizer: Any) -> float:
+    """Return the norm of the whole gradient before the step that applies it; inf if it is not finite. Collective."""
+    norms = torch.stack([torch.as_tensor(norm, dtype=torch.float32) for norm in optimizer._get_norm_groups()])
+    return float(torch.linalg.vector_norm(norms)) if bool((norms >= 0).all()) else math.inf
+
+
+@contextmanager
+def refusing_gradients(optimizer: Any) -> Iterator[None]:
+    """Make a step in this context change nothing: DeepSpeed refuses gradients with no finite norm, and clears them.
+
+    The gradients themselves are left alone: what was written into their padding would stay there for ever.
+    """
+    optimizer._get_norm_groups = lambda: [torch.tensor(math.inf)]  # hides the method
+    try:
+        yield
+    finally:
+        del optimizer._get_norm_groups

@@ -18,6 +18,7 @@ from training.checkpoint import (
     committed_folders,
     newest_checkpoint,
     read_commit,
+    set_aside,
 )
 
 DATA = "shard-00001-model-00001-of-00001.safetensors"
@@ -25,7 +26,7 @@ IDENTITY = {"train.learning_rate": 1e-3, "seed": 0, "data": "abc"}
 GOOD = Commit(
     version=FORMAT_VERSION,
     step=5,
-    skipped=[],
+    progress={"steps_done": 5},
     world_size=1,
     identity=IDENTITY,
     shapes={"weight": [2, 3]},
@@ -74,6 +75,25 @@ def test_the_newest_checkpoint_of_this_run_is_chosen(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step-000005")
     newest = write_checkpoint(tmp_path / "step-000010", replace(GOOD, step=10))
     assert checkpoints_in(tmp_path).choose() == (newest, replace(GOOD, step=10))
+
+
+def test_the_newest_checkpoint_up_to_a_step_is_chosen_for_a_replay(tmp_path: Path) -> None:
+    older = write_checkpoint(tmp_path / "step-000005")
+    write_checkpoint(tmp_path / "step-000010")
+    assert checkpoints_in(tmp_path).choose(last=9) == (older, GOOD)
+    assert checkpoints_in(tmp_path).choose(last=4) is None
+
+
+def test_checkpoints_that_a_run_goes_back_from_keep_their_bytes_under_another_name(tmp_path: Path) -> None:
+    for _ in range(2):
+        for step in (5, 10, 15):
+            if not (tmp_path / f"step-{step:06d}").exists():
+                write_checkpoint(tmp_path / f"step-{step:06d}")
+        set_aside(tmp_path, 10)
+    assert [path.name for path in committed_folders(tmp_path)] == ["step-000005"]
+    assert sorted(path.name for path in tmp_path.glob("*.rolled-back-*")) == [
+        f"step-{step:06d}.rolled-back-{number}" for step in (10, 15) for number in (1, 2)
+    ]
 
 
 def test_a_missing_file_is_named_with_what_to_do(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ HOW_IT_IS_DEALT = {
     "deepspeed": "other.json",
     "save_every_steps": 7,
     "activation_checkpointing": True,
+    "max_skipped_steps": 7,
+    "max_rollbacks": 7,
+    "hang_timeout_s": 7.0,
 }
 WHAT_IT_IS = {
     "epochs": 2.0,
@@ -35,6 +38,8 @@ WHAT_IT_IS = {
     "adam_epsilon": 0.5,
     "clip_gradient_norm": None,
     "precision": "fp32",
+    "loss_spike_factor": None,
+    "norm_spike_factor": None,
 }
 
 
