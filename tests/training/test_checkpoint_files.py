@@ -111,7 +111,7 @@ def test_a_truncated_file_is_named_with_both_sizes(tmp_path: Path) -> None:
         read_commit(folder)
 
 
-@pytest.mark.parametrize("text", ["", '{"version": 2, "st', "[]", "3", '{"version": 2}', '{"version": 2, "other": 2}'])
+@pytest.mark.parametrize("text", ["", '{"version": 2, "st', "[]", "3", '{"version": 3}', '{"version": 3, "other": 2}'])
 def test_a_commit_file_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path, text: str) -> None:
     folder = write_checkpoint(tmp_path / "step-000005", commit=text)
     with pytest.raises(CheckpointError, match=rf"{COMMIT}: not a commit file .*; move {folder} away"):
