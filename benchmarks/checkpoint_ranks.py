@@ -73,11 +73,12 @@ class Bench:
         import torch
         from transformers import LlamaConfig
 
-        from training.checkpoint import Checkpoints, SavePolicy
+        from training.checkpoint import Checkpoints
         from training.config import TrainConfig
         from training.ds_config import deepspeed_config, read_template
         from training.engine import Engine, join_world
         from training.plan import Plan
+        from training.saving import SavePolicy
 
         world = read_world()
         assert world is not None
@@ -134,14 +135,14 @@ class Bench:
 
     def copy(self) -> None:
         """Copy the state into memory that is there: the floor of being blocked."""
-        assert self.checkpoints.staging is not None
-        self.checkpoints.staging.copy(self.engine)
+        assert self.checkpoints.saver.staging is not None
+        self.checkpoints.saver.staging.copy(self.engine)
 
     def begin(self) -> None:
         from training.progress import Progress
 
         self.number += 1
-        self.checkpoints.begin(self.engine, Progress(steps_done=self.number))
+        self.checkpoints.saver.begin(self.engine, Progress(steps_done=self.number))
 
     def deepspeed_save(self) -> None:
         self.engine.deepspeed.save_checkpoint(str(self.folder / "deepspeed"), tag="one")
@@ -175,7 +176,7 @@ def memcpy(bench: Bench) -> Callable[[], None]:
 def stall(bench: Bench, rounds: int) -> dict[str, list[float]]:
     """Return the seconds that each way of saving blocks, and those of steps beside a write and without one."""
     bench.begin()
-    bench.checkpoints.conclude()
+    bench.checkpoints.saver.conclude()
     bare = memcpy(bench)
     bare()
     bench.step()
@@ -189,9 +190,9 @@ def stall(bench: Bench, rounds: int) -> dict[str, list[float]]:
         for _ in range(STEPS_BETWEEN):
             keep("step", timed(bench.step))
         keep("ours", timed(bench.begin))
-        while not bench.engine.all_reduce_max(int(bench.checkpoints.pending.done())):  # type: ignore[union-attr]
+        while not bench.engine.all_reduce_max(int(bench.checkpoints.saver.pending.done())):  # type: ignore[union-attr]
             keep("step_while_writing", timed(bench.step))
-        bench.checkpoints.conclude()
+        bench.checkpoints.saver.conclude()
         shutil.rmtree(bench.folder / "deepspeed", ignore_errors=True)
         keep("deepspeed", timed(bench.deepspeed_save))
     return taken
@@ -203,9 +204,9 @@ def bandwidth(bench: Bench, rounds: int) -> dict[str, list[float]]:
     from training.rank_files import bytes_of
 
     bench.begin()
-    bench.checkpoints.conclude()
+    bench.checkpoints.saver.conclude()
     bench.deepspeed_save()
-    memory = bytes_of(bench.checkpoints.staging.buffer)  # type: ignore[union-attr]
+    memory = bytes_of(bench.checkpoints.saver.staging.buffer)  # type: ignore[union-attr]
     raw = bench.folder / f"raw-{bench.world.rank}"
     taken: dict[str, list[float]] = {}
 
@@ -218,7 +219,7 @@ def bandwidth(bench: Bench, rounds: int) -> dict[str, list[float]]:
 
         def ours() -> None:
             bench.begin()
-            bench.checkpoints.conclude()
+            bench.checkpoints.saver.conclude()
 
         keep("write_ours", ours)
         folder = newest_checkpoint(bench.folder / "ours")

@@ -117,6 +117,11 @@ def expected_ray_hosts() -> int:
     return number(os.environ, "SHARDLINE_RAY_HOSTS", default=1)
 
 
+def allocation_end() -> float | None:
+    """Return when Slurm will take this job's nodes away, in seconds since 1970; None without such a moment."""
+    return float(number(os.environ, "SLURM_JOB_END_TIME")) if "SLURM_JOB_END_TIME" in os.environ else None
+
+
 def host_name() -> str:
     return socket.gethostname()
 

@@ -4,7 +4,8 @@ ShardlineError              the run cannot go on (exit code 2: a person must men
 ├── ConfigError             the run's YAML is wrong, or does not fit the world or the data
 ├── DataError               a source, document, shard or manifest is missing, damaged or not ours
 ├── ClusterError            Slurm, Ray, the launcher or the disk is not what we need
-└── CheckpointError         a checkpoint or export is missing, incomplete or belongs to another run
+├── CheckpointError         a checkpoint or export is missing, incomplete or belongs to another run
+└── TrainingError           the training itself goes wrong, and doing it again would not help
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class ClusterError(ShardlineError):
 
 class CheckpointError(ShardlineError):
     """A checkpoint or an export cannot be used."""
+
+
+class TrainingError(ShardlineError):
+    """The loss, the gradients or the starts of a run leave no hope that going on would help."""

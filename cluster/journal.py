@@ -6,13 +6,14 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from cluster.environment import World, host_name
 from cluster.files import write_text
+from cluster.heartbeat import Heartbeat
 from cluster.paths import RunPaths
 
 log = logging.getLogger(__name__)
@@ -41,26 +42,57 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-class Journal:
-    """Writes the metrics and segments of a run; on ranks other than the first it writes nothing."""
+def last_step(path: Path) -> int:
+    """Return the step of the last whole line of a metrics file; 0 without one."""
+    lines = read_lines(path)
+    return int(lines[-1]["step"]) if lines else 0
 
-    def __init__(self, paths: RunPaths, world: World, total_steps: int) -> None:
-        self.paths, self.world, self.total_steps = paths, world, total_steps
+
+def world_size_at(paths: RunPaths, step: int) -> int:
+    """Return how many ranks took a step (from 1): those of the last start before it."""
+    starts = [event for event in read_lines(paths.segments) if event["event"] == "start" and event["step"] < step]
+    return int(starts[-1]["world_size"]) if starts else 1
+
+
+def write_event(paths: RunPaths, event: str, **facts: Any) -> None:
+    """Add a line to the run's segments: a launch, a start, an end, or what happened in between."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    paths.root.mkdir(parents=True, exist_ok=True)
+    with paths.segments.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"event": event, "time": now, **facts}) + "\n")
+
+
+class Journal:
+    """Writes the metrics and segments of a run, and each rank's heartbeat; the first two on the first rank only."""
+
+    def __init__(self, paths: RunPaths, world: World, heartbeat: Heartbeat) -> None:
+        self.paths, self.world, self.heartbeat = paths, world, heartbeat
         self.stream: TextIO | None = None
         self.started = self.told = time.monotonic()
-        self.last_step = 0
+        self.last_step = self.total_steps = 0
 
-    def begin(self, first_step: int) -> None:
+    def begin(self, first_step: int, total_steps: int) -> None:
         """Open the metrics after `first_step` steps: lines of steps that will be taken again are removed."""
+        self.total_steps = total_steps
+        self.reopen(first_step)
+        self.event("start", step=first_step, world_size=self.world.size, host=host_name())
+        self.phase("data", first_step)
+
+    def reopen(self, first_step: int) -> None:
         self.last_step = first_step
         if not self.world.is_first:
             return
+        if self.stream is not None:
+            self.stream.close()
         kept = [line for line in read_lines(self.paths.metrics) if line["step"] <= first_step]
         write_text(self.paths.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self.stream = self.paths.metrics.open("a", encoding="utf-8")
-        self.segment("start", step=first_step, world_size=self.world.size, host=host_name())
 
-    def step(self, record: Mapping[str, float]) -> None:
+    def phase(self, name: str, step: int) -> None:
+        """Say what this rank is about to do, in which step (from 0). Costs nothing: a thread writes it."""
+        self.heartbeat.phase(name, step)
+
+    def step(self, record: Mapping[str, Any]) -> None:
         """Write one step's line; say it on the terminal at the ends and every few seconds."""
         self.last_step = int(record["step"])
         if self.stream is None:
@@ -79,16 +111,34 @@ class Journal:
                 record["tokens_per_s"],
             )
 
-    def segment(self, event: str, **facts: Any) -> None:
-        """Write one line about a start or an end of the run's training."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        with self.paths.segments.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"event": event, "time": now, **facts}) + "\n")
+    def skip(self, step: int, reason: str, rows: Sequence[int]) -> None:
+        """Tell that a step (from 1) changed no weight, and which rows were in it."""
+        self.event("skip", step=step, reason=reason, rows=list(rows))
+        if self.stream is not None:
+            shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+            log.warning("skipped step %d: %s; rows %s (shardline inspect --step %d)", step, reason, shown, step)
+
+    def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None:
+        """Tell that the run went back from one step to another; `barred` steps (from 0) will not be taken again."""
+        self.reopen(to_step)
+        numbers = [step + 1 for step in barred]
+        self.event("rollback", step=to_step, failed_step=failed_step, barred=numbers)
+        if self.stream is not None:
+            log.warning("went back from step %d to step %d; steps that are left out: %s", failed_step, to_step, numbers)
+        self.phase("data", to_step)
+
+    def event(self, name: str, **facts: Any) -> None:
+        if self.stream is not None:
+            write_event(self.paths, name, **facts)
 
     def end(self, reason: str, exit_code: int) -> None:
-        """Write why this segment ended, and close."""
-        if self.stream is None:
+        """Write why this segment ended, or did not begin, and close."""
+        self.heartbeat.stop()
+        if not self.world.is_first:
             return
         seconds = round(time.monotonic() - self.started, 3)
-        self.segment("end", step=self.last_step, reason=reason, exit_code=exit_code, seconds=seconds)
-        self.stream.close()
+        name = "end" if self.stream is not None else "no-start"
+        write_event(self.paths, name, step=self.last_step, reason=reason, exit_code=exit_code, seconds=seconds)
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None

@@ -41,6 +41,16 @@ class RunPaths:
         return self.root / "segments.jsonl"
 
     @property
+    def heartbeats(self) -> Path:
+        """A file for each rank: what it does, in which step, as of a second ago; and where its stacks go."""
+        return self.root / "heartbeats"
+
+    @property
+    def hangs(self) -> Path:
+        """A report for each time that the ranks stood still, and each host."""
+        return self.root / "hangs"
+
+    @property
     def stop_request(self) -> Path:
         """`touch` this file and the run saves a checkpoint and ends."""
         return self.root / "STOP"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -23,15 +24,23 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class StopFlag:
-    """Set by TERM, USR2, INT or the run's STOP file; read by all ranks together.
+MARGIN_S = 30.0  # for what was not measured: a first save, and the ranks' end
 
-    The handler only remembers: saving inside a handler could interrupt a collective half way.
+
+class StopFlag:
+    """Set by TERM, USR2, INT, the run's STOP file or the end of the allocation; read by all ranks together.
+
+    The handler only remembers: saving inside a handler could interrupt a collective half way. `ends_at` is when the
+    nodes are taken away, in seconds since 1970; the time from one question to the next is that of a step, saves
+    included.
     """
 
-    def __init__(self, request: Path) -> None:
+    def __init__(self, request: Path, ends_at: float | None = None) -> None:
         self.request = request
         self.reason: str | None = None
+        self.asked: float | None = None
+        self.longest_s = 0.0
+        self.deadline = None if ends_at is None else time.monotonic() + ends_at - time.time()
 
     def install(self) -> None:
         """Take over the signals. A second INT ends the process at once, for a person who means it."""
@@ -47,7 +56,18 @@ class StopFlag:
         """Return whether any rank wants to stop. Collective: every rank gets the same answer."""
         if self.reason is None and self.request.exists():
             self.reason = f"{self.request} exists"
+        self.reason = self.reason or self.out_of_time(time.monotonic())
         wanted = all_reduce_max(1 if self.reason else 0) == 1
         if wanted:
             self.reason = self.reason or "another rank was asked to stop"
         return wanted
+
+    def out_of_time(self, now: float) -> str | None:
+        """Return a reason to stop if another step, and then a save, might not fit into the allocation."""
+        if self.asked is not None:
+            self.longest_s = max(self.longest_s, now - self.asked)
+        self.asked = now
+        needed_s = 2 * self.longest_s + MARGIN_S
+        if self.deadline is None or now + needed_s < self.deadline:
+            return None
+        return f"the allocation ends in {self.deadline - now:.0f} s; a step and a save may need {needed_s:.0f} s"

@@ -64,7 +64,13 @@ def parser() -> argparse.ArgumentParser:
         "--ranks", type=int, help="processes on this machine (default: one a GPU, or train.cpu_ranks)"
     )
     found["train"].add_argument(
-        "--stop-file", action="store_true", help="only print the file that, once it exists, stops the run"
+        "--restart", action="store_true", help="start failed ranks again, as long as that leads to new steps"
+    )
+    found["train"].add_argument(
+        "--launching",
+        action="store_true",
+        help="for scripts that start the ranks: only note the launch, or refuse it if the last ones led to no new step;"
+        " prints the file that, once it exists, stops the run",
     )
     found["verify-resume"].add_argument("--steps", type=int, default=8, help="steps to train (default: %(default)s)")
     found["verify-resume"].add_argument("--ranks", type=int, help="as in `shardline train`")
@@ -76,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
         "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
     )
     found["inspect"].add_argument("--step", type=int, required=True, help="the step, from 1")
+    found["inspect"].add_argument(
+        "--replay", action="store_true", help="take the step once more and compare its loss; changes nothing"
+    )
     found["inspect"].add_argument("--originals", action="store_true", help="the documents as they stand in their files")
     found["inspect"].add_argument("--characters", type=int, default=200, help="of each document (default: %(default)s)")
     return top
@@ -121,7 +130,8 @@ def step_or(word: str) -> Callable[[str], int | str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code. An expected failure is one line on standard error and exit code 2."""
     options = parser().parse_args(arguments)
-    world = read_world() if options.verb == "train" else None
+    is_rank = options.verb == "train" or (options.verb == "inspect" and options.replay)
+    world = read_world() if is_rank else None
     set_up_logging(world)
     if world is not None:
         ignore_signals()

@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.environment import cpu_count, enter_world, gpu_count, read_world
+from cluster.attempts import note_launch
+from cluster.environment import allocation_end, cpu_count, enter_world, gpu_count, read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_MEND, EXIT_STOPPED
 from cluster.files import full_disk_named, write_json, write_text
+from cluster.journal import world_size_at
 from cluster.local_ranks import run_ranks
 from cluster.schema import dump_yaml, load_config
 from cluster.stop import StopFlag
@@ -23,6 +25,7 @@ from launch.config import RunConfig
 
 if TYPE_CHECKING:
     from training.model import ModelOrigin
+    from training.run import RunRequest
 
 log = logging.getLogger(__name__)
 
@@ -93,31 +96,36 @@ def verify(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Train as a rank if a launcher made this process one; else start the ranks of this machine."""
     run = load_run(options)
-    if options.stop_file:
+    if options.launching:
+        note_launch(run.paths)
         say(str(run.paths.stop_request))
         return EXIT_DONE
     check_fits(run, read_manifest(run.shards))
     world = read_world()
     if world is None:
         return start_ranks(run, options)
-    stop = StopFlag(run.paths.stop_request)
+    stop = StopFlag(run.paths.stop_request, allocation_end())
     stop.install()
     enter_world(world)
-    from training.run import RunRequest, train_rank  # after enter_world: torch reads the environment when imported
+    from training.run import train_rank  # after enter_world: torch reads the environment when imported
 
     if world.is_first:
         keep_config(run)
-    request = RunRequest(paths=run.paths, shards=run.shards, model=run.model, train=run.train, seed=run.seed)
-    return train_rank(request, world, stop)
+    return train_rank(rank_request(run), world, stop)
 
 
 def start_ranks(run: RunConfig, options: argparse.Namespace) -> int:
-    """Run this very command as every rank of this machine."""
+    """Run this very command as every rank of this machine; with --restart again after a failure, if it helps."""
     ranks = local_ranks(run, options.ranks)
     if gpu_count() == 0:
         log.info("no GPU here: training on the CPU, ranks: %d", ranks)
     run.paths.stop_request.unlink(missing_ok=True)  # it ended the run before this one
-    code = run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], ranks)
+    while True:
+        note_launch(run.paths)
+        code = run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], ranks)
+        if code != EXIT_FAILED or not options.restart or run.paths.stop_request.exists():
+            break
+        log.warning("starting the ranks again")
     if code == EXIT_DONE:
         say(f"next: shardline export {options.run}")
     if code in (EXIT_STOPPED, EXIT_FAILED):
@@ -207,13 +215,36 @@ def status(options: argparse.Namespace) -> int:
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """Show the documents of a step."""
+    """Show the documents of a step, or take it once more."""
+    run = load_run(options)
+    if options.replay:
+        return replay(run, options)
     from launch.inspect import inspect_step
 
-    run = load_run(options)
     for line in inspect_step(run, options.step, characters=options.characters, originals=options.originals):
         say(line)
     return EXIT_DONE
+
+
+def replay(run: RunConfig, options: argparse.Namespace) -> int:
+    """Take a step once more: as a rank if we were started as one, else by as many ranks as took it."""
+    world = read_world()
+    if world is None:
+        return run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], world_size_at(run.paths, options.step))
+    enter_world(world)
+    from training.replay import replay_rank
+
+    for line in replay_rank(rank_request(run), world, options.step):
+        if world.is_first:
+            say(line)
+    return EXIT_DONE
+
+
+def rank_request(run: RunConfig) -> RunRequest:
+    """Return what a rank needs of the configuration."""
+    from training.run import RunRequest
+
+    return RunRequest(paths=run.paths, shards=run.shards, model=run.model, train=run.train, seed=run.seed)
 
 
 def origin_of(run: RunConfig) -> ModelOrigin:

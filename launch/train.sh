@@ -31,10 +31,14 @@ export PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
 [[ ! -f $checkout/launch/site.env ]] || source "$checkout/launch/site.env"
 python=python
 [[ -n ${VIRTUAL_ENV-}${CONDA_PREFIX-} || ! -x $checkout/.venv/bin/python ]] || python=$checkout/.venv/bin/python
-[[ -n ${SLURM_JOB_ID-} ]] || exec "$python" -m launch train "$@"
+[[ -n ${SLURM_JOB_ID-} ]] || exec "$python" -m launch train --restart "$@"
 
-stop_file=$("$python" -m launch train --stop-file "$@") # ends here with 2 if the configuration is wrong
+note_launch() { # ends with 2 if the configuration is wrong, or if the last starts led to no new step
+  stop_file=$("$python" -m launch train --launching "$@")
+}
+
 restarts=${SLURM_RESTART_COUNT:-0}
+note_launch "$@"
 ((restarts)) || rm -f "$stop_file" # it was meant for an earlier job
 
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -44,16 +48,22 @@ ranks=${gpus:-${SLURM_TASKS_PER_NODE%%[(,]*}}
 cpus=${SLURM_JOB_CPUS_PER_NODE%%[(,]*}
 ((cpus >= ranks)) || { say "$cpus CPUs for $ranks ranks on a node; add --exclusive or --cpus-per-gpu=N" && exit 2; }
 unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_GPU_BIND SLURM_TRES_BIND # a rank sees all GPUs and takes its own
-export SHARDLINE_LAUNCHER=srun MASTER_ADDR=${hosts%%$'\n'*}
-export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 10 + restarts) % 10000))
-status=0
+export MASTER_ADDR=${hosts%%$'\n'*}
 trap : TERM # requeue, scancel and the time limit end everybody with TERM: stay until srun has seen the ranks save
-srun --export=ALL --overlap --kill-on-bad-exit=1 ${gpus:+"--gpus-per-node=$gpus"} \
-  --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" --cpus-per-task=$((cpus / ranks)) \
-  "$python" -m launch train "$@" || status=$?
+for ((attempt = 0; ; attempt++)); do
+  export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 10 + restarts + attempt) % 10000))
+  status=0
+  SHARDLINE_LAUNCHER=srun srun --export=ALL --overlap --kill-on-bad-exit=1 ${gpus:+"--gpus-per-node=$gpus"} \
+    --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" --cpus-per-task=$((cpus / ranks)) \
+    "$python" -m launch train "$@" || status=$?
+  job=$(scontrol show job "$SLURM_JOB_ID") || true
+  # in a job that ends, or has lost a node, Slurm decides; else start again from the newest checkpoint
+  [[ $status != @(0|2|75) && $job == *JobState=RUNNING* && ! -e $stop_file ]] || break
+  say "the ranks ended with $status: starting them again"
+  note_launch "$@"
+done
 ((status == 75)) || exit "$status"
 
-job=$(scontrol show job "$SLURM_JOB_ID") || true
 if [[ -e $stop_file ]]; then
   say "$stop_file exists: not put back into the queue; submit again to go on"
 elif [[ $job == *JobState=RUNNING* || $job == *Reason=TimeLimit* ]]; then # else Slurm requeues or cancels it by itself

@@ -26,9 +26,10 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """One rank's share of a step, and how many tokens the whole global batch trains."""
+    """One rank's share of a step; `rows` and `trained_tokens` are those of the whole global batch."""
 
     step: int
+    rows: list[int]
     micro_batches: list[MicroBatch]
     trained_tokens: int
 
@@ -66,13 +67,15 @@ class Batches:
     def for_step(self, step: int) -> StepBatch:
         """Return this rank's batch of a step; depends on nothing but the data, the seed and the step."""
         dealt = self.order.micro_batches(step, self.rank, self.world_size, self.micro_batch_rows)
+        rows = self.order.rows_of_step(step)
         return StepBatch(
             step=step,
+            rows=rows,
             micro_batches=[
                 micro_batch(self.reader.rows(rows), index=number * self.world_size + self.rank)
                 for number, rows in enumerate(dealt)
             ],
-            trained_tokens=self.reader.trained_tokens(self.order.rows_of_step(step)),
+            trained_tokens=self.reader.trained_tokens(rows),
         )
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:

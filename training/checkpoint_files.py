@@ -184,10 +184,10 @@ def first_difference(ours: dict[str, list[int]], theirs: dict[str, list[int]]) -
 
 
 def leave_behind(checkpoints: Path, before: int) -> None:
-    """Move the checkpoints of more than `before` steps where nothing reads them: the run has gone back."""
+    """Move the checkpoints of step `before` and later ones where nothing reads them: the run goes back."""
     for folder in candidate_folders(checkpoints):
-        if step_of(folder) > before:
-            set_aside(folder, f"the run went back to step {before} or before", checkpoints / LEFT_BEHIND)
+        if step_of(folder) >= before:
+            set_aside(folder, f"the run went back to before step {before}", checkpoints / LEFT_BEHIND)
 
 
 def set_aside(folder: Path, reason: str, place: Path | None = None) -> Path:

@@ -83,6 +83,16 @@ class TrainConfig(Section):
     save_copy_gb: float | None = Field(default=None, ge=0)
     """Memory that a host may give to the copy of its ranks' state, which is written while training goes on; default:
     half of what is free. Too little, and training waits while a checkpoint is written."""
+    loss_spike_factor: float | None = Field(default=2.0, gt=1)
+    """A step whose loss is so many times the median of recent ones, and 1 nat above it, is skipped; null: never."""
+    norm_spike_factor: float | None = Field(default=30.0, gt=1)
+    """The same for its gradient norm before clipping; one below `clip_gradient_norm` is no spike; null: never."""
+    max_skipped_steps: int = Field(default=100, ge=0)
+    """Skipped steps, those of rollbacks included, after which the run ends for a person to look."""
+    max_rollbacks: int = Field(default=3, ge=0)
+    """Returns to an older checkpoint, each after 3 skipped steps in a row, after which the run ends."""
+    hang_timeout_s: float | None = Field(default=None, gt=0)
+    """How long all ranks may stand still in a step; default: 20 s, or 5 times the median step if that is longer."""
     cpu_ranks: int | None = Field(default=None, gt=0)
     """Ranks on a machine without a GPU; default: 2, or 1 on a single core."""
 

@@ -7,6 +7,8 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
@@ -24,7 +26,7 @@ from training.ds_config import stage_of
 from training.loss import StepStats, summed_loss
 from training.model import skeleton_of
 from training.nvme import nvme_folder, require_async_io, take_nvme
-from training.parts import Part, Sharding, Slot, frozen_parameters
+from training.parts import MOMENTS, Part, Sharding, Slot, frozen_parameters
 from training.plan import Plan
 from training.trained import choose_trained
 from training.weights import Weights, layer_names, made_buffers
@@ -33,7 +35,9 @@ from training.zero12 import Stage12
 
 log = logging.getLogger(__name__)
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+# the watchdog ends ranks that stand still, and says why, long before; this ends those that it has lost sight of. It is
+# longer than the watchdog lets a rank load or save, since the others wait for that one in a collective
+COLLECTIVE_TIMEOUT = timedelta(minutes=40)
 
 
 def join_world(world: World) -> None:
@@ -175,37 +179,52 @@ class Engine:
         self.sharding.fill_frozen(weights)
 
     def start_from(self, weights: Weights) -> None:
-        """Fill the master weights with a run's first weights."""
+        """Fill the master weights with a run's first weights; the moments are zeros again."""
         for part in self.parts(writing=True):
             part.values["master"].copy_(weights.part(part.name, part.shape, part.start, part.stop))
+            for moment in MOMENTS:
+                part.values[moment].zero_()
         weights.finish(elsewhere=self.frozen())
-        self.sharding.refresh_weights()
+        self.continue_after(0)
 
     def continue_after(self, updates: int) -> None:
         """Go on after so many updates of the weights, from parts that a checkpoint has filled."""
         self.sharding.set_step(updates)
         self.sharding.refresh_weights()
 
-    def step(self, step: int, batches: Sequence[MicroBatch], trained_tokens: int, learning_rate: float) -> StepStats:
+    def step(
+        self,
+        step: int,
+        batches: Sequence[MicroBatch],
+        trained_tokens: int,
+        learning_rate: float,
+        judge: Callable[[StepStats], str | None],
+    ) -> StepStats:
         """Take one optimizer step on this rank's micro batches; `trained_tokens` counts those of the global batch.
 
         The loss is the sum over the trained tokens of the global batch divided by their number, whatever the number of
-        ranks and accumulation steps.
+        ranks and accumulation steps. `judge` sees it, and the gradient norm, before the weights change: if it returns a
+        reason, the gradients are discarded and neither weights nor moments nor Adam's step counter change.
         """
         for group in self.optimizer.optimizer.param_groups:
             group["lr"] = learning_rate
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             self.seed(step, batch.index)
             loss = self.loss(batch)
             loss_sum += loss.detach()
             # DeepSpeed divides gradients by the number of ranks
             self.deepspeed.backward(loss * (self.world.size / trained_tokens), scale_wrt_gas=False)
-            self.deepspeed.step()
+            if number < len(batches):
+                self.deepspeed.step()  # only counts the micro batch
         dist.all_reduce(loss_sum)
-        return StepStats(
-            loss=float(loss_sum) / trained_tokens, gradient_norm=float(self.deepspeed.get_global_grad_norm())
-        )
+        stats = StepStats(loss=float(loss_sum) / trained_tokens, gradient_norm=self.sharding.gradient_norm())
+        reason = judge(stats)
+        with self.sharding.refusing_gradients() if reason else nullcontext():
+            self.deepspeed.step()
+        if self.deepspeed.was_step_applied() == bool(reason):
+            raise RuntimeError(f"step {step}: DeepSpeed {'took' if reason else 'refused'} an update that we did not")
+        return replace(stats, skipped=reason)
 
     def loss(self, batch: MicroBatch) -> torch.Tensor:
         """Return the summed loss of a micro batch. No attention mask: positions that restart keep documents apart."""

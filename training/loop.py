@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from cluster.errors import EXIT_DONE, EXIT_STOPPED
 from training.batches import MicroBatch, StepBatch
+from training.guards import BARRED, Guards, rolled_back
 from training.loss import StepStats
 from training.plan import Plan
 from training.progress import Progress
@@ -21,9 +23,12 @@ class Outcome(enum.Enum):
     STOPPED = EXIT_STOPPED
 
 
+Judge = Callable[[StepStats], str | None]
+
+
 class Engine(Protocol):
     def step(
-        self, step: int, batches: Sequence[MicroBatch], trained_tokens: int, learning_rate: float
+        self, step: int, batches: Sequence[MicroBatch], trained_tokens: int, learning_rate: float, judge: Judge
     ) -> StepStats: ...
 
     def all_reduce_max(self, value: int) -> int: ...
@@ -34,7 +39,7 @@ class Batches(Protocol):
 
 
 class Checkpoints(Protocol):
-    def restore(self, engine: Any) -> Progress: ...
+    def restore(self, engine: Any, before: int | None = None) -> Progress: ...
 
     def offer(self, engine: Any, progress: Progress, *, due: bool) -> None: ...
 
@@ -46,9 +51,15 @@ class StopFlag(Protocol):
 
 
 class Journal(Protocol):
-    def begin(self, first_step: int) -> None: ...
+    def begin(self, first_step: int, total_steps: int) -> None: ...
 
-    def step(self, record: dict[str, float]) -> None: ...
+    def phase(self, name: str, step: int) -> None: ...
+
+    def step(self, record: dict[str, Any]) -> None: ...
+
+    def skip(self, step: int, reason: str, rows: Sequence[int]) -> None: ...
+
+    def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None: ...
 
 
 def train(
@@ -58,29 +69,62 @@ def train(
 
     A step's batch depends on nothing but the data, the seed and the step's number, so the number is the position.
     """
+    guards = Guards(plan.config)
     progress = checkpoints.restore(engine)
-    journal.begin(progress.steps_done)
-    clock = time.monotonic()
-    for batch in batches.steps(progress.steps_done, plan.total_steps):
-        waited_s = time.monotonic() - clock
-        rate = plan.learning_rate(batch.step)
-        stats = engine.step(batch.step, batch.micro_batches, batch.trained_tokens, rate)
-        progress = progress.after(batch.step)
-        now = time.monotonic()
-        journal.step(record(plan, batch, stats, rate, seconds=now - clock, waited_s=waited_s))
-        clock = now
+    journal.begin(progress.steps_done, plan.total_steps)
+    while progress.steps_done < plan.total_steps:
+        clock = time.monotonic()
+        for batch in batches.steps(progress.steps_done, plan.total_steps):
+            waited_s = time.monotonic() - clock
+            rate = plan.learning_rate(batch.step)
+            stats = take(batch, rate, engine, guards, progress, journal)
+            progress = progress.after(batch.step, stats)
+            now = time.monotonic()
+            journal.step(record(plan, batch, stats, rate, seconds=now - clock, waited_s=waited_s))
+            clock = now
 
-        stopping = stop.agreed(engine.all_reduce_max)
-        checkpoints.offer(engine, progress, due=plan.is_save_due(progress.steps_done))
-        if stopping:
-            break
+            if guards.must_roll_back(progress):
+                journal.phase("load", batch.step)
+                failed = progress
+                progress = rolled_back(checkpoints.restore(engine, before=failed.streak_start), failed)
+                journal.roll_back(progress.steps_done, failed.steps_done, progress.barred)
+                break
+            stopping = stop.agreed(engine.all_reduce_max)
+            due = plan.is_save_due(progress.steps_done)
+            if due or stopping:
+                journal.phase("save", batch.step)
+            checkpoints.offer(engine, progress, due=due)
+            if stopping and progress.steps_done < plan.total_steps:
+                checkpoints.complete(engine, progress)
+                return Outcome.STOPPED
+            journal.phase("data", progress.steps_done)
+    journal.phase("save", progress.steps_done)
     checkpoints.complete(engine, progress)
-    return Outcome.FINISHED if progress.steps_done == plan.total_steps else Outcome.STOPPED
+    return Outcome.FINISHED
+
+
+def take(
+    batch: StepBatch, rate: float, engine: Engine, guards: Guards, progress: Progress, journal: Journal
+) -> StepStats:
+    """Let the engine take a step, or skip it: before the work if a rollback has barred it, after if a guard objects."""
+
+    def judge(stats: StepStats) -> str | None:
+        journal.phase("step", batch.step)
+        return guards.judge(progress, stats)
+
+    if batch.step in progress.barred:
+        stats = StepStats(loss=math.nan, gradient_norm=math.nan, skipped=BARRED)
+    else:
+        journal.phase("forward-backward", batch.step)
+        stats = engine.step(batch.step, batch.micro_batches, batch.trained_tokens, rate, judge)
+    if stats.skipped:
+        journal.skip(batch.step + 1, stats.skipped, batch.rows)
+    return stats
 
 
 def record(
     plan: Plan, batch: StepBatch, stats: StepStats, rate: float, *, seconds: float, waited_s: float
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Return a step's line of metrics. `step` counts done steps, so the first line says 1."""
     tokens = plan.global_batch_rows * plan.row_tokens
     return {
@@ -88,8 +132,9 @@ def record(
         "loss": stats.loss,
         "gradient_norm": stats.gradient_norm,
         "learning_rate": rate,
-        "trained_tokens": batch.trained_tokens,
+        "trained_tokens": 0 if stats.skipped else batch.trained_tokens,
         "tokens_per_s": round(tokens / seconds, 1),
         "step_s": round(seconds, 4),
         "data_wait_s": round(waited_s, 4),
+        **({"skipped": stats.skipped} if stats.skipped else {}),
     }

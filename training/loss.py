@@ -10,10 +10,11 @@ import torch.nn.functional as F  # noqa: N812
 
 @dataclass(frozen=True, kw_only=True)
 class StepStats:
-    """What an optimizer step did, the same on every rank."""
+    """What an optimizer step did, the same on every rank. `skipped` says why it changed no weight, if it did not."""
 
     loss: float
     gradient_norm: float
+    skipped: str | None = None
 
 
 def summed_loss(logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,6 +57,14 @@ class Sharding(Protocol):
 
     def refresh_weights(self) -> None:
         """Make the weights of forward and backward follow the master weights, or the old ones would train on."""
+        ...
+
+    def gradient_norm(self) -> float:
+        """Return the norm of the whole gradient before the step that applies it; inf if it is not finite."""
+        ...
+
+    def refusing_gradients(self) -> AbstractContextManager[None]:
+        """Make a step in this context change nothing: DeepSpeed refuses, and clears, gradients with no finite norm."""
         ...
 
 

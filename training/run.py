@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.environment import World, free_memory_bytes
+from cluster.errors import EXIT_FAILED, EXIT_MEND, ShardlineError
 from cluster.files import write_json
+from cluster.heartbeat import Heartbeat, start_watchdog
 from cluster.journal import Journal
 from cluster.paths import RunPaths
 from cluster.stop import StopFlag
 from data_prep.shards import ShardReader, read_manifest
 from training.batches import Batches
-from training.checkpoint import Checkpoints, SavePolicy
+from training.checkpoint import Checkpoints
 from training.config import ModelConfig, TrainConfig
 from training.ds_config import deepspeed_config, read_template
 from training.engine import Engine, join_world, leave_world
 from training.loop import Outcome, train
 from training.model import ModelOrigin, find_model
 from training.order import Order
-from training.plan import make_plan
+from training.plan import Plan, make_plan
+from training.saving import SavePolicy
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +39,41 @@ class RunRequest:
     seed: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a rank trains with."""
+
+    plan: Plan
+    engine: Engine
+    batches: Batches
+    checkpoints: Checkpoints
+
+
 def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     """Train as one rank of `world`; return the exit code. Collective."""
+    heartbeat = Heartbeat(request.paths, world)
+    heartbeat.start()
+    start_watchdog(request.paths, world, request.train.hang_timeout_s)
+    journal = Journal(request.paths, world, heartbeat)
+    try:
+        parts = assemble(request, world)
+        if world.is_first:
+            write_json(request.paths.plan, parts.plan.as_record())
+        outcome = train(parts.plan, parts.engine, parts.batches, parts.checkpoints, stop, journal)
+    except Exception as error:
+        code = EXIT_MEND if isinstance(error, ShardlineError) else EXIT_FAILED
+        told = str(error).splitlines() or ["no message"]
+        journal.end(f"{type(error).__name__}: {told[0]}", code)
+        raise
+    reason = "done" if outcome is Outcome.FINISHED else str(stop.reason)
+    journal.end(reason, outcome.value)
+    log.info("%s after step %d of %d", reason, journal.last_step, parts.plan.total_steps)
+    leave_world()
+    return outcome.value
+
+
+def assemble(request: RunRequest, world: World) -> Parts:
+    """Plan the run, join the world and build what a rank trains with; the weights are not loaded yet. Collective."""
     manifest = read_manifest(request.shards)
     origin = find_model(request.model, request.shards, manifest)
     template = read_template(request.train.deepspeed)
@@ -49,15 +85,12 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
         world_size=world.size,
         seed=request.seed,
     )
-    if world.is_first:
-        write_json(request.paths.plan, plan.as_record())
-        log.info("plan\n%s", plan.as_text())
-    reader = ShardReader(request.shards, manifest, "train")
+    log.info("plan\n%s", plan.as_text())
     order = Order(
         row_count=plan.rows, global_batch_rows=plan.global_batch_rows, seed=plan.seed, data_digest=plan.data_digest
     )
     batches = Batches(
-        reader=reader,
+        reader=ShardReader(request.shards, manifest, "train"),
         order=order,
         rank=world.rank,
         world_size=world.size,
@@ -73,13 +106,7 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     )
     if engine.frozen():
         engine.fill_frozen(origin.first_weights(request.seed, request.train.lora))
-    journal = Journal(request.paths, world, plan.total_steps)
-    outcome = train(plan, engine, batches, checkpoints, stop, journal)
-    reason = "done" if outcome is Outcome.FINISHED else str(stop.reason)
-    journal.end(reason, outcome.value)
-    log.info("%s after step %d of %d", reason, journal.last_step, plan.total_steps)
-    leave_world()
-    return outcome.value
+    return Parts(plan=plan, engine=engine, batches=batches, checkpoints=checkpoints)
 
 
 def save_policy(train: TrainConfig) -> SavePolicy:

@@ -56,6 +56,11 @@ class RunState:
         return int(self.lines[-1]["step"]) if self.lines else 0
 
     @property
+    def skipped(self) -> int:
+        """How many steps changed no weight: a guard refused them, or a rollback left them out."""
+        return sum("skipped" in line for line in self.lines)
+
+    @property
     def is_finished(self) -> bool:
         return self.total_steps is not None and self.step >= self.total_steps
 
@@ -149,6 +154,7 @@ def status_text(paths: RunPaths, now: datetime | None = None) -> str:
         "step": step_text(state),
         "time left": time_left(state),
         "state": ending_text(state, quiet_s),
+        "skipped": f"{state.skipped} steps changed no weight" if state.skipped else "",
         "starts": f"{len(state.segments)}, restarts: {state.restarts}" if state.segments else "",
         "checkpoints": checkpoints_text(paths.checkpoints),
         "export": str(paths.export) if paths.export.is_dir() else "none yet",

@@ -14,17 +14,23 @@ the public interface, and what tests/training/test_shardings.py holds a new Deep
     both
         optimizer.optimizer.state[flat]                     the wrapped torch optimizer's state of it
         optimizer.update_lp_params()                        master weights to low-precision weights, on all ranks
+        optimizer.get_grads_for_norm()                      gradients of BF16_Optimizer
+        optimizer.scaled_global_norm()                      norm of the other's gradients; -1: not finite
+        optimizer.check_grad_overflow                       whether gradients that are not finite are refused
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.utils import get_global_norm_of_tensors
 
 from training.parts import MOMENTS, Part, Slot, frozen_parameters, zero_state
 from training.weights import Weights
@@ -75,6 +81,32 @@ class Stage12:
 
     def refresh_weights(self) -> None:
         self.optimizer.update_lp_params()
+
+    def gradient_norm(self) -> float:
+        if isinstance(self.optimizer, BF16_Optimizer):
+            gradients, _ = self.optimizer.get_grads_for_norm()
+            norm = get_global_norm_of_tensors(input_tensors=gradients)
+        else:
+            self.optimizer._wait_for_offload_copies()
+            norm = self.optimizer.scaled_global_norm()
+        return float(norm) if float(norm) >= 0 else math.inf  # -1 says that it is not finite
+
+    @contextmanager
+    def refusing_gradients(self) -> Iterator[None]:
+        infinite = torch.tensor(math.inf)
+        hidden: dict[str, Any] = {  # attributes that hide those of the class, or come back as they were
+            "get_grads_for_norm": lambda for_clipping=False: ([infinite], {}),
+            "scaled_global_norm": lambda norm_type=2: infinite,
+            "check_grad_overflow": True,
+        }
+        before = {name: vars(self.optimizer)[name] for name in hidden if name in vars(self.optimizer)}
+        vars(self.optimizer).update(hidden)
+        try:
+            yield
+        finally:
+            for name in hidden:
+                delattr(self.optimizer, name)
+            vars(self.optimizer).update(before)
 
 
 def masters_of(optimizer: Any) -> list[torch.Tensor]:

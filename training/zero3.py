@@ -13,10 +13,12 @@ used here beyond the public interface, and what tests/training/test_zero3_contra
     optimizer._reassign_or_swap_out_partitioned_parameters(sub_group) master weights to low-precision weights
     optimizer.persistent_parameters                                   small parameters that stay gathered
     parameter.ds_tensor, ds_numel, ds_shape                           a rank's part of the low-precision weight
+    optimizer._get_norm_groups()                                      norm of each sub-group's gradients; -1: not finite
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
@@ -115,3 +117,17 @@ class Stage3:
             first = self.optimizer.persistent_parameters[0]
             first.partition(self.optimizer.persistent_parameters)
             first.all_gather(self.optimizer.persistent_parameters)
+
+    def gradient_norm(self) -> float:
+        norms = [torch.as_tensor(norm, dtype=torch.float32) for norm in self.optimizer._get_norm_groups()]
+        stacked = torch.stack(norms)
+        return float(torch.linalg.vector_norm(stacked)) if bool((stacked >= 0).all()) else math.inf
+
+    @contextmanager
+    def refusing_gradients(self) -> Iterator[None]:
+        # the gradients themselves are left alone: what was written into their padding would stay there for ever
+        self.optimizer._get_norm_groups = lambda: [torch.tensor(math.inf)]  # hides the method
+        try:
+            yield
+        finally:
+            del self.optimizer._get_norm_groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.environment import read_world
+from cluster.environment import allocation_end, read_world
 from cluster.errors import ClusterError
 
 TORCHRUN = {
@@ -37,3 +37,10 @@ def test_a_batch_script_is_no_rank_though_slurm_sets_its_variables_there_too() -
 def test_a_launcher_that_says_half_is_an_error_that_names_the_variable() -> None:
     with pytest.raises(ClusterError, match="MASTER_ADDR is not set"):
         read_world({key: value for key, value in SRUN.items() if key != "MASTER_ADDR"})
+
+
+def test_the_end_of_the_allocation_is_what_slurm_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    assert allocation_end() is None
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1700000000")
+    assert allocation_end() == 1.7e9

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from cluster.environment import World
+from cluster.heartbeat import Heartbeat
 from cluster.journal import Journal, read_lines
 from cluster.paths import RunPaths
 
@@ -20,16 +21,16 @@ def line(step: int, loss: float = 1.0) -> dict[str, float]:
 def test_steps_that_will_be_taken_again_are_removed_from_the_metrics(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     paths.metrics.write_text("".join(json.dumps(line(step)) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
-    journal = Journal(paths, WORLD, total_steps=4)
-    journal.begin(first_step=2)
+    journal = Journal(paths, WORLD, Heartbeat(paths, WORLD))
+    journal.begin(first_step=2, total_steps=4)
     journal.step(line(3, loss=9.0))
     assert [(entry["step"], entry["loss"]) for entry in read_lines(paths.metrics)] == [(1, 1.0), (2, 1.0), (3, 9.0)]
 
 
 def test_every_start_and_end_leaves_a_line(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
-    journal = Journal(paths, WORLD, total_steps=2)
-    journal.begin(first_step=0)
+    journal = Journal(paths, WORLD, Heartbeat(paths, WORLD))
+    journal.begin(first_step=0, total_steps=2)
     journal.step(line(1))
     journal.end("signal SIGTERM", exit_code=75)
     start, end = read_lines(paths.segments)
@@ -37,10 +38,39 @@ def test_every_start_and_end_leaves_a_line(tmp_path: Path) -> None:
     assert (end["event"], end["step"], end["reason"], end["exit_code"]) == ("end", 1, "signal SIGTERM", 75)
 
 
+def test_a_rollback_takes_back_the_lines_of_the_steps_and_tells_which_were_left_out(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    journal = Journal(paths, WORLD, Heartbeat(paths, WORLD))
+    journal.begin(first_step=0, total_steps=9)
+    for step in (1, 2, 3):
+        journal.step(line(step))
+    journal.skip(3, "loss is nan", rows=[7, 4])
+    journal.roll_back(1, failed_step=3, barred=[1, 2])
+    journal.step(line(2, loss=9.0))
+    assert [(entry["step"], entry["loss"]) for entry in read_lines(paths.metrics)] == [(1, 1.0), (2, 9.0)]
+    _, skip, rollback = read_lines(paths.segments)
+    assert (skip["event"], skip["step"], skip["reason"], skip["rows"]) == ("skip", 3, "loss is nan", [7, 4])
+    assert (rollback["event"], rollback["step"], rollback["failed_step"], rollback["barred"]) == (
+        "rollback",
+        1,
+        3,
+        [2, 3],
+    )
+
+
+def test_a_start_that_fails_before_its_first_step_says_why(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    Journal(paths, WORLD, Heartbeat(paths, WORLD)).end("OSError: no such device", exit_code=1)
+    (entry,) = read_lines(paths.segments)
+    assert (entry["event"], entry["reason"], entry["exit_code"]) == ("no-start", "OSError: no such device", 1)
+
+
 def test_only_the_first_rank_writes(tmp_path: Path) -> None:
     other = World(rank=1, size=2, local_rank=1, local_size=2, master=("127.0.0.1", 1))
-    journal = Journal(RunPaths(tmp_path), other, total_steps=2)
-    journal.begin(first_step=0)
+    journal = Journal(RunPaths(tmp_path), other, Heartbeat(RunPaths(tmp_path), other))
+    journal.begin(first_step=0, total_steps=2)
     journal.step(line(1))
+    journal.skip(2, "loss is nan", rows=[3])
+    journal.roll_back(0, failed_step=2, barred=[1])
     journal.end("done", exit_code=0)
     assert list(tmp_path.iterdir()) == []

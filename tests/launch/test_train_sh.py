@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "launch" / "train.sh"
 YAML = "{name: r, data: {sources: [{path: x}]}, model: {path: m}}"
 SRUN = """#!/usr/bin/env bash
+echo >>"$FAKES/starts"
 printf '%s\\n' "$MASTER_ADDR" "$MASTER_PORT" "$SHARDLINE_LAUNCHER" "$@" >"$FAKES/started"
 eval "$SRUN_DOES"
 """
@@ -35,6 +36,8 @@ class Result:
     started: list[str]
     """What srun saw: MASTER_ADDR, MASTER_PORT, SHARDLINE_LAUNCHER and its arguments."""
     requeued: list[str]
+    starts: int
+    """How often srun was called."""
 
 
 @pytest.fixture
@@ -69,19 +72,58 @@ def run_job(tmp_path: Path) -> Callable[..., Result]:
         done = subprocess.run(
             ["bash", script, *(arguments or ["run.yaml"])], cwd=folder, env=environment, capture_output=True, text=True
         )
-        return Result(done.returncode, done.stderr, lines_of(fakes / "started"), lines_of(fakes / "requeued"))
+        return Result(
+            done.returncode,
+            done.stderr,
+            lines_of(fakes / "started"),
+            lines_of(fakes / "requeued"),
+            len(lines_of(fakes / "starts")),
+        )
 
     return run
+
+
+def take_steps(last: int) -> str:
+    """Return what an srun does whose ranks come to a step."""
+    return f"echo '{{\"step\": {last}}}' >runs/r/metrics.jsonl"
 
 
 def lines_of(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 137])
+@pytest.mark.parametrize("code", [0, 2])
 def test_an_exit_code_of_the_ranks_passes_through(run_job: Callable[..., Result], code: int) -> None:
     result = run_job(srun=f"exit {code}")
     assert (result.code, result.requeued) == (code, [])
+
+
+@pytest.mark.parametrize("code", [1, 137])
+def test_ranks_that_fail_are_started_again_until_two_starts_made_no_new_step(
+    run_job: Callable[..., Result], code: int
+) -> None:
+    result = run_job(srun=f"{take_steps(2)}; exit {code}")
+    assert (result.code, result.starts, result.requeued) == (2, 3, [])
+    assert result.started[1] == "23452"  # a port of its own for each start
+    assert "the last 2 starts made no step beyond step 2; the last one ended with: it was killed, or" in result.stderr
+    assert run_job(srun="exit 0").code == 0  # a person has looked
+
+
+def test_ranks_that_fail_once_are_started_again_in_the_same_job(run_job: Callable[..., Result]) -> None:
+    result = run_job(srun='[[ $(wc -l <"$FAKES/starts") == 2 ]]')
+    assert (result.code, result.starts) == (0, 2)
+    assert "the ranks ended with 1: starting them again" in result.stderr
+
+
+@pytest.mark.parametrize("facts", ["JobState=COMPLETING Reason=None", "JobState=NODE_FAIL Reason=None"])
+def test_ranks_of_a_job_that_is_ending_are_not_started_again(run_job: Callable[..., Result], facts: str) -> None:
+    result = run_job(srun="exit 143", facts=facts)
+    assert (result.code, result.starts) == (143, 1)
+
+
+def test_ranks_that_fail_are_not_started_again_if_a_stop_is_asked_for(run_job: Callable[..., Result]) -> None:
+    result = run_job(srun="mkdir -p runs/r && touch runs/r/STOP; exit 1")
+    assert (result.code, result.starts) == (1, 1)
 
 
 def test_a_job_that_stopped_on_purpose_is_requeued_once(run_job: Callable[..., Result]) -> None:
@@ -106,10 +148,10 @@ def test_a_job_with_a_stop_file_is_left_alone(run_job: Callable[..., Result]) ->
 
 def test_a_stop_file_of_an_earlier_job_is_removed_but_one_of_this_job_stays(run_job: Callable[..., Result]) -> None:
     still_there = "[[ -e runs/r/STOP ]]"
-    stopped = run_job(srun="mkdir -p runs/r && touch runs/r/STOP")
-    restarted = run_job(srun=still_there, SLURM_RESTART_COUNT="1")
-    submitted_again = run_job(srun=still_there)
-    assert [stopped.code, restarted.code, submitted_again.code] == [0, 0, 1]
+    stopped = run_job(srun=f"{take_steps(1)}; touch runs/r/STOP")
+    restarted = run_job(srun=f"{take_steps(2)}; {still_there}", SLURM_RESTART_COUNT="1")
+    submitted_again = run_job(srun=f"{still_there} || exit 75")
+    assert [stopped.code, restarted.code, submitted_again.code] == [0, 0, 75]
 
 
 def test_the_shell_survives_a_term_until_the_ranks_have_ended(run_job: Callable[..., Result]) -> None:
@@ -163,7 +205,7 @@ def test_without_slurm_the_command_takes_over(tmp_path: Path) -> None:
     python.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VIRTUAL_ENV": "active"}
     done = subprocess.run([TRAIN, "a run.yaml", "--ranks", "2"], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (75, "-m|launch|train|a run.yaml|--ranks|2|")
+    assert (done.returncode, done.stdout) == (75, "-m|launch|train|--restart|a run.yaml|--ranks|2|")
 
 
 def is_shell_script(path: Path) -> bool:

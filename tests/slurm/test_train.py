@@ -37,7 +37,8 @@ def losses(job: Any) -> dict[int, float]:
 
 def segments(job: Any) -> list[tuple[str, int]]:
     """Return the starts and ends of the run, each with its step."""
-    return [(line["event"], line["step"]) for line in read_lines(job.folder / "run" / "segments.jsonl")]
+    lines = read_lines(job.folder / "run" / "segments.jsonl")
+    return [(line["event"], line["step"]) for line in lines if line["event"] in ("start", "end")]
 
 
 def saved_steps(job: Any) -> list[int]:
@@ -122,6 +123,21 @@ def test_a_stop_file_ends_the_job_with_a_checkpoint_and_leaves_it_out_of_the_que
     facts = job.wait()
     assert (facts["JobState"], facts["ExitCode"], facts["Restarts"]) == ("FAILED", "75:0", restarts)
     assert saved_steps(job)[-1] == len(losses(job))
+
+
+def test_a_rank_that_hangs_on_one_host_is_named_and_the_ranks_start_again_in_the_same_job(
+    start: Callable[..., Any], whole_run: tuple[Any, str]
+) -> None:
+    job = start(steps=STEPS, hang_timeout_s=5.0)
+    job.wait_for(lambda: len(metrics(job)) >= 10)
+    rank = json.loads((job.folder / "run" / "heartbeats" / "rank-00001.json").read_text())
+    assert rank["host"] == "node2"
+    job.cluster.on("node2", "kill", "-STOP", str(rank["pid"]))
+    facts = job.wait()
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0")
+    assert "they wait for rank 1 on node2" in job.log() and "starting them again" in job.log()
+    assert [event for event, _ in segments(job)] == ["start", "end", "start", "end"]
+    assert losses(job) == losses(whole_run[0])
 
 
 def test_a_cancelled_job_saves_a_checkpoint_and_is_not_requeued(start: Callable[..., Any]) -> None:

@@ -29,6 +29,8 @@ settings.load_profile("no clock")
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
+FAULTY = HERE / "faulty.py"
+TWO_RANKS = "import sys; from cluster.local_ranks import run_ranks; sys.exit(run_ranks(sys.argv[1:], 2))"
 ROW_TOKENS = 64
 
 
@@ -147,6 +149,11 @@ class Run:
         """Start training as a process of its own, its words kept beside the run."""
         return self.launch([sys.executable, "-m", "launch", "train", str(self.yaml), "--ranks", str(ranks), *arguments])
 
+    def start_with(self, fault: str, first: int, last: int) -> subprocess.Popen[str]:
+        """Start two ranks, to the second of which something happens in steps first..last (from 0): see faulty.py."""
+        rank = [sys.executable, str(FAULTY), fault, "1", str(first), str(last), "train", str(self.yaml)]
+        return self.launch([sys.executable, "-c", TWO_RANKS, *rank])
+
     def launch(self, command: Sequence[str]) -> subprocess.Popen[str]:
         with self.log.open("a") as log:
             return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
@@ -161,7 +168,9 @@ class Run:
 
     def kill_when(self, moment: Callable[[Run], bool], *, ranks: int = 2) -> None:
         """Train, and take the power away at a moment: the ranks die with their launcher."""
-        process = self.start(ranks=ranks)
+        self.kill(self.start(ranks=ranks), moment)
+
+    def kill(self, process: subprocess.Popen[str], moment: Callable[[Run], bool]) -> None:
         self.watch(process, moment)
         children = ranks_of(process)
         process.kill()
@@ -184,8 +193,11 @@ class Run:
     def steps(self) -> list[int]:
         return [line["step"] for line in self.metrics()]
 
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [line for line in read_lines(self.paths.segments) if line["event"] == name]
+
     def ends(self) -> list[dict[str, Any]]:
-        return [line for line in read_lines(self.paths.segments) if line["event"] == "end"]
+        return self.events("end")
 
 
 def is_alive(pid: int) -> bool:
@@ -198,6 +210,20 @@ def is_alive(pid: int) -> bool:
 def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
     """Return the processes of a launcher's ranks, in their order."""
     return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+
+
+@pytest.fixture(scope="session")
+def short_run(
+    run_yaml: Callable[..., Path], run_in: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Run]:
+    """Write a run of short steps on a tiny model into a folder of its own; keywords go to `train:`."""
+
+    def write(**train: Any) -> Run:
+        folder = tmp_path_factory.mktemp("short")
+        values = json.loads(run_yaml(folder, precision="fp32", **train).read_text())
+        return run_in(folder, **{key: values[key] for key in ("data", "model", "train")})
+
+    return write
 
 
 @pytest.fixture(scope="session")

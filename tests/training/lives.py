@@ -25,13 +25,15 @@ import torch.distributed as dist
 
 from cluster.environment import World
 from cluster.errors import CheckpointError
-from training.checkpoint import Checkpoints, SavePolicy
+from training.checkpoint import Checkpoints
 from training.checkpoint_files import committed_folders, step_of, verify
+from training.loss import StepStats
 from training.parts import KINDS, Part, Slot
-from training.progress import Progress
+from training.saving import SavePolicy
 
 SHAPES = {"matrix": (37, 11), "vector": (5,), "single": (1,)}
 STEPS, SAVE_EVERY = 30, 3
+STATS = StepStats(loss=1.0, gradient_norm=1.0)
 POLICY = SavePolicy(keep_last=2, keep_every_steps=12, copy_bytes=1 << 30)
 
 
@@ -116,7 +118,7 @@ def live(place: Place, rank: int, size: int, number: int) -> None:
         place.note(begins=progress.steps_done, life=number, size=size)
     for step in range(progress.steps_done, STEPS):
         engine.step(step)
-        progress = progress.after(step)
+        progress = progress.after(step, STATS)
         checkpoints.offer(engines, progress, due=progress.steps_done % SAVE_EVERY == 0)
     checkpoints.complete(engines, progress)
     dist.barrier()
@@ -191,7 +193,7 @@ class Trial:
 
     def step(self, *, due: bool = False) -> None:
         self.engine.step(self.progress.steps_done)
-        self.progress = self.progress.after(self.progress.steps_done)
+        self.progress = self.progress.after(self.progress.steps_done, STATS)
         self.checkpoints.offer(self.engines, self.progress, due=due)
 
     def rule(self, text: str, *, hold: bool = False) -> None:
@@ -204,7 +206,7 @@ class Trial:
     def save(self) -> None:
         """Take a step that is saved, and further ones until the save has come to its end."""
         self.step(due=True)
-        while self.checkpoints.pending is not None:
+        while self.checkpoints.saver.pending is not None:
             self.step()
             time.sleep(0.002)
 
@@ -212,7 +214,9 @@ class Trial:
         dist.barrier()
         if self.rank == 0:
             names = sorted(path.name for path in self.place.checkpoints.iterdir())
-            self.place.note(name=name, saved=self.checkpoints.saved_step, at=self.progress.steps_done, names=names)
+            self.place.note(
+                name=name, saved=self.checkpoints.saver.saved_step, at=self.progress.steps_done, names=names
+            )
         dist.barrier()
 
 
@@ -253,10 +257,10 @@ def slow(place: Place, rank: int) -> None:
         trial.step(due=due)
     trial.note("held")
     trial.rule("")
-    while trial.checkpoints.saved_step is None:
+    while trial.checkpoints.saver.saved_step is None:
         trial.step()
     owed = trial.progress.steps_done
-    while trial.checkpoints.saved_step != owed:
+    while trial.checkpoints.saver.saved_step != owed:
         trial.step()
     trial.note("moving")
     trial.checkpoints.complete(trial.engines, trial.progress)
@@ -298,7 +302,7 @@ def recorded(place: Place, rank: int) -> None:
     progress = checkpoints.restore(engines)
     for step in range(5):
         engine.step(step)
-        progress = progress.after(step)
+        progress = progress.after(step, STATS)
         checkpoints.complete(engines, progress)
         with (place.folder / "record").open("a") as stream:
             stream.write(f"durable {progress.steps_done} \n")
@@ -374,7 +378,7 @@ def check_same(folder: Path, engine: PlainEngine) -> None:
     from training.checkpoint_files import stored_state
 
     commit = verify(folder)
-    assert commit.resumed() == Progress(steps_done=step_of(folder))
+    assert (commit.resumed().steps_done, commit.resumed().skipped) == (step_of(folder), ())
     with stored_state(folder, commit) as state:
         for part in engine.parts():
             for kind, tensor in part.values.items():

@@ -90,7 +90,7 @@ class Trials:
 
 def take_step(engine: Any, batches: Any, step: int, learning_rate: float) -> float:
     batch = batches.for_step(step)
-    return float(engine.step(step, batch.micro_batches, batch.trained_tokens, learning_rate).loss)
+    return float(engine.step(step, batch.micro_batches, batch.trained_tokens, learning_rate, lambda stats: None).loss)
 
 
 def dtypes_of(engine: Any) -> list[str]:
@@ -126,8 +126,9 @@ def low_precision(trials: Trials) -> None:
 
 def contract(trials: Trials) -> None:
     """Keep what ZeRO-3's adapter does to a model whose vectors do not divide by the number of ranks."""
-    from training.checkpoint import Checkpoints, SavePolicy
+    from training.checkpoint import Checkpoints
     from training.progress import Progress
+    from training.saving import SavePolicy
 
     new = {"new": {"model_type": "gpt2", "config": ODD_GPT2}}
     engine, batches, origin = trials.engine(new, micro_batch_rows=1, weight_decay=WEIGHT_DECAY)
@@ -160,6 +161,51 @@ def contract(trials: Trials) -> None:
     trials.keep_facts("refresh", before=before, unrefreshed=unrefreshed, refreshed=refreshed, trained=trained)
 
 
+def guarded(trials: Trials) -> None:
+    """Keep what refused steps leave behind, and what a step does after them; in one, a rank's gradients are NaN."""
+    new = {"new": {"model_type": "gpt2", "config": ODD_GPT2}}
+    tried, batches, origin = trials.engine(new, micro_batch_rows=1, clip_gradient_norm=0.5)
+    tried.start_from(origin.first_weights(0))
+    take_step(tried, batches, 0, LEARNING_RATE)
+    trials.keep_parts("guarded-before", tried)
+    seen: list[Any] = []
+    true_loss = tried.loss
+    is_last = trials.world.rank == trials.world.size - 1
+    batch = batches.for_step(1)
+
+    def refuse(stats: Any) -> str:
+        seen.append(stats)
+        return "refused"
+
+    for poison in (float("nan"), 1.0):
+        factor = poison if is_last else 1.0
+        tried.loss = lambda rows, factor=factor: true_loss(rows) * factor
+        stats = tried.step(1, batch.micro_batches, batch.trained_tokens, LEARNING_RATE, refuse)
+        assert stats.skipped == "refused"
+    trials.keep_parts("guarded-after", tried)
+    tried.loss = true_loss
+    loss = take_step(tried, batches, 2, LEARNING_RATE)
+    trials.keep_parts("guarded-next", tried)
+
+    spared, _, _ = trials.engine(new, micro_batch_rows=1, clip_gradient_norm=0.5)
+    spared.start_from(origin.first_weights(0))
+    take_step(spared, batches, 0, LEARNING_RATE)
+    expected = take_step(spared, batches, 2, LEARNING_RATE)
+    trials.keep_parts("spared-next", spared)
+    spared.start_from(origin.first_weights(0))
+    take_step(spared, batches, 0, LEARNING_RATE)
+    trials.keep_parts("begun-again", spared)
+    trials.keep("guarded-seen", seen_tensors(seen))
+    trials.keep_facts("guarded-losses", loss=loss, expected=expected)
+
+
+def seen_tensors(seen: list[Any]) -> dict[str, Any]:
+    import torch
+
+    values = [[stats.loss, stats.gradient_norm] for stats in seen]
+    return {"stats": torch.tensor(values, dtype=torch.float64)}
+
+
 def main(output: str, model: str, shards: str) -> None:
     world = read_world()
     assert world is not None
@@ -174,6 +220,7 @@ def main(output: str, model: str, shards: str) -> None:
     first_loss(trials)
     low_precision(trials)
     contract(trials)
+    guarded(trials)
     leave_world()
 
 

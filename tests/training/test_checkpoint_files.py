@@ -237,7 +237,7 @@ def test_the_best_stays(tmp_path: Path) -> None:
 def test_what_a_run_went_back_over_is_left_behind_and_not_called_damaged(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         write_checkpoint(tmp_path, step)
-    leave_behind(tmp_path, before=20)
+    leave_behind(tmp_path, before=21)
     assert [step_of(folder) for folder in committed_folders(tmp_path)] == [10, 20]
     verify(tmp_path / "left_behind" / "step-000030")
     assert set_aside_folders(tmp_path) == []

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.errors import TrainingError
 from training.batches import MicroBatch, StepBatch
 from training.config import TrainConfig
-from training.loop import Outcome, train
+from training.guards import STREAK_STEPS, USUAL_STEPS
+from training.loop import Judge, Outcome, train
 from training.loss import StepStats
 from training.plan import Plan
 from training.progress import Progress
@@ -41,23 +46,39 @@ class Life:
 class Disk:
     """What outlives a kill."""
 
-    saved: dict[int, list[Taken]] = field(default_factory=dict)
+    saved: dict[int, tuple[Progress, list[Taken]]] = field(default_factory=dict)
     saves: list[int] = field(default_factory=list)
     begins: list[int] = field(default_factory=list)
+    skips: list[tuple[int, str]] = field(default_factory=list)
+    rollbacks: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
 class FakeEngine:
-    """An engine whose weights are all that it was ever given."""
+    """An engine whose weights are all that it was ever given; the losses of some steps are poisoned.
+
+    Once it has taken a ruinous step, every loss is poisoned.
+    """
 
     life: Life
     weights: list[Taken] = field(default_factory=list)
+    poison: dict[int, float] = field(default_factory=dict)
+    ruinous: frozenset[int] = frozenset()
+    tried: list[int] = field(default_factory=list)
 
-    def step(self, step: int, batches: Sequence[MicroBatch], trained_tokens: int, learning_rate: float) -> StepStats:
+    def step(
+        self, step: int, batches: Sequence[MicroBatch], trained_tokens: int, learning_rate: float, judge: Judge
+    ) -> StepStats:
         self.life.moment()
-        self.weights.append((step, trained_tokens, learning_rate))
+        self.tried.append(step)
+        ruined = any(taken[0] in self.ruinous for taken in self.weights)
+        loss = math.nan if ruined else self.poison.get(step, 1.0 + step % 3 / 10)
+        stats = StepStats(loss=loss, gradient_norm=1.0)
+        reason = judge(stats)
+        if reason is None:
+            self.weights.append((step, trained_tokens, learning_rate))
         self.life.moment()
-        return StepStats(loss=1.0, gradient_norm=1.0)
+        return replace(stats, skipped=reason)
 
     def all_reduce_max(self, value: int) -> int:
         return value
@@ -66,7 +87,7 @@ class FakeEngine:
 class FakeBatches:
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         for step in range(first, stop):
-            yield StepBatch(step=step, micro_batches=[], trained_tokens=step * 7919 % 1009 + 1)
+            yield StepBatch(step=step, rows=[step], micro_batches=[], trained_tokens=step * 7919 % 1009 + 1)
 
 
 @dataclass
@@ -74,10 +95,12 @@ class FakeCheckpoints:
     disk: Disk
     life: Life
 
-    def restore(self, engine: FakeEngine) -> Progress:
-        newest = max(self.disk.saved, default=0)
-        engine.weights[:] = self.disk.saved.get(newest, [])
-        return Progress(steps_done=newest)
+    def restore(self, engine: FakeEngine, before: int | None = None) -> Progress:
+        for step in [step for step in self.disk.saved if before is not None and step >= before]:
+            del self.disk.saved[step]
+        progress, weights = self.disk.saved.get(max(self.disk.saved, default=0), (Progress(), []))
+        engine.weights[:] = weights
+        return progress
 
     def offer(self, engine: FakeEngine, progress: Progress, *, due: bool) -> None:
         if due:
@@ -87,7 +110,8 @@ class FakeCheckpoints:
         if progress.steps_done in self.disk.saved:
             return
         self.life.moment()
-        self.disk.saved[progress.steps_done] = list(engine.weights)
+        written = json.loads(json.dumps(asdict(progress)))
+        self.disk.saved[progress.steps_done] = (Progress.from_record(written), list(engine.weights))
         self.disk.saves.append(progress.steps_done)
         self.life.moment()
 
@@ -110,14 +134,24 @@ class FakeJournal:
     disk: Disk
     life: Life
 
-    def begin(self, first_step: int) -> None:
+    def begin(self, first_step: int, total_steps: int) -> None:
         self.disk.begins.append(first_step)
 
-    def step(self, record: dict[str, float]) -> None:
+    def phase(self, name: str, step: int) -> None:
+        pass
+
+    def step(self, record: dict[str, Any]) -> None:
         self.life.moment()
 
+    def skip(self, step: int, reason: str, rows: Sequence[int]) -> None:
+        assert list(rows) == [step - 1]
+        self.disk.skips.append((step, reason))
 
-def plan_of(steps: int, save_every: int) -> Plan:
+    def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None:
+        self.disk.rollbacks.append((failed_step, to_step))
+
+
+def plan_of(steps: int, save_every: int, **train: Any) -> Plan:
     numbers: dict[str, Any] = dict.fromkeys(
         ("world_size", "micro_batch_rows", "accumulation_steps", "global_batch_rows", "row_tokens", "rows"), 1
     )
@@ -130,16 +164,16 @@ def plan_of(steps: int, save_every: int) -> Plan:
         checkpoint_bytes=12,
         seed=0,
         data_digest="",
-        config=TrainConfig(save_every_steps=save_every),
+        config=TrainConfig(save_every_steps=save_every, **train),
     )
 
 
 def run(
-    plan: Plan, disk: Disk, *, life: Life | None = None, stop_after: int | None = None
+    plan: Plan, disk: Disk, *, life: Life | None = None, stop_after: int | None = None, **engine_facts: Any
 ) -> tuple[Outcome, list[Taken]]:
     """Train on a disk until the end, a stop or a kill; return how it ended, and the weights."""
     life = life or Life()
-    engine = FakeEngine(life)
+    engine = FakeEngine(life, **engine_facts)
     checkpoints, journal = FakeCheckpoints(disk, life), FakeJournal(disk, life)
     return train(plan, engine, FakeBatches(), checkpoints, FakeStop(stop_after), journal), engine.weights
 
@@ -189,14 +223,14 @@ def test_a_finished_run_that_is_started_again_does_nothing_and_is_finished() -> 
     run(plan, disk)
     saves = list(disk.saves)
     outcome, weights = run(plan, disk, life=Life(moments=0))
-    assert (outcome, disk.saves, weights) == (Outcome.FINISHED, saves, disk.saved[5])
+    assert (outcome, disk.saves, weights) == (Outcome.FINISHED, saves, disk.saved[5][1])
 
 
 def test_each_step_is_told_to_the_journal_before_it_can_be_saved() -> None:
-    lines: list[dict[str, float]] = []
+    lines: list[dict[str, Any]] = []
 
     class Told(FakeJournal):
-        def step(self, record: dict[str, float]) -> None:
+        def step(self, record: dict[str, Any]) -> None:
             assert int(record["step"]) not in self.disk.saved
             lines.append(record)
 
@@ -204,3 +238,62 @@ def test_each_step_is_told_to_the_journal_before_it_can_be_saved() -> None:
     train(plan, FakeEngine(Life()), FakeBatches(), FakeCheckpoints(disk, Life()), FakeStop(), Told(disk, Life()))
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert [line["learning_rate"] for line in lines] == [plan.learning_rate(step) for step in range(3)]
+
+
+POISON = st.dictionaries(st.integers(0, 39), st.sampled_from([math.nan, math.inf, 1e9]), max_size=12)
+NO_BOUND = {"max_skipped_steps": 1000, "max_rollbacks": 1000}
+
+
+@given(poison=POISON, ruinous=st.frozensets(st.integers(0, 39), max_size=2), kills=st.lists(st.integers(0, 150)))
+def test_a_run_killed_between_bad_steps_takes_the_decisions_of_one_never_killed(
+    poison: dict[int, float], ruinous: frozenset[int], kills: list[int]
+) -> None:
+    plan, disk, whole = plan_of(40, 5, **NO_BOUND), Disk(), Disk()
+    expected = run(plan, whole, poison=poison, ruinous=ruinous)
+    for moments in kills:
+        with suppress(Killed):
+            run(plan, disk, life=Life(moments), poison=poison, ruinous=ruinous)
+    assert run(plan, disk, poison=poison, ruinous=ruinous) == expected
+    assert disk.saved[40][0] == whole.saved[40][0]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, 1e9])
+def test_a_bad_step_changes_no_weight_and_is_named_with_its_rows(loss: float) -> None:
+    disk, bad = Disk(), USUAL_STEPS + 2
+    outcome, weights = run(plan_of(30, 10), disk, poison={bad: loss})
+    assert outcome is Outcome.FINISHED
+    assert [step for step, _, _ in weights] == [step for step in range(30) if step != bad]
+    assert [step for step, _ in disk.skips] == [bad + 1]
+    assert disk.saved[30][0].skipped == (bad,) and disk.saved[30][0].updates == 29
+
+
+def test_steps_that_ruin_the_weights_are_left_out_after_a_return_to_an_older_checkpoint() -> None:
+    disk = Disk()
+    outcome, weights = run(plan_of(40, 5), disk, ruinous=frozenset({23}))
+    assert outcome is Outcome.FINISHED
+    assert disk.rollbacks == [(27, 20)]
+    assert [step for step, _, _ in weights] == [*range(21), *range(27, 40)]
+
+
+def test_a_checkpoint_of_ruined_weights_is_passed_over() -> None:
+    disk = Disk()
+    outcome, weights = run(plan_of(40, 5), disk, ruinous=frozenset({24}))
+    assert outcome is Outcome.FINISHED
+    assert disk.rollbacks == [(28, 20)]  # that of step 25 holds the ruined weights
+    assert 24 not in [step for step, _, _ in weights]
+
+
+def test_a_run_that_is_poisoned_for_ever_ends_for_a_person_to_look() -> None:
+    plan = plan_of(10**6, 10)
+    poison = dict.fromkeys(range(12, 1000), math.nan)
+    engine = FakeEngine(Life(), poison=poison)
+    disk = Disk()
+    with pytest.raises(TrainingError, match=r"went back 3 times; train.max_rollbacks is 3.*inspect RUN --step 2\d"):
+        train(plan, engine, FakeBatches(), FakeCheckpoints(disk, Life()), FakeStop(), FakeJournal(disk, Life()))
+    assert sum(step in poison for step in engine.tried) == (3 + 1) * STREAK_STEPS
+
+
+def test_scattered_bad_steps_end_the_run_once_there_are_too_many() -> None:
+    poison = dict.fromkeys(range(0, 40, 4), math.nan)
+    with pytest.raises(TrainingError, match=r"5 steps were skipped, and the run went back 0 times.*is 4"):
+        run(plan_of(40, 5, max_skipped_steps=4), Disk(), poison=poison)

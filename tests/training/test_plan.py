@@ -23,6 +23,9 @@ HOW_IT_IS_DEALT = {
     "keep_every_steps": 500,
     "save_copy_gb": 0.0,
     "activation_checkpointing": True,
+    "max_skipped_steps": 7,
+    "max_rollbacks": 7,
+    "hang_timeout_s": 7.0,
 }
 WHAT_IT_IS = {
     "epochs": 2.0,
@@ -40,6 +43,8 @@ WHAT_IT_IS = {
     "precision": "fp32",
     "freeze": ["*.bias"],
     "lora": {"rank": 8},
+    "loss_spike_factor": None,
+    "norm_spike_factor": None,
 }
 
 

@@ -202,3 +202,16 @@ def test_a_changed_setting_is_named_before_anything_is_done(undisturbed_bf16: An
     assert "belongs to another run: train.learning_rate was 0.003, is 0.5. A run goes on as it began" in said
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
     assert len(committed_folders(tmp_path / "run" / "checkpoints")) == STEPS // SAVE_EVERY
+
+
+def test_a_step_that_is_taken_once_more_has_the_same_bits_and_leaves_the_run_as_it_was(undisturbed_fp32: Any) -> None:
+    run = undisturbed_fp32
+    before = {path: path.stat().st_mtime_ns for path in run.paths.root.rglob("*")}
+    replay = [sys.executable, "-m", "launch", "inspect", str(run.yaml), "--step", "7", "--replay"]
+    said = run.log.read_text()
+    assert run.launch(replay).wait() == 0
+    said = run.log.read_text().removeprefix(said)
+    for name in ("loss", "gradient_norm"):
+        then = run.metrics()[6][name]
+        assert f"step 7, {name}: {then!r} in metrics.jsonl, {then!r} replayed: equal to the bit" in said
+    assert {path: path.stat().st_mtime_ns for path in run.paths.root.rglob("*")} == before

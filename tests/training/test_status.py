@@ -72,6 +72,14 @@ def test_run_that_wrote_a_step_just_now_is_running_or_killed(paths: RunPaths) ->
     assert found["next"].endswith(f"touch {paths.stop_request}")
 
 
+def test_steps_that_changed_nothing_are_counted(paths: RunPaths) -> None:
+    write_run(paths, [start(0, 0)], steps=3)
+    assert "skipped" not in facts(paths)
+    with paths.metrics.open("a") as stream:
+        stream.write('{"step": 4, "loss": NaN, "tokens_per_s": 1.0, "step_s": 1.0, "skipped": "loss is nan"}\n')
+    assert facts(paths)["skipped"] == "1 steps changed no weight"
+
+
 def test_run_that_is_quiet_for_long_was_killed_and_is_started_again(paths: RunPaths) -> None:
     write_run(paths, [start(0, 0)], steps=8)
     found = facts(paths, at=8 + 3 * 3600)

@@ -1,0 +1,299 @@
+"""A process beside the ranks of a host: finds out that they stand still, says who is to blame, and ends them.
+
+    python -m cluster.watchdog RUN WORLD_SIZE LAUNCH [HANG_TIMEOUT_S]
+
+It is outside of the ranks because a rank that is stopped, or whose interpreter is kept busy by one thread, cannot tell.
+Every host has one; each sees all ranks through their heartbeats on the shared disk, comes to the same verdict, reports
+on its own ranks and kills them. The job then ends with exit code 1, and can be started again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from cluster.environment import host_name
+from cluster.errors import EXIT_FAILED
+from cluster.heartbeat import BEAT_S, STACKS, Beat, beat_path, stacks_path, started_at
+from cluster.journal import last_step, set_up_logging, write_event
+from cluster.paths import RunPaths
+
+log = logging.getLogger("cluster.watchdog")  # not __name__: it is run as a program
+
+POLL_S = 0.5
+LEAST_S = 20.0  # shorter stops in a step are usual: a slow disk, a garbage collection
+FIRST_STEPS = 3
+ALLOWED_S = {"load": 1800.0, "save": 1800.0, "idle": 600.0}
+FIRST_STEPS_S = 600.0
+PHASES = ("load", "data", "forward-backward", "step", "save", "idle")  # in the order of a step
+BEHIND_SHARE = 0.2  # of the samples, that make a straggler
+COLLECTIVE = ("torch/distributed/", "deepspeed/comm/")
+
+
+@dataclass
+class Seen:
+    """A rank as this process sees it, times by its own clock: no other host's clock matters."""
+
+    beat: Beat
+    moved: float
+    counted: float
+
+    @property
+    def position(self) -> tuple[int, int]:
+        return self.beat.step, PHASES.index(self.beat.phase)
+
+    def take(self, beat: Beat, now: float) -> None:
+        if (beat.phase, beat.step) != (self.beat.phase, self.beat.step):
+            self.moved = now
+        if beat.count != self.beat.count:
+            self.counted = now
+        self.beat = beat
+
+
+@dataclass
+class Watch:
+    """What was seen of all ranks. `look` is told what their files say; the clock is an argument, in seconds."""
+
+    world_size: int
+    hang_timeout_s: float | None
+    begun: float
+    ranks: dict[int, Seen] = field(default_factory=dict)
+    step_times: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    samples: deque[frozenset[int]] = field(default_factory=deque)
+    last_look: float | None = None
+    step_began: float | None = None
+    first_step: int | None = None
+
+    def look(self, beats: Iterable[Beat], now: float, stopped: Iterable[int] = ()) -> None:
+        """Take in a reading of the ranks' files; `stopped` are this host's ranks that a signal has stopped."""
+        if self.last_look is not None and now - self.last_look > 10 * POLL_S:
+            self.forgive(now)  # it was this process that stood still
+        self.last_look = now
+        before = self.slowest_step()
+        for beat in beats:
+            if beat.rank in self.ranks:
+                self.ranks[beat.rank].take(beat, now)
+            else:
+                self.ranks[beat.rank] = Seen(beat, now, now)
+        phases = {seen.beat.phase for seen in self.ranks.values()}
+        if self.first_step is None and len(self.ranks) == self.world_size and "load" not in phases:
+            self.first_step = self.slowest_step()
+        if self.slowest_step() > before:
+            if self.step_began is not None:
+                self.step_times.append((now - self.step_began) / (self.slowest_step() - before))
+            self.step_began = now
+        late = [rank for rank in self.behind() if now - self.ranks[rank].moved > 2 * BEAT_S]  # files are a beat old
+        self.samples.append(frozenset({*late, *stopped}))
+        while len(self.samples) > self.window():
+            self.samples.popleft()
+
+    def forgive(self, now: float) -> None:
+        for seen in self.ranks.values():
+            seen.moved = seen.counted = now
+        self.step_began = None
+        self.samples.clear()
+
+    def is_under_way(self) -> bool:
+        """Return whether the first steps are over: they compile, connect and fill caches."""
+        return self.first_step is not None and self.slowest_step() - self.first_step >= FIRST_STEPS
+
+    def slowest_step(self) -> int:
+        return min((seen.beat.step for seen in self.ranks.values()), default=0)
+
+    def limit_s(self) -> float:
+        """Return how long all ranks may stand still in a step."""
+        if self.hang_timeout_s is not None:
+            return self.hang_timeout_s
+        return max(LEAST_S, 5 * statistics.median(self.step_times or [0.0]))
+
+    def patience_s(self, silent: list[int]) -> float:
+        """Return how long the ranks may stand still where they are; a rank that gives no sign of life has less."""
+        phases = {seen.beat.phase for seen in self.ranks.values()}
+        if len(self.ranks) < self.world_size or "load" in phases:
+            return ALLOWED_S["load"]
+        if not self.is_under_way():
+            return max([FIRST_STEPS_S, *(ALLOWED_S.get(phase, 0.0) for phase in phases)])
+        if silent and "idle" not in phases:
+            return self.limit_s()
+        return max(ALLOWED_S.get(phase, self.limit_s()) for phase in phases)
+
+    def silent(self, now: float) -> list[int]:
+        """Return the ranks that have given no sign of life for long, though all others have."""
+        longest_s = max(self.limit_s() / 2, 3 * BEAT_S)
+        return [rank for rank, seen in sorted(self.ranks.items()) if now - seen.counted > longest_s]
+
+    def behind(self) -> list[int]:
+        """Return the ranks that are at an earlier place than others."""
+        positions = {rank: seen.position for rank, seen in sorted(self.ranks.items())}
+        first, last = min(positions.values(), default=(0, 0)), max(positions.values(), default=(0, 0))
+        return [rank for rank, position in positions.items() if position == first != last]
+
+    def culprits(self, now: float) -> list[int] | None:
+        """Return None while all is well; else the ranks that the others wait for. An empty list: it could be any."""
+        silent = self.silent(now)
+        moved = max((seen.moved for seen in self.ranks.values()), default=self.begun)
+        if now - moved <= self.patience_s(silent):
+            return None
+        missing = [rank for rank in range(self.world_size) if rank not in self.ranks]
+        return missing or silent or self.behind()
+
+    def window(self) -> int:
+        """Return how many samples tell who holds the others up: those of the time that a hang takes to be one."""
+        return round(max(self.limit_s(), 10.0) / POLL_S)
+
+    def stragglers(self) -> dict[int, float]:
+        """Return the ranks that others had to wait for, each with the share of the samples; empties the samples."""
+        if len(self.samples) < self.window() or not self.is_under_way():
+            return {}
+        shares = {rank: sum(rank in sample for sample in self.samples) / len(self.samples) for rank in self.ranks}
+        self.samples.clear()
+        return {rank: share for rank, share in shares.items() if share >= BEHIND_SHARE}
+
+    def described(self, rank: int, now: float) -> str:
+        if rank not in self.ranks:
+            return f"rank {rank} (it never began)"
+        seen = self.ranks[rank]
+        place = f"phase {seen.beat.phase} of step {seen.beat.step + 1}"
+        return (
+            f"rank {rank} on {seen.beat.host} (process {seen.beat.pid}) in {place} for {now - seen.moved:.0f} s,"
+            f" last sign of life {now - seen.counted:.0f} s ago"
+        )
+
+
+def read_beats(folder: Path, world_size: int, launch: str) -> Iterator[Beat]:
+    """Yield what the ranks of one launch say of themselves."""
+    for rank in range(world_size):
+        try:
+            beat = Beat(**json.loads(beat_path(folder, rank).read_text()))
+        except OSError:
+            continue  # it has not begun yet, or the disk does not answer, which watch_over finds out
+        if beat.launch == launch:
+            yield beat
+
+
+def disk_answers(path: Path) -> bool:
+    """Return whether the run's folder can be written to: without it no rank can show that it lives."""
+    try:
+        path.write_text(str(os.getpid()))
+    except OSError as error:
+        log.warning("no heartbeat can be written: %s", error)
+        return False
+    return True
+
+
+def process_state(pid: int) -> str:
+    """Return the state letter of a process: R, S, D, T (stopped) ...; X if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def own_ranks(watch: Watch) -> dict[int, Beat]:
+    """Return the ranks of this host that still live."""
+    here = {rank: seen.beat for rank, seen in watch.ranks.items() if seen.beat.host == host_name()}
+    return {rank: beat for rank, beat in here.items() if started_at(beat.pid) == beat.started}
+
+
+def stacks_of(folder: Path, ranks: Mapping[int, Beat]) -> dict[int, str]:
+    """Return the Python stacks of this host's ranks; a stopped one has none to give, and says so."""
+    for beat in ranks.values():
+        if process_state(beat.pid) != "T":
+            os.kill(beat.pid, STACKS)
+    time.sleep(2 * POLL_S)
+    return {rank: stacks_path(folder, rank).read_text(errors="replace") for rank in ranks}
+
+
+def kernel_text(pid: int) -> str:
+    """Return what Linux says about a process: its state, where it waits, its system call, its kernel stack."""
+    found = [f"state {process_state(pid)}"]
+    for name in ("wchan", "syscall", "stack"):
+        try:
+            found.append(f"{name}: {Path(f'/proc/{pid}/{name}').read_text().strip()}")
+        except OSError as error:
+            found.append(f"{name}: {error.strerror}")
+    return "\n".join(found)
+
+
+def waits_in_collective(stacks: str) -> bool:
+    """Return whether a thread's innermost Python frame is one that talks to the other ranks."""
+    lines = stacks.splitlines()
+    innermost = [after for line, after in pairwise(lines) if "most recent call first" in line]
+    return any(name in line for line in innermost for name in COLLECTIVE)
+
+
+def named(culprits: list[int], stacks: Mapping[int, str]) -> list[int]:
+    """Return the culprits; if it could be any rank, those of this host that do not wait for the others."""
+    if culprits:
+        return culprits
+    busy = [rank for rank, text in sorted(stacks.items()) if not waits_in_collective(text)]
+    return busy if len(busy) < len(stacks) else []
+
+
+def report(paths: RunPaths, watch: Watch, culprits: list[int], now: float) -> str:
+    """Write what is known about the ranks of this host; return the verdict in one line."""
+    ranks = own_ranks(watch)
+    stacks = stacks_of(paths.heartbeats, ranks)
+    guilty = named(culprits, stacks)
+    text = "; ".join(watch.described(rank, now) for rank in guilty) or "all ranks, none behind the others"
+    verdict = f"the ranks stand still; they wait for {text}"
+    paths.hangs.mkdir(parents=True, exist_ok=True)
+    path = paths.hangs / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{host_name()}.txt"
+    parts = [verdict, *(watch.described(rank, now) for rank in sorted(watch.ranks))]
+    for rank, beat in ranks.items():
+        parts.append(f"\n== rank {rank}, process {beat.pid}\n{kernel_text(beat.pid)}\n{stacks[rank]}")
+    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    log.error("%s; the ranks of this host are ended; stacks: %s", verdict, path)
+    return verdict
+
+
+def end_ranks(watch: Watch) -> None:
+    """Kill the ranks of this host: the one that this process dies with is the last."""
+    for beat in sorted(own_ranks(watch).values(), key=lambda beat: beat.pid == os.getppid()):
+        os.kill(beat.pid, signal.SIGKILL)
+
+
+def watch_over(paths: RunPaths, watch: Watch, launch: str) -> None:
+    """Watch until the ranks stand still; then report, and end them."""
+    while True:
+        if not disk_answers(paths.heartbeats / f"watchdog-{host_name()}"):  # blocks as long as the disk does
+            watch.forgive(time.monotonic())
+        now = time.monotonic()
+        own = own_ranks(watch)
+        stopped = [rank for rank, beat in own.items() if process_state(beat.pid) == "T"]
+        watch.look(read_beats(paths.heartbeats, watch.world_size, launch), now, stopped)
+        culprits = watch.culprits(now)
+        if culprits is not None:
+            verdict = report(paths, watch, culprits, now)
+            if 0 in own_ranks(watch):
+                seconds = round(now - watch.begun, 3)
+                step = last_step(paths.metrics)
+                write_event(paths, "end", step=step, reason=verdict, exit_code=EXIT_FAILED, seconds=seconds)
+            return end_ranks(watch)
+        for rank, share in watch.stragglers().items():
+            if rank in own_ranks(watch):
+                log.warning("the others waited for %s in %.0f%% of the time", watch.described(rank, now), 100 * share)
+                write_event(paths, "straggler", rank=rank, host=host_name(), share=round(share, 2))
+        time.sleep(POLL_S)
+
+
+def main(run: str, world_size: str, launch: str, hang_timeout_s: str | None = None) -> None:
+    set_up_logging()
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # meant for the ranks, which this process does not outlive
+    timeout_s = float(hang_timeout_s) if hang_timeout_s else None
+    watch_over(RunPaths(Path(run)), Watch(int(world_size), timeout_s, time.monotonic()), launch)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

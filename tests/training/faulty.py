@@ -1,0 +1,95 @@
+"""One rank of a run in which something goes wrong, for test_faults and test_hangs.
+
+    python tests/training/faulty.py FAULT RANK FIRST_STEP LAST_STEP train RUN.yaml ...
+
+The rank is a rank of the real command; in those steps (from 0) the fault happens to it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cluster.environment import read_world
+from launch.__main__ import main
+
+
+def nan(loss: Any) -> Any:
+    return loss * float("nan")
+
+
+def spike(loss: Any) -> Any:
+    return loss * 50.0
+
+
+def spin(loss: Any) -> Any:
+    while True:  # the interpreter is given to other threads, but the rank comes to nothing
+        pass
+
+
+def freeze(loss: Any) -> Any:
+    """Keep the interpreter: no other thread of this process runs."""
+    sys.setswitchinterval(1e9)
+    while True:
+        pass
+
+
+def leave(loss: Any) -> Any:
+    os._exit(3)
+
+
+def raise_error(loss: Any) -> Any:
+    raise ValueError("a bad token\nand more about it")
+
+
+IN_FORWARD: dict[str, Callable[[Any], Any]] = {
+    "nan": nan,
+    "spike": spike,
+    "spin": spin,
+    "freeze": freeze,
+    "leave": leave,
+    "raise": raise_error,
+}
+SLOW_SAVE_S = 8.0
+
+
+def plant(fault: str, first: int, last: int) -> None:
+    """Let a fault happen to this process in some steps."""
+    from training.checkpoint import Checkpoints
+    from training.engine import Engine
+
+    true_step, true_loss, true_save = Engine.step, Engine.loss, Checkpoints.save
+    now = {"step": -1}
+
+    def step(engine: Engine, step: int, *arguments: Any) -> Any:
+        now["step"] = step
+        return true_step(engine, step, *arguments)
+
+    def loss(engine: Engine, batch: Any) -> Any:
+        value = true_loss(engine, batch)
+        return IN_FORWARD[fault](value) if first <= now["step"] <= last else value
+
+    def save(checkpoints: Checkpoints, engine: Engine, progress: Any) -> None:
+        time.sleep(SLOW_SAVE_S)
+        true_save(checkpoints, engine, progress)
+
+    if fault == "slow-save":
+        Checkpoints.save = save  # type: ignore[method-assign]
+    else:
+        Engine.step, Engine.loss = step, loss  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    fault, rank, first, last, *arguments = sys.argv[1:]
+    world = read_world()
+    assert world is not None
+    if world.rank == int(rank):
+        os.environ.update({"RANK": str(world.rank)})
+        from cluster.environment import enter_world
+
+        enter_world(world)
+        plant(fault, int(first), int(last))
+    sys.exit(main(arguments))
