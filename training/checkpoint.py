@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WRITING_TIMEOUT = timedelta(
-    hours=6
-)  # one rank's disk may be that much slower than another's; hangs are found elsewhere
+WRITING_TIMEOUT = timedelta(hours=6)  # a rank's disk may be that much slower than another's; the watchdog finds hangs
 
 
 class Checkpoints:
