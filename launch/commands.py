@@ -162,10 +162,13 @@ def verify_resume(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Write the newest checkpoint as a Hugging Face folder."""
+    from training.export import Partial
     from training.export import export as export_run
 
     run = load_run(options)
-    export_run(origin_of(run), run.paths.checkpoints, run.export, run.paths.export)
+    origin = origin_of(run)
+    partial = Partial(origin=origin, seed=run.seed, lora=run.train.lora) if run.train.lora or run.train.freeze else None
+    export_run(origin, run.paths.checkpoints, run.export, run.paths.export, partial)
     say(f"{run.paths.export}\nnext: shardline evaluate {options.run}, or shardline generate {options.run}")
     return EXIT_DONE
 

@@ -166,15 +166,15 @@ def write_checkpoint() -> Callable[..., Path]:
         partial.mkdir(parents=True)
         files = {}
         for rank in range(2):
-            stretches, data = [], []
-            for name, tensor in weights.items():
-                part = torch.chunk(tensor.reshape(-1), 2)[rank] if tensor.numel() > rank else tensor.new_empty(0)
-                for kind in ("master", "exp_avg", "exp_avg_sq"):
+            for kind in ("master", "exp_avg", "exp_avg_sq"):
+                stretches, data = [], []
+                for name, tensor in weights.items():
+                    part = torch.chunk(tensor.reshape(-1), 2)[rank] if tensor.numel() > rank else tensor.new_empty(0)
                     start = rank * -(-tensor.numel() // 2)
                     stretches.append(Stretch(key=f"{kind}.{name}", start=start, numel=part.numel()))
                     data.append(part.clone() if kind == "master" else torch.zeros_like(part))
-            name = rank_file_name(rank, 2)
-            files[name] = write_rank_file(partial / name, stretches, data)
+                name = rank_file_name(kind, rank, 2)
+                files[name] = write_rank_file(partial / name, stretches, data)
         commit = Commit(
             step=step,
             progress={"steps_done": step, "skipped": []},

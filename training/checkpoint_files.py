@@ -1,12 +1,14 @@
 """What a run's checkpoints are on disk: which are whole, which is used, which are kept, and how they leave.
 
     checkpoints/step-000500/
-        rank-00000-of-00002.safetensors ...   one file a rank: 'master.NAME', 'exp_avg.NAME', 'exp_avg_sq.NAME', flat
-        commit.json                           written last: progress, identity, shapes, each file's size and sha256
-        keep                                  if a person wants it to stay: it is never removed
-    checkpoints/set_aside/                    damaged ones, each with a reason.txt; nothing here is read again
-    checkpoints/left_behind/              whole ones that the run went back over; nothing here is read again
-    checkpoints/*.partial                     being written, or being removed; swept at the next start
+        master-00000-of-00002.safetensors ...      a file a rank: its stretch of each 'master.NAME', flat
+        exp_avg-00000-of-00002.safetensors ...     the same of Adam's first moment
+        exp_avg_sq-00000-of-00002.safetensors ...  and of its second
+        commit.json                                written last: progress, identity, shapes, each file's size and sha256
+        keep                                       if a person wants it to stay: it is never removed
+    checkpoints/set_aside/                         damaged ones, each with a reason.txt; nothing here is read again
+    checkpoints/left_behind/                       whole ones that the run went back over; nothing here is read again
+    checkpoints/*.partial                          being written, or being removed; swept at the next start
 
 Needs neither ranks nor DeepSpeed.
 """
@@ -139,10 +141,10 @@ def damaged_files(folder: Path, commit: Commit, names: Iterable[str]) -> list[st
     return damaged
 
 
-def verify(folder: Path) -> Commit:
-    """Check every byte of a checkpoint; return its commit. Raises DamagedError."""
+def verify(folder: Path, kind: str = "") -> Commit:
+    """Check every byte of a checkpoint, or of its files of one kind; return its commit. Raises DamagedError."""
     commit = read_commit(folder)
-    damaged = damaged_files(folder, commit, commit.files)
+    damaged = damaged_files(folder, commit, [name for name in commit.files if name.startswith(kind)])
     if damaged:
         raise DamagedError("\n  ".join(damaged))
     return commit

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ from cluster.errors import CheckpointError
 from cluster.files import whole_folder, write_json
 from training.checkpoint_files import Commit, first_difference, newest_checkpoint, stored_state
 from training.checkpoint_files import verify as verify_checkpoint
-from training.config import ExportConfig
+from training.config import ExportConfig, LoraConfig
 from training.model import ModelOrigin
 from training.rank_files import StoredState, bytes_of, write_all
 from training.stops import stop_token_ids
+from training.trained import PlainTensors
 
 log = logging.getLogger(__name__)
 
@@ -35,23 +38,30 @@ CHUNK_ELEMENTS = 1 << 17  # half a megabyte of fp32 at a time: it stays in the p
 Shapes = Mapping[str, list[int]]
 
 
-def export(origin: ModelOrigin, checkpoints: Path, config: ExportConfig, output: Path) -> int:
+def export(
+    origin: ModelOrigin, checkpoints: Path, config: ExportConfig, output: Path, partial: Partial | None = None
+) -> int:
     """Write `output`, a folder that transformers, vLLM and others open; return the exported step.
 
-    Takes the memory of a chunk, however large the model is. Raises CheckpointError, leaving an older export as it was,
-    if the checkpoint is damaged or what was written does not read back bit for bit.
+    Takes the memory of a chunk, however large the model is; with `partial`, for a run that trained only a part of its
+    model, the memory of a tensor. Raises CheckpointError, leaving an older export as it was, if the checkpoint is
+    damaged or what was written does not read back bit for bit.
     """
     checkpoint = newest_checkpoint(checkpoints)
-    commit = verify_checkpoint(checkpoint)
+    commit = verify_checkpoint(checkpoint, kind="master")
     skeleton = origin.skeleton
-    check_shapes(skeleton, commit, checkpoint)
+    shapes: Shapes = {name: list(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    if partial is None:
+        check_shapes(shapes, commit, checkpoint)
+    else:
+        partial.check(commit, checkpoint)
     dtype = DTYPES[config.dtype]
     with single_threaded(), whole_folder(output) as folder, stored_state(checkpoint, commit) as state:
-        weights = ConvertedWeights(state, dtype)
-        files = write_weights(folder, commit.shapes, weights, config.shard_bytes)
+        weights = ConvertedWeights(stored_reader(state) if partial is None else partial.reader(state, commit), dtype)
+        files = write_weights(folder, shapes, weights, config.shard_bytes)
         write_config(folder, skeleton, dtype)
         write_tokenizer(folder, origin.tokenizer)
-        check_loads(folder, commit.shapes, dtype)
+        check_loads(folder, shapes, dtype)
         for path, shapes in files.items():
             check_bits(path, shapes, weights)
     log.info("exported step %d to %s", commit.step, output)
@@ -69,21 +79,66 @@ def single_threaded() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def check_shapes(skeleton: PreTrainedModel, commit: Commit, checkpoint: Path) -> None:
-    shapes = {name: list(parameter.shape) for name, parameter in skeleton.named_parameters()}
+def check_shapes(shapes: Shapes, commit: Commit, checkpoint: Path) -> None:
     if shapes != commit.shapes:
-        other = first_difference(shapes, commit.shapes)
+        other = first_difference(dict(shapes), commit.shapes)
         raise CheckpointError(f"{checkpoint}: holds another model than the run's; first difference: {other}")
     empty = [name for name, shape in shapes.items() if not math.prod(shape)]
     if empty:
         raise CheckpointError(f"{checkpoint}: {empty[0]} has no elements; a safetensors reader would not see it")
 
 
-class ConvertedWeights:
-    """A checkpoint's master weights in the precision of an export."""
+Reader = Callable[[str, int, torch.Tensor], torch.Tensor]  # fills a tensor from an element of a parameter on
 
-    def __init__(self, state: StoredState, dtype: torch.dtype) -> None:
-        self.state = state
+
+def stored_reader(state: StoredState) -> Reader:
+    return lambda name, start, out: state.read(f"master.{name}", start, out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partial:
+    """A run that trained only a part of its model: frozen weights come from its origin, additions are merged."""
+
+    origin: ModelOrigin
+    seed: int
+    lora: LoraConfig | None
+
+    def check(self, commit: Commit, checkpoint: Path) -> None:
+        """Raise CheckpointError if the weights that were frozen are not those that the model has now."""
+        then, now = commit.identity.get("frozen weights"), self.origin.source_digest(self.seed)
+        if then != now:
+            raise CheckpointError(
+                f"{checkpoint}: was trained upon other frozen weights (digest {str(then)[:16]}) than the model's now"
+                f" ({now[:16]}): put back model.path, train.freeze and train.lora as they were"
+            )
+
+    def reader(self, state: StoredState, commit: Commit) -> Reader:
+        """Return a reader of the plain model; it keeps one tensor."""
+
+        def trained(name: str) -> torch.Tensor:
+            shape = commit.shapes[name]
+            return state.read(f"master.{name}", 0, torch.empty(math.prod(shape))).reshape(shape)
+
+        plain = PlainTensors(
+            skeleton=self.origin.skeleton,
+            trained=commit.shapes,
+            read=trained,
+            first=self.origin.first_weights(self.seed),
+            lora=self.lora,
+        )
+
+        @lru_cache(maxsize=1)
+        def whole(name: str) -> torch.Tensor:
+            return plain.tensor(name).reshape(-1).float()
+
+        return lambda name, start, out: out.copy_(whole(name)[start : start + out.numel()])
+
+
+class ConvertedWeights:
+    """The weights of the exported model in the precision of the export."""
+
+    def __init__(self, read: Reader, dtype: torch.dtype) -> None:
+        self.read = read
         self.dtype = dtype
         self.master = torch.empty(CHUNK_ELEMENTS)
         self.converted = self.master if dtype == torch.float32 else torch.empty(CHUNK_ELEMENTS, dtype=dtype)
@@ -92,7 +147,7 @@ class ConvertedWeights:
         """Yield the flattened parameter in its order; a chunk lasts until the next one."""
         for start in range(0, numel, CHUNK_ELEMENTS):
             count = min(CHUNK_ELEMENTS, numel - start)
-            master = self.state.read(f"master.{name}", start, self.master[:count])
+            master = self.read(name, start, self.master[:count])
             yield master if self.converted is self.master else self.converted[:count].copy_(master)
 
 

@@ -34,13 +34,13 @@ from training.checkpoint_files import (
     first_difference,
     folder_of,
 )
+from training.parts import KINDS, MOMENTS
 from training.progress import Progress
 from training.rank_files import FileFacts, Stretch, rank_file_name, write_rank_file
 
 OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 MODEL_FILE = "zero_pp_rank_0_mp_rank_00_model_states.pt"
 REFUSAL = re.compile(r"(?:Trying to|Unsupported|Can only|Only persistent)[^\n]*")  # in torch's many words, the reason
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 Shapes = dict[str, list[int]]
 
@@ -84,11 +84,12 @@ def import_deepspeed(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        steps, facts = set(), {}
+        steps: set[int] = set()
+        facts: dict[str, FileFacts] = {}
         for rank, path in enumerate(files):
-            name = rank_file_name(rank, len(files))
-            step, facts[name] = convert_rank(path, rank, len(files), groups, partial / name)
+            step, written = convert_rank(path, rank, len(files), groups, partial)
             steps.add(step)
+            facts |= written
         if len(steps) != 1:
             raise CheckpointError(f"{folder}: its files are of different steps: {sorted(steps)}; take another tag")
         progress = Progress(steps_done=steps.pop())
@@ -173,29 +174,30 @@ def check_room(checkpoints: Path, files: list[Path]) -> None:
         raise CheckpointError(f"{checkpoints}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed; make room")
 
 
-def convert_rank(path: Path, rank: int, world_size: int, groups: list[Shapes], target: Path) -> tuple[int, FileFacts]:
-    """Write a rank's file from DeepSpeed's; return Adam's step and the facts for the commit file."""
+def convert_rank(
+    path: Path, rank: int, world_size: int, groups: list[Shapes], partial: Path
+) -> tuple[int, dict[str, FileFacts]]:
+    """Write a rank's files from DeepSpeed's; return Adam's step and the facts for the commit file."""
     state = read_rank(path, world_size)
-    places = list(stretches(groups, rank, world_size))
+    facts: dict[str, FileFacts] = {}
     lengths = [sum(-(-math.prod(shape) // world_size) for shape in group.values()) for group in groups]
-    for kind in ("master", *MOMENTS):
+    for kind in KINDS:
         found = [flat[kind].numel() for flat in state.groups]
         if found != lengths:
             raise CheckpointError(
                 f"{path}: {kind} has {found} elements by sub-group, {world_size} ranks of this model have {lengths}"
             )
-    facts = write_rank_file(
-        target,
-        [part for _, _, part in places],
-        (
-            state.groups[group][part.key.partition(".")[0]].narrow(0, offset, part.numel)
-            for group, offset, part in places
-        ),
-    )
+        places = list(stretches(kind, groups, rank, world_size))
+        name = rank_file_name(kind, rank, world_size)
+        facts[name] = write_rank_file(
+            partial / name,
+            [part for _, _, part in places],
+            (state.groups[group][kind].narrow(0, offset, part.numel) for group, offset, part in places),
+        )
     return state.step, facts
 
 
-def stretches(groups: list[Shapes], rank: int, world_size: int) -> Iterator[tuple[int, int, Stretch]]:
+def stretches(kind: str, groups: list[Shapes], rank: int, world_size: int) -> Iterator[tuple[int, int, Stretch]]:
     """Yield a rank's stretches, each with its sub-group and its place in that one's tensors; padding is left out."""
     for number, group in enumerate(groups):
         offset = 0
@@ -204,8 +206,7 @@ def stretches(groups: list[Shapes], rank: int, world_size: int) -> Iterator[tupl
             size = -(-numel // world_size)
             start, stop = min(rank * size, numel), min((rank + 1) * size, numel)
             if stop > start:
-                for kind in ("master", *MOMENTS):
-                    yield number, offset, Stretch(key=f"{kind}.{name}", start=start, numel=stop - start)
+                yield number, offset, Stretch(key=f"{kind}.{name}", start=start, numel=stop - start)
             offset += size
 
 

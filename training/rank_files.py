@@ -1,4 +1,4 @@
-"""One rank's part of a checkpoint as a safetensors file, and any stretch of a tensor read back from all of them.
+"""One rank's part of a checkpoint as safetensors files, and any stretch of a tensor read back from all of them.
 
 A file holds flat fp32 stretches, each under its tensor's name; where it starts stands in the header's metadata, as
 torch.distributed.checkpoint spells it, so that torch's own HuggingFaceStorageReader reads these files too. The data are
@@ -44,8 +44,9 @@ class FileFacts:
     sha256: str
 
 
-def rank_file_name(rank: int, world_size: int) -> str:
-    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
+def rank_file_name(kind: str, rank: int, world_size: int) -> str:
+    """Return the name of a rank's file of one kind: master weights or a moment."""
+    return f"{kind}-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def header_of(stretches: Sequence[Stretch]) -> bytes:

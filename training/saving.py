@@ -10,13 +10,11 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 
 from cluster.environment import host_name
@@ -25,8 +23,8 @@ from cluster.files import PARTIAL, fsync_path
 from training import checkpoint_files
 from training.checkpoint_files import Commit
 from training.progress import Progress
-from training.rank_files import FileFacts, Stretch, rank_file_name, write_rank_file
-from training.staging import Staging, streamed, stretches_of
+from training.rank_files import ITEM_BYTES, FileFacts, rank_file_name, write_rank_file
+from training.staging import KindState, Staging, streamed
 
 if TYPE_CHECKING:
     from training.engine import Engine
@@ -117,13 +115,11 @@ class Saver:
         )
         if self.staging is None:
             self.pending = Future()
-            data = streamed(engine)
-            self.pending.set_result(self.write(commit, stretches_of(engine), data, engine.world.rank, started))
+            self.pending.set_result(self.write(commit, streamed(engine), engine.world.rank, started))
             return
-        stretches = self.staging.copy(engine)
+        state = self.staging.copy(engine)
         log.info("step %d: copied for saving, training waited %.2f s", commit.step, time.monotonic() - started)
-        copied = iter([self.staging.buffer])
-        self.pending = self.thread.submit(self.write, commit, stretches, copied, engine.world.rank, started)
+        self.pending = self.thread.submit(self.write, commit, state, engine.world.rank, started)
 
     def conclude(self) -> None:
         """Wait for the save that is under way. Raises CheckpointError at the third failure in a row."""
@@ -148,27 +144,27 @@ class Saver:
         if dist.get_rank() == 0:
             log.log(level, message, *values)
 
-    def write(
-        self, commit: Commit, stretches: list[Stretch], data: Iterator[torch.Tensor], rank: int, started: float
-    ) -> list[str]:
-        """Write this rank's file and, on the first rank, commit; return what went wrong, the same on all ranks."""
+    def write(self, commit: Commit, state: list[KindState], rank: int, started: float) -> list[str]:
+        """Write this rank's files and, on the first rank, commit; return what went wrong, the same on all ranks."""
         final = checkpoint_files.folder_of(self.folder, commit.step)
         partial = final.with_name(final.name + PARTIAL)
-        name = rank_file_name(rank, commit.world_size)
-        facts: FileFacts | None = None
-        problem = self.room_problem(stretches, commit.world_size) if rank == 0 else None
+        facts: dict[str, FileFacts] = {}
+        path = partial
+        problem = self.room_problem(state, commit.world_size) if rank == 0 else None
         try:
             if not gathered([problem] if problem else [], self.group):
                 partial.mkdir(parents=True, exist_ok=True)
-                facts = write_rank_file(partial / name, stretches, data)
+                for part in state:
+                    path = partial / rank_file_name(part.kind, rank, commit.world_size)
+                    facts[path.name] = write_rank_file(path, part.stretches, part.data)
         except OSError as error:
-            problem = f"rank {rank} on {host_name()} cannot write {partial / name}: {error.strerror or error}"
+            problem = f"rank {rank} on {host_name()} cannot write {path}: {error.strerror or error}"
         everyone: list[Any] = [None] * commit.world_size
-        dist.all_gather_object(everyone, (name, facts, problem), group=self.group)
-        problems = [text for _, _, text in everyone if text]
+        dist.all_gather_object(everyone, (facts, problem), group=self.group)
+        problems = [text for _, text in everyone if text]
         verdict: list[Any] = [problems]
         if rank == 0:
-            files = checkpoint_files.files_record({n: f for n, f, _ in everyone if f})
+            files = checkpoint_files.files_record({name: theirs[name] for theirs, _ in everyone for name in theirs})
             verdict = [problems or self.commit(partial, final, replace(commit, files=files))]
             if verdict[0]:
                 shutil.rmtree(partial, ignore_errors=True)  # swept at the next start if not now
@@ -179,9 +175,10 @@ class Saver:
         told: list[str] = verdict[0]
         return told
 
-    def room_problem(self, stretches: list[Stretch], world_size: int) -> str | None:
+    def room_problem(self, state: list[KindState], world_size: int) -> str | None:
         """Return what is wrong if the disk has no room for a checkpoint."""
-        needed = world_size * max(1, sum(part.numel for part in stretches)) * 4 + SPARE_BYTES
+        mine = sum(stretch.numel for part in state for stretch in part.stretches) * ITEM_BYTES
+        needed = world_size * mine + SPARE_BYTES
         try:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True)

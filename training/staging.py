@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from training.parts import KINDS, Part
+from training.parts import KINDS, Slot
 from training.rank_files import ITEM_BYTES, Stretch
 
 if TYPE_CHECKING:
@@ -17,53 +18,69 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class KindState:
+    """What a rank holds of one kind: stretches, and tensors in the host's memory that together are these, in order."""
+
+    kind: str
+    stretches: list[Stretch]
+    data: Iterable[torch.Tensor]
+
+
 class Staging:
     """One flat fp32 buffer as long as the rank's state, its pages already there."""
 
     def __init__(self, numel: int, device: torch.device) -> None:
-        self.buffer = torch.empty(numel, dtype=torch.float32, pin_memory=device.type == "cuda")
+        self.buffer = torch.empty(len(KINDS) * numel, dtype=torch.float32, pin_memory=device.type == "cuda")
         self.buffer.zero_()  # touches the pages
-        self.device = device
+        self.numel, self.device = numel, device
 
     @classmethod
     def within(cls, budget_bytes: int, engine: Engine) -> Staging | None:
         """Return a buffer for the engine's state, or None if it would take more memory than allowed."""
-        numel = len(KINDS) * sum(slot.stop - slot.start for slot in engine.layout())
-        if numel * ITEM_BYTES > budget_bytes:
+        numel = sum(slot.stop - slot.start for slot in engine.layout())
+        size = len(KINDS) * numel * ITEM_BYTES
+        if size > budget_bytes:
             log.warning(
                 "a copy of this rank's state takes %.2f GB, allowed are %.2f GB: training waits while it is written;"
                 " train.save_copy_gb sets what a host may give",
-                numel * ITEM_BYTES / 1e9,
+                size / 1e9,
                 budget_bytes / 1e9,
             )
             return None
         return cls(numel, engine.device)
 
-    def copy(self, engine: Engine) -> list[Stretch]:
-        """Copy the rank's state; return what lies in the buffer, in its order. Training may go on."""
-        place, copied = 0, []
+    def copy(self, engine: Engine) -> list[KindState]:
+        """Copy the rank's state; when this returns, training may change it."""
+        regions = {kind: self.buffer[n * self.numel : (n + 1) * self.numel] for n, kind in enumerate(KINDS)}
+        place = 0
+        slots: list[Slot] = []
         for part in engine.parts():
-            for tensor in part.values.values():
-                self.buffer[place : place + tensor.numel()].copy_(tensor, non_blocking=True)
-                place += tensor.numel()
-            copied += stretches_of_part(part)
+            stop = place + part.stop - part.start
+            for kind, tensor in part.values.items():
+                if stop > place:
+                    regions[kind][place:stop].copy_(tensor, non_blocking=True)
+            slots.append(part)
+            place = stop
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return copied
+        return [
+            KindState(kind=kind, stretches=stretches(kind, slots), data=[region]) for kind, region in regions.items()
+        ]
 
 
-def stretches_of(engine: Engine) -> list[Stretch]:
-    """Return what `streamed` yields, in its order."""
-    return [stretch for part in engine.parts() for stretch in stretches_of_part(part)]
+def streamed(engine: Engine) -> list[KindState]:
+    """Return the rank's state without a copy of it: one tensor at a time comes into the host's memory."""
+
+    def tensors(kind: str) -> Iterator[torch.Tensor]:
+        for part in engine.parts():
+            yield part.values[kind].detach().to("cpu").contiguous()
+
+    slots: list[Slot] = list(engine.parts())  # their order is that of the tensors
+    return [KindState(kind=kind, stretches=stretches(kind, slots), data=tensors(kind)) for kind in KINDS]
 
 
-def stretches_of_part(part: Part) -> list[Stretch]:
-    numel = part.stop - part.start
-    return [Stretch(key=f"{kind}.{part.name}", start=part.start, numel=numel) for kind in part.values if numel]
-
-
-def streamed(engine: Engine) -> Iterator[torch.Tensor]:
-    """Yield the rank's state, one tensor in the host's memory at a time."""
-    for part in engine.parts():
-        for tensor in part.values.values():
-            yield tensor.detach().to("cpu").contiguous()
+def stretches(kind: str, slots: Iterable[Slot]) -> list[Stretch]:
+    """Return the slots that hold something, as a file of this kind names them."""
+    filled = [slot for slot in slots if slot.stop > slot.start]
+    return [Stretch(key=f"{kind}.{slot.name}", start=slot.start, numel=slot.stop - slot.start) for slot in filled]

@@ -35,7 +35,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def test_the_list_tells_whole_ones_from_damaged_and_from_those_set_aside(run: Path, shardline: Command) -> None:
-    (folder(run, 5) / "rank-00000-of-00002.safetensors").unlink()
+    (folder(run, 5) / "master-00000-of-00002.safetensors").unlink()
     set_aside(folder(run, 10), "its sha256 is wrong")
     folder(run, 15).with_suffix(".partial").mkdir()
     shardline("checkpoint", "list", run)
@@ -59,10 +59,12 @@ def test_a_run_without_checkpoints_is_told_how_to_get_one(
 
 def test_every_byte_is_read_and_damage_makes_the_exit_code_2(run: Path, shardline: Command) -> None:
     assert shardline("checkpoint", "verify", run).code == 0
-    flip_a_bit(folder(run, 5) / "rank-00001-of-00002.safetensors")
+    flip_a_bit(folder(run, 5) / "master-00001-of-00002.safetensors")
     damaged, whole = shardline("checkpoint", "verify", run), shardline("checkpoint", "verify", run, "10")
     assert (damaged.code, whole.code) == (2, 0)
-    assert f"{folder(run, 5)}/rank-00001-of-00002.safetensors: its sha256 is not the one in commit.json" in damaged.out
+    assert (
+        f"{folder(run, 5)}/master-00001-of-00002.safetensors: its sha256 is not the one in commit.json" in damaged.out
+    )
     assert f"next: `shardline train {run}` sets it aside and uses an older one" in damaged.out
     assert f"{folder(run, 10)}: " in damaged.out and "every byte is as it was committed" in whole.out
 
@@ -73,7 +75,7 @@ def test_a_checkpoint_is_shown_with_its_run_files_and_parameters(run: Path, shar
     assert "5 steps taken, 5 updates" in chosen.out
     words = [line.split() for line in chosen.out.splitlines()]
     assert ["seed", "3"] in words and ["layer.weight", "[5,", "3]"] in words
-    assert "rank-00001-of-00002.safetensors" in chosen.out
+    assert "master-00001-of-00002.safetensors" in chosen.out
 
 
 def test_a_checkpoint_is_kept_until_it_is_not(run: Path, shardline: Command) -> None:

@@ -221,9 +221,9 @@ class Trial:
 
 
 FAULTS = {
-    "a full disk": "write rank-00001 errno 28 0",
+    "a full disk": "write master-00001 errno 28 0",
     "a disk that fills up": "write .safetensors errno 28 1",
-    "an input or output error when it should be durable": "fsync rank-00001 errno 5 0",
+    "an input or output error when it should be durable": "fsync exp_avg-00001 errno 5 0",
     "a commit file that cannot be written": "write commit.json errno 28 0",
     "a folder that cannot be made": "mkdir .partial errno 30 0",
     "a folder whose names cannot be made durable": "fsync .partial errno 5 0",
@@ -251,7 +251,7 @@ def faults(place: Place, rank: int) -> None:
 def slow(place: Place, rank: int) -> None:
     """A disk on which nothing moves while a second and a third save are due."""
     trial = Trial(place, rank)
-    trial.rule("write rank-00001 hold 0 0", hold=True)
+    trial.rule("write exp_avg-00001 hold 0 0", hold=True)
     trial.step(due=True)
     for due in (False, True, True, False):
         trial.step(due=due)

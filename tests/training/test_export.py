@@ -18,8 +18,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from cluster.errors import CheckpointError
 from training import export as exporting
 from training.checkpoint_files import read_commit, stored_state
-from training.config import ExportConfig
-from training.export import BITS, ConvertedWeights, check_bits, check_loads, export, write_tensors
+from training.config import ExportConfig, LoraConfig
+from training.export import (
+    BITS,
+    ConvertedWeights,
+    Partial,
+    check_bits,
+    check_loads,
+    export,
+    stored_reader,
+    write_tensors,
+)
 from training.model import ModelOrigin
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +63,53 @@ def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().contiguous().view(BITS[tensor.dtype])
+
+
+@pytest.fixture
+def plain(tiny_model: Path) -> ModelOrigin:
+    config = AutoConfig.from_pretrained(tiny_model)
+    return ModelOrigin(config=config, tokenizer=AutoTokenizer.from_pretrained(tiny_model), folder=tiny_model)
+
+
+def test_an_export_of_a_run_that_froze_weights_takes_them_from_the_models_origin(
+    tmp_path: Path, plain: ModelOrigin, write_checkpoint: Callable[..., Path]
+) -> None:
+    trained = {name: tensor for name, tensor in weights_of(plain).items() if "layers.0" not in name}
+    write_checkpoint(tmp_path / "checkpoints", trained, **{"frozen weights": plain.source_digest(0)})
+    partial = Partial(origin=plain, seed=0, lora=None)
+    export(plain, tmp_path / "checkpoints", ExportConfig(dtype="fp32"), tmp_path / "export", partial)
+    base = dict(AutoModelForCausalLM.from_pretrained(plain.folder, dtype=torch.float32).named_parameters())
+    stored = stored_tensors(tmp_path / "export")
+    assert stored.keys() == base.keys()
+    for name, tensor in stored.items():
+        assert torch.equal(bits(tensor), bits(trained.get(name, base[name]))), name
+
+
+def test_an_export_of_a_run_with_low_rank_additions_holds_them_merged(
+    tmp_path: Path, plain: ModelOrigin, write_checkpoint: Callable[..., Path]
+) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    generator = torch.Generator().manual_seed(1)
+    rows, columns = plain.skeleton.get_submodule(name).weight.shape
+    low, high = torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator)
+    trained = {f"{name}.lora_A.default.weight": low, f"{name}.lora_B.default.weight": high}
+    write_checkpoint(tmp_path / "checkpoints", trained, **{"frozen weights": plain.source_digest(0)})
+    partial = Partial(origin=plain, seed=0, lora=LoraConfig(rank=4, alpha=8))
+    export(plain, tmp_path / "checkpoints", ExportConfig(dtype="fp32"), tmp_path / "export", partial)
+    base = dict(AutoModelForCausalLM.from_pretrained(plain.folder, dtype=torch.float32).named_parameters())
+    stored = stored_tensors(tmp_path / "export")
+    assert torch.allclose(stored.pop(f"{name}.weight"), base[f"{name}.weight"] + 2 * (high @ low), atol=1e-6)
+    assert all(torch.equal(bits(tensor), bits(base[other])) for other, tensor in stored.items())
+
+
+def test_an_export_upon_other_frozen_weights_than_those_trained_with_is_refused(
+    tmp_path: Path, plain: ModelOrigin, write_checkpoint: Callable[..., Path]
+) -> None:
+    write_checkpoint(tmp_path / "checkpoints", weights_of(plain), **{"frozen weights": "another"})
+    partial = Partial(origin=plain, seed=0, lora=None)
+    with pytest.raises(CheckpointError, match="trained upon other frozen weights"):
+        export(plain, tmp_path / "checkpoints", ExportConfig(), tmp_path / "export", partial)
+    assert not (tmp_path / "export").exists()
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
@@ -101,7 +157,7 @@ def test_a_damaged_checkpoint_is_not_exported_and_the_older_export_stays(
     folder = write_checkpoint(tmp_path / "checkpoints", weights_of(origin))
     export(origin, tmp_path / "checkpoints", ExportConfig(), tmp_path / "export")
     before = stored_tensors(tmp_path / "export")
-    damaged = folder / "rank-00001-of-00002.safetensors"
+    damaged = folder / "master-00001-of-00002.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-9] ^= 4
     damaged.write_bytes(content)
@@ -129,7 +185,7 @@ def test_one_wrong_bit_in_what_was_written_is_found(
     folder = write_checkpoint(tmp_path / "checkpoints", weights)
     path, shapes = tmp_path / "model.safetensors", {"a": [300], "b": [7, 11]}
     with stored_state(folder, read_commit(folder)) as state:
-        converted = ConvertedWeights(state, torch.bfloat16)
+        converted = ConvertedWeights(stored_reader(state), torch.bfloat16)
         write_tensors(path, shapes, converted)
         check_bits(path, shapes, converted)
         content = bytearray(path.read_bytes())
@@ -149,7 +205,9 @@ def test_an_export_that_transformers_cannot_fill_a_model_from_is_refused(
     check_loads(tmp_path / "export", shapes, torch.bfloat16)
     fewer = {name: shape for name, shape in shapes.items() if name != "model.norm.weight"}
     with stored_state(checkpoint, read_commit(checkpoint)) as state:
-        write_tensors(tmp_path / "export" / "model.safetensors", fewer, ConvertedWeights(state, torch.bfloat16))
+        write_tensors(
+            tmp_path / "export" / "model.safetensors", fewer, ConvertedWeights(stored_reader(state), torch.bfloat16)
+        )
     with pytest.raises(CheckpointError, match=r"does not load what was written.*model\.norm\.weight"):
         check_loads(tmp_path / "export", shapes, torch.bfloat16)
 
@@ -158,13 +216,13 @@ STREAMED = """
 import sys, torch
 from pathlib import Path
 from training.checkpoint_files import read_commit, stored_state
-from training.export import ConvertedWeights, check_bits, single_threaded, write_tensors
+from training.export import ConvertedWeights, check_bits, single_threaded, stored_reader, write_tensors
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 folder = Path(sys.argv[1])
 shapes = read_commit(folder).shapes
 with single_threaded(), stored_state(folder, read_commit(folder)) as state:
-    weights = ConvertedWeights(state, torch.bfloat16)
+    weights = ConvertedWeights(stored_reader(state), torch.bfloat16)
     write_tensors(folder / "first.safetensors", {"0": shapes["0"]}, weights)
     check_bits(folder / "first.safetensors", {"0": shapes["0"]}, weights)
     before = peak()

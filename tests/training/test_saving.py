@@ -69,9 +69,9 @@ def faulty(tell: Callable[..., Told], tmp_path_factory: pytest.TempPathFactory) 
 
 
 FAULTS = {  # and what is said of each
-    "a full disk": r"cannot write .*rank-00001-of-00002.safetensors: No space left on device",
+    "a full disk": r"cannot write .*master-00001-of-00002.safetensors: No space left on device",
     "a disk that fills up": "No space left on device",
-    "an input or output error when it should be durable": r"rank-00001-of-00002.safetensors: Input/output error",
+    "an input or output error when it should be durable": r"exp_avg-00001-of-00002.safetensors: Input/output error",
     "a commit file that cannot be written": "cannot be committed: No space left on device",
     "a folder that cannot be made": "Read-only file system",
     "a folder whose names cannot be made durable": "cannot be committed: Input/output error",
