@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.english import write_english
 from cluster.journal import read_lines
 
-STEPS, WARM_UP = 80, 10  # the first steps also pay for what is loaded and compiled once
+STEPS, WARM_UP = 60, 8  # the first steps also pay for what is loaded and compiled once
 RUN = """
 name: wait
 data:
