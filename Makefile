@@ -1,5 +1,6 @@
 # make demo    the whole line on this machine, in minutes
 # make test    the fast tests; make test TIER=all  adds real ranks, Ray and (as root) a Slurm cluster of two hosts
+# make soak    the long forms of tests, each with a new seed; SOAK_SEED=... repeats one; results are in tests/SOAK.md
 # make lint    ruff, mypy, shellcheck
 
 PYTHON ?= python3
@@ -10,13 +11,13 @@ TORCH ?= torch==2.13.0
 TIER ?= fast
 ARGS ?=
 
-MARKERS_fast := not slow and not slurm and not gpu
+MARKERS_fast := not slow and not slurm and not gpu and not soak
 MARKERS_slow := slow
 MARKERS_slurm := slurm
-MARKERS_all := not gpu
+MARKERS_all := not gpu and not soak
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 demo: $(VENV)/.run
 	@rm -rf runs/demo-base runs/demo runs/demo-corpus
@@ -24,6 +25,9 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "$(MARKERS_$(TIER))" $(ARGS)
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m soak $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

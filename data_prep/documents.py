@@ -12,7 +12,7 @@ from typing import Any
 from cluster.errors import DataError
 from data_prep.formats import Format
 from data_prep.pages import extract_text, limit_of
-from data_prep.shapes import EXTRA_COLUMNS, Fields, Shape, Turn, columns_of, example_fields, turns_of_row
+from data_prep.shapes import EXTRA_COLUMNS, Fields, Shape, Turn, columns_of, example_fields, shortened, turns_of_row
 from data_prep.streams import ObjectionError, open_stream, read_lines, read_texts
 from data_prep.tables import read_arrow, read_csv, read_parquet, split_json
 
@@ -197,7 +197,7 @@ def untold(location: Path, seen: Mapping[str, Any], objections: list[str], field
         )
     problem = f"no columns {' and '.join(sorted(fields.values()))}" if fields else "cannot tell what its columns are"
     return (
-        f"{location}: {problem}; columns seen: {', '.join(seen)}. Understood by themselves are text; prompt and "
+        f"{location}: {problem}; columns seen: {shortened(seen)}. Understood by themselves are text; prompt and "
         "completion; instruction, input and output; question and answer; messages; conversations; chosen. For others "
         f"write below this source in data.sources, for example: `fields: {{{example_fields(seen)}}}`"
     )

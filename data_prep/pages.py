@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
-import logging
 import posixpath
+import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
+from data_prep import pdf_text
 from data_prep.streams import DOCUMENT_BYTES, TOO_LONG, ObjectionError
 
 ARTICLE_BYTES = 4 * 2**20  # of HTML whose article is looked for: 7 s and 80 MiB of memory for each MiB of tags
 PAGE_BYTES = 16 * 2**20  # of HTML or XML all of whose text is taken: 30 times its bytes in memory, and a second
 BOOK_BYTES = 256 * 2**20  # of a PDF, Word file or book, which are mostly pictures; unpacked too
+PDF_CPU_S = 20  # of CPU, and as much again for each MiB
+PDF_MEMORY_BYTES = 4 * 2**30
 
 CONTAINER = "{urn:oasis:names:tc:opendocument:xmlns:container}"
 PACKAGE = "{http://www.idpf.org/2007/opf}"
@@ -65,14 +70,17 @@ def xml_of(data: bytes) -> str:
 
 
 def pdf_of(data: bytes) -> str:
-    """Return the text layer of a PDF, page after page."""
-    import pypdf
-
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every oddity of every file
-    reader = pypdf.PdfReader(io.BytesIO(data))
-    if reader.is_encrypted and not reader.decrypt(""):
-        raise ObjectionError("encrypted PDF")
-    return "\n\n".join(within_limit(page.extract_text() for page in reader.pages))
+    """Return the text layer of a PDF, page after page; the time and memory that this may take are bounded."""
+    cpu_s = PDF_CPU_S * (1 + (len(data) >> 20))
+    limits = map(str, (cpu_s, PDF_MEMORY_BYTES, DOCUMENT_BYTES))
+    done = subprocess.run([sys.executable, "-P", pdf_text.__file__, *limits], input=data, capture_output=True)
+    if done.returncode == -signal.SIGXCPU:
+        raise ObjectionError(f"PDF that takes more than {cpu_s} s")
+    if done.returncode == pdf_text.OBJECTION:
+        raise ObjectionError(done.stdout.decode())
+    if done.returncode != 0:
+        raise ObjectionError(f"damaged PDF (exit code {done.returncode})")
+    return done.stdout.decode()
 
 
 def docx_of(data: bytes) -> str:

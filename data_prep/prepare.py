@@ -41,7 +41,7 @@ from data_prep.shards import (
     tokenizer_digest,
 )
 from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digests
-from data_prep.sources import Corpus, Slice, cut_slices, find_corpus
+from data_prep.sources import Corpus, Slice, cut_slices, find_corpus, read_as
 from data_prep.splitting import line_ends
 from data_prep.tokenizer import encoder_spec, load_tokenizer, tokenizer_origin
 
@@ -108,6 +108,7 @@ def fetch_corpus(config: DataConfig, folder: Path) -> Corpus:
     corpus = find_corpus(config.sources, fetch_addresses(config, folder), folder / "unpacked")
     log.info("corpus: %d files, %d bytes", len(corpus.files), corpus.bytes)
     for label, suffixes in corpus.passed_over.items():
+        log.info("%s: %s", label, read_as(corpus, label))
         if suffixes:
             named = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.items())
             log.warning("%s: passed over files of kinds that are not read: %s", label, named)

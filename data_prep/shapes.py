@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,7 +38,8 @@ SPEAKERS = {  # what ShareGPT files call them
 }
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 EXTRA_COLUMNS = ("tools", *MEDIA)  # read beside a row's own
-NUMBERED = 3  # so many columns that differ in their number only are taken for the turns of a dialogue
+NUMBERED = 3  # so many columns that differ in their number only may be the turns of a dialogue,
+SPOKEN = re.compile(r"(.*(?:turn|utterance|sentence|message)[ _.-]?)(\d+)", re.IGNORECASE)  # and are, if so called
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,11 @@ def known_columns(row: Mapping[str, Any]) -> Iterator[tuple[Shape, tuple[str, ..
         if isinstance(row.get("label"), bool) and shape != "text":
             names = (*names, "label")  # one answer to a line, marked as wanted or not
         yield shape, names
+    spoken = sorted((int(match[2]), match[1], match[0]) for match in map(SPOKEN.fullmatch, row) if match)
+    first = spoken[0][0] if spoken else 0
+    is_gapless = [number for number, _, _ in spoken] == list(range(first, first + len(spoken)))
+    if len(spoken) >= NUMBERED and first < 2 and is_gapless and len({prefix for _, prefix, _ in spoken}) == 1:
+        yield "messages", tuple(name for _, _, name in spoken)
 
 
 def named_columns(label: str, fields: Fields) -> tuple[Shape, tuple[str, ...]]:
@@ -92,6 +99,14 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     found = [name for name in names if "*" in pattern and fnmatch.fnmatchcase(name, pattern)]
     return sorted(
         found, key=lambda name: [(len(part), part) if part.isdigit() else (0, part) for part in numbers(name)]
+    )
+
+
+def shortened(names: Iterable[str]) -> str:
+    """Return column names for people: those that differ in their number only as one, with how many they are."""
+    families = Counter(re.sub(r"\d+$", "*", name) for name in names)
+    return ", ".join(
+        name if count == 1 and "*" not in name else f"{name} ({count})" for name, count in families.items()
     )
 
 

@@ -17,12 +17,14 @@ from data_prep.archives import SEPARATOR, unpack
 from data_prep.config import SourceConfig
 from data_prep.documents import Columns, Part, find_columns
 from data_prep.formats import Format, check_readable, format_of, suffix_of, supported, with_html
+from data_prep.shapes import shortened
 from data_prep.shards import SourceFile
 from data_prep.streams import DOCUMENT_BYTES
 
 log = logging.getLogger(__name__)
 
 Slice = tuple[Part, ...]
+SHAPES = {"text": "texts", "pair": "pairs", "messages": "conversations"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,16 @@ def find_corpus(
             f"data.sources: the corpus is empty: {len(files)} files hold 0 bytes; name files with documents"
         )
     return corpus
+
+
+def read_as(corpus: Corpus, label: str) -> str:
+    """Say what a source's files were taken for: how many are texts, and which columns make pairs or conversations."""
+    kinds = Counter(
+        f"{SHAPES[file.columns.shape]}" + (f" from {shortened(file.columns.names)}" if file.columns.names else "")
+        for file in corpus.files
+        if file.info.source == label and file.columns.format.kind != "refused"
+    )
+    return "; ".join(f"{count} with {kind}" for kind, count in sorted(kinds.items()))
 
 
 def expanded(

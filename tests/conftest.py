@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,25 @@ from data_prep.shard_writing import Row, Rows, row_schema, write_manifest, write
 from data_prep.shards import Manifest, Piece, template_digest, tokenizer_digest
 
 WORDS = ("a", "run", "that", "ends", "is", "worth", "more", "than", "fast", "and", "every", "step", "counts", "once")
+
+
+@pytest.fixture
+def soak_log(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Say something at once, past pytest's capture: a soak takes minutes, and tests/SOAK.md keeps what it said."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            print(f"soak: {text}", flush=True)  # noqa: T201
+
+    return say
+
+
+@pytest.fixture
+def soak_seed(request: pytest.FixtureRequest, soak_log: Callable[[str], None]) -> int:
+    """Another seed for each run, told, so that it can be repeated: SOAK_SEED=... make soak."""
+    seed = int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(2**32))
+    soak_log(f"{request.node.name}: SOAK_SEED={seed}")
+    return seed
 
 
 def lines(count: int) -> list[str]:
@@ -127,5 +148,42 @@ def run_yaml(tiny_model: Path, tiny_shards: Callable[..., Path]) -> Callable[...
         path = folder / "run.yaml"
         path.write_text(json.dumps(values, indent=1), encoding="utf-8")  # JSON is YAML
         return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint() -> Callable[..., Path]:
+    """Write a committed checkpoint of these fp32 weights, by name, as two ranks would; its moments are zeros."""
+    import torch
+
+    from training.checkpoint_files import Commit, commit_folder, files_record, folder_of
+    from training.rank_files import Stretch, rank_file_name, write_rank_file
+
+    def write(checkpoints: Path, weights: dict[str, Any], *, step: int = 5, **identity: Any) -> Path:
+        final = folder_of(checkpoints, step)
+        partial = final.with_name(final.name + ".partial")
+        partial.mkdir(parents=True)
+        files = {}
+        for rank in range(2):
+            stretches, data = [], []
+            for name, tensor in weights.items():
+                part = torch.chunk(tensor.reshape(-1), 2)[rank] if tensor.numel() > rank else tensor.new_empty(0)
+                for kind in ("master", "exp_avg", "exp_avg_sq"):
+                    start = rank * -(-tensor.numel() // 2)
+                    stretches.append(Stretch(key=f"{kind}.{name}", start=start, numel=part.numel()))
+                    data.append(part.clone() if kind == "master" else torch.zeros_like(part))
+            name = rank_file_name(rank, 2)
+            files[name] = write_rank_file(partial / name, stretches, data)
+        commit = Commit(
+            step=step,
+            progress={"steps_done": step, "skipped": []},
+            world_size=2,
+            identity=identity,
+            shapes={name: list(tensor.shape) for name, tensor in weights.items()},
+            files=files_record(files),
+        )
+        commit_folder(partial, final, commit)
+        return final
 
     return write

@@ -13,6 +13,7 @@ from launch.__main__ import VERBS, parser
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TABLE = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_verbs_is_the_command_s() -> None:
@@ -36,3 +37,9 @@ def test_make_has_the_targets_that_the_readme_names() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"^make (\w+)", README, re.M)):
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`([\w/]+\.py::\w+)`", TABLE))))
+def test_a_test_that_the_table_of_promises_names_exists(name: str) -> None:
+    path, _, function = name.partition("::")
+    assert f"\ndef {function}(" in (ROOT / "tests" / path).read_text(encoding="utf-8")

@@ -31,6 +31,18 @@ class ModelConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank additions that are trained in the model's place."""
+
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale: a layer's addition counts alpha / rank times."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """On what goes into the additions."""
+    target_modules: list[str] | None = None
+    """Names of the linear layers that get one, such as q_proj; default: all but the output head."""
+
+
 class TrainConfig(Section):
     """How the model is trained."""
 
@@ -57,9 +69,20 @@ class TrainConfig(Section):
     """Of the weights in forward and backward; master weights and moments are fp32."""
     activation_checkpointing: bool = False
     """Compute each layer's activations again in backward instead of keeping them."""
+    freeze: list[str] = Field(default_factory=list)
+    """Patterns of parameter names that are not trained, such as 'model.embed_tokens.*'."""
+    lora: LoraConfig | None = None
+    """Train low-rank additions to the layers instead of the model's own weights."""
     deepspeed: PathValue | None = None
     """DeepSpeed template; default: ds_configs/zero3.json."""
     save_every_steps: int = Field(default=500, gt=0)
+    keep_last: int = Field(default=3, gt=0)
+    """Newest checkpoints that stay; a file named 'keep' in a checkpoint's folder makes it stay as well."""
+    keep_every_steps: int | None = Field(default=None, gt=0)
+    """Checkpoints of these steps stay too; a multiple of `save_every_steps`."""
+    save_copy_gb: float | None = Field(default=None, ge=0)
+    """Memory that a host may give to the copy of its ranks' state, which is written while training goes on; default:
+    half of what is free. Too little, and training waits while a checkpoint is written."""
     cpu_ranks: int | None = Field(default=None, gt=0)
     """Ranks on a machine without a GPU; default: 2, or 1 on a single core."""
 
@@ -67,6 +90,23 @@ class TrainConfig(Section):
     def check_length(self) -> Self:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give one of 'epochs' and 'steps', not both")
+        return self
+
+    @model_validator(mode="after")
+    def check_kept_steps(self) -> Self:
+        if self.keep_every_steps and self.keep_every_steps % self.save_every_steps:
+            raise ValueError(
+                f"'keep_every_steps' ({self.keep_every_steps}) is not a multiple of 'save_every_steps'"
+                f" ({self.save_every_steps})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_trained(self) -> Self:
+        if self.freeze and self.lora is not None:
+            raise ValueError(
+                "give one of 'freeze' and 'lora', not both: with 'lora' all of the model's weights are frozen"
+            )
         return self
 
 

@@ -27,6 +27,7 @@ class Plan:
     total_steps: int
     warmup_steps: int
     parameters: int
+    trained_parameters: int
     checkpoint_bytes: int
     seed: int
     data_digest: str
@@ -47,15 +48,26 @@ class Plan:
     def is_save_due(self, steps_done: int) -> bool:
         return steps_done == self.total_steps or steps_done % self.config.save_every_steps == 0
 
+    def checkpoints_at_once(self) -> int:
+        """Return how many checkpoints can lie on the disk together, the one that is being written included."""
+        saved = [step for step in range(1, self.total_steps + 1) if self.is_save_due(step)]
+        every = self.config.keep_every_steps
+        return min(len(saved), self.config.keep_last + 1 + len([step for step in saved if every and step % every == 0]))
+
     def identity(self) -> dict[str, Any]:
         """Return what two starts of one run must have in common; how the batch is dealt to ranks is not part of it."""
-        free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "save_every_steps", "activation_checkpointing"}
+        free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "activation_checkpointing"}
+        free |= {"save_every_steps", "keep_last", "keep_every_steps", "save_copy_gb"}
         config = {f"train.{k}": v for k, v in self.config.model_dump(mode="json").items() if k not in free}
         return {**config, "data": self.data_digest, "seed": self.seed, "parameters": self.parameters}
 
     def as_record(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "config": self.config.model_dump(mode="json")}
+
+    def trained_text(self) -> str:
+        trained = self.trained_parameters
+        return "" if trained == self.parameters else f", {trained:,} trained ({trained / self.parameters:.2%})"
 
     def as_text(self) -> str:
         """Return the plan as the lines that a person reads before the first step."""
@@ -67,13 +79,26 @@ class Plan:
                 f" x {self.micro_batch_rows} rows x {self.accumulation_steps} accumulation steps",
                 f"length       {self.total_steps:,} steps, {self.total_steps * self.global_batch_rows / self.rows:.2f}"
                 f" epochs, warm-up {self.warmup_steps:,} steps",
-                f"model        {self.parameters:,} parameters; a checkpoint takes {self.checkpoint_bytes / 1e9:.3f} GB",
+                f"model        {self.parameters:,} parameters{self.trained_text()};"
+                f" a checkpoint takes {self.checkpoint_bytes / 1e9:.3f} GB",
             ]
         )
 
 
-def make_plan(config: TrainConfig, manifest: Manifest, *, parameters: int, world_size: int, seed: int) -> Plan:
-    """Return the plan, or raise ConfigError if the batch does not divide or the data has no rows."""
+def make_plan(
+    config: TrainConfig,
+    manifest: Manifest,
+    *,
+    parameters: int,
+    world_size: int,
+    seed: int,
+    trained_parameters: int | None = None,
+) -> Plan:
+    """Return the plan, or raise ConfigError if the batch does not divide or the data has no rows.
+
+    `trained_parameters` is given where it is not all `parameters`.
+    """
+    trained = parameters if trained_parameters is None else trained_parameters
     rows = manifest.rows("train")
     if rows == 0:
         raise ConfigError("data: the training split has no rows; give more documents, or a smaller validation_fraction")
@@ -89,7 +114,8 @@ def make_plan(config: TrainConfig, manifest: Manifest, *, parameters: int, world
         total_steps=total_steps,
         warmup_steps=round(total_steps * config.warmup_fraction),
         parameters=parameters,
-        checkpoint_bytes=parameters * STATE_BYTES_PER_PARAMETER,
+        trained_parameters=trained,
+        checkpoint_bytes=trained * STATE_BYTES_PER_PARAMETER,
         seed=seed,
         data_digest=manifest.content_digest,
         config=config,

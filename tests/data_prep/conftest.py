@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from data_prep.config import DataConfig
+from data_prep.encoding import Encoder, EncoderSpec
 from data_prep.prepare import prepare
 from data_prep.shards import Manifest
+from data_prep.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 WORDS = [
     "the",
@@ -102,6 +104,32 @@ def prepared(tmp_path: Path, config_of: Callable[..., DataConfig]) -> Callable[.
         return prepare(config_of(*paths, **settings), tmp_path / into, model, seed=1)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A small tokenizer with ChatML's control tokens."""
+    return train_tokenizer(["Hello world, be kind and say bye to you. " * 20], 512)
+
+
+@pytest.fixture(scope="session")
+def encoder_with(tokenizer: Any) -> Callable[..., Encoder]:
+    """Build an encoder for `tokenizer`, with any of its specification changed."""
+
+    def build(template: str | None, **changes: Any) -> Encoder:
+        spec = EncoderSpec(
+            rules=tokenizer.backend_tokenizer.to_str(),
+            vocab_size=len(tokenizer),
+            bos=None,
+            eos=0,
+            pad=0,
+            chat_template=template,
+            special_tokens=tokenizer.special_tokens_map,
+            control_tokens=tuple(SPECIAL_TOKENS),
+        )
+        return Encoder(EncoderSpec(**{**spec.__dict__, **changes}))
+
+    return build
 
 
 @pytest.fixture

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cluster.errors import ConfigError, DataError
 from data_prep.conversations import CHATML, UntoldMaskError, check_template, read_template, render
 from data_prep.documents import Document, Rejected, Turn
-from data_prep.encoding import Encoder, EncoderSpec, UnusableDocumentError
+from data_prep.encoding import Encoder, UnusableDocumentError
 from data_prep.slices import trained_tokens
 from data_prep.sources import find_corpus
-from data_prep.tokenizer import SPECIAL_TOKENS, encoder_spec, open_tokenizer, train_tokenizer
+from data_prep.tokenizer import SPECIAL_TOKENS, encoder_spec, open_tokenizer
 
-PLAIN_CHATML = """{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\n' + message['content'] }}
-{{- '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
+PLAIN_CHATML = Path(__file__).with_name("plain_chatml.jinja").read_text(encoding="utf-8")
 SCRIPT = """{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
 DIALOGUE = [
@@ -21,29 +22,6 @@ DIALOGUE = [
     ("user", "Bye"),
     ("assistant", "Bye."),
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(["Hello world, be kind and say bye to you. " * 20], 512)
-
-
-@pytest.fixture
-def encoder_with(tokenizer):
-    def build(template: str | None, **changes) -> Encoder:
-        spec = EncoderSpec(
-            rules=tokenizer.backend_tokenizer.to_str(),
-            vocab_size=len(tokenizer),
-            bos=None,
-            eos=0,
-            pad=0,
-            chat_template=template,
-            special_tokens=tokenizer.special_tokens_map,
-            control_tokens=tuple(SPECIAL_TOKENS),
-        )
-        return Encoder(EncoderSpec(**{**spec.__dict__, **changes}))
-
-    return build
 
 
 def messages(*turns: tuple[str, str]) -> Document:

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from data_prep import archives, streams
+from data_prep import archives, pages, streams
 from data_prep.cleaning import Cleaner
 from data_prep.config import CleaningConfig, SourceConfig
 from data_prep.documents import Rejected, read_part
@@ -229,6 +230,37 @@ def test_what_expands_like_a_bomb_is_stopped(folder, name, monkeypatch):
 
     assert rejected == {"expands more than 200-fold": 1}
     assert kept == ([] if name == "a.txt.gz" else ["before"])
+
+
+def write_pdf(path: Path, text: bytes) -> None:
+    """Write a PDF of one page."""
+    content = zlib.compress(b"BT /F1 12 Tf " + text + b" ET")
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 9 9] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        b"<< /Length %d /Filter /FlateDecode >>\nstream\n%s\nendstream" % (len(content), content),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    body = b"".join(b"%d 0 obj\n%s\nendobj\n" % (n, o) for n, o in enumerate(objects, start=1))
+    path.write_bytes(b"%PDF-1.4\n" + body + b"trailer << /Root 1 0 R /Size 6 >>\nstartxref\n0\n%%EOF\n")
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "text", "reason"),
+    [
+        ("PDF_CPU_S", 1, b"(x) Tj " * 300_000, "PDF that takes more than 1 s"),
+        ("PDF_MEMORY_BYTES", 2**27, b"(%s) Tj" % bytes(2**26), "damaged PDF (MemoryError)"),
+    ],
+)
+def test_a_pdf_that_takes_too_much_is_ended_and_its_neighbours_are_kept(
+    folder, monkeypatch, limit, value, text, reason
+):
+    pytest.importorskip("pypdf", reason="pip install --editable '.[docs]'")
+    monkeypatch.setattr(pages, limit, value)
+    write_pdf(folder / "a.pdf", text)
+
+    assert read(folder)[:2] == (["good"], {reason: 1})
 
 
 MEASURED = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,39 +11,16 @@ from hypothesis import strategies as st
 from cluster.errors import DataError
 from data_prep.conversations import CHATML, check_template
 from data_prep.documents import Document, Turn
-from data_prep.encoding import Encoder, EncoderSpec
 from data_prep.splitting import line_ends, split_document
-from data_prep.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from data_prep.tokenizer import SPECIAL_TOKENS
 
-PLAIN_CHATML = """{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\n' + message['content'] }}
-{{- '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
+PLAIN_CHATML = Path(__file__).with_name("plain_chatml.jinja").read_text(encoding="utf-8")
 # The stop token is written by the turn that follows, or by the end of the conversation.
 STOP_BY_NEXT = """{%- for m in messages %}{%- if not loop.first and m.role == 'user' %}{{- '<|im_end|>' }}{%- endif %}
 {{- '<|im_start|>' + m.role + '\n' + m.content }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- else %}{{- '<|im_end|>' }}{%- endif %}"""
 TEMPLATES = {"markers": CHATML.read_text(), "no markers": PLAIN_CHATML}
 words = st.text(alphabet="ab \nż漢1.", min_size=1, max_size=12).map(lambda text: f"w{text}w")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(["Hello world, be kind and say bye to you. " * 20], 512)
-
-
-def encoder(tokenizer, template: str, engine: str) -> Encoder:
-    return Encoder(
-        EncoderSpec(
-            rules=tokenizer.backend_tokenizer.to_str(),
-            vocab_size=len(tokenizer),
-            bos=None,
-            eos=0,
-            pad=0,
-            chat_template=template,
-            special_tokens=tokenizer.special_tokens_map,
-            control_tokens=tuple(SPECIAL_TOKENS),
-            engine=engine,
-        )
-    )
 
 
 def trained_text(encoded, tokenizer) -> str:
@@ -52,33 +31,35 @@ def trained_text(encoded, tokenizer) -> str:
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @settings(deadline=None, max_examples=40)
 @given(turns=st.lists(st.tuples(words, words), min_size=1, max_size=4), system=st.none() | words)
-def test_the_answers_and_their_stop_tokens_are_trained_and_nothing_else(tokenizer, template, engine, turns, system):
+def test_the_answers_and_their_stop_tokens_are_trained_and_nothing_else(
+    encoder_with, tokenizer, template, engine, turns, system
+):
     if engine == "gigatoken":
         pytest.importorskip("gigatoken", reason="pip install gigatoken")
     said = [Turn("system", system)] if system else []
     for asked, answered in turns:
         said += [Turn("user", asked), Turn("assistant", answered)]
 
-    (encoded,) = encoder(tokenizer, template, engine).encode([Document(0, "messages", tuple(said))])
+    (encoded,) = encoder_with(template, engine=engine).encode([Document(0, "messages", tuple(said))])
 
     assert trained_text(encoded, tokenizer) == "".join(f"{answered}<|im_end|>" for _, answered in turns)
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_what_a_tool_says_is_not_trained(tokenizer, template):
+def test_what_a_tool_says_is_not_trained(encoder_with, tokenizer, template):
     said = [("user", "2+2?"), ("assistant", "calc 2+2"), ("tool", "four"), ("assistant", "It is 4.")]
 
     document = Document(0, "messages", tuple(Turn(*turn) for turn in said))
-    (encoded,) = encoder(tokenizer, template, "tokenizers").encode([document])
+    (encoded,) = encoder_with(template).encode([document])
 
     assert trained_text(encoded, tokenizer) == "calc 2+2<|im_end|>It is 4.<|im_end|>"
 
 
-def test_a_stop_token_that_the_next_turn_writes_is_trained(tokenizer):
+def test_a_stop_token_that_the_next_turn_writes_is_trained(encoder_with, tokenizer):
     said = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "Bye.")]
 
     document = Document(0, "messages", tuple(Turn(*turn) for turn in said))
-    (encoded,) = encoder(tokenizer, STOP_BY_NEXT, "tokenizers").encode([document])
+    (encoded,) = encoder_with(STOP_BY_NEXT).encode([document])
 
     assert trained_text(encoded, tokenizer) == "Hello<|im_end|>Bye.<|im_end|>"
 
@@ -90,9 +71,9 @@ def test_a_template_that_leaves_the_last_answer_without_a_stop_token_is_refused(
         check_template(template, {}, SPECIAL_TOKENS)
 
 
-def test_a_conversation_longer_than_a_row_is_split_after_a_turn(tokenizer):
+def test_a_conversation_longer_than_a_row_is_split_after_a_turn(encoder_with, tokenizer):
     said = [Turn(("user", "assistant")[n % 2], f"line {n} " * 5) for n in range(20)]
-    (encoded,) = encoder(tokenizer, PLAIN_CHATML, "tokenizers").encode([Document(0, "messages", tuple(said))])
+    (encoded,) = encoder_with(PLAIN_CHATML).encode([Document(0, "messages", tuple(said))])
 
     split = split_document(encoded.input_ids, encoded.loss_mask.view("uint8"), 256, line_ends(tokenizer))
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.documents import Rejected, find_columns, read_part
 from data_prep.sources import find_corpus, parts_of
@@ -99,3 +100,20 @@ def test_columns_of_one_pattern_are_a_dialogue_in_the_order_of_their_numbers(lin
 def test_numbered_columns_are_proposed_as_a_dialogue(lines_file):
     with pytest.raises(Exception, match=r"`fields: \{messages: line\*\}`"):
         find_columns(lines_file({"id": "x", "line1": "a", "line2": "b", "line3": "c"}), "rows", {})
+
+
+@pytest.mark.parametrize("name", ["Answer.sentence{}", "turn_{}", "utterance {}", "Message{}"])
+def test_numbered_columns_that_are_called_something_said_are_a_dialogue(lines_file, name):
+    row = {"id": "x", **{name.format(n): f"said {n}" for n in (1, 10, *range(2, 10))}}
+
+    (dialogue,) = turns(lines_file, row)
+
+    assert dialogue == [(("user", "assistant")[(n - 1) % 2], f"said {n}") for n in range(1, 11)]
+
+
+@pytest.mark.parametrize(
+    "names", [("sentence1", "sentence2"), ("turn1", "turn2", "turn4"), ("turn1", "turn2", "turn3", "message1")]
+)
+def test_columns_that_may_be_something_else_are_asked_for(lines_file, names):
+    with pytest.raises(DataError, match="cannot tell what its columns are"):
+        find_columns(lines_file(dict.fromkeys(names, "text")), "rows", {})

@@ -47,7 +47,7 @@ def test_torch_reads_a_split(run, tmp_path):
 
 
 def test_tensorflow_reads_a_split(run):
-    pytest.importorskip("tensorflow", reason="pip install tensorflow")
+    pytest.importorskip("tensorflow", reason="pip install --editable '.[tensorflow]'")
 
     names = run("TensorFlow")
 

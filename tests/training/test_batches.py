@@ -99,3 +99,31 @@ def test_an_error_while_reading_ahead_reaches_the_loop(reader: ShardReader) -> N
     batches = Batches(reader=reader, order=missing_rows, rank=0, world_size=1, micro_batch_rows=2)
     with pytest.raises(IndexError):
         list(batches.steps(0, 3))
+
+
+EPOCH, STEPS = 1003, 59  # a prime number of rows in each step: no world but 1 divides it
+
+
+def test_resumed_at_every_step_in_worlds_of_1_to_9_an_epoch_has_every_row_once_in_one_order(
+    uneven_shards: Callable[[int], Path],
+) -> None:
+    folder = uneven_shards(EPOCH)
+    manifest = read_manifest(folder)
+    every_row = ShardReader(folder, manifest, "train").rows(range(EPOCH)).input_ids
+    number_of = {ids.tobytes(): number for number, ids in enumerate(every_row)}
+    order = Order(row_count=EPOCH, global_batch_rows=EPOCH // STEPS, seed=3, data_digest=manifest.content_digest)
+
+    def seen(reader: ShardReader, step: int, world_size: int, micro_batch_rows: int) -> list[int]:
+        """The rows of a step as the ranks of such a world read them, in the order of the micro batches."""
+        dealt = {"order": order, "world_size": world_size, "micro_batch_rows": micro_batch_rows}
+        ranks = [Batches(reader=reader, rank=rank, **dealt) for rank in range(world_size)]
+        micro_batches = [micro for rank in ranks for micro in rank.for_step(step).micro_batches]
+        micro_batches.sort(key=lambda micro: micro.index)
+        return [number_of[ids.numpy().tobytes()] for micro in micro_batches for ids in micro.input_ids]
+
+    epoch = [row for step in range(STEPS) for row in order.rows_of_step(step)]
+    assert sorted(epoch) == list(range(EPOCH))
+    for world_size in range(1, 10):
+        reader = ShardReader(folder, manifest, "train")
+        rows = [row for step in range(STEPS) for row in seen(reader, step, world_size, (step + world_size) % 7 + 1)]
+        assert rows == epoch, world_size
