@@ -10,6 +10,7 @@ CASES = (
     "growth",
     "prep",
     "read",
+    "wait",
     "ckpt_stall",
     "ckpt_bw",
     "resume",
