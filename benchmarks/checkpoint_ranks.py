@@ -97,6 +97,7 @@ class Bench:
             total_steps=1000,
             warmup_steps=0,
             parameters=0,
+            trained_parameters=0,
             checkpoint_bytes=0,
             seed=0,
             data_digest="",

@@ -118,6 +118,12 @@ class Journal:
             shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
             log.warning("skipped step %d: %s; rows %s (shardline inspect --step %d)", step, reason, shown, step)
 
+    def validated(self, step: int, loss: float) -> None:
+        """Tell the loss of held-out rows after so many steps."""
+        self.event("validation", step=step, loss=loss)
+        if self.stream is not None:
+            log.info("step %d/%d  validation loss %.4f", step, self.total_steps, loss)
+
     def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None:
         """Tell that the run went back from one step to another; `barred` steps (from 0) will not be taken again."""
         self.reopen(to_step)

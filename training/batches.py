@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,8 @@ class Batches:
     rank: int
     world_size: int
     micro_batch_rows: int
+    held_out: ShardReader | None = None
+    held_out_rows: int = 0
 
     def for_step(self, step: int) -> StepBatch:
         """Return this rank's batch of a step; depends on nothing but the data, the seed and the step."""
@@ -86,3 +89,17 @@ class Batches:
                 if step + 2 < stop:
                     ahead.append(thread.submit(self.for_step, step + 2))
                 yield ahead.pop(0).result()
+
+    def validation(self) -> Iterator[MicroBatch]:
+        """Yield this rank's share of the held-out rows, the same micro batches for every world size.
+
+        Every rank has as many, since all must call the model equally often: some may have nothing to score.
+        """
+        if self.held_out is None:
+            return
+        starts = range(0, self.held_out_rows, self.micro_batch_rows)
+        for index in range(self.rank, math.ceil(len(starts) / self.world_size) * self.world_size, self.world_size):
+            start = starts[index] if index < len(starts) else 0
+            rows = range(start, min(start + self.micro_batch_rows, self.held_out_rows))
+            batch = micro_batch(self.held_out.rows(rows), index)
+            yield batch if index < len(starts) else replace(batch, loss_mask=torch.zeros_like(batch.loss_mask))

@@ -76,6 +76,8 @@ class TrainConfig(Section):
     deepspeed: PathValue | None = None
     """DeepSpeed template; default: ds_configs/zero3.json."""
     save_every_steps: int = Field(default=500, gt=0)
+    validation_rows: int = Field(default=64, ge=0)
+    """Held-out rows whose loss is taken before each save; 0: none. The checkpoint with the lowest loss stays."""
     keep_last: int = Field(default=3, gt=0)
     """Newest checkpoints that stay; a file named 'keep' in a checkpoint's folder makes it stay as well."""
     keep_every_steps: int | None = Field(default=None, gt=0)

@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -231,6 +231,18 @@ class Engine:
         ids, positions = batch.input_ids.to(self.device), batch.position_ids.to(self.device)
         logits = self.deepspeed(input_ids=ids, position_ids=positions, use_cache=False).logits
         return summed_loss(logits, ids, batch.loss_mask.to(self.device))
+
+    @torch.no_grad()
+    def validation_loss(self, batches: Iterable[MicroBatch]) -> float | None:
+        """Return the loss a trained token of held-out micro batches, each rank giving its share; None if empty."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # nats, tokens
+        self.deepspeed.eval()
+        for batch in batches:
+            sums += torch.stack([self.loss(batch).double(), batch.loss_mask.sum().double().to(self.device)])
+        self.deepspeed.train()
+        dist.all_reduce(sums)
+        nats, tokens = sums.tolist()
+        return nats / tokens if tokens else None
 
     def all_reduce_max(self, value: int) -> int:
         """Return the largest of all ranks' values."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from cluster.errors import EXIT_DONE, EXIT_STOPPED
@@ -31,11 +32,15 @@ class Engine(Protocol):
         self, step: int, batches: Sequence[MicroBatch], trained_tokens: int, learning_rate: float, judge: Judge
     ) -> StepStats: ...
 
+    def validation_loss(self, batches: Iterable[MicroBatch]) -> float | None: ...
+
     def all_reduce_max(self, value: int) -> int: ...
 
 
 class Batches(Protocol):
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]: ...
+
+    def validation(self) -> Iterable[MicroBatch]: ...
 
 
 class Checkpoints(Protocol):
@@ -58,6 +63,8 @@ class Journal(Protocol):
     def step(self, record: dict[str, Any]) -> None: ...
 
     def skip(self, step: int, reason: str, rows: Sequence[int]) -> None: ...
+
+    def validated(self, step: int, loss: float) -> None: ...
 
     def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None: ...
 
@@ -93,6 +100,8 @@ def train(
             due = plan.is_save_due(progress.steps_done)
             if due or stopping:
                 journal.phase("save", batch.step)
+            if due:
+                progress = validated(progress, engine, batches, journal)
             checkpoints.offer(engine, progress, due=due)
             if stopping and progress.steps_done < plan.total_steps:
                 checkpoints.complete(engine, progress)
@@ -120,6 +129,14 @@ def take(
     if stats.skipped:
         journal.skip(batch.step + 1, stats.skipped, batch.rows)
     return stats
+
+
+def validated(progress: Progress, engine: Engine, batches: Batches, journal: Journal) -> Progress:
+    """Score the held-out rows, if there are some, before a checkpoint carries the score."""
+    loss = engine.validation_loss(batches.validation())
+    if loss is not None:
+        journal.validated(progress.steps_done, loss)
+    return replace(progress, validation_loss=loss)
 
 
 def record(

@@ -57,7 +57,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what two starts of one run must have in common; how the batch is dealt to ranks is not part of it."""
         free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "activation_checkpointing"}
-        free |= {"save_every_steps", "keep_last", "keep_every_steps", "save_copy_gb"}
+        free |= {"save_every_steps", "validation_rows", "keep_last", "keep_every_steps", "save_copy_gb"}
         free |= {"max_skipped_steps", "max_rollbacks", "hang_timeout_s"}
         config = {f"train.{k}": v for k, v in self.config.model_dump(mode="json").items() if k not in free}
         return {**config, "data": self.data_digest, "seed": self.seed, "parameters": self.parameters}

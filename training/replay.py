@@ -58,6 +58,9 @@ class Memory:
     def skip(self, step: int, reason: str, rows: Sequence[int]) -> None:
         """The record says so too."""
 
+    def validated(self, step: int, loss: float) -> None:
+        """What was held out is not replayed."""
+
     def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None:
         """Unsaved.restore has refused before."""
 

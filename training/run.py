@@ -95,6 +95,8 @@ def assemble(request: RunRequest, world: World) -> Parts:
         rank=world.rank,
         world_size=world.size,
         micro_batch_rows=plan.micro_batch_rows,
+        held_out=ShardReader(request.shards, manifest, "validation"),
+        held_out_rows=min(request.train.validation_rows, manifest.rows("validation")),
     )
     join_world(world)
     engine = Engine(origin.config, request.train, plan, deepspeed_config(template, request.train, plan), world)

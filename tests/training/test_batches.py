@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,22 @@ def test_resumed_at_every_step_in_worlds_of_1_to_9_an_epoch_has_every_row_once_i
         reader = ShardReader(folder, manifest, "train")
         rows = [row for step in range(STEPS) for row in seen(reader, step, world_size, (step + world_size) % 7 + 1)]
         assert rows == epoch, world_size
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 30])
+def test_the_held_out_rows_are_scored_once_in_every_world_by_as_many_calls_of_each_rank(
+    reader: ShardReader, rows: int
+) -> None:
+    for world_size in range(1, 6):
+        ranks = []
+        for rank in range(world_size):
+            batches = replace(batches_of(reader, rank, world_size, 3), held_out=reader, held_out_rows=rows)
+            ranks.append(list(batches.validation()))
+        assert len({len(batches) for batches in ranks}) == 1
+        scored = sorted((b for batches in ranks for b in batches if b.loss_mask.any()), key=lambda batch: batch.index)
+        ids = torch.cat([batch.input_ids for batch in scored]).numpy()
+        assert np.array_equal(ids, reader.rows(range(rows)).input_ids)
+
+
+def test_without_held_out_rows_nothing_is_scored(reader: ShardReader) -> None:
+    assert list(batches_of(reader).validation()) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -50,6 +50,7 @@ class Disk:
     saves: list[int] = field(default_factory=list)
     begins: list[int] = field(default_factory=list)
     skips: list[tuple[int, str]] = field(default_factory=list)
+    validations: dict[int, float] = field(default_factory=dict)
     rollbacks: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -80,6 +81,10 @@ class FakeEngine:
         self.life.moment()
         return replace(stats, skipped=reason)
 
+    def validation_loss(self, batches: Iterable[MicroBatch]) -> float | None:
+        assert not list(batches)
+        return float(len(self.weights)) or None
+
     def all_reduce_max(self, value: int) -> int:
         return value
 
@@ -88,6 +93,9 @@ class FakeBatches:
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         for step in range(first, stop):
             yield StepBatch(step=step, rows=[step], micro_batches=[], trained_tokens=step * 7919 % 1009 + 1)
+
+    def validation(self) -> list[MicroBatch]:
+        return []
 
 
 @dataclass
@@ -147,6 +155,9 @@ class FakeJournal:
         assert list(rows) == [step - 1]
         self.disk.skips.append((step, reason))
 
+    def validated(self, step: int, loss: float) -> None:
+        self.disk.validations[step] = loss
+
     def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None:
         self.disk.rollbacks.append((failed_step, to_step))
 
@@ -161,6 +172,7 @@ def plan_of(steps: int, save_every: int, **train: Any) -> Plan:
         total_steps=steps,
         warmup_steps=2,
         parameters=1,
+        trained_parameters=1,
         checkpoint_bytes=12,
         seed=0,
         data_digest="",
@@ -297,3 +309,10 @@ def test_scattered_bad_steps_end_the_run_once_there_are_too_many() -> None:
     poison = dict.fromkeys(range(0, 40, 4), math.nan)
     with pytest.raises(TrainingError, match=r"5 steps were skipped, and the run went back 0 times.*is 4"):
         run(plan_of(40, 5, max_skipped_steps=4), Disk(), poison=poison)
+
+
+def test_each_save_that_is_due_carries_the_loss_of_the_held_out_rows() -> None:
+    disk = Disk()
+    run(plan_of(10, 4), disk)
+    assert disk.validations == {4: 4.0, 8: 8.0, 10: 10.0}  # the engine's loss counts its updates
+    assert {step: progress.validation_loss for step, (progress, _) in disk.saved.items()} == disk.validations

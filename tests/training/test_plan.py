@@ -19,6 +19,7 @@ HOW_IT_IS_DEALT = {
     "cpu_ranks": 3,
     "deepspeed": "other.json",
     "save_every_steps": 7,
+    "validation_rows": 9,
     "keep_last": 9,
     "keep_every_steps": 500,
     "save_copy_gb": 0.0,

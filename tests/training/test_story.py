@@ -60,7 +60,13 @@ def told(tmp_path_factory: pytest.TempPathFactory, run_in: Callable[..., Any]) -
                 },
             }
         },
-        train={"steps": STEPS, "global_batch_rows": 8, "learning_rate": 3e-3, "save_every_steps": 3},
+        train={
+            "steps": STEPS,
+            "global_batch_rows": 8,
+            "learning_rate": 3e-3,
+            "save_every_steps": 3,
+            "validation_rows": 4,
+        },
         evaluate={"rows": 4, "samples": 2, "sample_tokens": 4},
         export={"dtype": "fp32"},
     )
@@ -141,6 +147,12 @@ def test_the_evaluation_scores_base_and_tuned_model_on_the_same_rows(told: Any) 
     assert (result["rows"], len(result["samples"])) == (4, 2)
     assert result["models"]["tuned"]["loss"] < result["models"]["base"]["loss"]
     assert 0 <= result["models"]["tuned"]["stop_rate"] <= 1
+
+
+def test_the_last_checkpoint_carries_the_loss_that_the_evaluation_finds(told: Any) -> None:
+    carried = read_commit(newest_checkpoint(told.paths.checkpoints)).resumed().validation_loss
+    evaluated = json.loads(told.paths.evaluation.read_text())["models"]["tuned"]["loss"]
+    assert carried == pytest.approx(evaluated, rel=1e-2)  # trained in bf16, evaluated in fp32
 
 
 def test_the_report_is_one_page_that_names_the_run(told: Any) -> None:
