@@ -50,6 +50,7 @@ class RunState:
     total_steps: int | None
     lines: list[dict[str, Any]]
     segments: list[Segment]
+    validation: dict[int, float]
 
     @property
     def step(self) -> int:
@@ -89,11 +90,12 @@ class RunState:
 def read_state(paths: RunPaths) -> RunState:
     """Read a run's folder; what is not there yet is empty."""
     lines = read_lines(paths.metrics)
-    plan = read_record(paths.plan)
+    plan, events = read_record(paths.plan), read_lines(paths.segments)
     return RunState(
         total_steps=plan["total_steps"] if plan else None,
         lines=lines,
-        segments=paired_segments(read_lines(paths.segments), lines),
+        segments=paired_segments(events, lines),
+        validation={event["step"]: event["loss"] for event in events if event["event"] == "validation"},
     )
 
 
@@ -154,6 +156,7 @@ def status_text(paths: RunPaths, now: datetime | None = None) -> str:
         "step": step_text(state),
         "time left": time_left(state),
         "state": ending_text(state, quiet_s),
+        "validation": validation_text(state.validation),
         "skipped": f"{state.skipped} steps changed no weight" if state.skipped else "",
         "starts": f"{len(state.segments)}, restarts: {state.restarts}" if state.segments else "",
         "checkpoints": checkpoints_text(paths.checkpoints),
@@ -204,6 +207,13 @@ def ending_text(state: RunState, quiet_s: float | None) -> str:
     ago = f"{duration(quiet_s or 0.0)} ago"
     wrote = f"the last step was written {ago}" if state.lines else f"it started {ago} and has written no step"
     return f"running or killed: {wrote}" if is_alive(state, quiet_s) else f"killed or crashed, it seems: {wrote}"
+
+
+def validation_text(losses: dict[int, float]) -> str:
+    if not losses:
+        return ""
+    last, best = max(losses), min(losses, key=lambda step: losses[step])
+    return f"loss {losses[last]:.4f} at step {last:,}; lowest: {losses[best]:.4f} at step {best:,}"
 
 
 def checkpoints_text(folder: Path) -> str:

@@ -175,8 +175,18 @@ class Run:
         children = ranks_of(process)
         process.kill()
         process.wait()
-        while any(map(is_alive, children)):
+        self.wait_for_death(children)
+
+    def wait_for_death(self, ranks: Sequence[int]) -> None:
+        while any(map(is_alive, ranks)):
             time.sleep(0.002)
+
+    def ranks(self, process: subprocess.Popen[str]) -> list[int]:
+        """Return the processes of the ranks of a start, in their order; none before they are there."""
+        try:
+            return ranks_of(process)
+        except (FileNotFoundError, ProcessLookupError):
+            return []
 
     def watch(self, process: subprocess.Popen[str], moment: Callable[[Run], bool]) -> None:
         """Wait for a moment of a run that is under way."""

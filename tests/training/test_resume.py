@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from tests.training.bits import exact, weights
 from training.checkpoint_files import committed_folders, newest_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 STEPS, SAVE_EVERY = 12, 4  # all three checkpoints stay
 GPT2_WITH_DROPOUT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 SOME_STAY_GATHERED = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 500}}
-EXACT = ("step", "loss", "gradient_norm", "learning_rate", "trained_tokens")
 
 
 @pytest.fixture(scope="module")
@@ -84,20 +84,6 @@ def saving(run: Any) -> bool:
 
 def saved(step: int) -> Callable[[Any], bool]:
     return lambda run: (run.paths.checkpoints / f"step-{step:06d}").exists()
-
-
-def exact(run: Any) -> list[list[Any]]:
-    return [[line[key] for key in EXACT] for line in run.metrics()]
-
-
-def weights(run: Any) -> dict[str, tuple[Any, bytes]]:
-    """Return the last checkpoint's files, each as its header, whose keys are in no order, and its tensors' bytes."""
-    found = {}
-    for path in newest_checkpoint(run.paths.checkpoints).glob("*.safetensors"):
-        content = path.read_bytes()
-        first = 8 + int.from_bytes(content[:8], "little")
-        found[path.name] = (json.loads(content[8:first]), content[first:])
-    return found
 
 
 def assert_same_bits(run: Any, expected: Any) -> None:
