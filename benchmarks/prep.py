@@ -16,7 +16,7 @@ from benchmarks.english import write_english, write_tokenizer
 from benchmarks.trees import Usage, run_tree
 
 ROUNDS = 3
-OURS, PEERS = (12_000_000, 384_000_000), (1_000_000, 4_000_000)
+OURS, PEERS = (12_000_000, 192_000_000), (1_000_000, 4_000_000)
 CASES = {
     ("shardline_light", "jsonl"): OURS,
     ("shardline_light", "parquet"): OURS,
@@ -30,13 +30,13 @@ def main() -> None:
         folder = Path(name)
         write_tokenizer(folder / "tokenizer")
         sizes = {(size, kind) for (_, kind), pair in CASES.items() for size in pair}
-        written = {(size, kind): write_english(folder / f"{size}.{kind}", size) for size, kind in sorted(sizes)}
+        written = {(size, kind): write_english(folder / f"text-{size}.{kind}", size) for size, kind in sorted(sizes)}
         taken: dict[tuple[str, str, int], list[Usage]] = {}
         for turn in range(ROUNDS):
             for (variant, kind), pair in CASES.items():
                 for size in pair:
                     output = folder / f"{variant}-{kind}-{size}-{turn}"
-                    source, tokenizer = str(folder / f"{size}.{kind}"), str(folder / "tokenizer")
+                    source, tokenizer = str(folder / f"text-{size}.{kind}"), str(folder / "tokenizer")
                     usage = run_tree(["-m", "benchmarks.peers", variant, source, tokenizer, str(output)])
                     taken.setdefault((variant, kind, size), []).append(usage)
                 small, large = ([*taken[variant, kind, size]] for size in pair)
