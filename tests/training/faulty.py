@@ -25,11 +25,6 @@ def spike(loss: Any) -> Any:
     return loss * 50.0
 
 
-def spin(loss: Any) -> Any:
-    while True:  # the interpreter is given to other threads, but the rank comes to nothing
-        pass
-
-
 def freeze(loss: Any) -> Any:
     """Keep the interpreter: no other thread of this process runs."""
     sys.setswitchinterval(1e9)
@@ -41,17 +36,11 @@ def leave(loss: Any) -> Any:
     os._exit(3)
 
 
-def raise_error(loss: Any) -> Any:
-    raise ValueError("a bad token\nand more about it")
-
-
 IN_FORWARD: dict[str, Callable[[Any], Any]] = {
     "nan": nan,
     "spike": spike,
-    "spin": spin,
     "freeze": freeze,
     "leave": leave,
-    "raise": raise_error,
 }
 SLOW_SAVE_S = 8.0
 
@@ -61,7 +50,7 @@ def plant(fault: str, first: int, last: int) -> None:
     from training.checkpoint import Checkpoints
     from training.engine import Engine
 
-    true_step, true_loss, true_save = Engine.step, Engine.loss, Checkpoints.save
+    true_step, true_loss, true_offer = Engine.step, Engine.loss, Checkpoints.offer
     now = {"step": -1}
 
     def step(engine: Engine, step: int, *arguments: Any) -> Any:
@@ -72,12 +61,13 @@ def plant(fault: str, first: int, last: int) -> None:
         value = true_loss(engine, batch)
         return IN_FORWARD[fault](value) if first <= now["step"] <= last else value
 
-    def save(checkpoints: Checkpoints, engine: Engine, progress: Any) -> None:
-        time.sleep(SLOW_SAVE_S)
-        true_save(checkpoints, engine, progress)
+    def offer(checkpoints: Checkpoints, engine: Engine, progress: Any, *, due: bool) -> None:
+        if due:
+            time.sleep(SLOW_SAVE_S)
+        true_offer(checkpoints, engine, progress, due=due)
 
     if fault == "slow-save":
-        Checkpoints.save = save  # type: ignore[method-assign]
+        Checkpoints.offer = offer  # type: ignore[method-assign]
     else:
         Engine.step, Engine.loss = step, loss  # type: ignore[method-assign]
 

@@ -310,6 +310,18 @@ def recorded(place: Place, rank: int) -> None:
         shutil.copytree(place.checkpoints / name, place.folder / "copies" / name)
 
 
+def split(place: Place, rank: int) -> None:
+    """Two ranks for which one path leads to two folders: the second one's is a copy that is a save behind."""
+    trial = Trial(place, rank)
+    trial.save()
+    if rank == 0:
+        shutil.copytree(place.checkpoints, place.folder / "other" / "checkpoints")
+    trial.save()
+    os.chdir(place.folder if rank == 0 else place.folder / "other")
+    again = Checkpoints(Path("checkpoints"), {"run": 1}, POLICY, first_weights=lambda: None)  # type: ignore[arg-type, return-value]
+    again.restore(trial.engines)
+
+
 def together(work: Callable[[Place, int], None]) -> Callable[[Place], None]:
     """Return what runs a scenario on two ranks and ends with the larger exit code."""
 
@@ -388,5 +400,7 @@ def check_same(folder: Path, engine: PlainEngine) -> None:
 if __name__ == "__main__":
     scenario, folder, *rest = sys.argv[1:]
     torch.set_num_threads(1)
-    scenarios = {work.__name__: together(work) for work in (faults, slow, broken, broken_at_the_end, once, recorded)}
+    scenarios = {
+        work.__name__: together(work) for work in (faults, slow, broken, broken_at_the_end, once, recorded, split)
+    }
     {**scenarios, "kills": kills}[scenario](Place(Path(folder)), *map(int, rest))

@@ -45,3 +45,19 @@ def test_steps_that_are_bad_for_ever_end_the_run_and_say_what_to_look_at(short_r
     assert "the run went back 1 times; train.max_rollbacks is 1" in run.log.read_text()
     assert "`shardline inspect RUN --step" in run.ends()[-1]["reason"] and run.ends()[-1]["exit_code"] == 2
     assert "Traceback" not in run.log.read_text()
+
+
+def test_a_step_whose_loss_leaps_is_skipped_with_its_rows_named(short_run: Callable[..., Any]) -> None:
+    run = short_run(steps=STEPS, save_every_steps=8)
+    assert run.start_with("spike", 20, 20).wait() == 0, run.log.read_text()
+    (skip,) = run.events("skip")
+    assert skip["step"] == 21 and "loss" in skip["reason"] and len(skip["rows"]) == 8
+    assert [line["step"] for line in run.metrics() if "skipped" in line] == [21]
+
+
+def test_a_rank_that_leaves_ends_the_others_and_the_next_start_goes_on(short_run: Callable[..., Any]) -> None:
+    run = short_run(steps=STEPS, save_every_steps=8)
+    assert run.start_with("leave", 12, 12).wait() == 1
+    assert "rank 1 ended with exit code 3" in run.log.read_text()
+    assert run.train() == 0
+    assert [line["step"] for line in run.metrics()] == list(range(1, STEPS + 1))

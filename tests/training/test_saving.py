@@ -130,6 +130,14 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(tell: Callable[...,
     assert "it goes on from step 1" in told.log
 
 
+def test_ranks_that_do_not_see_the_same_checkpoint_all_stop_and_say_which_sees_another(
+    tell: Callable[..., Told], tmp_path: Path
+) -> None:
+    told = tell(tmp_path, "split")
+    assert told.code == 2
+    assert told.log.count("as rank 1 on ") == told.log.count("all ranks must see the same shared folder") == 2
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 40 MB."""
