@@ -100,6 +100,18 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def free_memory_bytes() -> int:
+    """Return how much memory this process could still take: what the host has free, or its cgroup's limit leaves."""
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(meminfo["MemAvailable"].split()[0]) * 1024
+    own = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "/")
+    group = Path("/sys/fs/cgroup") / own.lstrip("/")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.is_file() and limit.read_text().strip() != "max":
+        free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+    return free
+
+
 def expected_ray_hosts() -> int:
     """Return how many hosts launch/prepare.sh has started Ray on; 1 without it."""
     return number(os.environ, "SHARDLINE_RAY_HOSTS", default=1)

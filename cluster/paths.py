@@ -46,6 +46,16 @@ class RunPaths:
         return self.root / "STOP"
 
     @property
+    def certificate(self) -> Path:
+        """What `shardline verify-resume` has shown."""
+        return self.root / "resume.json"
+
+    @property
+    def resume_trials(self) -> Path:
+        """The short trainings of `shardline verify-resume`; removed when they have shown it."""
+        return self.root / "verify_resume"
+
+    @property
     def export(self) -> Path:
         return self.root / "export"
 

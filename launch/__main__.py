@@ -24,6 +24,7 @@ VERBS = {
     "prepare": "turn the corpus into shards",
     "verify": "check every byte of prepared data against its manifest",
     "train": "start a run, or go on with it; on all GPUs of this machine, or on CPU ranks",
+    "verify-resume": "prove that an interrupted run is the run that was not interrupted",
     "evaluate": "score the tuned model beside its base on held-out data",
     "export": "turn the newest checkpoint into a Hugging Face folder, and verify it",
     "generate": "let the exported model answer a prompt",
@@ -56,6 +57,9 @@ def parser() -> argparse.ArgumentParser:
     found["train"].add_argument(
         "--stop-file", action="store_true", help="only print the file that, once it exists, stops the run"
     )
+    found["verify-resume"].add_argument("--steps", type=int, default=8, help="steps to train (default: %(default)s)")
+    found["verify-resume"].add_argument("--ranks", type=int, help="as in `shardline train`")
+    found["verify-resume"].add_argument("--other-ranks", type=int, help="for the second half (default: 1, or 2 for 1)")
     found["verify"].description = "RUN may also be the data's own folder: the one with manifest.json in it."
     found["generate"].add_argument("--prompt", action="append", help="repeatable; default: read from standard input")
     found["generate"].add_argument("--tokens", type=int, default=96, help="longest answer (default: %(default)s)")
@@ -77,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ignore_signals()
     try:
         commands = importlib.import_module("launch.commands")
-        command: Callable[[argparse.Namespace], int] = getattr(commands, options.verb)
+        command: Callable[[argparse.Namespace], int] = getattr(commands, options.verb.replace("-", "_"))
         return command(options)
     except ShardlineError as error:
         if world is None or world.is_first:

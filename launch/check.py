@@ -59,13 +59,13 @@ def check_fits(run: RunConfig, manifest: Manifest) -> None:
 
 def disk_line(root: Path, plan: Plan) -> str:
     """Return what the checkpoints need beside what is free. Raises ConfigError if they do not fit."""
-    saves = len([step for step in range(1, plan.total_steps + 1) if plan.is_save_due(step)])
+    saves = plan.checkpoints_at_once()
     needed = saves * plan.checkpoint_bytes
     there = next(folder for folder in [root, *root.absolute().parents] if folder.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
         raise ConfigError(
-            f"train.save_every_steps: {saves} checkpoints take {needed / 1e9:.1f} GB, {there} has {free / 1e9:.1f} GB"
-            " free; save less often, or choose another folder"
+            f"train.keep_last, train.keep_every_steps: {saves} checkpoints at a time take {needed / 1e9:.1f} GB,"
+            f" {there} has {free / 1e9:.1f} GB free; keep fewer, or choose another folder"
         )
-    return f"disk           {saves} checkpoints take {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free"
+    return f"disk           {saves} checkpoints at a time take {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free"

@@ -130,6 +130,21 @@ def local_ranks(run: RunConfig, asked: int | None) -> int:
     return asked or gpu_count() or run.train.cpu_ranks or min(2, cpu_count())
 
 
+def verify_resume(options: argparse.Namespace) -> int:
+    """Train a few steps, interrupted and not, and say whether they are the same."""
+    from launch.verify_resume import as_text
+    from launch.verify_resume import verify_resume as prove
+
+    run = load_run(options)
+    check_fits(run, read_manifest(run.shards))
+    ranks = local_ranks(run, options.ranks)
+    other = options.other_ranks or (1 if ranks > 1 else 2)
+    certificate = prove(run, options.steps, ranks, other)
+    say(f"{as_text(certificate)}\n{run.paths.certificate}")
+    same = certificate["bit_identical"] and certificate["other_ranks_within_tolerance"]
+    return EXIT_DONE if same else EXIT_MEND
+
+
 def export(options: argparse.Namespace) -> int:
     """Write the newest checkpoint as a Hugging Face folder."""
     from training.export import export as export_run

@@ -1,237 +1,326 @@
-"""Checkpoints that exist only when they are whole: sharded safetensors, a commit file written last, one rename.
+"""Save and restore a run over all its ranks. What lies on disk is described in checkpoint_files.
 
-    checkpoints/step-000500/
-        shard-00001-model-00001-of-00001.safetensors ...   one file a rank: its parts of master weights and moments
-        commit.json                                        step, the run's identity, shapes, each file's size and sha256
-
-The tensors are flat DTensors [numel], Shard(0), keyed 'master.NAME', 'exp_avg.NAME' and 'exp_avg_sq.NAME', read and
-written by torch.distributed.checkpoint: any number of ranks loads what any number wrote. Nothing is pickled.
+Training waits for a copy of its state in the host's memory; a thread writes the copy while the steps go on, and talks
+to the other ranks' threads over a gloo group of its own. Never two saves at once: with a disk that is slower than the
+saves come, saves come later, and steps do not.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import re
 import shutil
 import time
-import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load as load_state
-from torch.distributed.checkpoint.state_dict_saver import save as save_state
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
 
+from cluster.environment import host_name
 from cluster.errors import CheckpointError
-from cluster.files import PARTIAL, fsync_path, publish, sha256_of, write_json
+from cluster.files import PARTIAL, fsync_path
+from training import checkpoint_files
+from training.checkpoint_files import Commit, DamagedError
 from training.progress import Progress
+from training.rank_files import FileFacts, Stretch, rank_file_name, write_rank_file
+from training.staging import Staging, local_stretches, streamed
 from training.weights import Weights
 
-if TYPE_CHECKING:  # reading a checkpoint for an export needs no DeepSpeed
+if TYPE_CHECKING:
     from training.engine import Engine
 
 log = logging.getLogger(__name__)
 
-COMMIT = "commit.json"
-FORMAT_VERSION = 2  # 1 had no list of skipped steps
-FOLDER = re.compile(r"step-(\d{6,})")
+WRITING_TIMEOUT = timedelta(
+    hours=6
+)  # one rank's disk may be that much slower than another's; hangs are found elsewhere
+MAX_FAILED_SAVES = 3
+SPARE_BYTES = 64 << 20  # what must stay free beside a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Commit:
-    """What a checkpoint's commit file says. `identity` is what a run must not change between two starts."""
+class SavePolicy:
+    """Which checkpoints stay, and how many bytes of a host's memory the copies of its ranks may take."""
 
-    version: int
-    step: int
-    skipped: list[int]
-    world_size: int
-    identity: dict[str, Any]
-    shapes: dict[str, list[int]]
-    files: dict[str, dict[str, Any]]
-
-
-def read_commit(folder: Path) -> Commit:
-    """Read a checkpoint's commit file and check the size of every file it lists."""
-    path = folder / COMMIT
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["version"] != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: format version {values['version']}, this program reads {FORMAT_VERSION}")
-        commit = Commit(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a commit file ({error}); move {folder} away to use an older one") from None
-    for name, facts in commit.files.items():
-        size = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if size != facts["bytes"]:
-            raise CheckpointError(
-                f"{folder / name}: {'missing' if size is None else f'{size} bytes'}, the commit file says"
-                f" {facts['bytes']}; move {folder} away to use an older one"
-            )
-    return commit
-
-
-def committed_folders(folder: Path) -> list[Path]:
-    """Return the checkpoints that were committed, oldest first."""
-    found = [path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name) and (path / COMMIT).is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
-def newest_checkpoint(folder: Path) -> Path:
-    """Return the newest committed checkpoint, or raise CheckpointError."""
-    found = committed_folders(folder)
-    if not found:
-        raise CheckpointError(f"{folder}: holds no checkpoint; run `shardline train RUN.yaml` first")
-    return found[-1]
+    keep_last: int
+    keep_every_steps: int | None
+    copy_bytes: int
 
 
 class Checkpoints:
     """The checkpoints of one run. Every method is collective."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], first_weights: Callable[[], Weights]) -> None:
-        self.folder = folder
-        self.identity = identity
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], policy: SavePolicy, first_weights: Callable[[], Weights]
+    ) -> None:
+        self.folder, self.identity, self.policy = folder, identity, policy
         self.first_weights = first_weights
+        self.group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT)
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.staging: Staging | None = None
+        self.pending: Future[list[str]] | None = None
+        self.pending_step = 0
+        self.saved_step: int | None = None  # of the newest committed checkpoint
+        self.failures = 0
+        self.owed = False
 
-    def restore(self, engine: Engine) -> Progress:
-        """Fill the engine from the newest checkpoint, or with the run's first weights; return how far the run has come.
+    # ---- restoring
 
-        The first rank chooses, so that all ranks load the same one.
+    def restore(self, engine: Engine, before: int | None = None) -> Progress:
+        """Fill the engine from the newest good checkpoint, or with the run's first weights; return how far the run is.
+
+        The first rank chooses and all ranks check that they see the same; a damaged checkpoint is set aside and the
+        next older one used. Raises CheckpointError if there were checkpoints and none is good. With `before`, the run
+        goes back: checkpoints of more steps than that are left behind.
         """
-        chosen: list[Any] = [None]
+        if self.pending is not None:
+            self.conclude()
         if engine.world.is_first:
-            chosen[0] = self.choose()
-        dist.broadcast_object_list(chosen, src=0)
+            checkpoint_files.sweep(self.folder)
+            if before is not None:
+                checkpoint_files.leave_behind(self.folder, before)
+        self.saved_step = None
+        while True:
+            chosen = self.choose_together(engine)
+            if chosen is None:
+                engine.start_from(self.first_weights())
+                return Progress()
+            folder, commit = chosen
+            started = time.monotonic()
+            damaged = self.gathered(self.check(folder, commit, engine))
+            if not damaged:
+                break
+            if engine.world.is_first:
+                put_aside(folder, "\n  ".join(damaged))
+        self.load(engine, folder, commit)
+        log.info("loaded %s, written by %d ranks, in %.1f s", folder, commit.world_size, time.monotonic() - started)
+        self.saved_step = commit.step
+        return commit.resumed()
+
+    def choose_together(self, engine: Engine) -> tuple[Path, Commit] | None:
+        """Return the first rank's choice on all ranks; an error there is raised by all."""
+        chosen: list[Any] = [self.choose() if engine.world.is_first else None]
+        dist.broadcast_object_list(chosen, src=0, group=self.group)
         if isinstance(chosen[0], CheckpointError):
             raise chosen[0]
-        if chosen[0] is None:
-            engine.start_from(self.first_weights())
-            return Progress()
-        folder: Path = chosen[0][0]
-        commit: Commit = chosen[0][1]
-        started = time.monotonic()
-        verify_files(folder, commit, engine.world.rank, engine.world.size)
-        state = sharded_state(engine)
-        check_shapes(commit, engine, folder)
-        load_state(state, storage_reader=HuggingFaceStorageReader(str(folder)))
-        progress = Progress(steps_done=commit.step, skipped=tuple(commit.skipped))
-        engine.continue_after(progress.updates)
-        log.info("loaded %s, written by %d ranks, in %.1f s", folder, commit.world_size, time.monotonic() - started)
-        return progress
+        found: tuple[Path, Commit] | None = chosen[0]
+        return found
 
     def choose(self) -> tuple[Path, Commit] | CheckpointError | None:
-        """Return the newest checkpoint of this run; an error is returned, for all ranks to raise."""
-        found = committed_folders(self.folder)
-        if not found:
-            return None
-        try:
-            commit = read_commit(found[-1])
-            check_identity(commit.identity, self.identity, found[-1])
-        except CheckpointError as error:
-            return error
-        return found[-1], commit
+        """Return the newest checkpoint of this run with all its files, None for a run without one, or an error.
 
-    def save(self, engine: Engine, progress: Progress) -> None:
-        """Write the checkpoint of a progress; it is there, whole and durable, or not at all."""
-        final = self.folder / f"step-{progress.steps_done:06d}"
-        if (final / COMMIT).is_file():
-            return
-        partial = final.with_name(final.name + PARTIAL)
-        started = time.monotonic()
-        if engine.world.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.barrier()
-        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)  # fsyncs every file
-        save_state(sharded_state(engine), storage_writer=writer)
-        files = gathered_files(partial, engine.world.rank)
-        if engine.world.is_first:
-            commit = Commit(
-                version=FORMAT_VERSION,
-                step=progress.steps_done,
-                skipped=list(progress.skipped),
-                world_size=engine.world.size,
-                identity=self.identity,
-                shapes={part.name: list(part.shape) for part in engine.parts()},
-                files=files,
+        Not collective. A damaged one is set aside.
+        """
+        for folder in reversed(checkpoint_files.candidate_folders(self.folder)):
+            try:
+                commit = checkpoint_files.read_commit(folder)
+                checkpoint_files.check_identity(commit.identity, self.identity, folder)
+            except DamagedError as error:
+                put_aside(folder, str(error))
+            except CheckpointError as error:
+                return error
+            else:
+                return folder, commit
+        if checkpoint_files.set_aside_folders(self.folder):
+            return CheckpointError(
+                f"{self.folder}: no good checkpoint is left; the damaged ones are in"
+                f" {self.folder / checkpoint_files.SET_ASIDE}, each with its reason. Put a whole one back, or remove"
+                " that folder to begin again at step 0"
             )
-            write_json(partial / COMMIT, asdict(commit))
-            fsync_path(partial)
-            publish(partial, final)
-            size = sum(facts["bytes"] for facts in files.values())
-            log.info("saved %s, %.3f GB in %.1f s", final, size / 1e9, time.monotonic() - started)
-        dist.barrier()
+        return None
 
+    def check(self, folder: Path, commit: Commit, engine: Engine) -> list[str]:
+        """Return what is wrong with the files that are dealt to this rank. Collective.
 
-def read_weights(folder: Path, shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """Return whole fp32 master weights from a committed checkpoint, in this process alone; `shapes` chooses which."""
-    flat = {f"master.{name}": torch.empty(math.prod(shape), dtype=torch.float32) for name, shape in shapes.items()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # it is, on purpose
-        load_state(flat, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
-    return {name: flat[f"master.{name}"].reshape(shape) for name, shape in shapes.items()}
+        Raises CheckpointError on all ranks if one of them sees another checkpoint in this place than the first rank.
+        """
+        seen = []
+        try:
+            if checkpoint_files.read_commit(folder).digest != commit.digest:
+                seen.append("it holds another checkpoint than for the first rank")
+        except CheckpointError as error:
+            seen.append(str(error))
+        where = f"rank {engine.world.rank} on {host_name()}"
+        others = self.gathered([f"{folder}, as {where} sees it: {problem}" for problem in seen])
+        if others:
+            raise CheckpointError("\n  ".join([*others, "all ranks must see the same shared folder; mend the mount"]))
+        shapes = {part.name: list(part.shape) for part in engine.parts()}
+        if shapes != commit.shapes:
+            other = checkpoint_files.first_difference(shapes, commit.shapes)
+            raise CheckpointError(f"{folder}: holds another model; first difference: {other}")
+        dealt = list(commit.files)[engine.world.rank :: engine.world.size]
+        return checkpoint_files.damaged_files(folder, commit, dealt)
 
+    def load(self, engine: Engine, folder: Path, commit: Commit) -> None:
+        """Fill this rank's parts, each from only the bytes it needs."""
+        failed = []
+        try:
+            with checkpoint_files.stored_state(folder, commit) as state:
+                for part in engine.parts(writing=True):
+                    for kind, tensor in part.values.items():
+                        state.read(f"{kind}.{part.name}", part.start, tensor)
+        except (CheckpointError, OSError) as error:
+            failed.append(f"rank {engine.world.rank} on {host_name()} cannot load {folder}: {error}")
+        failed = self.gathered(failed)
+        if failed:
+            raise CheckpointError("\n  ".join(failed))
+        engine.continue_after(commit.resumed().updates)
 
-def sharded_state(engine: Engine) -> dict[str, torch.Tensor]:
-    """Return the engine's parts as flat DTensors over views of its own memory: loading fills them in place."""
-    mesh = init_device_mesh(engine.device.type, (engine.world.size,))
-    return {
-        f"{kind}.{part.name}": DTensor.from_local(
-            tensor, mesh, [Shard(0)], run_check=False, shape=torch.Size([part.numel]), stride=(1,)
+    def gathered(self, mine: list[str]) -> list[str]:
+        """Return what all ranks say, in their order."""
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine, group=self.group)
+        return [text for texts in everyone for text in texts]
+
+    # ---- saving
+
+    def offer(self, engine: Engine, progress: Progress, *, due: bool) -> None:
+        """Save if a checkpoint is due, or was due while the one before was still being written."""
+        if self.pending is not None and engine.all_reduce_max(0 if self.pending.done() else 1) == 0:
+            self.conclude()
+        if self.pending is None and (due or self.owed):
+            self.begin(engine, progress)
+        elif due:
+            self.owed = True
+            self.tell(
+                logging.WARNING,
+                "step %d was not saved: step %d is still being written",
+                progress.steps_done,
+                self.pending_step,
+            )
+
+    def complete(self, engine: Engine, progress: Progress) -> None:
+        """Return when the checkpoint of this progress is durable. Raises CheckpointError if it cannot be written."""
+        if self.pending is not None:
+            self.conclude()
+        if self.saved_step != progress.steps_done:
+            self.begin(engine, progress)
+            self.conclude()
+        if self.saved_step != progress.steps_done:
+            raise CheckpointError(
+                f"{self.folder}: the run ends without a checkpoint of step {progress.steps_done}; make room or mend the"
+                f" disk, then start it again: it goes on from step {self.saved_step or 0}"
+            )
+
+    def begin(self, engine: Engine, progress: Progress) -> None:
+        """Copy the state and have it written; without memory for the copy, write while training waits."""
+        started = time.monotonic()
+        stretches = local_stretches(engine)
+        if self.staging is None:
+            self.staging = Staging.within(self.policy.copy_bytes // engine.world.local_size, stretches, engine.device)
+        self.owed, self.pending_step = False, progress.steps_done
+        commit = Commit(
+            step=progress.steps_done,
+            progress=progress.as_record(),
+            world_size=engine.world.size,
+            identity=self.identity,
+            shapes={part.name: list(part.shape) for part in engine.parts()},
+            files={},
         )
-        for part in engine.parts()
-        for kind, tensor in part.values.items()
-    }
+        if self.staging is None:
+            self.pending = Future()
+            self.pending.set_result(self.write(commit, stretches, streamed(engine), engine.world.rank, started))
+            return
+        self.staging.copy(engine)
+        log.info("step %d: copied for saving, training waited %.2f s", commit.step, time.monotonic() - started)
+        copied = iter([self.staging.buffer])
+        self.pending = self.thread.submit(self.write, commit, stretches, copied, engine.world.rank, started)
 
-
-def gathered_files(folder: Path, rank: int) -> dict[str, dict[str, Any]]:
-    """Return every rank's file with its size and sha256; each rank reads its own. Collective."""
-    mine = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in folder.glob(f"shard-{rank + 1:05d}-*.safetensors")
-    }
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return {name: facts for files in everyone for name, facts in sorted(files.items())}
-
-
-def verify_files(folder: Path, commit: Commit, rank: int, world_size: int) -> None:
-    """Check every file's sha256, the files dealt to the ranks. Collective: all ranks raise the same error."""
-    mine = [
-        f"{folder / name}: its sha256 is not the one in {COMMIT}; move {folder} away to use an older one"
-        for name, facts in list(commit.files.items())[rank::world_size]
-        if sha256_of(folder / name) != facts["sha256"]
-    ]
-    everyone: list[Any] = [None] * world_size
-    dist.all_gather_object(everyone, mine)
-    damaged = [message for messages in everyone for message in messages]
-    if damaged:
-        raise CheckpointError("\n  ".join(damaged))
-
-
-def check_identity(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    changed = [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in now if then.get(key) != now[key]]
-    if changed:
-        raise CheckpointError(
-            f"{folder}: belongs to another run: {'; '.join(changed)}. A run goes on as it began: put this back, or"
-            " give the new run another name"
+    def conclude(self) -> None:
+        """Wait for the save that is under way. Raises CheckpointError at the third failure in a row."""
+        assert self.pending is not None
+        problems = self.pending.result()
+        self.pending = None
+        if not problems:
+            self.failures, self.saved_step = 0, self.pending_step
+            return
+        self.failures += 1
+        what = "\n  ".join([f"step {self.pending_step} was not saved:", *problems])
+        if self.failures == MAX_FAILED_SAVES:
+            raise CheckpointError(
+                f"{what}\n  {MAX_FAILED_SAVES} saves in a row have failed; make room or mend the disk"
+            )
+        self.tell(
+            logging.ERROR, "%s\n  training goes on; the newest checkpoint is of step %s", what, self.saved_step or 0
         )
 
+    def tell(self, level: int, message: str, *values: Any) -> None:
+        """Log, once, what all ranks know."""
+        if dist.get_rank() == 0:
+            log.log(level, message, *values)
 
-def check_shapes(commit: Commit, engine: Engine, folder: Path) -> None:
-    shapes = {part.name: list(part.shape) for part in engine.parts()}
-    if shapes != commit.shapes:
-        other = first_difference(shapes, commit.shapes)
-        raise CheckpointError(f"{folder}: holds another model; first difference: {other}")
+    def write(
+        self, commit: Commit, stretches: list[Stretch], data: Iterator[torch.Tensor], rank: int, started: float
+    ) -> list[str]:
+        """Write this rank's file and, on the first rank, commit; return what went wrong, the same on all ranks."""
+        final = checkpoint_files.folder_of(self.folder, commit.step)
+        partial = final.with_name(final.name + PARTIAL)
+        name = rank_file_name(rank, commit.world_size)
+        facts: FileFacts | None = None
+        problem = self.room_problem(stretches, commit.world_size) if rank == 0 else None
+        try:
+            if not self.gathered([problem] if problem else []):
+                partial.mkdir(parents=True, exist_ok=True)
+                facts = write_rank_file(partial / name, stretches, data)
+        except OSError as error:
+            problem = f"rank {rank} on {host_name()} cannot write {partial / name}: {error.strerror or error}"
+        everyone: list[Any] = [None] * commit.world_size
+        dist.all_gather_object(everyone, (name, facts, problem), group=self.group)
+        problems = [text for _, _, text in everyone if text]
+        verdict: list[Any] = [problems]
+        if rank == 0:
+            files = checkpoint_files.files_record({n: f for n, f, _ in everyone if f})
+            verdict = [problems or self.commit(partial, final, replace(commit, files=files))]
+            if verdict[0]:
+                shutil.rmtree(partial, ignore_errors=True)  # swept at the next start if not now
+            else:
+                log.info("saved %s, %.3f GB in %.1f s", final, sum_bytes(files) / 1e9, time.monotonic() - started)
+                self.retire()
+        dist.broadcast_object_list(verdict, src=0, group=self.group)
+        told: list[str] = verdict[0]
+        return told
+
+    def room_problem(self, stretches: list[Stretch], world_size: int) -> str | None:
+        """Return what is wrong if the disk has no room for a checkpoint."""
+        needed = world_size * max(1, sum(part.numel for part in stretches)) * 4 + SPARE_BYTES
+        try:
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                fsync_path(self.folder.parent)
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:
+            return f"{self.folder}: {error.strerror}"
+        if free < needed:
+            return f"{self.folder}: {free / 1e9:.3f} GB free, a checkpoint needs {needed / 1e9:.3f} GB"
+        return None
+
+    def commit(self, partial: Path, final: Path, commit: Commit) -> list[str]:
+        """Make the written files a checkpoint; return what went wrong. On the first rank."""
+        try:
+            checkpoint_files.commit_folder(partial, final, commit)
+        except OSError as error:
+            return [f"{final}: cannot be committed: {error.strerror or error}"]
+        return []
+
+    def retire(self) -> None:
+        """Remove the checkpoints that need not stay. On the first rank."""
+        committed = checkpoint_files.committed_folders(self.folder)
+        for folder in checkpoint_files.expired(committed, self.policy.keep_last, self.policy.keep_every_steps):
+            try:
+                checkpoint_files.remove(folder)
+            except OSError as error:
+                log.warning("%s: could not be removed (%s); it stays", folder, error.strerror)
 
 
-def first_difference(ours: dict[str, list[int]], theirs: dict[str, list[int]]) -> str:
-    """Return the first parameter that is not in both, or not of the same shape."""
-    return min(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+def put_aside(folder: Path, reason: str) -> None:
+    """Set a damaged checkpoint aside and say so."""
+    aside = checkpoint_files.set_aside(folder, reason)
+    log.warning("%s\n  this checkpoint is damaged: moved to %s; the next older one is used", reason, aside)
+
+
+def sum_bytes(files: dict[str, dict[str, Any]]) -> int:
+    return sum(int(facts["bytes"]) for facts in files.values())

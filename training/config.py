@@ -60,6 +60,13 @@ class TrainConfig(Section):
     deepspeed: PathValue | None = None
     """DeepSpeed template; default: ds_configs/zero3.json."""
     save_every_steps: int = Field(default=500, gt=0)
+    keep_last: int = Field(default=3, gt=0)
+    """Newest checkpoints that stay; a file named 'keep' in a checkpoint's folder makes it stay as well."""
+    keep_every_steps: int | None = Field(default=None, gt=0)
+    """Checkpoints of these steps stay too; a multiple of `save_every_steps`."""
+    save_copy_gb: float | None = Field(default=None, ge=0)
+    """Memory that a host may give to the copy of its ranks' state, which is written while training goes on; default:
+    half of what is free. Too little, and training waits while a checkpoint is written."""
     cpu_ranks: int | None = Field(default=None, gt=0)
     """Ranks on a machine without a GPU; default: 2, or 1 on a single core."""
 
@@ -67,6 +74,15 @@ class TrainConfig(Section):
     def check_length(self) -> Self:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("give one of 'epochs' and 'steps', not both")
+        return self
+
+    @model_validator(mode="after")
+    def check_kept_steps(self) -> Self:
+        if self.keep_every_steps and self.keep_every_steps % self.save_every_steps:
+            raise ValueError(
+                f"'keep_every_steps' ({self.keep_every_steps}) is not a multiple of 'save_every_steps'"
+                f" ({self.save_every_steps})"
+            )
         return self
 
 

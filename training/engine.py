@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
@@ -110,9 +110,12 @@ class Engine:
             owner, _, own_name = name.rpartition(".")
             self.module.get_submodule(owner)._buffers[own_name] = value.to(self.device)
 
-    def parts(self) -> list[zero3.Part]:
-        """Return this rank's part of every parameter, as views."""
-        return list(zero3.local_parts(self.module, self.optimizer, self.world.rank, self.world.size))
+    def parts(self, *, writing: bool = False) -> Iterator[zero3.Part]:
+        """Yield this rank's part of every parameter, as views that are good until the next part is asked for.
+
+        With `writing`, what is put into the views is kept.
+        """
+        yield from zero3.local_parts(self.module, self.optimizer, self.world.rank, self.world.size)
 
     def start_from(self, weights: Weights) -> None:
         """Fill the master weights with a run's first weights."""

@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from cluster.errors import CheckpointError
 from cluster.files import whole_folder, write_json
-from training.checkpoint import Commit, first_difference, newest_checkpoint, read_commit, read_weights
+from training.checkpoint_files import Commit, first_difference, newest_checkpoint, read_commit, read_weights
 from training.config import ExportConfig
 from training.model import ModelOrigin
 from training.stops import stop_token_ids

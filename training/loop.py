@@ -36,7 +36,9 @@ class Batches(Protocol):
 class Checkpoints(Protocol):
     def restore(self, engine: Any) -> Progress: ...
 
-    def save(self, engine: Any, progress: Progress) -> None: ...
+    def offer(self, engine: Any, progress: Progress, *, due: bool) -> None: ...
+
+    def complete(self, engine: Any, progress: Progress) -> None: ...
 
 
 class StopFlag(Protocol):
@@ -69,11 +71,11 @@ def train(
         clock = now
 
         stopping = stop.agreed(engine.all_reduce_max)
-        if stopping or plan.is_save_due(progress.steps_done):
-            checkpoints.save(engine, progress)
-        if stopping and progress.steps_done < plan.total_steps:
-            return Outcome.STOPPED
-    return Outcome.FINISHED
+        checkpoints.offer(engine, progress, due=plan.is_save_due(progress.steps_done))
+        if stopping:
+            break
+    checkpoints.complete(engine, progress)
+    return Outcome.FINISHED if progress.steps_done == plan.total_steps else Outcome.STOPPED
 
 
 def record(

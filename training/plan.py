@@ -47,9 +47,16 @@ class Plan:
     def is_save_due(self, steps_done: int) -> bool:
         return steps_done == self.total_steps or steps_done % self.config.save_every_steps == 0
 
+    def checkpoints_at_once(self) -> int:
+        """Return how many checkpoints can lie on the disk together, the one that is being written included."""
+        saved = [step for step in range(1, self.total_steps + 1) if self.is_save_due(step)]
+        every = self.config.keep_every_steps
+        return min(len(saved), self.config.keep_last + 1 + len([step for step in saved if every and step % every == 0]))
+
     def identity(self) -> dict[str, Any]:
         """Return what two starts of one run must have in common; how the batch is dealt to ranks is not part of it."""
-        free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "save_every_steps", "activation_checkpointing"}
+        free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "activation_checkpointing"}
+        free |= {"save_every_steps", "keep_last", "keep_every_steps", "save_copy_gb"}
         config = {f"train.{k}": v for k, v in self.config.model_dump(mode="json").items() if k not in free}
         return {**config, "data": self.data_digest, "seed": self.seed, "parameters": self.parameters}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,7 @@ class Progress:
 
     steps_done: int = 0
     skipped: tuple[int, ...] = ()
+    validation_loss: float | None = None  # the newest
 
     @property
     def updates(self) -> int:
@@ -22,4 +24,14 @@ class Progress:
 
     def after(self, step: int, *, skipped: bool = False) -> Progress:
         """Return the progress after the batch of `step` was taken."""
-        return Progress(steps_done=step + 1, skipped=(*self.skipped, step) if skipped else self.skipped)
+        return replace(self, steps_done=step + 1, skipped=(*self.skipped, step) if skipped else self.skipped)
+
+    def as_record(self) -> dict[str, Any]:
+        """Return the progress as JSON values."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_record(cls, values: dict[str, Any]) -> Self:
+        """Return the progress that JSON values tell."""
+        typed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**typed)

@@ -6,14 +6,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.environment import World
+from cluster.environment import World, free_memory_bytes
 from cluster.files import write_json
 from cluster.journal import Journal
 from cluster.paths import RunPaths
 from cluster.stop import StopFlag
 from data_prep.shards import ShardReader, read_manifest
 from training.batches import Batches
-from training.checkpoint import Checkpoints
+from training.checkpoint import Checkpoints, SavePolicy
 from training.config import ModelConfig, TrainConfig
 from training.ds_config import deepspeed_config, read_template
 from training.engine import Engine, join_world, leave_world
@@ -59,7 +59,10 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     join_world(world)
     engine = Engine(origin.config, request.train, plan, deepspeed_config(template, request.train, plan), world)
     checkpoints = Checkpoints(
-        request.paths.checkpoints, plan.identity(), first_weights=lambda: origin.first_weights(request.seed)
+        request.paths.checkpoints,
+        plan.identity(),
+        save_policy(request.train),
+        first_weights=lambda: origin.first_weights(request.seed),
     )
     journal = Journal(request.paths, world, plan.total_steps)
     outcome = train(plan, engine, batches, checkpoints, stop, journal)
@@ -68,3 +71,9 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     log.info("%s after step %d of %d", reason, journal.last_step, plan.total_steps)
     leave_world()
     return outcome.value
+
+
+def save_policy(train: TrainConfig) -> SavePolicy:
+    """Return how checkpoints are saved, and which stay."""
+    allowed = free_memory_bytes() // 2 if train.save_copy_gb is None else int(train.save_copy_gb * 1e9)
+    return SavePolicy(keep_last=train.keep_last, keep_every_steps=train.keep_every_steps, copy_bytes=allowed)

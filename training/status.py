@@ -20,7 +20,7 @@ from data_prep.shards import MANIFEST
 RECENT_STEPS = 50  # whose median time tells how fast the run is now
 QUIET_S = 300.0  # a run that writes nothing for so long, or for ten steps, is taken for dead
 CHECKPOINT = re.compile(r"step-(\d{6,})")
-COMMIT = "commit.json"  # as in training.checkpoint, which imports torch
+COMMIT = "commit.json"  # as in training.checkpoint_files, which imports torch
 
 
 @dataclass(frozen=True, kw_only=True)

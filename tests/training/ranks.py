@@ -74,9 +74,12 @@ class Trials:
             (self.output / f"{trial}.json").write_text(json.dumps(facts))
 
     def keep_parts(self, trial: str, engine: Any) -> None:
-        parts = engine.parts()
-        self.keep(trial, {f"{kind}.{part.name}": value for part in parts for kind, value in part.values.items()})
-        self.keep_facts(trial, shapes={part.name: part.shape for part in parts})
+        kept, shapes = {}, {}
+        for part in engine.parts():
+            kept |= {f"{kind}.{part.name}": value.clone() for kind, value in part.values.items()}
+            shapes[part.name] = part.shape
+        self.keep(trial, kept)
+        self.keep_facts(trial, shapes=shapes)
 
 
 def take_step(engine: Any, batches: Any, step: int, learning_rate: float) -> float:
@@ -104,7 +107,7 @@ def first_loss(trials: Trials) -> None:
     """Keep the first weights and the first loss of a model made from nothing."""
     engine, batches, origin = trials.engine({"new": {"config": NEW_LLAMA}}, micro_batch_rows=2)
     engine.start_from(origin.first_weights(5))
-    trials.keep("new", {part.name: part.values["master"] for part in engine.parts()})
+    trials.keep("new", {part.name: part.values["master"].clone() for part in engine.parts()})
     trials.keep_facts("new-loss", loss=take_step(engine, batches, 0, LEARNING_RATE))
 
 
@@ -118,7 +121,7 @@ def low_precision(trials: Trials) -> None:
 def contract(trials: Trials) -> None:
     """Keep what zero3's functions do to a model whose vectors do not divide by the number of ranks."""
     from training import zero3
-    from training.checkpoint import Checkpoints
+    from training.checkpoint import Checkpoints, SavePolicy
     from training.progress import Progress
 
     new = {"new": {"model_type": "gpt2", "config": ODD_GPT2}}
@@ -127,8 +130,13 @@ def contract(trials: Trials) -> None:
     take_step(engine, batches, 0, LEARNING_RATE)
     trials.keep_parts("one-step", engine)
 
-    checkpoints = Checkpoints(trials.output / "checkpoints", {"run": 1}, first_weights=lambda: origin.first_weights(0))
-    checkpoints.save(engine, Progress(steps_done=SET_STEP))
+    checkpoints = Checkpoints(
+        trials.output / "checkpoints",
+        {"run": 1},
+        SavePolicy(keep_last=1, keep_every_steps=None, copy_bytes=1 << 30),
+        first_weights=lambda: origin.first_weights(0),
+    )
+    checkpoints.complete(engine, Progress(steps_done=SET_STEP))
     loaded, _, _ = trials.engine(new, micro_batch_rows=1, weight_decay=WEIGHT_DECAY)
     step = checkpoints.restore(loaded).steps_done
     trials.keep_parts("loaded", loaded)

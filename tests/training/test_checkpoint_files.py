@@ -1,68 +1,99 @@
-"""Which folders are checkpoints, and what is said of those that cannot be used. No ranks."""
+"""Which folders are checkpoints, what is said of those that cannot be used, and which may go. No ranks."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+import random
+import shutil
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load as load_state
 
 from cluster.errors import CheckpointError
-from training.checkpoint import (
+from cluster.files import digest_of
+from training.checkpoint_files import (
     COMMIT,
     FORMAT_VERSION,
-    Checkpoints,
+    KEEP,
     Commit,
+    DamagedError,
     check_identity,
+    commit_folder,
     committed_folders,
+    expired,
+    files_record,
+    leave_behind,
     newest_checkpoint,
     read_commit,
+    read_weights,
+    remove,
+    set_aside,
+    set_aside_folders,
+    step_of,
+    stored_state,
+    sweep,
+    verify,
 )
+from training.rank_files import Stretch, rank_file_name, write_rank_file
 
-DATA = "shard-00001-model-00001-of-00001.safetensors"
 IDENTITY = {"train.learning_rate": 1e-3, "seed": 0, "data": "abc"}
-GOOD = Commit(
-    version=FORMAT_VERSION,
-    step=5,
-    skipped=[],
-    world_size=1,
-    identity=IDENTITY,
-    shapes={"weight": [2, 3]},
-    files={DATA: {"bytes": 4, "sha256": "0" * 64}},
-)
+SHAPES = {"weight": [5, 3], "bias": [5]}
+CUTS = {"weight": (0, 8, 8, 15), "bias": (0, 3, 5, 5)}  # over three ranks; some hold nothing of a tensor
 
 
-def write_checkpoint(folder: Path, commit: Commit | str | None = GOOD, content: bytes = b"1234") -> Path:
-    """Write a checkpoint's folder; `commit` may be raw text, or None for a folder without one."""
-    folder.mkdir(parents=True)
-    (folder / DATA).write_bytes(content)
-    if commit is not None:
-        text = commit if isinstance(commit, str) else json.dumps(asdict(commit))
-        (folder / COMMIT).write_text(text)
-    return folder
+def tensor_of(key: str, step: int = 5) -> torch.Tensor:
+    numel = {"weight": 15, "bias": 5}[key.partition(".")[2]]
+    return torch.arange(numel, dtype=torch.float32) + step * 100 + len(key)
 
 
-def checkpoints_in(folder: Path) -> Checkpoints:
-    def no_weights() -> None:
-        raise AssertionError
+def write_checkpoint(checkpoints: Path, step: int = 5) -> Path:
+    """Write a checkpoint of three ranks."""
+    partial, final = checkpoints / f"step-{step:06d}.partial", checkpoints / f"step-{step:06d}"
+    partial.mkdir(parents=True)
+    files = {}
+    for rank in range(3):
+        stretches, data = [], []
+        for name, cuts in CUTS.items():
+            start, stop = cuts[rank], cuts[rank + 1]
+            if start == stop:
+                continue
+            for kind in ("master", "exp_avg", "exp_avg_sq"):
+                stretches.append(Stretch(key=f"{kind}.{name}", start=start, numel=stop - start))
+                data.append(tensor_of(f"{kind}.{name}", step)[start:stop].clone())
+        name = rank_file_name(rank, 3)
+        files[name] = write_rank_file(partial / name, stretches, data)
+    commit = Commit(
+        step=step,
+        progress={"steps_done": step, "skipped": []},
+        world_size=3,
+        identity=IDENTITY,
+        shapes=SHAPES,
+        files=files_record(files),
+    )
+    commit_folder(partial, final, commit)
+    return final
 
-    return Checkpoints(folder, IDENTITY, first_weights=no_weights)  # type: ignore[arg-type]
+
+def rewrite(folder: Path, **changes: object) -> None:
+    """Change a commit file and give it the digest that fits."""
+    values = {**json.loads((folder / COMMIT).read_text()), **changes}
+    values.pop("digest")
+    (folder / COMMIT).write_text(json.dumps({**values, "digest": digest_of(values)}))
 
 
 def test_only_folders_with_a_commit_file_are_checkpoints_the_oldest_first(tmp_path: Path) -> None:
-    for name in ("step-000020", "step-1000000", "step-000005", "step-000030.partial", "step-x", "other-000007"):
-        write_checkpoint(tmp_path / name)
-    write_checkpoint(tmp_path / "step-000040", commit=None)
+    for step in (20, 1_000_000, 5):
+        write_checkpoint(tmp_path, step)
+    for name in ("step-000030.partial", "step-000040", "step-x", "other-000007"):
+        (tmp_path / name).mkdir()
     (tmp_path / "step-000050").write_text("a file")
     assert [path.name for path in committed_folders(tmp_path)] == ["step-000005", "step-000020", "step-1000000"]
     assert newest_checkpoint(tmp_path).name == "step-1000000"
-
-
-def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "step-000030.partial")
-    assert checkpoints_in(tmp_path).choose() is None
-    assert checkpoints_in(tmp_path / "not there").choose() is None
 
 
 def test_a_command_that_needs_a_checkpoint_says_how_to_get_one(tmp_path: Path) -> None:
@@ -70,44 +101,99 @@ def test_a_command_that_needs_a_checkpoint_says_how_to_get_one(tmp_path: Path) -
         newest_checkpoint(tmp_path)
 
 
-def test_the_newest_checkpoint_of_this_run_is_chosen(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "step-000005")
-    newest = write_checkpoint(tmp_path / "step-000010", replace(GOOD, step=10))
-    assert checkpoints_in(tmp_path).choose() == (newest, replace(GOOD, step=10))
+@pytest.mark.parametrize("key", [f"{kind}.{name}" for kind in ("master", "exp_avg", "exp_avg_sq") for name in SHAPES])
+def test_any_stretch_of_a_tensor_is_read_back_from_the_files_of_any_ranks(tmp_path: Path, key: str) -> None:
+    folder = write_checkpoint(tmp_path)
+    whole = tensor_of(key)
+    with stored_state(folder, read_commit(folder)) as state:
+        for start in range(len(whole)):
+            for stop in range(start, len(whole) + 1):
+                assert torch.equal(state.read(key, start, torch.empty(stop - start)), whole[start:stop])
 
 
-def test_a_missing_file_is_named_with_what_to_do(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "step-000005")
-    (folder / DATA).unlink()
-    with pytest.raises(CheckpointError) as caught:
+def test_torch_itself_reads_what_the_ranks_wrote(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    found = {"master.weight": torch.empty(15), "exp_avg_sq.bias": torch.empty(5)}
+    load_state(found, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    assert all(torch.equal(tensor, tensor_of(key)) for key, tensor in found.items())
+
+
+def test_weights_have_their_shapes_again(tmp_path: Path) -> None:
+    weights = read_weights(write_checkpoint(tmp_path), SHAPES)
+    assert torch.equal(weights["weight"], tensor_of("master.weight").reshape(5, 3))
+
+
+@pytest.mark.parametrize("lost", ["rank-00000-of-00003.safetensors", "rank-00002-of-00003.safetensors"])
+def test_an_element_that_no_file_holds_is_an_error(tmp_path: Path, lost: str) -> None:
+    folder = write_checkpoint(tmp_path)
+    commit = read_commit(folder)
+    fewer = replace(commit, files={name: facts for name, facts in commit.files.items() if name != lost})
+    with stored_state(folder, fewer) as state, pytest.raises(CheckpointError, match=r"master\.weight: element .* once"):
+        state.read("master.weight", 0, torch.empty(15))
+
+
+def damages(folder: Path) -> list[str]:
+    """Return what can be done to each file of a checkpoint."""
+    names = [path.name for path in sorted(folder.iterdir())]
+    kinds = ["flip", "cut", "empty", "missing", "other step"]
+    swaps = [f"swap {one} {other}" for one, other in pairwise(names)]
+    return [f"{kind} {name}" for name in names for kind in kinds] + swaps
+
+
+def damage(folder: Path, other: Path, what: str, seed: int = 0) -> None:
+    kind, *names = what.rsplit(" ", 2) if what.startswith("swap") else what.rsplit(" ", 1)
+    path = folder / names[0]
+    content = bytearray(path.read_bytes())
+    if kind == "flip":
+        content[random.Random(seed).randrange(len(content))] ^= 1 << random.Random(seed + 1).randrange(8)
+        path.write_bytes(content)
+    elif kind == "cut":
+        path.write_bytes(content[: random.Random(seed).randrange(len(content))])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "missing":
+        path.unlink()
+    elif kind == "other step":
+        shutil.copy(other / names[0], path)
+    else:
+        (folder / names[1]).rename(folder / "between")
+        path.rename(folder / names[1])
+        (folder / "between").rename(path)
+
+
+def test_whatever_is_done_to_any_file_is_found_and_the_file_named(tmp_path: Path) -> None:
+    original, other = write_checkpoint(tmp_path / "original"), write_checkpoint(tmp_path / "other", step=6)
+    verify(original)
+    for number, what in enumerate(damages(original) * 20):
+        folder = shutil.copytree(original, tmp_path / "copies" / str(number) / original.name)
+        damage(folder, other, what, seed=number)
+        with pytest.raises(DamagedError) as caught:
+            verify(folder)
+        assert what.rsplit(" ", 1)[1] in str(caught.value) or what.split(" ")[1] in str(caught.value), what
+
+
+def test_a_commit_file_of_another_step_is_damage_even_with_its_own_digest(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    rewrite(folder, step=6)
+    with pytest.raises(DamagedError, match="says step 6, the folder is step-000005"):
         read_commit(folder)
-    assert f"{folder / DATA}: missing, the commit file says 4" in str(caught.value)
-    assert f"move {folder} away to use an older one" in str(caught.value)
 
 
-def test_a_truncated_file_is_named_with_both_sizes(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "step-000005", content=b"123")
-    with pytest.raises(CheckpointError, match=rf"{DATA}: 3 bytes, the commit file says 4; move .* away"):
+@pytest.mark.parametrize("version", [1, 2, 99])
+def test_a_checkpoint_of_another_version_is_refused_and_not_called_damaged(tmp_path: Path, version: int) -> None:
+    folder = write_checkpoint(tmp_path)
+    rewrite(folder, version=version, layout="another")
+    with pytest.raises(CheckpointError, match=f"version {version}, this program reads {FORMAT_VERSION}") as caught:
         read_commit(folder)
+    assert not isinstance(caught.value, DamagedError)
 
 
-@pytest.mark.parametrize("text", ["", '{"version": 2, "st', "[]", "3", '{"version": 2}', '{"version": 2, "other": 2}'])
-def test_a_commit_file_that_cannot_be_read_is_named_with_what_to_do(tmp_path: Path, text: str) -> None:
-    folder = write_checkpoint(tmp_path / "step-000005", commit=text)
-    with pytest.raises(CheckpointError, match=rf"{COMMIT}: not a commit file .*; move {folder} away"):
-        read_commit(folder)
-
-
-def test_a_checkpoint_of_another_version_is_told_both_versions(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "step-000005", replace(GOOD, version=99))
-    with pytest.raises(CheckpointError, match=f"format version 99, this program reads {FORMAT_VERSION}"):
-        read_commit(folder)
-
-
-def test_a_newer_version_with_keys_of_its_own_is_still_told_to_be_another_version(tmp_path: Path) -> None:
-    text = json.dumps({**asdict(GOOD), "version": 99, "layout": "new"})
-    with pytest.raises(CheckpointError, match="format version 99"):
-        read_commit(write_checkpoint(tmp_path / "step-000005", commit=text))
+def test_a_file_that_is_no_rank_s_file_is_named(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    path = folder / rank_file_name(1, 3)
+    path.write_bytes(b"\xff" * 100)
+    with pytest.raises(CheckpointError, match=f"{path}: not a rank's part of a checkpoint"):
+        stored_state(folder, Commit(**json.loads((folder / COMMIT).read_text())))
 
 
 def test_a_changed_run_is_told_each_changed_key_with_what_it_was_and_is(tmp_path: Path) -> None:
@@ -124,9 +210,42 @@ def test_the_same_run_is_accepted_after_its_identity_went_through_json(tmp_path:
     check_identity(json.loads(json.dumps(identity)), identity, tmp_path)
 
 
-def test_a_checkpoint_that_cannot_be_used_is_an_error_for_all_ranks_to_raise(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "step-000005")
-    write_checkpoint(tmp_path / "step-000010", content=b"")
-    chosen = checkpoints_in(tmp_path).choose()
-    assert isinstance(chosen, CheckpointError)
-    assert "step-000010" in str(chosen)
+def test_a_damaged_checkpoint_is_set_aside_with_its_reason_as_often_as_it_happens(tmp_path: Path) -> None:
+    for reason in ("first", "second"):
+        aside = set_aside(write_checkpoint(tmp_path), reason)
+        assert (aside / "reason.txt").read_text() == reason + "\n"
+    assert [path.name for path in sorted((tmp_path / "set_aside").iterdir())] == ["step-000005", "step-000005-1"]
+    assert committed_folders(tmp_path) == []
+
+
+def test_the_last_ones_the_nth_and_the_marked_stay(tmp_path: Path) -> None:
+    folders = [write_checkpoint(tmp_path, step) for step in range(10, 100, 10)]
+    (folders[0] / KEEP).touch()
+    verify(folders[0])  # the mark is no damage
+    gone = expired(folders, keep_last=2, keep_every_steps=40)
+    assert [step_of(folder) for folder in gone] == [20, 30, 50, 60, 70]
+
+
+def test_the_best_stays(tmp_path: Path) -> None:
+    losses = {10: 3.0, 20: 1.0, 30: 2.0, 40: 2.5}
+    folders = [write_checkpoint(tmp_path, step) for step in losses]
+    for folder, loss in zip(folders, losses.values(), strict=True):
+        rewrite(folder, progress={"steps_done": step_of(folder), "validation_loss": loss})
+    assert [step_of(folder) for folder in expired(folders, keep_last=1, keep_every_steps=None)] == [10, 30]
+
+
+def test_what_a_run_went_back_over_is_left_behind_and_not_called_damaged(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        write_checkpoint(tmp_path, step)
+    leave_behind(tmp_path, before=20)
+    assert [step_of(folder) for folder in committed_folders(tmp_path)] == [10, 20]
+    verify(tmp_path / "left_behind" / "step-000030")
+    assert set_aside_folders(tmp_path) == []
+
+
+def test_what_is_removed_or_half_written_is_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    kept, doomed = write_checkpoint(tmp_path, 5), write_checkpoint(tmp_path, 6)
+    (tmp_path / "step-000007.partial").mkdir()
+    remove(doomed)
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]

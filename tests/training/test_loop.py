@@ -79,7 +79,13 @@ class FakeCheckpoints:
         engine.weights[:] = self.disk.saved.get(newest, [])
         return Progress(steps_done=newest)
 
-    def save(self, engine: FakeEngine, progress: Progress) -> None:
+    def offer(self, engine: FakeEngine, progress: Progress, *, due: bool) -> None:
+        if due:
+            self.complete(engine, progress)
+
+    def complete(self, engine: FakeEngine, progress: Progress) -> None:
+        if progress.steps_done in self.disk.saved:
+            return
         self.life.moment()
         self.disk.saved[progress.steps_done] = list(engine.weights)
         self.disk.saves.append(progress.steps_done)

@@ -19,6 +19,9 @@ HOW_IT_IS_DEALT = {
     "cpu_ranks": 3,
     "deepspeed": "other.json",
     "save_every_steps": 7,
+    "keep_last": 9,
+    "keep_every_steps": 500,
+    "save_copy_gb": 0.0,
     "activation_checkpointing": True,
 }
 WHAT_IT_IS = {
@@ -140,6 +143,12 @@ def test_a_constant_schedule_stays_at_its_peak_after_the_warm_up(step: int, fina
 def test_a_checkpoint_is_due_every_so_many_steps_and_at_the_end() -> None:
     plan = plan_of(steps=10, save_every_steps=4)
     assert [step for step in range(1, 11) if plan.is_save_due(step)] == [4, 8, 10]
+
+
+def test_the_disk_must_hold_what_stays_and_what_is_being_written() -> None:
+    plan = plan_of(steps=100, save_every_steps=10, keep_last=2, keep_every_steps=50)
+    assert plan.checkpoints_at_once() == 2 + 1 + 2
+    assert plan_of(steps=10, save_every_steps=10).checkpoints_at_once() == 1
 
 
 @pytest.mark.parametrize("key", HOW_IT_IS_DEALT)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from training.checkpoint import committed_folders, newest_checkpoint
+from training.checkpoint_files import committed_folders, newest_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-STEPS, SAVE_EVERY = 12, 4
+STEPS, SAVE_EVERY = 12, 4  # all three checkpoints stay
 GPT2_WITH_DROPOUT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 SOME_STAY_GATHERED = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 500}}
 EXACT = ("step", "loss", "gradient_norm", "learning_rate", "trained_tokens")
@@ -158,18 +158,38 @@ def test_a_run_goes_on_with_fewer_and_with_more_ranks(new_run: Callable[..., Any
     assert losses == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_flipped_bit_in_a_checkpoint_is_found_and_named(undisturbed_bf16: Any, tmp_path: Path) -> None:
-    shutil.copytree(undisturbed_bf16.paths.root, tmp_path / "run")
-    folder = newest_checkpoint(tmp_path / "run" / "checkpoints")
-    damaged = sorted(folder.glob("*.safetensors"))[1]
-    content = bytearray(damaged.read_bytes())
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
     content[-100] ^= 1
-    damaged.write_bytes(content)
-    before = undisturbed_bf16.log.read_text()
-    assert undisturbed_bf16.train("-o", f"folder={tmp_path / 'run'}", ranks=1) == 2
-    said = undisturbed_bf16.log.read_text().removeprefix(before)
-    assert f"{damaged}: its sha256 is not the one in commit.json; move {folder} away to use an older one" in said
+    path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_older_one_leads_to_the_same_bits(
+    new_run: Callable[..., Any], undisturbed_bf16: Any, tmp_path: Path
+) -> None:
+    run = new_run("bf16")
+    shutil.copytree(undisturbed_bf16.paths.root, run.paths.root)
+    folder = newest_checkpoint(run.paths.checkpoints)
+    damaged = sorted(folder.glob("*.safetensors"))[1]
+    flip_a_bit(damaged)
+    assert run.train() == 0
+    said = run.log.read_text()
+    assert f"{damaged}: its sha256 is not the one in commit.json" in said
+    assert (run.paths.checkpoints / "set_aside" / folder.name / damaged.name).exists()
     assert "Traceback" not in said
+    assert_same_bits(run, undisturbed_bf16)
+
+
+def test_with_no_good_checkpoint_left_a_run_does_not_begin_anew_in_silence(
+    new_run: Callable[..., Any], undisturbed_bf16: Any
+) -> None:
+    run = new_run("bf16")
+    shutil.copytree(undisturbed_bf16.paths.root, run.paths.root)
+    for folder in committed_folders(run.paths.checkpoints):
+        flip_a_bit(folder / "commit.json")
+    assert run.train(ranks=1) == 2
+    assert "no good checkpoint is left" in run.log.read_text()
+    assert len(run.steps()) == STEPS
 
 
 def test_a_changed_setting_is_named_before_anything_is_done(undisturbed_bf16: Any, tmp_path: Path) -> None:

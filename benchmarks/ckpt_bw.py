@@ -1,0 +1,22 @@
+"""How fast a state becomes durable, and comes back checked: beside a raw write with fsync and a raw read."""
+
+from __future__ import annotations
+
+import json
+
+from benchmarks.ckpt_stall import measured, medians
+
+
+def main() -> None:
+    """Print the medians in MB a second, and the ratios that matter."""
+    facts = measured("bandwidth")
+    middle = medians(facts["seconds"])  # type: ignore[arg-type]
+    size = float(facts["state_mb_a_rank"]) * int(facts["ranks"])  # type: ignore[arg-type,call-overload]
+    for name, seconds in middle.items():
+        print(json.dumps({"case": "ckpt_bw", "what": name, "s": round(seconds, 3), "mb_per_s": round(size / seconds)}))
+    ratios = {
+        "write_by_raw": middle["write_raw"] / middle["write_ours"],
+        "restore_by_raw": middle["read_raw"] / middle["restore_ours"],
+        "load_by_deepspeed": middle["load_ours_cached"] / middle["load_deepspeed"],
+    }
+    print(json.dumps({"case": "ckpt_bw", **{name: round(value, 2) for name, value in ratios.items()}}))

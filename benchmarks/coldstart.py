@@ -1,0 +1,7 @@
+"""Seconds from a command to the first step of a new run."""
+
+from benchmarks import restart
+
+
+def main() -> None:
+    restart.main("coldstart")

@@ -1,0 +1,7 @@
+"""Seconds from a command to the first new step of a run that was killed."""
+
+from benchmarks import restart
+
+
+def main() -> None:
+    restart.main("resume")
