@@ -3,7 +3,20 @@
 import importlib
 import sys
 
-CASES = ("privacy", "minhash", "cleaning", "growth", "prep", "read", "ckpt_stall", "ckpt_bw", "resume", "coldstart")
+CASES = (
+    "privacy",
+    "minhash",
+    "cleaning",
+    "growth",
+    "prep",
+    "read",
+    "ckpt_stall",
+    "ckpt_bw",
+    "resume",
+    "coldstart",
+    "export",
+    "load",
+)
 
 if len(sys.argv) != 2 or sys.argv[1] not in CASES:
     sys.exit(f"usage: python -m benchmarks {{{','.join(CASES)}}}")

@@ -1,7 +1,15 @@
-"""One preparation, ours or a peer's: `python -m benchmarks.peers VARIANT INPUT TOKENIZER OUTPUT`."""
+"""One preparation, ours or a peer's: `python -m benchmarks.peers VARIANT INPUT TOKENIZER OUTPUT`.
+
+Every one runs on one worker. What the peers need is not among Shardline's dependencies:
+
+    pip install --target build/peers --no-deps datatrove==0.10.1 humanize loguru orjson megatron-core==0.16.1
+    export PYTHONPATH=$PWD:$PWD/build/peers
+"""
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,13 +18,19 @@ from typing import Any
 ROW_TOKENS = 1024
 
 
-def shardline(source: str, tokenizer: str, output: str, workers: int = 1) -> None:
+def shardline(source: str, tokenizer: str, output: str, **cleaning: str) -> None:
     from data_prep.config import DataConfig
     from data_prep.prepare import prepare
 
-    settings = {"row_tokens": ROW_TOKENS, "workers": workers, "executor": "local", "validation_fraction": 0.0}
+    settings = {"row_tokens": ROW_TOKENS, "workers": 1, "executor": "local", "validation_fraction": 0.0}
+    settings["cleaning"] = cleaning
     config = DataConfig.model_validate({"sources": [{"path": source}], "tokenizer": {"path": tokenizer}, **settings})
     prepare(config, Path(output), None, seed=0)
+
+
+def shardline_light(source: str, tokenizer: str, output: str) -> None:
+    """Mend and look for equal documents, but not for nearly equal ones: no peer here does either."""
+    shardline(source, tokenizer, output, near_duplicates="off")
 
 
 def grouped(ids: Iterable[list[int]], eos: int) -> list[list[int]]:
@@ -59,6 +73,54 @@ def ray_data(source: str, tokenizer: str, output: str) -> None:
     ray.shutdown()
 
 
+def datatrove(source: str, tokenizer: str, output: str) -> None:
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.readers import JsonlReader, ParquetReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    reader = ParquetReader if source.endswith(".parquet") else JsonlReader
+    path = Path(source)
+    steps = [
+        reader(str(path.parent), glob_pattern=path.name),
+        DocumentTokenizer(f"{output}/tokens", f"{tokenizer}/tokenizer.json", eos_token="<|endoftext|>"),
+    ]
+    LocalPipelineExecutor(steps, tasks=1, workers=1, logging_dir=f"{output}/logs").run()
+
+
+class MegatronEncoder:
+    """What a worker of Megatron-LM's tools/preprocess_data.py does: a line of JSON to ids and their number."""
+
+    fast: Any
+
+    def __init__(self, tokenizer: str) -> None:
+        self.tokenizer = tokenizer
+
+    def initializer(self) -> None:
+        from transformers import PreTrainedTokenizerFast
+
+        MegatronEncoder.fast = PreTrainedTokenizerFast.from_pretrained(self.tokenizer)
+
+    def encode(self, line: str) -> tuple[list[int], int]:
+        ids = [*self.fast(json.loads(line)["text"])["input_ids"], self.fast.eos_token_id]
+        return ids, len(ids)
+
+
+def megatron(source: str, tokenizer: str, output: str) -> None:
+    """Preprocess as the tool does, which is in no package, with megatron-core's own builder of the indexed dataset."""
+    import numpy as np
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    Path(output).mkdir()
+    encoder = MegatronEncoder(tokenizer)
+    builder = IndexedDatasetBuilder(f"{output}/text.bin", dtype=np.uint16)
+    with Path(source).open(encoding="utf-8") as lines, multiprocessing.Pool(1, initializer=encoder.initializer) as pool:
+        for ids, size in pool.imap(encoder.encode, lines, 32):
+            builder.add_document(ids, [size])
+    builder.finalize(f"{output}/text.idx")
+
+
+VARIANTS = {f.__name__: f for f in (shardline, shardline_light, hf_datasets, ray_data, datatrove, megatron)}
+
 if __name__ == "__main__":
     variant, *arguments = sys.argv[1:]
-    {"shardline": shardline, "hf_datasets": hf_datasets, "ray_data": ray_data}[variant](*arguments)
+    VARIANTS[variant](*arguments)

@@ -89,6 +89,19 @@ def write_blocks(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch
     )
 
 
+def arrow_array(values: npt.NDArray[Any]) -> pa.Array:
+    """Return a numeric array as Arrow's without a copy, and without pandas, which `pa.array` takes 0.3 s to import."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def numpy_array(values: pa.Array) -> npt.NDArray[Any]:
+    """Return a numeric Arrow array without nulls as numpy's, without a copy and without pandas."""
+    data = values.buffers()[1]
+    kind = np.dtype(values.type.to_pandas_dtype())
+    return np.frombuffer(data or b"", dtype=kind)[values.offset : values.offset + len(values)]
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """One record batch, and views of its columns: ids [rows, T], mask [rows, T / 8] bits, and the pieces' lengths."""
@@ -110,8 +123,8 @@ def block_of(batch: pa.RecordBatch, row_tokens: int) -> Block:
         batch=batch,
         ids=np.frombuffer(ids.values.buffers()[1], dtype=kind)[: rows * row_tokens].reshape(rows, row_tokens),
         mask=bits.reshape(rows, row_tokens // 8),
-        piece_first=pieces.offsets.to_numpy(),
-        piece_tokens=pieces.values.to_numpy(),
+        piece_first=numpy_array(pieces.offsets),
+        piece_tokens=numpy_array(pieces.values),
     )
 
 

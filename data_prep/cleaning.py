@@ -45,6 +45,15 @@ class Cleaner:
     def cleaned(self, document: Document) -> Document | Rejected:
         """Return a document mended, or why it is left out and how it begins."""
         turns = tuple(Turn(turn.role, self.mended(turn.text, document.shape == "text")) for turn in document.turns)
+        return self.judged(document, turns)
+
+    def without_spaces(self, document: Document) -> Document | Rejected:
+        """Return a running text, in order but for spaces at the ends of its lines, as `cleaned` does."""
+        text = document.turns[0].text
+        return self.judged(document, (Turn("text", without_trailing_spaces(text) if self.config.whitespace else text),))
+
+    def judged(self, document: Document, turns: tuple[Turn, ...]) -> Document | Rejected:
+        """Return a document with its mended turns, or why it is left out."""
         objection = self.objection(document.shape, turns)
         if objection is None and document.shape == "text" and self.config.quality:
             text, objection = judged(turns[0].text, self.config.quality)
@@ -122,7 +131,7 @@ def repaired_line(line: str) -> str:
 
 
 def without_trailing_spaces(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.split("\n")).rstrip("\n")
+    return "\n".join(map(str.rstrip, text.split("\n"))).rstrip("\n")
 
 
 def excerpt(turns: Sequence[Turn]) -> str:

@@ -159,7 +159,7 @@ class DataConfig(Section):
     test_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of documents held out for a test at the very end; chosen likewise, from those not in validation."""
     shard_rows: int = Field(default=16_384, gt=0)
-    slice_bytes: int = Field(default=8 * 2**20, ge=1024)
+    slice_bytes: int = Field(default=16 * 2**20, ge=1024)
     """Bytes of source that one task reads."""
     executor: Literal["auto", "local", "ray"] = "auto"
     """auto: local processes for small corpora, Ray from 256 MB."""

@@ -16,7 +16,7 @@ from data_prep.shapes import EXTRA_COLUMNS, Fields, Shape, Turn, columns_of, exa
 from data_prep.streams import ObjectionError, open_stream, read_lines, read_texts
 from data_prep.tables import read_arrow, read_csv, read_parquet, split_json
 
-__all__ = ["Columns", "Document", "Part", "Rejected", "Turn", "find_columns", "raw_records", "read_part"]
+__all__ = ["Columns", "Document", "Part", "Rejected", "Turn", "document_of", "find_columns", "raw_records", "read_part"]
 
 SNIFFED_RECORDS = 100
 EXCERPT_BYTES = 500
@@ -69,10 +69,15 @@ def read_part(part: Part) -> Iterator[Document | Rejected]:
     wanted = (*columns.names, *EXTRA_COLUMNS)
     records = raw_records(Path(part.location), columns.format, part.start, part.end, wanted)
     for record, raw in enumerate(records):
-        try:
-            yield Document(record, columns.shape, turns_of(raw, columns))
-        except ObjectionError as objection:
-            yield Rejected(record, str(objection), excerpt_of(raw))
+        yield document_of(record, raw, columns)
+
+
+def document_of(record: int, raw: Raw, columns: Columns) -> Document | Rejected:
+    """Return what a record is: a document, or why it is none."""
+    try:
+        return Document(record, columns.shape, turns_of(raw, columns))
+    except ObjectionError as objection:
+        return Rejected(record, str(objection), excerpt_of(raw))
 
 
 def excerpt_of(raw: Raw) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from data_prep.conversations import Span, UntoldMaskError, render
 from data_prep.documents import Document, Rejected, Turn
 from data_prep.engines import REFERENCE, Engine, Ragged, open_engine
 from data_prep.proof import ProvedEngine
+from data_prep.shard_writing import id_type
 
 BATCH = 256  # documents handed to the engine at once
+BATCH_BYTES = 2 * 2**20  # likewise of running text: what the proof looks at stays in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +109,14 @@ class Encoder:
             self.engine.begin()
 
     def encode(self, documents: Sequence[Document]) -> list[Encoded]:
-        """Return the documents' ids and masks, in order. Raises UnusableDocumentError if nothing is trained."""
+        """Return the ids and masks of pairs and conversations, in order.
+
+        Raises UnusableDocumentError if nothing in one is trained.
+        """
         result: dict[int, Encoded] = {}
-        kinds = {"pair": self.encode_pairs, "text": self.encode_texts, "conversation": self.encode_conversations}
+        kinds = {False: self.encode_pairs, True: self.encode_conversations}
         for kind, encode in kinds.items():
-            chosen = [i for i, document in enumerate(documents) if kind == self.kind_of(document)]
+            chosen = [i for i, document in enumerate(documents) if kind == self.is_conversation(document)]
             for first in range(0, len(chosen), BATCH):
                 batch = chosen[first : first + BATCH]
                 result.update(zip(batch, encode([documents[i] for i in batch]), strict=True))
@@ -120,31 +125,35 @@ class Encoder:
                 raise UnusableDocumentError(document.record, no_trained_token(document))
         return [result[index] for index in range(len(documents))]
 
-    def kind_of(self, document: Document) -> str:
-        return "conversation" if self.is_conversation(document) else document.shape
+    def encode_texts(self, texts: Sequence[bytes]) -> Ragged:
+        """Return the ids of running texts in UTF-8 and their ends; all but the first of each are trained."""
+        if not texts:
+            return Ragged(np.empty(0, dtype=id_type(self.spec.vocab_size)), np.zeros(1, dtype=np.int64))
+        batches = [self.bounded(self.engine.encode_plain(batch)) for batch in batches_of(texts)]
+        counts = np.concatenate([np.diff(batch.first) for batch in batches])
+        return Ragged(np.concatenate([batch.ids for batch in batches]), np.concatenate([[0], np.cumsum(counts)]))
 
-    def encode_texts(self, documents: Sequence[Document]) -> list[Encoded]:
-        """Running text and its end: everything is trained."""
-        ids = self.engine.encode_plain([document.turns[0].text for document in documents])
-        return self.joined([ids], trained=0)
+    def bounded(self, texts: Ragged) -> Ragged:
+        """Return texts' ids with the ids that begin and end a text."""
+        ids = np.insert(texts.ids.astype(id_type(self.spec.vocab_size)), texts.first[1:], self.spec.eos)
+        first = texts.first + np.arange(len(texts.first))
+        if self.spec.bos is not None:
+            ids = np.insert(ids, first[:-1], self.spec.bos)
+            first = first + np.arange(len(first))
+        return Ragged(ids, first)
 
     def encode_pairs(self, documents: Sequence[Document]) -> list[Encoded]:
         """Prompt, then completion and its end, which are trained."""
-        prompts = self.engine.encode_plain([document.turns[0].text for document in documents])
-        answers = self.engine.encode_plain([document.turns[1].text for document in documents])
-        return self.joined([prompts, answers], trained=1)
-
-    def joined(self, stretches: Sequence[Ragged], trained: int) -> list[Encoded]:
-        """Return bos, each text's stretches and eos; the stretches from number `trained` on and eos are trained."""
-        lengths = np.stack([np.diff(stretch.first) for stretch in stretches])
-        given = lengths[:trained].sum(axis=0) + len(self.start)
-        first = np.concatenate([[0], np.cumsum(lengths.sum(axis=0) + len(self.start) + 1)])
+        prompts, answers = (
+            self.engine.encode_plain([document.turns[turn].text.encode() for document in documents]) for turn in (0, 1)
+        )
+        given = np.diff(prompts.first) + len(self.start)
+        first = np.concatenate([[0], np.cumsum(given + np.diff(answers.first) + 1)])
         ids = np.empty(first[-1], dtype=np.uint32)
         mask = np.ones(first[-1], dtype=np.bool_)
         result = []
         for index, (begin, end) in enumerate(itertools.pairwise(first.tolist())):
-            parts = [self.start, *(stretch[index] for stretch in stretches), self.end]
-            np.concatenate(parts, out=ids[begin:end])
+            np.concatenate([self.start, prompts[index], answers[index], self.end], out=ids[begin:end])
             mask[begin : begin + max(int(given[index]), 1)] = False
             result.append(Encoded(ids[begin:end], mask[begin:end]))
         return result
@@ -168,6 +177,18 @@ class Encoder:
             raise UnusableDocumentError(
                 document.record, f"the chat template does not tell what to train: {error}"
             ) from None
+
+
+def batches_of(texts: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Yield texts until they are about BATCH_BYTES, at least one at a time."""
+    begin = size = 0
+    for index, text in enumerate(texts):
+        size += len(text)
+        if size >= BATCH_BYTES:
+            yield texts[begin : index + 1]
+            begin, size = index + 1, 0
+    if begin < len(texts):
+        yield texts[begin:]
 
 
 def tokens_in(spans: Sequence[Span], offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.planning import RowPlan
-from data_prep.shard_writing import Row, row_schema, write_shard
-from data_prep.shards import Piece, ShardInfo
+from data_prep.pouring import Integers
+from data_prep.shard_writing import Rows, id_type, row_schema, write_shard
+from data_prep.shards import ShardInfo
 from data_prep.slices import EncodedSlice, read_slice
 
 BATCH_ROWS = 64  # in a record batch: what a reader checks at once
@@ -40,32 +40,54 @@ class ShardTask:
 def write_rows(task: ShardTask) -> ShardInfo:
     """Write one shard, whole or not at all."""
     slices = {number: read_slice(path) for number, path in task.slices.items()}
-    rows = gather_rows(task.plan, slices, task.format)
     schema = row_schema(task.format.row_tokens, task.format.vocab_size)
-    return write_shard(task.target, task.relative, batches(rows), schema)
+    return write_shard(task.target, task.relative, gather_rows(task.plan, slices, task.format), schema)
 
 
-def batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Yield lists of BATCH_ROWS rows; the last may be shorter."""
-    while batch := list(itertools.islice(rows, BATCH_ROWS)):
-        yield batch
+def gather_rows(plan: RowPlan, slices: Mapping[int, EncodedSlice], form: RowFormat) -> Iterator[Rows]:
+    """Yield the planned rows, BATCH_ROWS at a time; the last may be fewer.
+
+    The first token of a piece is not trained: nothing precedes it in its row. Pieces that follow each other in a slice
+    as they do in the rows are copied together.
+    """
+    for begin in range(0, plan.rows, BATCH_ROWS):
+        yield gathered(plan.part(begin, min(begin + BATCH_ROWS, plan.rows)), slices, form)
 
 
-def gather_rows(plan: RowPlan, slices: Mapping[int, EncodedSlice], form: RowFormat) -> Iterator[Row]:
-    """Yield the planned rows. The first token of a piece is not trained: nothing precedes it in its row."""
-    columns = (plan.slice, plan.number, plan.start, plan.tokens, plan.file, plan.position)
-    pieces = list(zip(*(column.tolist() for column in columns), strict=True))
-    for begin, end in itertools.pairwise(plan.first.tolist()):
-        input_ids = np.full(form.row_tokens, form.pad, dtype=np.uint32)
-        loss_mask = np.zeros(form.row_tokens, dtype=np.bool_)
-        described = []
-        at = 0
-        for number, document, start, tokens, file, position in pieces[begin:end]:
-            table = slices[number]
-            source = int(table.first[document]) + start
-            input_ids[at : at + tokens] = table.ids[source : source + tokens]
-            loss_mask[at : at + tokens] = table.mask[source : source + tokens]
-            loss_mask[at] = False
-            at += tokens
-            described.append(Piece(tokens=tokens, source=file, position=position, start=start))
-        yield Row(input_ids=input_ids, loss_mask=loss_mask, pieces=described)
+def gathered(plan: RowPlan, slices: Mapping[int, EncodedSlice], form: RowFormat) -> Rows:
+    """Return the planned rows."""
+    ids = np.full(plan.rows * form.row_tokens, form.pad, dtype=id_type(form.vocab_size))
+    mask = np.zeros(plan.rows * form.row_tokens, dtype=np.bool_)
+    source, target = places(plan, slices, form.row_tokens)
+    begins = np.ones(len(source), np.bool_)  # of stretches
+    begins[1:] = (
+        (plan.slice[1:] != plan.slice[:-1])
+        | (source[1:] != source[:-1] + plan.tokens[:-1])
+        | (target[1:] != target[:-1] + plan.tokens[:-1])
+    )
+    first = np.flatnonzero(begins)
+    columns = (plan.slice[first], source[first], target[first], np.add.reduceat(plan.tokens, first))
+    for number, at, to, tokens in zip(*(column.tolist() for column in columns), strict=True):
+        ids[to : to + tokens] = slices[number].ids[at : at + tokens]
+        mask[to : to + tokens] = slices[number].mask[at : at + tokens]
+    mask[target] = False
+    return Rows(
+        input_ids=ids.reshape(plan.rows, form.row_tokens),
+        loss_mask=mask.reshape(plan.rows, form.row_tokens),
+        first=plan.first,
+        tokens=plan.tokens,
+        source=plan.file,
+        position=plan.position,
+        start=plan.start,
+    )
+
+
+def places(plan: RowPlan, slices: Mapping[int, EncodedSlice], row_tokens: int) -> tuple[Integers, Integers]:
+    """Return where each piece's tokens begin in their slice, and in the rows."""
+    source = plan.start.copy()
+    for number in np.unique(plan.slice).tolist():
+        here = plan.slice == number
+        source[here] += slices[number].first[plan.number[here]]
+    before = np.cumsum(plan.tokens) - plan.tokens
+    row = np.repeat(np.arange(plan.rows), np.diff(plan.first))
+    return source, row * row_tokens + before - before[plan.first[:-1]][row]

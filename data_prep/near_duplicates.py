@@ -18,11 +18,11 @@ import numpy.typing as npt
 from data_prep.packing import mix
 from data_prep.pouring import Integers
 
-SIGNATURE_VERSION = 1  # part of every slice's digest: raise it when a signature's bytes change
+SIGNATURE_VERSION = 2  # part of every slice's digest: raise it when a signature's bytes change
 
 SHINGLE_WORDS = 5
 BINS = 128
-CHUNK_BYTES = 2**16  # hashed at once: the arrays of a chunk stay in the processor's cache
+CHUNK_BYTES = 2**18  # hashed at once: the arrays of a chunk stay in the processor's cache
 BATCH = 1024  # documents whose smallest hashes are held at once, 1 KiB each
 PAIRS = 2**16  # compared at once
 MISSED_AT_THRESHOLD = 0.05  # of the pairs exactly as similar as the threshold, how many may share no band
@@ -32,24 +32,38 @@ Bytes = npt.NDArray[np.uint8]
 
 EMPTY = np.uint64(2**64 - 1)
 NO_WORDS = 0xFF  # every byte of the signature of a text without words, which is like no other
-BASE = 0x9E3779B97F4A7C15
-SEPARATOR, LETTER, IDEOGRAPH = range(3)
+BASE, FACTOR = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9  # odd, of stretches in a word, of words in a shingle
+SEPARATOR = 0
+WORD_BYTES = 8
 
 
 def signatures(texts: Sequence[str]) -> Bytes:
     """Return the signature of each text, [texts, BINS]: a function of its words, without case and punctuation."""
-    lowered = [text.lower().encode("utf-8", "replace") for text in texts]
-    batches = [densified(lowest_hashes(lowered[first : first + BATCH])) for first in range(0, len(lowered), BATCH)]
+    return signatures_of_bytes([text.encode("utf-8", "replace") for text in texts])
+
+
+def signatures_of_bytes(texts: Sequence[bytes]) -> Bytes:
+    """Return the signatures of texts in UTF-8."""
+    batches = [densified(lowest_hashes(texts[first : first + BATCH])) for first in range(0, len(texts), BATCH)]
     return np.concatenate([np.empty((0, BINS), np.uint8), *batches])
 
 
 def lowest_hashes(texts: Sequence[bytes]) -> Hashes:
     """Return, for each text and class of shingles, the smallest hash, or EMPTY."""
     lowest = np.full(len(texts) * BINS, EMPTY)
-    for numbers, chunk in chunks(texts):
+    for numbers, chunk in chunks(list(map(lowered, texts))):
         shingles, owner = shingle_hashes(*word_hashes(chunk))
         np.minimum.at(lowest, numbers[owner] * BINS + (shingles >> np.uint64(57)).astype(np.int64), shingles)
     return lowest.reshape(-1, BINS)
+
+
+def lowered(text: bytes) -> bytes:
+    """Return a text whose letters beyond ASCII are small; what ASCII's are does not matter, see `byte_table`."""
+    if text.isascii():
+        return text
+    leads = np.count_nonzero(np.frombuffer(text, dtype=np.uint8) >= 0xC3)
+    has_letters = leads > text.count(b"\xe2\x80")  # the signs U+2000 to U+203F
+    return text.decode().lower().encode() if has_letters else text
 
 
 def chunks(texts: Sequence[bytes]) -> Iterator[tuple[Integers, list[bytes]]]:
@@ -74,75 +88,98 @@ def chunks(texts: Sequence[bytes]) -> Iterator[tuple[Integers, list[bytes]]]:
 
 
 def word_hashes(texts: Sequence[bytes]) -> tuple[Hashes, Integers]:
-    """Return the hash of each word and which text it is of. A word is a run of letters and digits, or one ideograph.
+    """Return the hash of each word, and how many words each text has.
 
-    The hash is a polynomial in the word's bytes, taken as a difference of running sums: no loop over words.
+    A word is a run of letters and digits, or one ideograph. Its hash is a polynomial in its stretches of WORD_BYTES
+    bytes, read as numbers: most words have one.
     """
-    data = np.frombuffer(b" ".join([*texts, b""]), dtype=np.uint8)
-    kind = kinds_of(data)
-    in_word = kind != SEPARATOR
-    begins_word = kind == IDEOGRAPH
-    begins_word[0] |= in_word[0]
-    begins_word[1:] |= in_word[1:] & ~in_word[:-1]
-    begins = np.flatnonzero(begins_word)
-    powers, inverses = power_tables(len(data))
-    sums = np.zeros(len(data) + 1, np.uint64)
-    np.cumsum((data * in_word) * powers, out=sums[1:])
-    ends = np.append(begins, len(data))[1:]  # what separates the words adds nothing to the sums
+    data = np.frombuffer(b" ".join([b"", *texts, bytes(WORD_BYTES)]).translate(byte_table()), dtype=np.uint8)
+    begins, ends = word_places(data)
+    sizes = ends - begins
+    stretches = np.ndarray(len(data) - WORD_BYTES + 1, np.dtype("<u8"), data, strides=(1,))
+    words = stretches[begins] & first_bytes()[np.minimum(sizes, WORD_BYTES)]
+    long = np.flatnonzero(sizes > WORD_BYTES)
+    if len(long):
+        more = (sizes[long] - 1) // WORD_BYTES
+        first = np.cumsum(more) - more
+        number = np.arange(int(more.sum())) - np.repeat(first, more) + 1
+        at = WORD_BYTES * number
+        rest = first_bytes()[np.minimum(np.repeat(sizes[long], more) - at, WORD_BYTES)]
+        values = (stretches[np.repeat(begins[long], more) + at] & rest) * powers()[number]
+        words[long] += np.add.reduceat(values, first)
     ends_of_texts = np.cumsum([len(text) + 1 for text in texts])
-    owner = np.searchsorted(ends_of_texts, begins, side="right")
-    return mix((sums[ends] - sums[begins]) * inverses[begins]), owner
+    return words, np.diff(np.searchsorted(begins, ends_of_texts, side="right"), prepend=0)
 
 
-def kinds_of(data: Bytes) -> Bytes:
-    """Return what each byte of lower-case UTF-8 is; punctuation beyond ASCII separates words as ASCII's does."""
-    kind = byte_kinds()[data]
-    signs = np.flatnonzero(data == 0xC2)  # U+0080 to U+00BF
-    kind[signs] = kind[signs + 1] = SEPARATOR
-    signs = np.flatnonzero(data[:-2] == 0xE2)
-    signs = signs[data[signs + 1] < 0xB0]  # U+2000 to U+2BFF
-    kind[signs] = kind[signs + 1] = kind[signs + 2] = SEPARATOR
-    return kind
+def word_places(data: Bytes) -> tuple[Integers, Integers]:
+    """Return where words begin and end in text without punctuation in ASCII; the first and the last byte are of none.
+
+    Punctuation beyond ASCII separates words as ASCII's does.
+    """
+    in_word = data != SEPARATOR
+    if not data.max() < 0x80:
+        for lead, limit, size in ((0xC2, 0xC0, 2), (0xE2, 0xB0, 3)):  # U+0080 to U+00BF, U+2000 to U+2BFF
+            signs = np.flatnonzero(data[:-2] == lead)
+            signs = signs[data[signs + 1] < limit]
+            for place in range(size):
+                in_word[signs + place] = False
+        ideographs = np.flatnonzero(in_word & (data >= 0xE3) & (data < 0xEE))  # kana, hanzi, hangul: without spaces
+        if len(ideographs):
+            return between_ideographs(in_word, ideographs)
+    changes = np.flatnonzero(in_word[1:] != in_word[:-1]) + 1
+    return changes[0::2], changes[1::2]
+
+
+def between_ideographs(in_word: npt.NDArray[np.bool_], ideographs: Integers) -> tuple[Integers, Integers]:
+    """Return where words begin and end if each ideograph begins one."""
+    begins = in_word.copy()
+    begins[1:] &= ~in_word[:-1]
+    begins[ideographs] = True
+    ends = ~in_word | begins
+    ends[1:] &= in_word[:-1]
+    return np.flatnonzero(begins), np.flatnonzero(ends[1:]) + 1
 
 
 @lru_cache(maxsize=1)
-def byte_kinds() -> Bytes:
-    kind = np.full(256, SEPARATOR, np.uint8)
-    kind[np.frombuffer(b"0123456789abcdefghijklmnopqrstuvwxyz", np.uint8)] = LETTER
-    kind[0x80:] = LETTER
-    kind[0xE3:0xEE] = IDEOGRAPH  # the first byte of kana, hanzi and hangul, which stand without spaces
-    return kind
+def byte_table() -> bytes:
+    """Return what each byte is read as: ASCII letters as small ones, what separates words as SEPARATOR."""
+    kept = [chr(b).isalnum() or b >= 0x80 for b in range(256)]
+    return bytes((b | 0x20 if 65 <= b <= 90 else b) if kept[b] else SEPARATOR for b in range(256))
 
 
-def power_tables(length: int) -> tuple[Hashes, Hashes]:
-    """Return the first powers of BASE and of its inverse modulo 2^64."""
-    powers, inverses = all_powers(max(length, 2 * CHUNK_BYTES))
-    return powers[:length], inverses[:length]
+@lru_cache(maxsize=1)
+def first_bytes() -> Hashes:
+    """Return the masks of a number's first bytes, by how many."""
+    return np.array([2 ** (8 * count) - 1 for count in range(WORD_BYTES + 1)], np.uint64)
 
 
-@lru_cache(maxsize=2)
-def all_powers(length: int) -> tuple[Hashes, Hashes]:
-    powers = np.full((2, length), 1, np.uint64)
-    powers[0, 1:], powers[1, 1:] = BASE, pow(BASE, -1, 2**64)
-    powers = np.cumprod(powers, axis=1, dtype=np.uint64)
-    return powers[0], powers[1]
+@lru_cache(maxsize=1)
+def powers() -> Hashes:
+    """Return the powers of BASE modulo 2^64, as many as the longest word has stretches."""
+    result = np.full(CHUNK_BYTES // WORD_BYTES + 2, BASE, np.uint64)
+    result[0] = 1
+    return np.cumprod(result, dtype=np.uint64)
 
 
-def shingle_hashes(words: Hashes, owner: Integers) -> tuple[Hashes, Integers]:
+def shingle_hashes(words: Hashes, counts: Integers) -> tuple[Hashes, Integers]:
     """Return the hash of each shingle and which text it is of; a text shorter than a shingle has one of all its words.
 
-    `owner` ascends.
+    `counts` says how many words each text has.
     """
-    count = len(words)
-    total = words.copy()
-    whole = np.zeros(count, np.bool_)
-    whole[: max(count - SHINGLE_WORDS + 1, 0)] = True
-    for step in range(1, min(SHINGLE_WORDS, count)):
-        same = owner[step:] == owner[:-step]
-        total[:-step] += words[step:] * same * np.uint64(pow(BASE, step, 2**64))
-        whole[:-step] &= same
-    whole |= np.diff(owner, prepend=-1) > 0  # the first shingle of every text, however short
-    return mix(total[whole]), owner[whole]
+    first = np.cumsum(counts) - counts
+    factors = [np.uint64(pow(FACTOR, step, 2**64)) for step in range(SHINGLE_WORDS)]
+    padded = np.concatenate([words, np.zeros(SHINGLE_WORDS, np.uint64)])
+    total = sum((padded[step : len(words) + step] * factors[step] for step in range(1, SHINGLE_WORDS)), start=words)
+    whole = np.ones(len(words), np.bool_)
+    for step in range(1, SHINGLE_WORDS):
+        whole[(first + counts - step)[counts >= step]] = False
+    short = np.flatnonzero((counts > 0) & (counts < SHINGLE_WORDS))
+    whole[first[short]] = True
+    total[first[short]] = 0
+    for step in range(SHINGLE_WORDS - 1):
+        here = first[short[counts[short] > step]]
+        total[here] += words[here + step] * factors[step]
+    return mix(total[whole]), np.repeat(np.arange(len(counts)), counts)[whole]
 
 
 def densified(lowest: Hashes) -> Bytes:

@@ -12,7 +12,6 @@ from cluster.errors import DataError
 from cluster.files import sha256_of
 from data_prep.archives import SEPARATOR, unpack
 from data_prep.documents import Raw, decoded, raw_records
-from data_prep.download import cache_path
 from data_prep.formats import Format, format_of
 from data_prep.shards import Manifest, SourceFile
 from data_prep.streams import DOCUMENT_BYTES, END, open_stream
@@ -43,6 +42,8 @@ def read_document(folder: Path, manifest: Manifest, source: int, position: int) 
 def location_of(folder: Path, file: SourceFile) -> Path:
     """Return where a file of the manifest lies: on a disk, in the cache, or unpacked from an archive."""
     name, _, member = file.path.partition(SEPARATOR)
+    from data_prep.download import cache_path  # httpx takes 0.2 s to import
+
     location = cache_path(folder, name) if "://" in name else Path(name)
     if not member or not location.is_file():
         return location

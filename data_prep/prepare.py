@@ -40,7 +40,7 @@ from data_prep.shards import (
     template_digest,
     tokenizer_digest,
 )
-from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digest
+from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digests
 from data_prep.sources import Corpus, Slice, cut_slices, find_corpus, read_as
 from data_prep.splitting import line_ends
 from data_prep.tokenizer import encoder_spec, load_tokenizer, tokenizer_origin
@@ -82,7 +82,7 @@ def prepare_alone(config: DataConfig, folder: Path, model_path: str | None, seed
         tokenizer = load_tokenizer(config, model_path, corpus, folder / "work")
         spec = encoder_spec(tokenizer, corpus)
         slices = cut_slices(corpus, config.slice_bytes)
-        choice = choose_engine(config.engine, spec.rules, spec.control_tokens, corpus.bytes)
+        choice = choose_engine(config.engine, spec.rules, spec.control_tokens, corpus.bytes, is_text=corpus.is_text)
         spec = replace(spec, engine=choice.engine)
         try:
             paths = encode_slices(slices, corpus, spec, config.cleaning, folder / "work", map_slices)
@@ -176,13 +176,14 @@ def encode_slices(
 ) -> list[Path]:
     """Return the file of each slice's encoded documents; only what is missing is made."""
     began = time.monotonic()
-    write_spec(encoder_file(work, spec), spec)
-    paths = [work / f"{slice_digest(parts, corpus, spec, cleaning)}.arrow" for parts in slices]
+    spec_file = encoder_file(work, spec)
+    write_spec(spec_file, spec)
+    paths = [work / f"{digest}.arrow" for digest in slice_digests(slices, corpus, spec, cleaning)]
     missing = [
         SliceTask(
             parts=parts,
             names=tuple(corpus.files[part.file].info.path for part in parts),
-            spec=encoder_file(work, spec),
+            spec=spec_file,
             cleaning=cleaning,
             target=path,
         )

@@ -1,8 +1,9 @@
 """The proof that an engine gives the ids that `tokenizers` gives: before it is used, and again in every slice.
 
 A fixed hard set decides whether it is used at all. Then the ids of every text must spell the text's bytes, and of each
-slice the two engines are compared on a seeded share and on the first text in which any two kinds of characters meet,
-so that a kind of text which one document in ten thousand holds is compared too.
+slice the two engines are compared where any two kinds of characters meet for the first time, so that a kind of text
+which one document in ten thousand holds is compared too, and at places that grow sparser as the slice grows longer: the
+comparison has a bounded cost however large a slice is, the spelling is checked throughout.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from data_prep.engines import (
 
 log = logging.getLogger(__name__)
 
-PROOF_VERSION = 1  # part of the manifest: raise it when the hard set or the sampling changes
+PROOF_VERSION = 2  # part of the manifest: raise it when the hard set or the sampling changes
 FAST_FROM_BYTES = 4 * 2**20  # of the corpus; below it the proof takes longer than the encoding
-WINDOW = 96  # bytes around a meeting of kinds that are compared
+WINDOW = 64  # bytes around a meeting of kinds that are compared
 WHOLE = 1024  # bytes up to which a text is compared whole
-CHUNK = 2**15  # pairs looked up at once: they stay in the cache
-SHARE = 1 / 400  # of a slice's bytes, compared wherever they fall
+CHUNK = 2**15  # bytes looked at together: their pairs stay in the cache
+FIRST_STRIDE, GROWTH = 4096, 1.05  # bytes between the places that are compared whatever stands there, and their growth
 
 SENTENCES = (
     "I'll say it's SHE'S we've they'd you're I'm don't 'tis 'S 'Re don\u2019t",
@@ -87,10 +88,13 @@ class Choice:
         return {"name": self.engine, "proof": compared if self.texts else None, "refused": self.refused}
 
 
-def choose_engine(wanted: str, rules: str, controls: Sequence[str], corpus_bytes: int) -> Choice:
+def choose_engine(
+    wanted: str, rules: str, controls: Sequence[str], corpus_bytes: int, *, is_text: bool = False
+) -> Choice:
     """Return the engine for a corpus: the fast one if it is here, worth its proof, and proves itself.
 
-    `wanted` is a name, or 'auto'. Raises ConfigError if an engine that was named is not installed.
+    `wanted` is a name, or 'auto'; in running text there are no control tokens to prove.
+    Raises ConfigError if an engine that was named is not installed.
     """
     fast, reference = engine_version(FAST), str(engine_version(REFERENCE))
     if wanted == FAST and fast is None:
@@ -98,7 +102,8 @@ def choose_engine(wanted: str, rules: str, controls: Sequence[str], corpus_bytes
     if wanted == REFERENCE or fast is None or (wanted == "auto" and corpus_bytes < FAST_FROM_BYTES):
         return Choice(engine=reference)
     try:
-        texts = prove(open_engine(fast, rules), open_engine(REFERENCE, rules), controls)
+        engines = open_engine(fast, rules), open_engine(REFERENCE, rules)
+        texts = prove_plain(*engines, controls) + (0 if is_text else prove_marked(*engines, controls))
     except (UnsupportedRulesError, EngineMismatchError) as problem:
         return refused(fast, problem)
     return Choice(engine=fast, texts=texts)
@@ -111,14 +116,21 @@ def refused(engine: str, problem: Exception) -> Choice:
     return Choice(engine=reference, refused=f"{engine}: {problem}")
 
 
-def prove(engine: Engine, reference: Engine, controls: Sequence[str]) -> int:
+def prove_plain(engine: Engine, reference: Engine, controls: Sequence[str]) -> int:
     """Compare an engine with the reference on the hard set; return its size. Raises EngineMismatchError."""
     texts = list(hard_set(controls))
-    for first in range(0, len(texts), 256):
-        compare(engine, reference, texts[first : first + 256])
+    compare(engine, reference, texts)
+    return len(texts)
+
+
+def prove_marked(engine: Engine, reference: Engine, controls: Sequence[str]) -> int:
+    """Compare an engine with the reference on turns between control tokens; return how many.
+
+    Raises EngineMismatchError.
+    """
     turns = [f"{control}user\n {text}{control} {text}" for control in controls for text in SENTENCES]
     compare_marked(engine.encode_marked(turns), reference.encode_marked(turns), turns)
-    return len(texts) + len(turns)
+    return len(turns)
 
 
 class ProvedEngine:
@@ -129,36 +141,38 @@ class ProvedEngine:
 
     def __init__(self, engine: Engine, reference: Engine) -> None:
         self.engine, self.reference = engine, reference
+        sentences = encoded_texts(SENTENCES)
         self.keeps_bytes = all(
-            engine.spell(ids) == text.encode()
-            for text, ids in zip(SENTENCES, engine.encode_plain(SENTENCES), strict=True)
+            engine.spell(ids) == text for text, ids in zip(sentences, engine.encode_plain(sentences), strict=True)
         )
         self.begin()
 
     def begin(self) -> None:
         self.unmet = np.ones(2**16, dtype=np.bool_)
-        self.position = 0
+        self.position = self.next_place = 0
+        self.stride = float(FIRST_STRIDE)
 
-    def encode_plain(self, texts: Sequence[str]) -> Ragged:
+    def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
         encoded = self.engine.encode_plain(texts)
-        raw = [text.encode() for text in texts]
-        self.check_spelling(encoded, texts, raw)
-        excerpts: list[str] = []
+        joined = b"".join(texts)
+        self.check_spelling(encoded, texts, joined)
+        excerpts: list[bytes] = []
         whole: list[int] = []
-        for index, places in self.sample(raw):
-            if len(raw[index]) <= WHOLE:
+        for index, places in self.sample(texts, joined):
+            if len(texts[index]) <= WHOLE:
                 whole.append(index)
             else:
-                excerpts += [raw[index][at : at + WINDOW].decode(errors="ignore") for at in apart(places)]
-        chosen = [texts[index] for index in whole]
-        for index, theirs in zip(whole, self.reference.encode_plain(chosen), strict=True):
-            check_same(texts[index], encoded[index], theirs)
-        compare(self.engine, self.reference, excerpts)
+                excerpts += [between_characters(texts[index][at : at + WINDOW]) for at in apart(places)]
+        chosen = [*(texts[index] for index in whole), *excerpts]
+        ours = [*(encoded[index] for index in whole), *self.engine.encode_plain(excerpts)]
+        for text, mine, theirs in zip(chosen, ours, self.reference.encode_plain(chosen), strict=True):
+            check_same(text, mine, theirs)
         return encoded
 
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         encoded = self.engine.encode_marked(texts)
-        chosen = [index for index, _ in self.sample([text.encode() for text in texts])]
+        raw = encoded_texts(texts)
+        chosen = [index for index, _ in self.sample(raw, b"".join(raw))]
         sample = [texts[index] for index in chosen]
         compare_marked([encoded[index] for index in chosen], self.reference.encode_marked(sample), sample)
         return encoded
@@ -166,41 +180,48 @@ class ProvedEngine:
     def spell(self, ids: Ids) -> bytes:
         return self.engine.spell(ids)
 
-    def check_spelling(self, encoded: Ragged, texts: Sequence[str], raw: Sequence[bytes]) -> None:
+    def check_spelling(self, encoded: Ragged, texts: Sequence[bytes], joined: bytes) -> None:
         """Raise EngineMismatchError unless the ids spell the texts, where the tokenizer keeps every byte."""
         if len(encoded) != len(texts):
             raise EngineMismatchError(f"it gave the ids of {len(encoded)} texts for {len(texts)}")
-        if not self.keeps_bytes or self.engine.spell(encoded.ids) == b"".join(raw):
+        if not self.keeps_bytes or self.engine.spell(encoded.ids) == joined:
             return
         for index, text in enumerate(texts):
-            if self.engine.spell(encoded[index]) != raw[index]:
+            if self.engine.spell(encoded[index]) != text:
                 raise EngineMismatchError(f"its ids do not spell {shortened(text)}")
 
-    def sample(self, raw: Sequence[bytes]) -> Iterator[tuple[int, list[int]]]:
+    def sample(self, texts: Sequence[bytes], joined: bytes) -> Iterator[tuple[int, list[int]]]:
         """Yield the texts to compare and where: near each new meeting of kinds, and now and then."""
-        joined = b"".join(raw)
-        stride = int(WINDOW / SHARE)
-        regular = range(-self.position % stride, len(joined), stride)
+        regular = []
+        while self.next_place < self.position + len(joined):
+            regular.append(self.next_place - self.position)
+            self.next_place += int(self.stride)
+            self.stride *= GROWTH
         self.position += len(joined)
         places = np.array(sorted([*self.new_meetings(joined), *regular]), dtype=np.int64)
-        ends = np.cumsum([len(text) for text in raw])
+        ends = np.cumsum([len(text) for text in texts])
         owners = np.searchsorted(ends, places, side="right")
         for index in np.unique(owners).tolist():
-            begin = int(ends[index]) - len(raw[index])
+            begin = int(ends[index]) - len(texts[index])
             yield index, [max(0, at - begin - WINDOW // 2) for at in places[owners == index].tolist()]
 
     def new_meetings(self, raw: bytes) -> list[int]:
-        """Return where two kinds of characters meet for the first time in this slice."""
-        kinds = raw.translate(KIND_OF)
-        places: list[int] = []
-        for first in (0, 1):  # a pair of bytes is a number of 16 bits: those at even places, then those at odd ones
-            pairs = np.frombuffer(kinds, dtype=np.uint16, count=max(0, len(kinds) - first) // 2, offset=first)
-            for begin in range(0, len(pairs), CHUNK):
-                chunk = pairs[begin : begin + CHUNK]
-                for at in np.flatnonzero(self.unmet.take(chunk)).tolist():
-                    if self.unmet[chunk[at]]:
-                        self.unmet[chunk[at]] = False
-                        places.append(first + 2 * (begin + at))
+        """Return where two kinds of characters meet for the first time in this slice.
+
+        Small letters and spaces are most of a text: their own meetings are searched for, all others looked up.
+        """
+        named = raw.translate(KIND_OF)
+        places = [at for pair in COMMON if self.unmet[pair] and (at := named.find(pair.to_bytes(2))) >= 0]
+        self.unmet[[int.from_bytes(named[at : at + 2]) for at in places]] = False
+        for begin in range(0, len(named) - 1, CHUNK):
+            kinds = np.frombuffer(named[begin : begin + CHUNK + 1], dtype=np.uint8)
+            rare = kinds > 1
+            first = np.flatnonzero(rare[1:] | rare[:-1])
+            pairs = kinds.take(first).astype(np.uint16) << 8 | kinds.take(first + 1)
+            for at in np.flatnonzero(self.unmet.take(pairs)).tolist():
+                if self.unmet[pairs[at]]:
+                    self.unmet[pairs[at]] = False
+                    places.append(begin + int(first[at]))
         return places
 
 
@@ -216,22 +237,33 @@ def apart(begins: list[int]) -> list[int]:
 def kinds_of_bytes() -> bytes:
     """Return the kind of each byte: letters by case, digits, each other ASCII byte, each first byte of UTF-8 beyond it.
 
-    A first byte tells 64 characters, or a script, apart; a following one tells a quarter of them.
+    A first byte tells 64 characters, or a script, apart; a following one tells a quarter of them. Kind 0 is the small
+    letters, kind 1 the space.
     """
     kinds = [f"a{b >= 97}" if chr(b).isalpha() else "0" if chr(b).isdigit() else chr(b) for b in range(128)]
     kinds += [f"+{b >> 4}" for b in range(128, 192)] + [f"^{b}" for b in range(192, 256)]
-    return bytes(kinds.index(kind) for kind in kinds)
+    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(["aTrue", " ", *kinds]))}
+    return bytes(numbers[kind] for kind in kinds)
 
 
 KIND_OF = kinds_of_bytes()
+COMMON = (0x0000, 0x0001, 0x0100, 0x0101)  # pairs of the kinds 0 and 1
+
+
+def encoded_texts(texts: Sequence[str]) -> list[bytes]:
+    return [text.encode() for text in texts]
+
+
+def between_characters(excerpt: bytes) -> bytes:
+    """Return an excerpt without the pieces of characters that it cuts."""
+    return excerpt.decode(errors="ignore").encode()
 
 
 def compare(engine: Engine, reference: Engine, texts: Sequence[str]) -> None:
     """Raise EngineMismatchError unless both engines give the same ids of all texts."""
-    if texts:
-        pairs = zip(texts, engine.encode_plain(texts), reference.encode_plain(texts), strict=True)
-        for text, ours, theirs in pairs:
-            check_same(text, ours, theirs)
+    raw = encoded_texts(texts)
+    for text, ours, theirs in zip(raw, engine.encode_plain(raw), reference.encode_plain(raw), strict=True):
+        check_same(text, ours, theirs)
 
 
 def compare_marked(
@@ -239,12 +271,12 @@ def compare_marked(
 ) -> None:
     """Raise EngineMismatchError unless ids and spans are the same."""
     for text, (ids, spans), (their_ids, their_spans) in zip(texts, ours, theirs, strict=True):
-        check_same(text, ids, their_ids)
+        check_same(text.encode(), ids, their_ids)
         if not np.array_equal(spans, their_spans):
-            raise EngineMismatchError(f"it gave other spans of tokens for {shortened(text)}")
+            raise EngineMismatchError(f"it gave other spans of tokens for {shortened(text.encode())}")
 
 
-def check_same(text: str, ours: Ids, theirs: Ids) -> None:
+def check_same(text: bytes, ours: Ids, theirs: Ids) -> None:
     if not np.array_equal(ours, theirs):
         length = min(len(ours), len(theirs))
         at = int(np.flatnonzero(np.append(ours[:length] != theirs[:length], True))[0])
@@ -254,5 +286,6 @@ def check_same(text: str, ours: Ids, theirs: Ids) -> None:
         )
 
 
-def shortened(text: str) -> str:
+def shortened(raw: bytes) -> str:
+    text = raw.decode()
     return repr(text if len(text) <= 80 else f"{text[:60]}[...]{text[-15:]}")

@@ -88,13 +88,12 @@ def collect(slices: Sequence[Slice], encoded: Iterable[EncodedSlice], files: int
     for number, (parts, table) in enumerate(zip(slices, encoded, strict=True)):
         part_files = np.array([part.file for part in parts], dtype=np.int64)
         before = np.array([records.read[part.file] for part in parts], dtype=np.int64)
-        sums = np.concatenate([[0], np.cumsum(table.mask, dtype=np.int64)])
         columns["slice"].append(np.full(len(table.part), number, dtype=np.int64))
         columns["number"].append(np.arange(len(table.part), dtype=np.int64))
         columns["file"].append(part_files[table.part])
         columns["position"].append(before[table.part] + table.record)
         columns["tokens"].append(np.diff(table.first))
-        columns["trained"].append(np.diff(sums[table.first]))
+        columns["trained"].append(table.trained)
         columns["key"].append(table.key)
         columns["signature"].append(table.signature)
         for sample in table.samples:

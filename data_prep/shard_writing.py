@@ -2,38 +2,76 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.files import digest_of, sha256_of, whole_file, write_json
-from data_prep.blocks import write_blocks
+from data_prep.blocks import arrow_array, write_blocks
 from data_prep.shards import MANIFEST, SPLITS, ListedFile, Manifest, Piece, ShardInfo
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One packed row, ready to be written. `input_ids` and `loss_mask` have T values."""
+    """One packed row. `input_ids` and `loss_mask` have T values."""
 
-    input_ids: npt.NDArray[np.uint32]
+    input_ids: npt.NDArray[np.uint16 | np.uint32]
     loss_mask: npt.NDArray[np.bool_]
     pieces: Sequence[Piece]
 
 
-def token_type(vocab_size: int) -> pa.DataType:
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Packed rows in columns: row r has the pieces first[r] to first[r + 1], piece i tokens[i] of them, and so on.
+
+    `input_ids` and `loss_mask` are [rows, T].
+    """
+
+    input_ids: npt.NDArray[np.uint16 | np.uint32]
+    loss_mask: npt.NDArray[np.bool_]
+    first: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]
+    source: npt.NDArray[np.int64]
+    position: npt.NDArray[np.int64]
+    start: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], vocab_size: int) -> Self:
+        """Return single rows, at least one, as columns."""
+        pieces = [(p.tokens, p.source, p.position, p.start) for row in rows for p in row.pieces]
+        tokens, source, position, start = np.array(pieces, dtype=np.int64).T
+        return cls(
+            input_ids=np.stack([row.input_ids for row in rows]).astype(id_type(vocab_size)),
+            loss_mask=np.stack([row.loss_mask for row in rows]),
+            first=np.cumsum([0, *(len(row.pieces) for row in rows)]),
+            tokens=tokens,
+            source=source,
+            position=position,
+            start=start,
+        )
+
+    def __iter__(self) -> Iterator[Row]:
+        columns = zip(*(c.tolist() for c in (self.tokens, self.source, self.position, self.start)), strict=True)
+        pieces = [Piece(tokens=t, source=f, position=p, start=s) for t, f, p, s in columns]
+        for number, (begin, end) in enumerate(itertools.pairwise(self.first.tolist())):
+            yield Row(input_ids=self.input_ids[number], loss_mask=self.loss_mask[number], pieces=pieces[begin:end])
+
+
+def id_type(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
     """Return the smallest unsigned type that holds every id."""
-    return pa.uint16() if vocab_size <= 2**16 else pa.uint32()
+    return np.uint16 if vocab_size <= 2**16 else np.uint32
 
 
 def row_schema(row_tokens: int, vocab_size: int) -> pa.Schema:
     """Return the Arrow schema of a shard, with the feature types that `datasets` reads from it."""
-    ids = token_type(vocab_size)
+    ids = pa.from_numpy_dtype(id_type(vocab_size))
     columns: dict[str, tuple[pa.DataType, dict[str, Any]]] = {
         "input_ids": (pa.list_(ids, row_tokens), sequence_feature(str(ids), row_tokens)),
         "loss_mask": (pa.list_(pa.bool_(), row_tokens), sequence_feature("bool", row_tokens)),
@@ -53,37 +91,40 @@ def sequence_feature(dtype: str, length: int = -1) -> dict[str, Any]:
     return {"feature": {"dtype": dtype, "_type": "Value"}, "length": length, "_type": "Sequence"}
 
 
-def rows_to_batch(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
+def rows_to_batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
     """Return rows as one Arrow record batch of `schema`."""
-    ids_type = schema.field("input_ids").type
-    numpy_ids = np.uint16 if ids_type.value_type == pa.uint16() else np.uint32
-    ids = np.stack([row.input_ids for row in rows]).astype(numpy_ids)
-    masks = np.stack([row.loss_mask for row in rows])
+    bits = pa.py_buffer(np.packbits(rows.loss_mask.reshape(-1), bitorder="little"))
+    mask = pa.BooleanArray.from_buffers(pa.bool_(), rows.loss_mask.size, [None, bits])
+    trained = np.count_nonzero(rows.loss_mask, axis=1)
+    first = arrow_array(rows.first.astype(np.int32))
 
-    def piece_lists(name: str) -> pa.Array:
-        return pa.array(
-            [[getattr(piece, name) for piece in row.pieces] for row in rows], schema.field(f"piece_{name}").type
-        )
+    def piece_lists(values: npt.NDArray[np.int64], kind: type[np.int32] | type[np.int64]) -> pa.Array:
+        return pa.ListArray.from_arrays(first, arrow_array(values.astype(kind)))
 
     return pa.record_batch(
         [
-            pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), type=ids_type),
-            pa.FixedSizeListArray.from_arrays(pa.array(masks.reshape(-1)), type=schema.field("loss_mask").type),
-            pa.array(masks.sum(axis=1, dtype=np.int32)),
-            *(piece_lists(name) for name in ("tokens", "source", "position", "start")),
+            pa.FixedSizeListArray.from_arrays(
+                arrow_array(rows.input_ids.reshape(-1)), type=schema.field("input_ids").type
+            ),
+            pa.FixedSizeListArray.from_arrays(mask, type=schema.field("loss_mask").type),
+            arrow_array(trained.astype(np.int32)),
+            piece_lists(rows.tokens, np.int32),
+            piece_lists(rows.source, np.int32),
+            piece_lists(rows.position, np.int64),
+            piece_lists(rows.start, np.int32),
         ],
         schema=schema,
     )
 
 
-def write_shard(path: Path, relative: str, rows: Iterable[Sequence[Row]], schema: pa.Schema) -> ShardInfo:
+def write_shard(path: Path, relative: str, batches: Iterable[Rows], schema: pa.Schema) -> ShardInfo:
     """Write batches of rows as one shard file, whole or not at all, and return its manifest entry."""
     tokens: list[int] = []
 
     def record_batches() -> Iterator[pa.RecordBatch]:
-        for batch in rows:
-            tokens.append(sum(piece.tokens for row in batch for piece in row.pieces))
-            yield rows_to_batch(batch, schema)
+        for rows in batches:
+            tokens.append(int(rows.tokens.sum()))
+            yield rows_to_batch(rows, schema)
 
     with whole_file(path) as partial:
         written = write_blocks(partial, schema, record_batches())

@@ -1,13 +1,13 @@
 """A slice of the corpus as one Arrow file of encoded documents, named by the digest of all it depends on.
 
 Columns: part (index in the slice), record (in the part), key (16 bytes: the hash of the cleaned content), signature
-(0 bytes if near duplicates are not looked for), ids, mask. The schema's metadata counts, for each part, the records,
+(0 bytes if near duplicates are not looked for), trained (tokens), ids, mask (empty if all the documents are running
+text, of which everything is trained). The schema's metadata counts, for each part, the records,
 the rejected ones by reason and what was mended, and holds samples of what was rejected.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 from collections import Counter
@@ -23,15 +23,20 @@ import pyarrow as pa
 
 from cluster.errors import DataError
 from cluster.files import digest_of, whole_file
-from data_prep.cleaning import CLEANING_VERSION, Cleaner, excerpt
+from data_prep.blocks import arrow_array, numpy_array
+from data_prep.cleaning import CLEANING_VERSION
 from data_prep.config import CleaningConfig
-from data_prep.documents import Document, Part, Rejected, raw_records, read_part
-from data_prep.encoding import Encoded, Encoder, EncoderSpec, UnusableDocumentError, read_spec
-from data_prep.near_duplicates import SIGNATURE_VERSION, signatures
+from data_prep.documents import Part, raw_records
+from data_prep.encoding import Encoder, EncoderSpec, UnusableDocumentError, read_spec
+from data_prep.engines import Ragged, ragged
+from data_prep.near_duplicates import SIGNATURE_VERSION
+from data_prep.reading import ReadPart, read_usable
 from data_prep.rejects import Sample, drawn
 from data_prep.sources import Corpus, Slice
 
-SLICE_VERSION = 2  # part of every slice's digest: raise it when reading, encoding or this format changes
+SLICE_VERSION = 3  # part of every slice's digest: raise it when reading, encoding or this format changes
+
+Mask = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +59,8 @@ class EncodedSlice:
     key: npt.NDArray[np.uint64]  # [documents, 2]
     first: npt.NDArray[np.int64]
     ids: npt.NDArray[np.uint16 | np.uint32]
-    mask: npt.NDArray[np.uint8]
+    trained: npt.NDArray[np.int64]  # tokens of each document
+    mask: Mask
     signature: npt.NDArray[np.uint8]  # [documents, BINS], or [documents, 0]
     records: list[int]
     rejected: list[dict[str, int]]
@@ -62,15 +68,21 @@ class EncodedSlice:
     samples: list[Sample]
 
 
-def slice_digest(parts: Slice, corpus: Corpus, spec: EncoderSpec, cleaning: CleaningConfig) -> str:
-    """Return the digest of everything that a slice's encoded documents follow from."""
-    contents = [[corpus.files[part.file].info.sha256, part.start, part.end, asdict(part.columns)] for part in parts]
+def slice_digests(slices: Sequence[Slice], corpus: Corpus, spec: EncoderSpec, cleaning: CleaningConfig) -> list[str]:
+    """Return for each slice the digest of everything that its encoded documents follow from."""
     settings = asdict(spec)
-    if all(part.columns.shape == "text" for part in parts):
-        settings.pop("chat_template")  # running text does not change with it
+    of_any = digest_of(settings)
+    settings.pop("chat_template")  # running text does not change with it
+    of_text = digest_of(settings)
     steps = cleaning.model_dump(mode="json", exclude={"duplicates", "near_duplicates", "near_threshold"})
     signed = SIGNATURE_VERSION if cleaning.near_duplicates != "off" else None
-    return digest_of([SLICE_VERSION, CLEANING_VERSION, contents, settings, steps, signed])
+
+    def digest(parts: Slice) -> str:
+        contents = [[corpus.files[part.file].info.sha256, part.start, part.end, asdict(part.columns)] for part in parts]
+        encoding = of_text if all(part.columns.shape == "text" for part in parts) else of_any
+        return digest_of([SLICE_VERSION, CLEANING_VERSION, contents, encoding, steps, signed])
+
+    return [digest(parts) for parts in slices]
 
 
 def encode_slice(task: SliceTask) -> Path:
@@ -89,77 +101,72 @@ def cached_encoder(spec: Path) -> Encoder:
 
 def encode_parts(parts: Slice, names: Sequence[str], encoder: Encoder, cleaning: CleaningConfig) -> EncodedSlice:
     """Read, clean and encode the documents of a slice. Raises DataError that names a document's file and line."""
-    read = [read_usable(part, encoder, Cleaner(cleaning)) for part in parts]
-    encoded: list[Encoded] = []
+    read = [read_usable(part, encoder, cleaning) for part in parts]
     encoder.begin_slice()
+    encoded: list[tuple[Ragged, Mask | None]] = []
     for part, name, one in zip(parts, names, read, strict=True):
         try:
-            encoded += encoder.encode(one.documents)
+            encoded.append(encode_part(one, encoder))
         except UnusableDocumentError as problem:
             raise DataError(f"{place(part, name, problem.record)}: {problem.reason}") from None
-    documents = [document for one in read for document in one.documents]
-    lengths = [len(e.input_ids) for e in encoded]
-    keys = b"".join(content_key(document) for document in documents)
     rejected = (
         Sample(reason=item.reason, file=index, record=item.record, text=item.excerpt)
         for index, one in enumerate(read)
         for item in one.rejected
     )
+    keys = b"".join(key for one in read for key in one.content_keys())
+    is_signed = cleaning.near_duplicates != "off"
     return EncodedSlice(
-        part=np.repeat(np.arange(len(parts), dtype=np.int32), [len(one.documents) for one in read]),
-        record=np.array([document.record for document in documents], dtype=np.int64),
+        part=np.repeat(np.arange(len(parts), dtype=np.int32), [len(one.records) for one in read]),
+        record=np.array([record for one in read for record in one.records], dtype=np.int64),
         key=np.frombuffer(keys, dtype=">u8").astype(np.uint64).reshape(-1, 2),
-        first=np.cumsum([0, *lengths], dtype=np.int64),
-        ids=np.concatenate([np.empty(0, np.uint32), *(e.input_ids for e in encoded)]),
-        mask=np.concatenate([np.empty(0, np.uint8), *(e.loss_mask.view(np.uint8) for e in encoded)]),
-        signature=signed(documents, cleaning),
-        records=[len(one.documents) + len(one.rejected) for one in read],
+        first=np.cumsum(np.concatenate([[0], *(np.diff(ids.first) for ids, _ in encoded)]), dtype=np.int64),
+        ids=np.concatenate([np.empty(0, np.uint16), *(ids.ids for ids, _ in encoded)]),
+        trained=np.concatenate([trained_tokens(*one) for one in encoded]),
+        mask=whole_mask([mask for _, mask in encoded], [len(ids.ids) for ids, _ in encoded]),
+        signature=np.concatenate([one.signatures() if is_signed else unsigned(one) for one in read]),
+        records=[len(one.records) + len(one.rejected) for one in read],
         rejected=[dict(sorted(Counter(item.reason for item in one.rejected).items())) for one in read],
         changed=[one.changed for one in read],
         samples=drawn(rejected, cleaning.rejected_samples),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadPart:
-    """What reading and cleaning made of a part's records, and how often it mended what."""
-
-    documents: list[Document]
-    rejected: list[Rejected]
-    changed: dict[str, int]
+def unsigned(read: ReadPart) -> npt.NDArray[np.uint8]:
+    return np.empty((len(read.records), 0), np.uint8)
 
 
-def read_usable(part: Part, encoder: Encoder, cleaner: Cleaner) -> ReadPart:
-    """Return a part's usable documents and the rejected records."""
-    documents: list[Document] = []
-    rejected: list[Rejected] = []
-    for item in read_part(part):
-        checked = cleaner.without_private(item) if isinstance(item, Rejected) else cleaner.cleaned(item)
-        if isinstance(checked, Document):
-            turns = checked.turns
-            checked = encoder.usable(checked)
-            if isinstance(checked, Rejected):
-                checked = Rejected(checked.record, checked.reason, excerpt(turns))
-        if isinstance(checked, Rejected):
-            rejected.append(checked)
-        else:
-            documents.append(checked)
-    return ReadPart(documents=documents, rejected=rejected, changed=dict(sorted((+cleaner.changed).items())))
+def encode_part(read: ReadPart, encoder: Encoder) -> tuple[Ragged, Mask | None]:
+    """Return the ids of a part's usable records and which are trained; None: all but the first of each.
+
+    Raises UnusableDocumentError if nothing in one is trained.
+    """
+    if read.texts is None:
+        encoded = encoder.encode(read.documents)
+        mask = np.concatenate([np.empty(0, np.uint8), *(e.loss_mask.view(np.uint8) for e in encoded)])
+        return ragged([e.input_ids for e in encoded]), mask
+    texts = encoder.encode_texts(read.texts)
+    for number in np.flatnonzero(np.diff(texts.first) < 2).tolist():
+        raise UnusableDocumentError(read.records[number], "no trained token: the tokenizer makes none of its text")
+    return texts, None
 
 
-def signed(documents: Sequence[Document], cleaning: CleaningConfig) -> npt.NDArray[np.uint8]:
-    """Return the signatures of documents' texts, or none if near duplicates are not looked for."""
-    if cleaning.near_duplicates == "off":
-        return np.empty((len(documents), 0), np.uint8)
-    return signatures(["\n".join(turn.text for turn in document.turns) for document in documents])
+def trained_tokens(encoded: Ragged, mask: Mask | None) -> npt.NDArray[np.int64]:
+    """Return how many tokens of each text are trained."""
+    if mask is None:
+        return np.diff(encoded.first) - 1
+    return np.diff(np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])[encoded.first])
 
 
-def content_key(document: Document) -> bytes:
-    """Return the 128-bit hash of a document's cleaned content."""
-    digest = hashlib.blake2b(document.shape.encode(), digest_size=16)
-    for part in (part.encode() for turn in document.turns for part in (turn.role, turn.text)):
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.digest()
+def whole_mask(masks: Sequence[Mask | None], lengths: Sequence[int]) -> Mask:
+    """Return the masks of the parts one after the other; of running text alone, a mask that takes no space.
+
+    Of running text the first token counts as trained here: `gather_rows` masks the first of every piece.
+    """
+    if all(mask is None for mask in masks):
+        return np.broadcast_to(np.uint8(1), sum(lengths))
+    parts = [np.ones(n, np.uint8) if mask is None else mask for mask, n in zip(masks, lengths, strict=True)]
+    return np.concatenate(parts)
 
 
 def place(part: Part, name: str, record: int) -> str:
@@ -180,13 +187,17 @@ def write_slice(path: Path, encoded: EncodedSlice) -> None:
             "samples": [asdict(sample) for sample in encoded.samples],
         }
     )
+    stored = encoded.mask.strides != (0,)  # else it is of running text
     columns = {
-        "part": pa.array(encoded.part),
-        "record": pa.array(encoded.record),
+        "part": arrow_array(encoded.part),
+        "record": arrow_array(encoded.record),
         "key": fixed_bytes(encoded.key.astype(">u8")),
         "signature": fixed_bytes(encoded.signature),
-        "ids": pa.LargeListArray.from_arrays(pa.array(encoded.first), pa.array(narrowed(encoded.ids))),
-        "mask": pa.LargeListArray.from_arrays(pa.array(encoded.first), pa.array(encoded.mask)),
+        "trained": arrow_array(encoded.trained),
+        "ids": pa.LargeListArray.from_arrays(arrow_array(encoded.first), arrow_array(narrowed(encoded.ids))),
+        "mask": pa.LargeListArray.from_arrays(
+            arrow_array(encoded.first * stored), arrow_array(encoded.mask if stored else encoded.mask[:0])
+        ),
     }
     batch = pa.record_batch(columns, metadata={"counts": counts})
     with (
@@ -218,14 +229,16 @@ def read_slice(path: Path) -> EncodedSlice:
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: damaged ({error}); delete it and run the command again") from None
     counts = json.loads(batch.schema.metadata[b"counts"])
+    ids, mask = (numpy_array(batch.column(name).values) for name in ("ids", "mask"))
     signature = np.frombuffer(batch.column("signature").buffers()[1] or b"", dtype=np.uint8)
     return EncodedSlice(
-        part=batch.column("part").to_numpy(),
-        record=batch.column("record").to_numpy(),
+        part=numpy_array(batch.column("part")),
+        record=numpy_array(batch.column("record")),
         key=np.frombuffer(batch.column("key").buffers()[1], dtype=">u8").astype(np.uint64).reshape(-1, 2),
-        first=batch.column("ids").offsets.to_numpy(),
-        ids=batch.column("ids").values.to_numpy(),
-        mask=batch.column("mask").values.to_numpy(),
+        first=numpy_array(batch.column("ids").offsets),
+        ids=ids,
+        trained=numpy_array(batch.column("trained")),
+        mask=mask if len(mask) else whole_mask([None], [len(ids)]),
         signature=signature.reshape(batch.num_rows, batch.column("signature").type.byte_width),
         records=counts["records"],
         rejected=counts["rejected"],

@@ -142,13 +142,23 @@ def row_of(names: Sequence[str], values: Sequence[str]) -> Row | ObjectionError:
 
 def read_parquet(path: Path, start: int, end: int, wanted: Sequence[str] | None) -> Iterator[Row | ObjectionError]:
     """Yield the rows of the row groups whose first byte lies in `start` to `end`; only the `wanted` columns."""
+    for batch in parquet_batches(path, start, end, wanted):
+        if isinstance(batch, ObjectionError):
+            yield batch
+        else:
+            yield from rows_of(batch)
+
+
+def parquet_batches(
+    path: Path, start: int, end: int, wanted: Sequence[str] | None
+) -> Iterator[pa.RecordBatch | ObjectionError]:
+    """Yield BATCH_ROWS rows at a time of the row groups whose first byte lies in `start` to `end`."""
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             columns = chosen(file.schema_arrow.names, wanted)
             groups = [n for n in range(file.num_row_groups) if start <= group_start(file, n) < end]
             for group in groups:
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
-                    yield from rows_of(batch)
+                yield from file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise_if_disk(error)
         yield ObjectionError(f"damaged Parquet ({type(error).__name__})")

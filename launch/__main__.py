@@ -26,11 +26,22 @@ VERBS = {
     "train": "start a run, or go on with it; on all GPUs of this machine, or on CPU ranks",
     "verify-resume": "prove that an interrupted run is the run that was not interrupted",
     "evaluate": "score the tuned model beside its base on held-out data",
+    "checkpoint": "list, check, show, keep and import checkpoints",
     "export": "turn the newest checkpoint into a Hugging Face folder, and verify it",
     "generate": "let the exported model answer a prompt",
     "report": "write one HTML page about the run",
     "inspect": "show which documents were in a step",
     "status": "say where a run is",
+}
+
+
+CHECKPOINT_ACTIONS = {
+    "list": "say what lies in the run's checkpoints folder",
+    "verify": "read every byte of a checkpoint, or of all",
+    "show": "say what a checkpoint holds, and of which run it is",
+    "keep": "mark a checkpoint, so that training never removes it",
+    "unkeep": "take the mark away",
+    "convert": "import a ZeRO-3 checkpoint that DeepSpeed wrote by itself, for the run to go on from",
 }
 
 
@@ -43,11 +54,9 @@ def parser() -> argparse.ArgumentParser:
     found["init"].add_argument("--data", default="data", help="your file, folder or glob (default: %(default)s)")
     found["init"].add_argument("--model", help="a Hugging Face folder or hub id to fine-tune; default: a new small one")
     found["init"].add_argument("--output", type=Path, default=Path("run.yaml"), help="default: %(default)s")
-    for name in VERBS.keys() - {"init"}:
-        found[name].add_argument("run", type=Path, help="the run's YAML file, or its folder")
-        found[name].add_argument(
-            "-o", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key of the YAML"
-        )
+    for name in VERBS.keys() - {"init", "checkpoint"}:
+        add_run(found[name])
+    add_checkpoint_actions(found["checkpoint"])
     found["prepare"].add_argument(
         "--preview", type=int, metavar="N", help="show N rows with what is trained, build nothing"
     )
@@ -70,6 +79,43 @@ def parser() -> argparse.ArgumentParser:
     found["inspect"].add_argument("--originals", action="store_true", help="the documents as they stand in their files")
     found["inspect"].add_argument("--characters", type=int, default=200, help="of each document (default: %(default)s)")
     return top
+
+
+def add_run(command: argparse.ArgumentParser) -> None:
+    """Add what names a run."""
+    command.add_argument("run", type=Path, help="the run's YAML file, or its folder")
+    command.add_argument(
+        "-o", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key of the YAML"
+    )
+
+
+def add_checkpoint_actions(command: argparse.ArgumentParser) -> None:
+    """Add the actions of `shardline checkpoint`."""
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    found = {name: actions.add_parser(name, help=text, description=text) for name, text in CHECKPOINT_ACTIONS.items()}
+    for action in found.values():
+        add_run(action)
+    found["verify"].add_argument(
+        "step", type=step_or("all"), nargs="?", default="all", help="a step, or 'all' (default)"
+    )
+    found["show"].add_argument(
+        "step", type=step_or("newest"), nargs="?", default="newest", help="a step, or 'newest' (default)"
+    )
+    for name in ("keep", "unkeep"):
+        found[name].add_argument("step", type=int, help="the step of the checkpoint")
+    found["convert"].add_argument(
+        "--from-deepspeed", type=Path, required=True, metavar="FOLDER", help="where DeepSpeed's `latest` and tags are"
+    )
+    found["convert"].add_argument("--tag", help="the tag, such as global_step500; default: what `latest` says")
+
+
+def step_or(word: str) -> Callable[[str], int | str]:
+    """Return what reads a step's number, or this word."""
+
+    def step(text: str) -> int | str:  # argparse names it: "invalid step value"
+        return text if text == word else int(text)
+
+    return step
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

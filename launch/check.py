@@ -30,7 +30,14 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     from training.model import find_model  # imports torch
 
     origin = find_model(run.model, run.shards, manifest)
-    plan = make_plan(run.train, manifest, parameters=origin.parameters, world_size=ranks, seed=run.seed)
+    plan = make_plan(
+        run.train,
+        manifest,
+        parameters=origin.parameters,
+        trained_parameters=origin.trained_parameters(run.train),
+        world_size=ranks,
+        seed=run.seed,
+    )
     yield plan.as_text()
     yield disk_line(run.paths.root, plan)
 

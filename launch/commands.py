@@ -130,6 +130,13 @@ def local_ranks(run: RunConfig, asked: int | None) -> int:
     return asked or gpu_count() or run.train.cpu_ranks or min(2, cpu_count())
 
 
+def checkpoint(options: argparse.Namespace) -> int:
+    """List, check, show, keep or import checkpoints."""
+    from launch.checkpoint import ACTIONS
+
+    return ACTIONS[options.action](load_run(options), options)
+
+
 def verify_resume(options: argparse.Namespace) -> int:
     """Train a few steps, interrupted and not, and say whether they are the same."""
     from launch.verify_resume import as_text

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.shard_writing import Row, row_schema, write_manifest, write_shard, write_split_files
+from data_prep.shard_writing import Row, Rows, row_schema, write_manifest, write_shard, write_split_files
 from data_prep.shards import Manifest, Piece, template_digest, tokenizer_digest
 
 WORDS = ("a", "run", "that", "ends", "is", "worth", "more", "than", "fast", "and", "every", "step", "counts", "once")
@@ -94,7 +94,7 @@ def tiny_shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> C
             numbers = range(first, first + counts[split])
             relative = f"{split}/data-00000-of-00001.arrow"
             written = [tiny_row(np.resize(np.roll(ids, -31 * n), row_tokens), n) for n in numbers]
-            splits[split] = [write_shard(folder / relative, relative, [written], schema)]
+            splits[split] = [write_shard(folder / relative, relative, [Rows.of(written, len(tokenizer))], schema)]
             write_split_files(folder / split, splits[split], schema, split)
         tokenizer.save_pretrained(folder / "tokenizer")
         write_manifest(
@@ -148,5 +148,42 @@ def run_yaml(tiny_model: Path, tiny_shards: Callable[..., Path]) -> Callable[...
         path = folder / "run.yaml"
         path.write_text(json.dumps(values, indent=1), encoding="utf-8")  # JSON is YAML
         return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint() -> Callable[..., Path]:
+    """Write a committed checkpoint of these fp32 weights, by name, as two ranks would; its moments are zeros."""
+    import torch
+
+    from training.checkpoint_files import Commit, commit_folder, files_record, folder_of
+    from training.rank_files import Stretch, rank_file_name, write_rank_file
+
+    def write(checkpoints: Path, weights: dict[str, Any], *, step: int = 5, **identity: Any) -> Path:
+        final = folder_of(checkpoints, step)
+        partial = final.with_name(final.name + ".partial")
+        partial.mkdir(parents=True)
+        files = {}
+        for rank in range(2):
+            stretches, data = [], []
+            for name, tensor in weights.items():
+                part = torch.chunk(tensor.reshape(-1), 2)[rank] if tensor.numel() > rank else tensor.new_empty(0)
+                for kind in ("master", "exp_avg", "exp_avg_sq"):
+                    start = rank * -(-tensor.numel() // 2)
+                    stretches.append(Stretch(key=f"{kind}.{name}", start=start, numel=part.numel()))
+                    data.append(part.clone() if kind == "master" else torch.zeros_like(part))
+            name = rank_file_name(rank, 2)
+            files[name] = write_rank_file(partial / name, stretches, data)
+        commit = Commit(
+            step=step,
+            progress={"steps_done": step, "skipped": []},
+            world_size=2,
+            identity=identity,
+            shapes={name: list(tensor.shape) for name, tensor in weights.items()},
+            files=files_record(files),
+        )
+        commit_folder(partial, final, commit)
+        return final
 
     return write

@@ -19,7 +19,7 @@ MAY_IMPORT = {
 }
 FENCED = {
     "ray": {"data_prep/fan_out.py", "cluster/ray_cluster.py"},
-    "deepspeed": {"training/engine.py", "training/zero3.py"},
+    "deepspeed": {"training/engine.py", "training/zero3.py", "training/zero12.py", "training/nvme.py"},
 }
 
 

@@ -27,7 +27,7 @@ from training import checkpoint_files
 from training.checkpoint_files import Commit, DamagedError
 from training.progress import Progress
 from training.rank_files import FileFacts, Stretch, rank_file_name, write_rank_file
-from training.staging import Staging, local_stretches, streamed
+from training.staging import Staging, streamed, stretches_of
 from training.weights import Weights
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Checkpoints:
         others = self.gathered([f"{folder}, as {where} sees it: {problem}" for problem in seen])
         if others:
             raise CheckpointError("\n  ".join([*others, "all ranks must see the same shared folder; mend the mount"]))
-        shapes = {part.name: list(part.shape) for part in engine.parts()}
+        shapes = {slot.name: list(slot.shape) for slot in engine.layout()}
         if shapes != commit.shapes:
             other = checkpoint_files.first_difference(shapes, commit.shapes)
             raise CheckpointError(f"{folder}: holds another model; first difference: {other}")
@@ -209,23 +209,23 @@ class Checkpoints:
     def begin(self, engine: Engine, progress: Progress) -> None:
         """Copy the state and have it written; without memory for the copy, write while training waits."""
         started = time.monotonic()
-        stretches = local_stretches(engine)
         if self.staging is None:
-            self.staging = Staging.within(self.policy.copy_bytes // engine.world.local_size, stretches, engine.device)
+            self.staging = Staging.within(self.policy.copy_bytes // engine.world.local_size, engine)
         self.owed, self.pending_step = False, progress.steps_done
         commit = Commit(
             step=progress.steps_done,
             progress=progress.as_record(),
             world_size=engine.world.size,
             identity=self.identity,
-            shapes={part.name: list(part.shape) for part in engine.parts()},
+            shapes={slot.name: list(slot.shape) for slot in engine.layout()},
             files={},
         )
         if self.staging is None:
             self.pending = Future()
-            self.pending.set_result(self.write(commit, stretches, streamed(engine), engine.world.rank, started))
+            data = streamed(engine)
+            self.pending.set_result(self.write(commit, stretches_of(engine), data, engine.world.rank, started))
             return
-        self.staging.copy(engine)
+        stretches = self.staging.copy(engine)
         log.info("step %d: copied for saving, training waited %.2f s", commit.step, time.monotonic() - started)
         copied = iter([self.staging.buffer])
         self.pending = self.thread.submit(self.write, commit, stretches, copied, engine.world.rank, started)

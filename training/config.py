@@ -31,6 +31,18 @@ class ModelConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank additions that are trained in the model's place."""
+
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
+    """Scale: a layer's addition counts alpha / rank times."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """On what goes into the additions."""
+    target_modules: list[str] | None = None
+    """Names of the linear layers that get one, such as q_proj; default: all but the output head."""
+
+
 class TrainConfig(Section):
     """How the model is trained."""
 
@@ -57,6 +69,10 @@ class TrainConfig(Section):
     """Of the weights in forward and backward; master weights and moments are fp32."""
     activation_checkpointing: bool = False
     """Compute each layer's activations again in backward instead of keeping them."""
+    freeze: list[str] = Field(default_factory=list)
+    """Patterns of parameter names that are not trained, such as 'model.embed_tokens.*'."""
+    lora: LoraConfig | None = None
+    """Train low-rank additions to the layers instead of the model's own weights."""
     deepspeed: PathValue | None = None
     """DeepSpeed template; default: ds_configs/zero3.json."""
     save_every_steps: int = Field(default=500, gt=0)
@@ -82,6 +98,14 @@ class TrainConfig(Section):
             raise ValueError(
                 f"'keep_every_steps' ({self.keep_every_steps}) is not a multiple of 'save_every_steps'"
                 f" ({self.save_every_steps})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_trained(self) -> Self:
+        if self.freeze and self.lora is not None:
+            raise ValueError(
+                "give one of 'freeze' and 'lora', not both: with 'lora' all of the model's weights are frozen"
             )
         return self
 

@@ -11,6 +11,9 @@ from training.config import TrainConfig
 from training.plan import Plan
 
 DEFAULT_TEMPLATE = Path(__file__).resolve().parent.parent / "ds_configs" / "zero3.json"
+STAGES = (1, 2, 3)
+OFFLOAD_STAGES_1_2 = {"offload_optimizer": ["none", "cpu"], "offload_param": ["none"]}
+OFFLOAD_STAGE_3 = {"offload_optimizer": ["none", "cpu", "nvme"], "offload_param": ["none", "cpu"]}
 OWNED = {  # keys that a template must leave to the run's YAML, and where they are set there
     "train_batch_size": "train.global_batch_rows",
     "train_micro_batch_size_per_gpu": "train.micro_batch_rows",
@@ -25,7 +28,7 @@ OWNED = {  # keys that a template must leave to the run's YAML, and where they a
 
 
 def read_template(path: Path | None) -> dict[str, Any]:
-    """Read a template. Raises ConfigError if it sets what the run's YAML owns, or asks for another stage than 3."""
+    """Read a template. Raises ConfigError if it sets what the run's YAML owns, or asks for what is not supported."""
     path = path or DEFAULT_TEMPLATE
     try:
         template = json.loads(path.read_text(encoding="utf-8"))
@@ -40,9 +43,25 @@ def read_template(path: Path | None) -> dict[str, Any]:
         raise ConfigError(
             f"train.deepspeed: {path}: sets '{key}'; remove it there and set {OWNED[key]} in the run's YAML"
         )
-    if zero.get("stage") != 3:
-        raise ConfigError(f"train.deepspeed: {path}: zero_optimization.stage is {zero.get('stage')}; accepted: 3")
+    check_zero(zero, path)
     return dict(template)
+
+
+def check_zero(zero: dict[str, Any], path: Path) -> None:
+    """Raise ConfigError for a stage or an offload that is not supported."""
+    where = f"train.deepspeed: {path}: zero_optimization"
+    stage = zero.get("stage")
+    if stage not in STAGES:
+        raise ConfigError(f"{where}.stage is {stage}; accepted: {', '.join(map(str, STAGES))}")
+    for section, devices in (OFFLOAD_STAGE_3 if stage == 3 else OFFLOAD_STAGES_1_2).items():
+        device = (zero.get(section) or {}).get("device", "none")
+        if device not in devices:
+            raise ConfigError(f"{where}.{section}.device is {device}; accepted in stage {stage}: {', '.join(devices)}")
+
+
+def stage_of(ds_config: dict[str, Any]) -> int:
+    """Return the ZeRO stage of a template, or of a whole configuration."""
+    return int(ds_config["zero_optimization"]["stage"])
 
 
 def deepspeed_config(template: dict[str, Any], config: TrainConfig, plan: Plan) -> dict[str, Any]:
@@ -55,4 +74,5 @@ def deepspeed_config(template: dict[str, Any], config: TrainConfig, plan: Plan) 
         "gradient_clipping": config.clip_gradient_norm or 0.0,
         "bf16": {"enabled": config.precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},  # micro-batches are summed in fp32
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW there too: DeepSpeed's is compiled at start
     }

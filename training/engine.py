@@ -1,11 +1,12 @@
-"""DeepSpeed ZeRO-3 around a causal language model: one optimizer step at a time, with an honest loss."""
+"""DeepSpeed around a causal language model: one optimizer step at a time, with an honest loss."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
@@ -17,13 +18,18 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from cluster.environment import World
-from training import zero3
 from training.batches import MicroBatch
 from training.config import TrainConfig
+from training.ds_config import stage_of
 from training.loss import StepStats, summed_loss
 from training.model import skeleton_of
+from training.nvme import nvme_folder, require_async_io, take_nvme
+from training.parts import Part, Sharding, Slot, frozen_parameters
 from training.plan import Plan
-from training.weights import Weights, made_buffers
+from training.trained import choose_trained
+from training.weights import Weights, layer_names, made_buffers
+from training.zero3 import Stage3
+from training.zero12 import Stage12
 
 log = logging.getLogger(__name__)
 
@@ -51,28 +57,61 @@ def leave_world() -> None:
     dist.destroy_process_group()
 
 
+def shape_of(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """Return a parameter's whole shape, also where ZeRO-3 has left only a part of it here."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return two groups: matrices decay; norms, biases and other vectors do not."""
-    named = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in named if len(getattr(parameter, "ds_shape", parameter.shape)) >= 2]
-    vectors = [parameter for parameter in named if len(getattr(parameter, "ds_shape", parameter.shape)) < 2]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if len(shape_of(parameter)) >= 2]
+    vectors = [parameter for parameter in trained if len(shape_of(parameter)) < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
 def build_model(config: PretrainedConfig, train: TrainConfig, ds_config: dict[str, Any]) -> torch.nn.Module:
-    """Build the model with every parameter partitioned as soon as it exists; its weights are filled in later."""
+    """Build the model; its weights are filled in later. In ZeRO-3 a parameter is partitioned as soon as it exists."""
     dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    partitioned = stage_of(ds_config) == 3
     # the precision comes from ds_config: DeepSpeed 0.19 takes a dtype that is given for bf16 where there is no fp16
-    with deepspeed.zero.Init(config_dict_or_path=ds_config), no_init_weights():
+    with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=partitioned), no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()  # part of the initialization that was left out
+    choose_trained(model, train)
     if train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    layers = {type(module) for module in model.modules() if type(module).__name__ in (model._no_split_modules or [])}
-    if layers:
-        deepspeed.utils.set_z3_leaf_modules(model, list(layers))  # one gather a layer, not one a matrix
+    if partitioned:
+        for layer in layers_after_trained(model):
+            deepspeed.utils.set_z3_leaf_module(layer, True)  # one gather a layer, not one a matrix
     return cast(torch.nn.Module, model)
+
+
+def layers_after_trained(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the decoder layers with something trained before them.
+
+    A leaf module whose input needs no gradient loses its weights in backward (DeepSpeed 0.19).
+    """
+    names = layer_names(model)
+    first = next(number for number, parameter in enumerate(model.parameters()) if parameter.requires_grad)
+    before = {name for number, (name, _) in enumerate(model.named_parameters()) if number <= first}
+    return [model.get_submodule(name) for name in names if not any(n.startswith(f"{name}.") for n in before)]
+
+
+def give_back_memory() -> None:
+    """Give the memory back to the system that building the model has freed: glibc keeps pieces of less than 32 MB.
+
+    Every parameter was whole for a moment before it was partitioned, and its part alone before all were put together.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def sharding_of(stage: int, module: torch.nn.Module, optimizer: Any, world: World) -> Sharding:
+    """Return the adapter to the optimizer that DeepSpeed builds for a ZeRO stage."""
+    if stage == 3:
+        return Stage3(module, optimizer, world.rank, world.size)
+    return Stage12(module, optimizer, world.rank)
 
 
 class Engine:
@@ -82,6 +121,10 @@ class Engine:
         self, config: PretrainedConfig, train: TrainConfig, plan: Plan, ds_config: dict[str, Any], world: World
     ) -> None:
         self.plan, self.world = plan, world
+        folder = nvme_folder(ds_config)
+        if folder is not None:
+            self.nvme = take_nvme(folder, world.local_rank)  # held as long as the engine is
+            require_async_io()
         model = build_model(config, train, ds_config)
         optimizer = torch.optim.AdamW(
             parameter_groups(model, train.weight_decay),
@@ -91,9 +134,10 @@ class Engine:
             fused=True,
         )
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+        give_back_memory()
         self.deepspeed.train()
         self.device = torch.device(get_accelerator().current_device_name())
-        zero3.create_state(self.optimizer)
+        self.sharding = sharding_of(stage_of(ds_config), self.module, self.optimizer, world)
         self.restore_buffers(made_buffers(skeleton_of(config)))
 
     @property
@@ -110,24 +154,37 @@ class Engine:
             owner, _, own_name = name.rpartition(".")
             self.module.get_submodule(owner)._buffers[own_name] = value.to(self.device)
 
-    def parts(self, *, writing: bool = False) -> Iterator[zero3.Part]:
-        """Yield this rank's part of every parameter, as views that are good until the next part is asked for.
+    def layout(self) -> list[Slot]:
+        """Return this rank's slot of every trained parameter, in the model's order; no value is touched."""
+        return self.sharding.layout()
 
-        With `writing`, what is put into the views is kept.
+    def parts(self, writing: bool = False) -> Iterator[Part]:
+        """Yield this rank's part of every trained parameter, in any order; each is valid until the next is asked for.
+
+        With `writing`, what is put into a part's values is kept; without it, nothing may be put there. All of them have
+        to be taken: states that lie in files are written back when the last part has been.
         """
-        yield from zero3.local_parts(self.module, self.optimizer, self.world.rank, self.world.size)
+        return self.sharding.parts(writing)
+
+    def frozen(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the parameters that are not trained: neither layout() nor parts() has them."""
+        return {name: shape_of(parameter) for name, parameter in frozen_parameters(self.module)}
+
+    def fill_frozen(self, weights: Weights) -> None:
+        """Fill the parameters that are not trained; a checkpoint does not hold them."""
+        self.sharding.fill_frozen(weights)
 
     def start_from(self, weights: Weights) -> None:
         """Fill the master weights with a run's first weights."""
-        for part in self.parts():
+        for part in self.parts(writing=True):
             part.values["master"].copy_(weights.part(part.name, part.shape, part.start, part.stop))
-        weights.finish()
-        zero3.refresh_weights(self.optimizer)
+        weights.finish(elsewhere=self.frozen())
+        self.sharding.refresh_weights()
 
     def continue_after(self, updates: int) -> None:
         """Go on after so many updates of the weights, from parts that a checkpoint has filled."""
-        zero3.set_step(self.optimizer, updates)
-        zero3.refresh_weights(self.optimizer)
+        self.sharding.set_step(updates)
+        self.sharding.refresh_weights()
 
     def step(self, step: int, batches: Sequence[MicroBatch], trained_tokens: int, learning_rate: float) -> StepStats:
         """Take one optimizer step on this rank's micro batches; `trained_tokens` counts those of the global batch.
@@ -161,6 +218,12 @@ class Engine:
         tensor = torch.tensor(value, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor.item())
+
+    def from_first(self, make: Callable[[], str]) -> str:
+        """Return what the first rank makes."""
+        made = [make() if self.world.is_first else ""]
+        dist.broadcast_object_list(made, src=0)
+        return made[0]
 
     def seed(self, step: int, micro_batch: int) -> None:
         """Seed dropout from (seed, step, micro batch): random state is arithmetic, so a checkpoint carries none."""

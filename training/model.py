@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +15,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from cluster.errors import ConfigError, DataError
+from cluster.files import sha256_of
 from data_prep.shards import Manifest, tokenizer_digest
-from training.config import ModelConfig, NewModel
+from training.config import LoraConfig, ModelConfig, NewModel, TrainConfig
+from training.trained import LoraWeights, choose_trained
 from training.weights import NewWeights, PretrainedWeights, Weights
 
 POSITIONS = "max_position_embeddings"
@@ -38,10 +42,34 @@ class ModelOrigin:
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.skeleton.parameters())
 
-    def first_weights(self, seed: int) -> Weights:
+    def trained_skeleton(self, train: TrainConfig) -> PreTrainedModel:
+        """Return the model as it is trained, without memory: with its low-rank additions, frozen where it is frozen."""
+        model = skeleton_of(self.config)
+        with torch.device("meta"):
+            choose_trained(model, train)
+        return model
+
+    def trained_parameters(self, train: TrainConfig) -> int:
+        """Return how many parameters are trained. Raises ConfigError if `train` asks for what the model has not."""
+        return sum(p.numel() for p in self.trained_skeleton(train).parameters() if p.requires_grad)
+
+    def first_weights(self, seed: int, lora: LoraConfig | None = None) -> Weights:
+        if lora is not None:
+            return LoraWeights(self.first_weights(seed), seed)
         if self.folder is None:
             return NewWeights(self.skeleton, seed)
         return PretrainedWeights(self.folder, self.skeleton.base_model_prefix, tied_names(self.skeleton))
+
+    def source_digest(self, seed: int) -> str:
+        """Return what the first weights follow from: the sha256 of the files, or of the configuration and the seed.
+
+        A checkpoint without the frozen weights is worth nothing without the very same source.
+        """
+        if self.folder is None:
+            values = {key: value for key, value in self.config.to_dict().items() if key != "transformers_version"}
+            return hashlib.sha256(json.dumps([values, seed], sort_keys=True, default=str).encode()).hexdigest()
+        files = sorted(self.folder.glob("*.safetensors"))
+        return hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()
 
 
 def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:

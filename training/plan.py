@@ -27,6 +27,7 @@ class Plan:
     total_steps: int
     warmup_steps: int
     parameters: int
+    trained_parameters: int
     checkpoint_bytes: int
     seed: int
     data_digest: str
@@ -64,6 +65,10 @@ class Plan:
         """Return the plan as JSON values."""
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "config": self.config.model_dump(mode="json")}
 
+    def trained_text(self) -> str:
+        trained = self.trained_parameters
+        return "" if trained == self.parameters else f", {trained:,} trained ({trained / self.parameters:.2%})"
+
     def as_text(self) -> str:
         """Return the plan as the lines that a person reads before the first step."""
         batch_tokens = self.global_batch_rows * self.row_tokens
@@ -74,13 +79,26 @@ class Plan:
                 f" x {self.micro_batch_rows} rows x {self.accumulation_steps} accumulation steps",
                 f"length       {self.total_steps:,} steps, {self.total_steps * self.global_batch_rows / self.rows:.2f}"
                 f" epochs, warm-up {self.warmup_steps:,} steps",
-                f"model        {self.parameters:,} parameters; a checkpoint takes {self.checkpoint_bytes / 1e9:.3f} GB",
+                f"model        {self.parameters:,} parameters{self.trained_text()};"
+                f" a checkpoint takes {self.checkpoint_bytes / 1e9:.3f} GB",
             ]
         )
 
 
-def make_plan(config: TrainConfig, manifest: Manifest, *, parameters: int, world_size: int, seed: int) -> Plan:
-    """Return the plan, or raise ConfigError if the batch does not divide or the data has no rows."""
+def make_plan(
+    config: TrainConfig,
+    manifest: Manifest,
+    *,
+    parameters: int,
+    world_size: int,
+    seed: int,
+    trained_parameters: int | None = None,
+) -> Plan:
+    """Return the plan, or raise ConfigError if the batch does not divide or the data has no rows.
+
+    `trained_parameters` is given where it is not all `parameters`.
+    """
+    trained = parameters if trained_parameters is None else trained_parameters
     rows = manifest.rows("train")
     if rows == 0:
         raise ConfigError("data: the training split has no rows; give more documents, or a smaller validation_fraction")
@@ -96,7 +114,8 @@ def make_plan(config: TrainConfig, manifest: Manifest, *, parameters: int, world
         total_steps=total_steps,
         warmup_steps=round(total_steps * config.warmup_fraction),
         parameters=parameters,
-        checkpoint_bytes=parameters * STATE_BYTES_PER_PARAMETER,
+        trained_parameters=trained,
+        checkpoint_bytes=trained * STATE_BYTES_PER_PARAMETER,
         seed=seed,
         data_digest=manifest.content_digest,
         config=config,

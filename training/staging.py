@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 
+from training.parts import KINDS, Part
 from training.rank_files import ITEM_BYTES, Stretch
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ class Staging:
         self.device = device
 
     @classmethod
-    def within(cls, budget_bytes: int, stretches: Sequence[Stretch], device: torch.device) -> Staging | None:
-        """Return a buffer for these stretches, or None if it would take more memory than allowed."""
-        numel = sum(part.numel for part in stretches)
+    def within(cls, budget_bytes: int, engine: Engine) -> Staging | None:
+        """Return a buffer for the engine's state, or None if it would take more memory than allowed."""
+        numel = len(KINDS) * sum(slot.stop - slot.start for slot in engine.layout())
         if numel * ITEM_BYTES > budget_bytes:
             log.warning(
                 "a copy of this rank's state takes %.2f GB, allowed are %.2f GB: training waits while it is written;"
@@ -36,27 +37,29 @@ class Staging:
                 budget_bytes / 1e9,
             )
             return None
-        return cls(numel, device)
+        return cls(numel, engine.device)
 
-    def copy(self, engine: Engine) -> None:
-        """Copy the rank's state; when this returns, training may change it."""
-        place = 0
+    def copy(self, engine: Engine) -> list[Stretch]:
+        """Copy the rank's state; return what lies in the buffer, in its order. Training may go on."""
+        place, copied = 0, []
         for part in engine.parts():
             for tensor in part.values.values():
                 self.buffer[place : place + tensor.numel()].copy_(tensor, non_blocking=True)
                 place += tensor.numel()
+            copied += stretches_of_part(part)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        return copied
 
 
-def local_stretches(engine: Engine) -> list[Stretch]:
-    """Return what the rank's file holds, in the order of `Staging.copy` and `streamed`."""
-    return [
-        Stretch(key=f"{kind}.{part.name}", start=part.start, numel=part.stop - part.start)
-        for part in engine.parts()
-        if part.stop > part.start
-        for kind in part.values
-    ]
+def stretches_of(engine: Engine) -> list[Stretch]:
+    """Return what `streamed` yields, in its order."""
+    return [stretch for part in engine.parts() for stretch in stretches_of_part(part)]
+
+
+def stretches_of_part(part: Part) -> list[Stretch]:
+    numel = part.stop - part.start
+    return [Stretch(key=f"{kind}.{part.name}", start=part.start, numel=numel) for kind in part.values if numel]
 
 
 def streamed(engine: Engine) -> Iterator[torch.Tensor]:

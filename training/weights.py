@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,8 +27,8 @@ class Weights(Protocol):
         """Return elements start..stop of the flattened parameter `name`."""
         ...
 
-    def finish(self) -> None:
-        """Raise CheckpointError if something that should have been used was not."""
+    def finish(self, elsewhere: Collection[str]) -> None:
+        """Raise CheckpointError if something was not used that should have been; `elsewhere` names what others use."""
         ...
 
 
@@ -84,8 +84,12 @@ class PretrainedWeights:
         self.tensors = {name: tensor for path in files for name, tensor in stored_tensors(path)}
         self.used: set[str] = set()
 
+    def stored_name(self, name: str) -> str:
+        """Return a parameter's name in the files, which may have been saved without the language-model head."""
+        return name if name in self.tensors else name.removeprefix(self.prefix)
+
     def part(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
-        stored_name = name if name in self.tensors else name.removeprefix(self.prefix)
+        stored_name = self.stored_name(name)
         if stored_name not in self.tensors:
             raise CheckpointError(f"{self.folder}: has no weights for the parameter {name}")
         tensor = self.tensors[stored_name]
@@ -96,8 +100,9 @@ class PretrainedWeights:
         self.used.add(stored_name)
         return tensor.flat(start, stop)
 
-    def finish(self) -> None:
-        unused = sorted(self.tensors.keys() - self.used - self.tied)
+    def finish(self, elsewhere: Collection[str]) -> None:
+        used = self.used | {self.stored_name(name) for name in elsewhere}
+        unused = sorted(self.tensors.keys() - used - self.tied)
         if unused:
             names = ", ".join(unused[:3]) + (" ..." if len(unused) > 3 else "")
             raise CheckpointError(f"{self.folder}: {len(unused)} tensors have no place in the model: {names}")
@@ -138,7 +143,7 @@ class NewWeights:
         module.to("meta")
         return values
 
-    def finish(self) -> None:
+    def finish(self, elsewhere: Collection[str]) -> None:
         """Everything asked for was made; nothing can be left over."""
 
 

@@ -1,81 +1,117 @@
 """The one adapter to DeepSpeed's ZeRO-3 internals: a rank's part of every parameter and of its moments.
 
 ZeRO-3 cuts each flattened parameter of n elements into ceil(n / world) elements a rank, the last part padded. What is
-used here beyond the public interface, and what tests/training/test_zero3.py holds a new DeepSpeed to:
+used here beyond the public interface, and what tests/training/test_zero3_contract.py holds a new DeepSpeed to:
 
     optimizer.grad_position[param_id] = (sub_group, offset, numel)    where a parameter's part lies
     optimizer.fp32_partitioned_groups_flat[sub_group]                 master weights, one flat tensor a sub-group
+    optimizer.fp16_partitioned_groups_flat_numel[sub_group]           its length, also while it is swapped out
     optimizer.optimizer.state[flat]                                   the wrapped torch optimizer's state of it
+    optimizer._swappable_optimizer_subgroup(sub_group)                whether its master weights and state are in files
+    optimizer._optimizer_states_and_gradient_swap_in / _out           bring them into memory, write them back
+    optimizer._release_swap_buffers(sub_group)                        give the memory back without writing
     optimizer._reassign_or_swap_out_partitioned_parameters(sub_group) master weights to low-precision weights
     optimizer.persistent_parameters                                   small parameters that stay gathered
+    parameter.ds_tensor, ds_numel, ds_shape                           a rank's part of the low-precision weight
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from training.parts import MOMENTS, Part, Slot, frozen_parameters, zero_state
+from training.weights import Weights
+
+IN_MEMORY = -1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """This rank's stretch start..stop of one flattened parameter of `numel` elements, without ZeRO's padding.
+class Stage3:
+    """The sharding of ZeRO-3, its states on the device, in the host's memory or in files."""
 
-    `values` are views, fp32 [stop - start]: 'master', 'exp_avg', 'exp_avg_sq'. A part can be empty on the last ranks.
-    """
+    def __init__(self, module: torch.nn.Module, optimizer: Any, rank: int, world_size: int) -> None:
+        """Create the moments, so that a checkpoint can fill them before the first step."""
+        self.module, self.optimizer = module, optimizer
+        self.rank, self.world_size = rank, world_size
+        self.trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        for sub_group, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            with self.swapped_in(sub_group, writing=True):
+                numel = int(optimizer.fp16_partitioned_groups_flat_numel[sub_group])
+                optimizer.optimizer.state[flat] = zero_state(flat, numel)
 
-    name: str
-    shape: tuple[int, ...]
-    numel: int
-    start: int
-    stop: int
-    values: dict[str, torch.Tensor]
+    def layout(self) -> list[Slot]:
+        return [self.slot(name, parameter) for name, parameter in self.trained.items()]
 
+    def slot(self, name: str, parameter: Any) -> Slot:
+        numel = int(parameter.ds_numel)
+        size = -(-numel // self.world_size)
+        start, stop = min(self.rank * size, numel), min((self.rank + 1) * size, numel)
+        return Slot(name=name, shape=tuple(parameter.ds_shape), numel=numel, start=start, stop=stop)
 
-def create_state(optimizer: Any) -> None:
-    """Create the moments before the first step, as torch would in it: zeros, with the step counter at 0."""
-    for flat in optimizer.fp32_partitioned_groups_flat:
-        optimizer.optimizer.state[flat] = {
-            "step": torch.zeros((), dtype=torch.float32, device=flat.device),
-            **{moment: torch.zeros_like(flat, requires_grad=False) for moment in MOMENTS},
-        }
+    def parts(self, writing: bool) -> Iterator[Part]:
+        """Yield what is in memory in the model's order, then what is in files, each file read once."""
+        for home, slots in groupby(sorted(self.layout(), key=self.home), key=self.home):
+            with self.swapped_in(home, writing):
+                for slot in slots:
+                    yield Part(**vars(slot), values=self.values(slot))
 
-
-def local_parts(module: torch.nn.Module, optimizer: Any, rank: int, world_size: int) -> Iterator[Part]:
-    """Yield this rank's part of every trained parameter, in the model's order."""
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        ds: Any = parameter
-        numel = int(ds.ds_numel)
-        size = -(-numel // world_size)
-        start, stop = min(rank * size, numel), min((rank + 1) * size, numel)
-        sub_group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
-        flat = optimizer.fp32_partitioned_groups_flat[sub_group]
-        state = optimizer.optimizer.state[flat]
+    def values(self, slot: Slot) -> dict[str, torch.Tensor]:
+        sub_group, offset = self.position(slot)
+        flat = self.optimizer.fp32_partitioned_groups_flat[sub_group]
+        state = self.optimizer.optimizer.state[flat]
         tensors = {"master": flat.detach(), **{moment: state[moment] for moment in MOMENTS}}
-        values = {key: tensor.narrow(0, offset, stop - start) for key, tensor in tensors.items()}
-        yield Part(name=name, shape=tuple(ds.ds_shape), numel=numel, start=start, stop=stop, values=values)
+        return {key: tensor.narrow(0, offset, slot.stop - slot.start) for key, tensor in tensors.items()}
 
+    def position(self, slot: Slot) -> tuple[int, int]:
+        """Return the sub-group that a slot lies in, and where."""
+        sub_group, offset, _ = self.optimizer.grad_position[self.optimizer.get_param_id(self.trained[slot.name])]
+        return sub_group, offset
 
-def set_step(optimizer: Any, step: int) -> None:
-    """Set Adam's step counter in every sub-group: bias correction depends on it."""
-    for flat in optimizer.fp32_partitioned_groups_flat:
-        optimizer.optimizer.state[flat]["step"].fill_(step)
+    def home(self, slot: Slot) -> int:
+        """Return the sub-group that has to be read from files for a slot, or IN_MEMORY."""
+        sub_group, _ = self.position(slot)
+        return sub_group if self.optimizer._swappable_optimizer_subgroup(sub_group) else IN_MEMORY
 
+    @contextmanager
+    def swapped_in(self, sub_group: int, writing: bool) -> Iterator[None]:
+        """Hold a sub-group's master weights and state in memory; afterwards write them back, or forget them."""
+        if sub_group == IN_MEMORY or not self.optimizer._swappable_optimizer_subgroup(sub_group):
+            yield
+            return
+        self.optimizer._optimizer_states_and_gradient_swap_in(sub_group)
+        try:
+            yield
+        finally:
+            if writing:
+                self.optimizer._optimizer_states_and_gradient_swap_out(sub_group)
+            else:
+                self.optimizer._release_swap_buffers(sub_group)
 
-def refresh_weights(optimizer: Any) -> None:
-    """Make the weights of forward and backward follow the master weights. Collective.
+    def fill_frozen(self, weights: Weights) -> None:
+        for name, parameter in frozen_parameters(self.module):
+            slot = self.slot(name, parameter)
+            stretch = weights.part(name, slot.shape, slot.start, slot.stop)
+            ds_tensor: Any = parameter.ds_tensor  # type: ignore[attr-defined]
+            ds_tensor.data.narrow(0, 0, slot.stop - slot.start).copy_(stretch)
+        self.gather_persistent()
 
-    Without this the weights from before a load would train on.
-    """
-    for sub_group in range(len(optimizer.fp32_partitioned_groups_flat)):
-        optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
-    if optimizer.persistent_parameters:
-        first = optimizer.persistent_parameters[0]
-        first.partition(optimizer.persistent_parameters)
-        first.all_gather(optimizer.persistent_parameters)
+    def set_step(self, step: int) -> None:
+        for flat in self.optimizer.fp32_partitioned_groups_flat:
+            self.optimizer.optimizer.state[flat]["step"].fill_(step)
+
+    def refresh_weights(self) -> None:
+        for sub_group in range(len(self.optimizer.fp32_partitioned_groups_flat)):
+            with self.swapped_in(sub_group, writing=False):
+                self.optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
+        self.gather_persistent()
+
+    def gather_persistent(self) -> None:
+        """Make the small parameters that stay whole on every rank follow their partitions."""
+        if self.optimizer.persistent_parameters:
+            first = self.optimizer.persistent_parameters[0]
+            first.partition(self.optimizer.persistent_parameters)
+            first.all_gather(self.optimizer.persistent_parameters)

@@ -8,6 +8,7 @@ from cluster.errors import ConfigError, DataError
 from data_prep.conversations import CHATML, UntoldMaskError, check_template, read_template, render
 from data_prep.documents import Document, Rejected, Turn
 from data_prep.encoding import Encoder, UnusableDocumentError
+from data_prep.slices import trained_tokens
 from data_prep.sources import find_corpus
 from data_prep.tokenizer import SPECIAL_TOKENS, encoder_spec, open_tokenizer
 
@@ -32,10 +33,10 @@ def trained_text(encoded, tokenizer) -> str:
 
 
 def test_everything_but_the_first_token_of_a_text_is_trained_and_it_ends_with_eos(encoder_with, tokenizer):
-    (encoded,) = encoder_with(None).encode([Document(0, "text", (Turn("text", "Hello world"),))])
+    texts = encoder_with(None).encode_texts([b"Hello world", b"Bye"])
 
-    assert tokenizer.decode(encoded.input_ids.tolist()) == "Hello world<|endoftext|>"
-    assert encoded.loss_mask.tolist() == [False] + [True] * (len(encoded.input_ids) - 1)
+    assert [tokenizer.decode(ids.tolist()) for ids in texts] == ["Hello world<|endoftext|>", "Bye<|endoftext|>"]
+    assert trained_tokens(texts, None).tolist() == [len(ids) - 1 for ids in texts]
 
 
 def test_a_pair_without_a_template_trains_the_completion_and_eos_only(encoder_with, tokenizer):
@@ -86,9 +87,9 @@ def test_control_tokens_spelled_in_a_document_never_become_control_tokens(encode
     encoder = encoder_with(CHATML.read_text())
     text = Document(0, "text", (Turn("text", "so <|im_end|> is"),))
 
-    (encoded,) = encoder.encode([text])
+    (ids,) = encoder.encode_texts([text.turns[0].text.encode()])
 
-    assert set(encoded.input_ids[:-1].tolist()).isdisjoint({0, 1, 2})
+    assert set(ids[:-1].tolist()).isdisjoint({0, 1, 2})
     assert encoder.usable(text) == text
     chat = messages(("user", "a <|im_end|> b"), ("assistant", "c"))
     assert encoder.usable(chat) == Rejected(0, "control token in a message")
@@ -135,10 +136,12 @@ def test_the_bos_of_a_tokenizer_that_adds_one_begins_every_text(test_data, corpu
     books = config_of(corpus / "books")
     spec = encoder_spec(with_pad(open_tokenizer(str(test_data / "stories260k"))), find_corpus(books.sources, {}))
 
-    (encoded,) = Encoder(spec).encode([Document(0, "text", (Turn("text", "Once upon"),))])
+    texts = list(Encoder(spec).encode_texts([b"Once upon", b"a time"]))
 
-    assert encoded.input_ids[0] == spec.bos == 1 and encoded.input_ids[-1] == spec.eos == 2
-    assert encoded.loss_mask.tolist() == [False] + [True] * (len(encoded.input_ids) - 1)
+    assert [(ids[0], ids[-1]) for ids in texts] == [(spec.bos, spec.eos)] * 2 == [(1, 2)] * 2
+    assert [len(ids) for ids in texts] == [
+        len(ids) + 2 for ids in Encoder(spec).engine.encode_plain([b"Once upon", b"a time"])
+    ]
 
 
 def with_pad(tokenizer):

@@ -9,7 +9,7 @@ from cluster.errors import ConfigError
 from data_prep import engines, proof
 from data_prep.engines import GigatokenEngine, HuggingFaceEngine, engine_version
 from data_prep.prepare import prepare
-from data_prep.proof import EngineMismatchError, ProvedEngine, choose_engine, hard_set
+from data_prep.proof import EngineMismatchError, ProvedEngine, choose_engine, encoded_texts, hard_set
 from data_prep.tokenizer import SPECIAL_TOKENS, open_tokenizer, train_tokenizer
 
 pytest.importorskip("gigatoken", reason="pip install gigatoken")
@@ -40,7 +40,8 @@ class Planted:
 
     def encode_plain(self, texts):
         ids = [
-            self.wrong(i) if self.trap in t else i for t, i in zip(texts, self.right.encode_plain(texts), strict=True)
+            self.wrong(i) if self.trap.encode() in t else i
+            for t, i in zip(texts, self.right.encode_plain(texts), strict=True)
         ]
         return engines.ragged(ids)
 
@@ -71,7 +72,7 @@ def test_an_engine_that_errs_in_one_of_ten_thousand_documents_is_caught(rules, t
 
     with pytest.raises(EngineMismatchError, match=r"at token|do not spell"):
         for first in range(0, len(texts), 256):
-            engine.encode_plain(texts[first : first + 256])
+            engine.encode_plain(encoded_texts(texts[first : first + 256]))
 
 
 def test_the_same_ids_spelled_with_other_tokens_are_caught(rules):
@@ -79,7 +80,7 @@ def test_the_same_ids_spelled_with_other_tokens_are_caught(rules):
         """Spells what holds the trap character by character: every byte is right, the ids are not."""
 
         def wrong(self, ids):
-            singles = self.right.encode_plain([bytes([b]).decode() for b in self.right.spell(ids) if b < 128])
+            singles = self.right.encode_plain([bytes([b]) for b in self.right.spell(ids) if b < 128])
             return singles.ids
 
     texts = [words(20, seed) for seed in range(50)] * 200
@@ -88,14 +89,14 @@ def test_the_same_ids_spelled_with_other_tokens_are_caught(rules):
 
     with pytest.raises(EngineMismatchError, match="at token"):
         for first in range(0, len(texts), 256):
-            engine.encode_plain(texts[first : first + 256])
+            engine.encode_plain(encoded_texts(texts[first : first + 256]))
 
 
 def test_a_fault_deep_in_a_long_document_is_caught(rules):
     texts = [words(3000, 1), words(3000, 2) + " Ж " + words(3000, 3)]
 
     with pytest.raises(EngineMismatchError):
-        ProvedEngine(Planted(rules, "Ж", "swapped"), HuggingFaceEngine(rules)).encode_plain(texts)
+        ProvedEngine(Planted(rules, "Ж", "swapped"), HuggingFaceEngine(rules)).encode_plain(encoded_texts(texts))
 
 
 def test_an_engine_that_fails_the_hard_set_is_not_used(rules, monkeypatch, caplog):

@@ -21,14 +21,14 @@ from hypothesis import settings
 from cluster.journal import read_lines
 from cluster.local_ranks import run_ranks
 from cluster.paths import RunPaths
-from data_prep.shard_writing import Row, row_schema, write_manifest, write_shard, write_split_files
+from data_prep.shard_writing import Row, Rows, row_schema, write_manifest, write_shard, write_split_files
 from data_prep.shards import SPLITS, Manifest, Piece, template_digest, tokenizer_digest
 
 settings.register_profile("no clock", deadline=None)  # a shared machine may be slow: no test fails for that
 settings.load_profile("no clock")
 
 ROOT = Path(__file__).resolve().parents[2]
-RANKS = Path(__file__).parent / "ranks.py"
+HERE = Path(__file__).parent
 ROW_TOKENS = 64
 
 
@@ -55,7 +55,9 @@ def write_data(folder: Path, tokenizer: Any, splits: dict[str, Sequence[Row]]) -
     for split in SPLITS:
         relative = f"{split}/data-00000-of-00001.arrow"
         rows = splits.get(split, [])
-        shards[split] = [write_shard(folder / relative, relative, [rows], schema)] if rows else []
+        shards[split] = (
+            [write_shard(folder / relative, relative, [Rows.of(rows, len(tokenizer))], schema)] if rows else []
+        )
         write_split_files(folder / split, shards[split], schema, split)
     tokenizer.save_pretrained(folder / "tokenizer")
     manifest = Manifest(
@@ -118,16 +120,16 @@ class Trial:
 @pytest.fixture(scope="session")
 def trial_of(
     tiny_model: Path, uneven_shards: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Trial]:
-    """Run ranks.py in a world of so many ranks, once, and return what it left."""
-    shards = uneven_shards(8)
+) -> Callable[..., Trial]:
+    """Run ranks.py, or another script of ranks, in a world of so many ranks, once, and return what it left."""
 
     @cache
-    def run(world_size: int) -> Trial:
+    def run(world_size: int, script: str = "ranks.py", *arguments: str, rows: int = 8) -> Trial:
+        shards = uneven_shards(rows)
         folder = tmp_path_factory.mktemp(f"trial_{world_size}_")
-        command = [sys.executable, str(RANKS), str(folder), str(tiny_model), str(shards)]
+        command = [sys.executable, str(HERE / script), str(folder), str(tiny_model), str(shards), *arguments]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(ROOT))
+            patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
             assert run_ranks(command, world_size) == 0
         return Trial(folder, world_size)
 

@@ -27,11 +27,10 @@ from cluster.environment import World
 from cluster.errors import CheckpointError
 from training.checkpoint import Checkpoints, SavePolicy
 from training.checkpoint_files import committed_folders, step_of, verify
+from training.parts import KINDS, Part, Slot
 from training.progress import Progress
-from training.zero3 import Part
 
 SHAPES = {"matrix": (37, 11), "vector": (5,), "single": (1,)}
-KINDS = ("master", "exp_avg", "exp_avg_sq")
 STEPS, SAVE_EVERY = 30, 3
 POLICY = SavePolicy(keep_last=2, keep_every_steps=12, copy_bytes=1 << 30)
 
@@ -50,6 +49,9 @@ class PlainEngine:
             start, stop = min(rank * part, numel), min((rank + 1) * part, numel)
             values = {kind: torch.zeros(stop - start) for kind in KINDS}
             self.state[name] = Part(name=name, shape=shape, numel=numel, start=start, stop=stop, values=values)
+
+    def layout(self) -> list[Slot]:
+        return list(self.state.values())
 
     def parts(self, *, writing: bool = False) -> Iterator[Part]:
         yield from self.state.values()

@@ -35,7 +35,9 @@ class Trials:
     shards: Path
     world: World
 
-    def engine(self, model: Mapping[str, Any], **train: Any) -> tuple[Any, Any, Any]:
+    def engine(
+        self, model: Mapping[str, Any], template: Mapping[str, Any] = MIXED, **train: Any
+    ) -> tuple[Any, Any, Any]:
         """Return an engine without weights yet, its batches, and the model's origin."""
         from data_prep.shards import ShardReader, read_manifest
         from training.batches import Batches
@@ -55,12 +57,17 @@ class Trials:
         reader = ShardReader(self.shards, manifest, "train")
         batches = Batches(
             reader=reader,
-            order=Order(row_count=plan.rows, global_batch_rows=GLOBAL_BATCH, seed=0, data_digest=plan.data_digest),
+            order=Order(
+                row_count=plan.rows,
+                global_batch_rows=plan.global_batch_rows,
+                seed=0,
+                data_digest=plan.data_digest,
+            ),
             rank=self.world.rank,
             world_size=self.world.size,
             micro_batch_rows=plan.micro_batch_rows,
         )
-        engine = Engine(origin.config, config, plan, deepspeed_config(MIXED, config, plan), self.world)
+        engine = Engine(origin.config, config, plan, deepspeed_config(dict(template), config, plan), self.world)
         return engine, batches, origin
 
     def keep(self, trial: str, tensors: Mapping[str, Any]) -> None:
@@ -74,12 +81,11 @@ class Trials:
             (self.output / f"{trial}.json").write_text(json.dumps(facts))
 
     def keep_parts(self, trial: str, engine: Any) -> None:
-        kept, shapes = {}, {}
+        kept = {}
         for part in engine.parts():
             kept |= {f"{kind}.{part.name}": value.clone() for kind, value in part.values.items()}
-            shapes[part.name] = part.shape
         self.keep(trial, kept)
-        self.keep_facts(trial, shapes=shapes)
+        self.keep_facts(trial, shapes={slot.name: slot.shape for slot in engine.layout()})
 
 
 def take_step(engine: Any, batches: Any, step: int, learning_rate: float) -> float:
@@ -119,8 +125,7 @@ def low_precision(trials: Trials) -> None:
 
 
 def contract(trials: Trials) -> None:
-    """Keep what zero3's functions do to a model whose vectors do not divide by the number of ranks."""
-    from training import zero3
+    """Keep what ZeRO-3's adapter does to a model whose vectors do not divide by the number of ranks."""
     from training.checkpoint import Checkpoints, SavePolicy
     from training.progress import Progress
 
@@ -146,10 +151,10 @@ def contract(trials: Trials) -> None:
 
     batch = batches.for_step(0).micro_batches[0]
     before = float(engine.loss(batch).detach())
-    for part in engine.parts():
+    for part in engine.parts(writing=True):
         part.values["master"].zero_()
     unrefreshed = float(engine.loss(batch).detach())
-    zero3.refresh_weights(engine.optimizer)
+    engine.sharding.refresh_weights()
     refreshed = float(engine.loss(batch).detach())
     trained = int(batch.loss_mask.sum())
     trials.keep_facts("refresh", before=before, unrefreshed=unrefreshed, refreshed=refreshed, trained=trained)

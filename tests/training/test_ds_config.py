@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.errors import ConfigError
+from cluster.schema import parse_yaml
 from training.config import TrainConfig
-from training.ds_config import DEFAULT_TEMPLATE, OWNED, deepspeed_config, read_template
+from training.ds_config import DEFAULT_TEMPLATE, OWNED, deepspeed_config, read_template, stage_of
 from training.plan import Plan
 
 TEMPLATES = sorted(DEFAULT_TEMPLATE.parent.glob("*.json"))
@@ -34,6 +36,7 @@ def plan_of(config: TrainConfig, world_size: int) -> Plan:
         total_steps=10,
         warmup_steps=0,
         parameters=1,
+        trained_parameters=1,
         checkpoint_bytes=12,
         seed=0,
         data_digest="",
@@ -43,7 +46,9 @@ def plan_of(config: TrainConfig, world_size: int) -> Plan:
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
 def test_every_template_that_comes_with_us_is_accepted(path: Path) -> None:
-    assert read_template(path)["zero_optimization"]["stage"] == 3
+    template = read_template(path)
+    assert path.name.startswith(f"zero{stage_of(template)}")
+    assert ("offload_optimizer" in template["zero_optimization"]) == ("offload" in path.name)
 
 
 def test_without_a_template_the_default_one_is_read() -> None:
@@ -66,10 +71,27 @@ def test_the_place_where_a_refused_key_is_to_be_set_exists(key: str) -> None:
     assert all(any(field.startswith(name.rstrip("*")) for field in fields) for name in named)
 
 
-@pytest.mark.parametrize("template", [{"zero_optimization": {"stage": 2}}, {}])
+@pytest.mark.parametrize("template", [{"zero_optimization": {"stage": 0}}, {}])
 def test_a_template_for_another_stage_is_refused(tmp_path: Path, template: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"zero_optimization\.stage is (2|None); accepted: 3"):
+    with pytest.raises(ConfigError, match=r"zero_optimization\.stage is (0|None); accepted: 1, 2, 3"):
         read_template(written(tmp_path, template))
+
+
+@pytest.mark.parametrize(
+    ("stage", "section", "device", "accepted"),
+    [
+        (1, "offload_optimizer", "nvme", "none, cpu"),
+        (2, "offload_param", "cpu", "none"),
+        (3, "offload_param", "nvme", "none, cpu"),
+        (3, "offload_optimizer", "disk", "none, cpu, nvme"),
+    ],
+)
+def test_an_offload_that_a_stage_has_not_is_refused(
+    tmp_path: Path, stage: int, section: str, device: str, accepted: str
+) -> None:
+    path = written(tmp_path, {"zero_optimization": {"stage": stage, section: {"device": device}}})
+    with pytest.raises(ConfigError, match=rf"{section}\.device is {device}; accepted in stage {stage}: {accepted}$"):
+        read_template(path)
 
 
 def test_a_template_that_is_no_json_names_the_line(tmp_path: Path) -> None:
@@ -104,3 +126,12 @@ def test_no_clipping_is_no_clipping() -> None:
     config = TrainConfig(clip_gradient_norm=None, precision="fp32")
     result = deepspeed_config(read_template(None), config, plan_of(config, world_size=1))
     assert (result["bf16"], result["gradient_clipping"]) == ({"enabled": False}, 0.0)
+
+
+def test_the_page_about_templates_names_each_of_them_and_shows_settings_that_are_accepted() -> None:
+    page = (DEFAULT_TEMPLATE.parent.parent / "docs" / "templates.md").read_text()
+    assert re.findall(r"^\| `(\w+\.json)`", page, flags=re.MULTILINE) == [path.name for path in TEMPLATES]
+    examples = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        TrainConfig.model_validate(parse_yaml(example, "docs/templates.md")["train"])

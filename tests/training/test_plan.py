@@ -38,6 +38,8 @@ WHAT_IT_IS = {
     "adam_epsilon": 0.5,
     "clip_gradient_norm": None,
     "precision": "fp32",
+    "freeze": ["*.bias"],
+    "lora": {"rank": 8},
 }
 
 

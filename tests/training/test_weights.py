@@ -74,7 +74,7 @@ def test_the_parts_of_a_tensor_joined_are_the_tensor_wherever_it_is_cut(
 
     check()
     read_all(weights, SHAPES)
-    weights.finish()
+    weights.finish(elsewhere=())
 
 
 def test_a_parameter_that_the_folder_has_not_is_named(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_tensors_that_nobody_asked_for_are_counted_and_named(tmp_path: Path) -> 
     weights = PretrainedWeights(folder_of(tmp_path, tensors_of(torch.float32)), "model", frozenset())
     read_all(weights, {"model.embed.weight": (13, 7)})
     with pytest.raises(CheckpointError, match=r"2 tensors have no place in the model: lm_head\.weight, model\.norm"):
-        weights.finish()
+        weights.finish(elsewhere=())
 
 
 def test_a_folder_without_safetensors_says_how_to_convert_it(tmp_path: Path) -> None:
@@ -125,14 +125,14 @@ def test_a_head_that_is_tied_to_the_embedding_may_be_in_the_file_or_not(tmp_path
         tensors["lm_head.weight"] = torch.zeros(99, WIDTH)
     weights = PretrainedWeights(folder_of(tmp_path, tensors), skeleton.base_model_prefix, tied_names(skeleton))
     read_all(weights, {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()})
-    weights.finish()
+    weights.finish(elsewhere=())
 
 
 def test_a_file_saved_without_the_head_has_names_without_the_models_prefix(tmp_path: Path) -> None:
     tensors = {"embed.weight": torch.randn(13, 7)}
     weights = PretrainedWeights(folder_of(tmp_path, tensors), "model", frozenset())
     assert torch.equal(weights.part("model.embed.weight", (13, 7), 0, 91), tensors["embed.weight"].reshape(-1))
-    weights.finish()
+    weights.finish(elsewhere=())
 
 
 def new_config(model_type: str) -> PretrainedConfig:

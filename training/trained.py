@@ -1,0 +1,136 @@
+"""What of a model is trained: all, all but what `train.freeze` names, or low-rank additions to its layers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from cluster.errors import ConfigError
+from training.config import LoraConfig, TrainConfig
+from training.weights import Weights
+
+BASE, LORA_A, LORA_B = ".base_layer.", ".lora_A.default.", ".lora_B.default."  # in the names that peft gives
+
+
+def choose_trained(model: nn.Module, train: TrainConfig) -> None:
+    """Add what `train.lora` asks for, and stop the gradients of everything that is not to be trained.
+
+    Raises ConfigError if a pattern matches nothing, if nothing is left to train, or if peft is missing.
+    """
+    if train.lora is not None:
+        add_lora(model, train.lora)
+    freeze(model, train.freeze)
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze the parameters whose names match one of the patterns (`*` matches dots too)."""
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        matched = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not matched:
+            some = ", ".join(list(parameters)[:3])
+            raise ConfigError(
+                f"train.freeze: '{pattern}' matches no parameter of the model; they are called {some} ..."
+            )
+        for name in matched:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ConfigError("train.freeze: nothing is left to train; remove a pattern")
+
+
+def add_lora(model: nn.Module, lora: LoraConfig) -> None:
+    """Put low-rank matrices beside the linear layers and freeze the rest (Hu et al. 2021, arXiv 2106.09685).
+
+    A layer's weight W is named NAME.base_layer.weight afterwards and acts as W + alpha / rank * B A.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise ConfigError("train.lora: needs peft; install it with: pip install 'shardline[lora]'") from None
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules) if lora.target_modules else "all-linear",
+        init_lora_weights=False,  # LoraWeights makes them, the same for every world size
+        task_type="CAUSAL_LM",
+    )
+    try:
+        peft.inject_adapter_in_model(settings, model)
+    except ValueError as error:
+        raise ConfigError(f"train.lora.target_modules: {' '.join(str(error).split())[:300]}") from None
+
+
+class LoraWeights:
+    """First weights of a model with low-rank additions: A random, B zero, the rest from where the model comes from."""
+
+    def __init__(self, base: Weights, seed: int) -> None:
+        self.base = base
+        self.seed = seed
+
+    def part(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
+        if LORA_A in name:
+            return self.random(name, shape).reshape(-1)[start:stop]
+        if LORA_B in name:
+            return torch.zeros(stop - start)
+        return self.base.part(base_name(name), shape, start, stop)
+
+    def random(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return A, [rank, inputs], uniform within 1 / sqrt(inputs), as peft and torch's linear layers begin."""
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return (torch.rand(shape, generator=generator) * 2 - 1) / math.sqrt(shape[1])
+
+    def finish(self, elsewhere: Collection[str]) -> None:
+        self.base.finish([base_name(name) for name in elsewhere])
+
+
+def base_name(name: str) -> str:
+    """Return the name that a parameter has in a model without low-rank additions."""
+    return name.replace(BASE, ".")
+
+
+def merged(
+    weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, lora: LoraConfig, *, transposed: bool
+) -> torch.Tensor:
+    """Return W + alpha / rank * B A in fp32, the weight of a layer that acts as W and its addition do.
+
+    A is [rank, inputs], B [outputs, rank], W [outputs, inputs], or with `transposed` the other way as GPT-2 keeps it.
+    """
+    addition = (lora.alpha / lora.rank) * (lora_b.float() @ lora_a.float())
+    return weight.float() + (addition.T if transposed else addition)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainTensors:
+    """The plain model that a run's model acts as: trained weights, frozen ones, and low-rank additions merged in.
+
+    `skeleton` is the plain model without memory, `trained` the names that a checkpoint holds, `read` returns one of
+    those whole, `first` the model's first weights without additions.
+    """
+
+    skeleton: nn.Module
+    trained: Collection[str]
+    read: Callable[[str], torch.Tensor]
+    first: Weights
+    lora: LoraConfig | None
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a parameter of the plain model by its name there, whole."""
+        if name in self.trained:
+            return self.read(name)
+        shape = self.skeleton.get_parameter(name).shape
+        weight = self.first.part(name, tuple(shape), 0, shape.numel()).reshape(shape)
+        layer, _, kind = name.rpartition(".")
+        lora_a, lora_b = (f"{layer}{middle}{kind}" for middle in (LORA_A, LORA_B))
+        if self.lora is None or lora_a not in self.trained:
+            return weight
+        transposed = isinstance(self.skeleton.get_submodule(layer), Conv1D)
+        return merged(weight, self.read(lora_a), self.read(lora_b), self.lora, transposed=transposed)
