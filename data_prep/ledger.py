@@ -14,6 +14,8 @@ from data_prep.selection import Documents, Records, Selection
 from data_prep.shards import Manifest, ShardInfo
 from data_prep.sources import Corpus
 
+FULL, MANY_ROWS = 0.9, 20  # of many rows that are less full, a person is told what would fill them
+
 
 def count_documents(
     corpus: Corpus, records: Records, documents: Documents, selection: Selection
@@ -106,6 +108,7 @@ def summary(manifest: Manifest) -> str:
     if changed:
         table.append("mended: " + ", ".join(f"{count:,} {what}" for what, count in sorted(changed.items())))
     rows = {split: manifest.rows(split) for split in manifest.splits}
+    hint = f"; few documents fit together into {manifest.row_tokens} tokens: a larger data.row_tokens leaves less empty"
     used = manifest.tokens["trained"] + manifest.tokens["masked"]
     total = used + manifest.tokens["padding"]
     return "\n".join(
@@ -114,6 +117,7 @@ def summary(manifest: Manifest) -> str:
             f"rows of {manifest.row_tokens} tokens ({manifest.packing}): "
             + ", ".join(f"{count:,} {split}" for split, count in rows.items()),
             f"tokens in rows: {used:,} of {total:,} ({used / total:.2%} full), "
-            f"{manifest.tokens['trained']:,} trained, {manifest.tokens['masked']:,} masked",
+            f"{manifest.tokens['trained']:,} trained, {manifest.tokens['masked']:,} masked"
+            + (hint if used < FULL * total and sum(rows.values()) >= MANY_ROWS else ""),
         ]
     )

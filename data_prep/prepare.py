@@ -108,7 +108,7 @@ def fetch_corpus(config: DataConfig, folder: Path) -> Corpus:
     corpus = find_corpus(config.sources, fetch_addresses(config, folder), folder / "unpacked")
     log.info("corpus: %d files, %d bytes", len(corpus.files), corpus.bytes)
     for label, suffixes in corpus.passed_over.items():
-        log.info("%s: %s", label, read_as(corpus, label))
+        log.info("%s: %s", label, read_as(corpus, label) or "nothing that can be read")
         if suffixes:
             named = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.items())
             log.warning("%s: passed over files of kinds that are not read: %s", label, named)

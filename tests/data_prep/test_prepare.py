@@ -200,6 +200,15 @@ def test_every_document_and_token_is_accounted_for(corpus, prepared, lines_file)
     assert "1 bad JSON, 1 duplicate, 1 missing column" in summary(manifest)
 
 
+def test_rows_that_stay_empty_are_told_with_what_would_fill_them(lines_file, prepared):
+    alike = lines_file(*({"prompt": f"{n:03d}" * 8, "completion": "x" * 8} for n in range(200)))
+
+    narrow, wide = (summary(prepared(alike, into=str(tokens), row_tokens=tokens)) for tokens in (32, 512))
+
+    assert "32 tokens: a larger data.row_tokens leaves less empty" in narrow
+    assert "row_tokens" not in wide
+
+
 def test_no_first_token_of_a_piece_and_no_padding_is_trained(corpus, prepared, tmp_path):
     manifest = prepared(corpus, **SMALL, packing="concat")
 
