@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cluster.journal import read_lines
 
@@ -58,7 +59,7 @@ class Ours:
     """A run of ours on a small corpus."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.phases = folder, list[dict[str, float]]()
         (folder / "text.txt").write_text("\n".join(f"line {n}: {n * n} is the square of {n}." for n in range(20_000)))
         values = {
             "name": "restart",
@@ -83,7 +84,7 @@ class Ours:
             for name in ("checkpoints", "metrics.jsonl"):
                 shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink(missing_ok=True)
 
-        def starts() -> list[dict[str, int]]:
+        def starts() -> list[dict[str, Any]]:
             return [line for line in read_lines(run / "segments.jsonl") if line["event"] == "start"]
 
         before = len(starts())
@@ -97,6 +98,7 @@ class Ours:
         seconds = until(stepped, process)
         until(lambda: any((run / "checkpoints").glob("step-*[0-9]/commit.json")), process)
         end(process)
+        self.phases.append(starts()[-1]["phases"])
         return seconds
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from cluster.environment import World, host_name
+from cluster.environment import World, host_name, process_age_s
 from cluster.files import write_text
 from cluster.heartbeat import Heartbeat
 from cluster.paths import RunPaths
@@ -58,8 +58,19 @@ def write_event(paths: RunPaths, event: str, **facts: Any) -> None:
     """Add a line to the run's segments: a launch, a start, an end, or what happened in between."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     paths.root.mkdir(parents=True, exist_ok=True)
+    cut_torn_line(paths.segments)
     with paths.segments.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"event": event, "time": now, **facts}) + "\n")
+
+
+def cut_torn_line(path: Path) -> None:
+    """Remove a last line that a crash cut short: what is written next would be lost with it."""
+    if not path.exists():
+        return
+    with path.open("r+b") as stream:
+        content = stream.read()
+        if content and not content.endswith(b"\n"):
+            stream.truncate(content.rfind(b"\n") + 1)
 
 
 class Journal:
@@ -70,12 +81,21 @@ class Journal:
         self.stream: TextIO | None = None
         self.started = self.told = time.monotonic()
         self.last_step = self.total_steps = 0
+        self.phases: dict[str, float] = {}  # seconds of a start, from the beginning of the process
+
+    def mark(self, name: str) -> None:
+        """Note that a phase of this start has ended."""
+        self.phases[name] = round(process_age_s() - sum(self.phases.values()), 3)
 
     def begin(self, first_step: int, total_steps: int) -> None:
         """Open the metrics after `first_step` steps: lines of steps that will be taken again are removed."""
         self.total_steps = total_steps
         self.reopen(first_step)
-        self.event("start", step=first_step, world_size=self.world.size, host=host_name())
+        self.mark("weights")
+        self.event("start", step=first_step, world_size=self.world.size, host=host_name(), phases=self.phases)
+        if self.stream is not None:
+            told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.phases.items())
+            log.info("ready after %.1f s: %s", sum(self.phases.values()), told)
         self.phase("data", first_step)
 
     def reopen(self, first_step: int) -> None:

@@ -74,7 +74,7 @@ def replay_rank(request: RunRequest, world: World, step: int) -> list[str]:
     Raises ConfigError if the run has not taken the step, or the plan has none such.
     """
     then = recorded(request.paths, step)
-    parts = assemble(request, world)
+    parts = assemble(request, world, mark=lambda name: None)
     memory = Memory(step)
     train(parts.plan, parts.engine, parts.batches, Unsaved(parts.checkpoints, step - 1), memory, memory)
     leave_world()

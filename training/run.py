@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +56,9 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     heartbeat.start()
     start_watchdog(request.paths, world, request.train.hang_timeout_s)
     journal = Journal(request.paths, world, heartbeat)
+    journal.mark("imports")
     try:
-        parts = assemble(request, world)
+        parts = assemble(request, world, journal.mark)
         if world.is_first:
             write_json(request.paths.plan, parts.plan.as_record())
         outcome = train(parts.plan, parts.engine, parts.batches, parts.checkpoints, stop, journal)
@@ -72,8 +74,11 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     return outcome.value
 
 
-def assemble(request: RunRequest, world: World) -> Parts:
-    """Plan the run, join the world and build what a rank trains with; the weights are not loaded yet. Collective."""
+def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> Parts:
+    """Plan the run, join the world and build what a rank trains with; the weights are not loaded yet. Collective.
+
+    `mark` is told the name of each phase at its end.
+    """
     manifest = read_manifest(request.shards)
     origin = find_model(request.model, request.shards, manifest)
     template = read_template(request.train.deepspeed)
@@ -98,8 +103,11 @@ def assemble(request: RunRequest, world: World) -> Parts:
         held_out=ShardReader(request.shards, manifest, "validation"),
         held_out_rows=min(request.train.validation_rows, manifest.rows("validation")),
     )
+    mark("plan")
     join_world(world)
+    mark("ranks")
     engine = Engine(origin.config, request.train, plan, deepspeed_config(template, request.train, plan), world)
+    mark("engine")
     checkpoints = Checkpoints(
         request.paths.checkpoints,
         {**plan.identity(), **frozen_identity(engine, origin, request.seed)},

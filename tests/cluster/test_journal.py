@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cluster.environment import World
+from cluster.environment import World, process_age_s
 from cluster.heartbeat import Heartbeat
-from cluster.journal import Journal, read_lines
+from cluster.journal import Journal, read_lines, write_event
 from cluster.paths import RunPaths
 
 WORLD = World(rank=0, size=1, local_rank=0, local_size=1, master=("127.0.0.1", 1))
@@ -36,6 +36,24 @@ def test_every_start_and_end_leaves_a_line(tmp_path: Path) -> None:
     start, end = read_lines(paths.segments)
     assert (start["event"], start["step"], start["world_size"]) == ("start", 0, 1)
     assert (end["event"], end["step"], end["reason"], end["exit_code"]) == ("end", 1, "signal SIGTERM", 75)
+
+
+def test_a_line_that_a_crash_cut_short_does_not_spoil_the_next(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    write_event(paths, "launch", reached=0)
+    with paths.segments.open("a") as stream:
+        stream.write('{"event": "sta')
+    write_event(paths, "launch", reached=3)
+    assert [event["reached"] for event in read_lines(paths.segments)] == [0, 3]
+
+
+def test_a_start_tells_how_long_each_of_its_phases_took(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    journal = Journal(paths, WORLD, Heartbeat(paths, WORLD))
+    journal.mark("imports")
+    journal.begin(first_step=0, total_steps=1)
+    phases = read_lines(paths.segments)[0]["phases"]
+    assert list(phases) == ["imports", "weights"] and 0 < sum(phases.values()) <= process_age_s() + 0.1
 
 
 def test_a_rollback_takes_back_the_lines_of_the_steps_and_tells_which_were_left_out(tmp_path: Path) -> None:
