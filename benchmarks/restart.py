@@ -81,7 +81,7 @@ class Ours:
         """Return the seconds until the first line of metrics of this start."""
         run = self.folder / "run"
         if not resume:
-            for name in ("checkpoints", "metrics.jsonl"):
+            for name in ("checkpoints", "metrics.jsonl", "segments.jsonl"):
                 shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink(missing_ok=True)
 
         def starts() -> list[dict[str, Any]]:
@@ -140,6 +140,9 @@ def main(case: str) -> None:
     middle = {name: statistics.median(values) for name, values in taken.items()}
     for name, value in middle.items():
         print(json.dumps({"case": case, "what": name, "s": round(value, 2), "times": ROUNDS}))
+    for name in ours.phases[0]:
+        phase_s = statistics.median(phases[name] for phases in ours.phases[1:])
+        print(json.dumps({"case": case, "what": f"ours, of a rank: {name}", "s": round(phase_s, 2)}))
     ratios = {
         "ours_by_imports": middle["ours"] / middle["imports"],
         "ours_by_trainer": middle["ours"] / middle["trainer"],
