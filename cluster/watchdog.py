@@ -73,12 +73,14 @@ class Watch:
     last_look: float | None = None
     step_began: float | None = None
     first_step: int | None = None
+    stopped: frozenset[int] = frozenset()
 
     def look(self, beats: Iterable[Beat], now: float, stopped: Iterable[int] = ()) -> None:
         """Take in a reading of the ranks' files; `stopped` are this host's ranks that a signal has stopped."""
         if self.last_look is not None and now - self.last_look > 10 * POLL_S:
             self.forgive(now)  # it was this process that stood still
         self.last_look = now
+        self.stopped = frozenset(stopped)
         before = self.slowest_step()
         for beat in beats:
             if beat.rank in self.ranks:
@@ -93,7 +95,7 @@ class Watch:
                 self.step_times.append((now - self.step_began) / (self.slowest_step() - before))
             self.step_began = now
         late = [rank for rank in self.behind() if now - self.ranks[rank].moved > 2 * BEAT_S]  # files are a beat old
-        self.samples.append(frozenset({*late, *stopped}))
+        self.samples.append(self.stopped.union(late))
         while len(self.samples) > self.window():
             self.samples.popleft()
 
@@ -117,7 +119,12 @@ class Watch:
         return max(LEAST_S, 5 * statistics.median(self.step_times or [0.0]))
 
     def patience_s(self, silent: list[int]) -> float:
-        """Return how long the ranks may stand still where they are; a rank that gives no sign of life has less."""
+        """Return how long the ranks may stand still where they are; a rank that gives no sign of life has less.
+
+        One that a signal has stopped loads nothing and compiles nothing, whatever its phase.
+        """
+        if self.stopped.intersection(silent):
+            return self.limit_s()
         phases = {seen.beat.phase for seen in self.ranks.values()}
         if len(self.ranks) < self.world_size or "load" in phases:
             return ALLOWED_S["load"]

@@ -152,3 +152,12 @@ def test_a_rank_that_holds_the_others_up_is_reported_and_not_taken_for_a_hang(ra
 def test_ranks_that_keep_together_have_no_straggler(ranks: Ranks) -> None:
     ranks.train(30)
     assert ranks.watch.stragglers() == {}
+
+
+@pytest.mark.parametrize("phase", ["load", "save", "forward-backward"])
+def test_a_rank_that_a_signal_has_stopped_is_named_at_once_though_others_may_load_for_long(phase: str) -> None:
+    ranks = Ranks(hang_timeout_s=5.0)
+    ranks.place = [(phase, 0)] * ranks.size
+    ranks.look()
+    seconds, culprits = ranks.wait(60, silent={1}, stopped={1})
+    assert culprits == [1] and seconds < 10

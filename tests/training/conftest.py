@@ -156,7 +156,8 @@ class Run:
 
     def launch(self, command: Sequence[str]) -> subprocess.Popen[str]:
         with self.log.open("a") as log:
-            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, text=True)
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
 
     @property
     def log(self) -> Path:

@@ -17,7 +17,7 @@ import pytest
 from tests.training.power import Disk
 from training.checkpoint_files import DamagedError, candidate_folders, step_of, verify
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).resolve().parents[2]
 LIVES = Path(__file__).parent / "lives.py"
 
@@ -80,6 +80,7 @@ FAULTS = {  # and what is said of each
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.slow
 def test_a_save_that_fails_is_told_and_leaves_nothing_and_training_goes_on_to_the_next(
     faulty: Told, fault: str
 ) -> None:
@@ -92,16 +93,19 @@ def test_a_save_that_fails_is_told_and_leaves_nothing_and_training_goes_on_to_th
 
 
 @pytest.mark.parametrize("said", sorted(set(FAULTS.values())))
+@pytest.mark.slow
 def test_a_save_that_fails_says_what_the_disk_said(faulty: Told, said: str) -> None:
     assert re.search(said, faulty.log)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_removed_has_lost_its_name_all_the_same(faulty: Told) -> None:
     names = faulty.note("a checkpoint that cannot be removed")["names"]
     assert [name for name in names if name.endswith(".removed.partial")]
     assert len([name for name in names if not name.endswith(".partial")]) <= 2 + 1  # the last two, and each twelfth
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_nothing_moves_on_the_disk_and_the_save_that_was_due_follows(
     tell: Callable[..., Told], tmp_path: Path
 ) -> None:
@@ -114,6 +118,7 @@ def test_training_goes_on_while_nothing_moves_on_the_disk_and_the_save_that_was_
     assert ended["saved"] == ended["at"]
 
 
+@pytest.mark.slow
 def test_the_third_save_in_a_row_that_fails_ends_the_run_on_all_ranks(
     tell: Callable[..., Told], tmp_path: Path
 ) -> None:
@@ -123,6 +128,7 @@ def test_the_third_save_in_a_row_that_fails_ends_the_run_on_all_ranks(
     assert told.log.count("3 saves in a row have failed; make room or mend the disk") == 2  # by both ranks
 
 
+@pytest.mark.slow
 def test_a_run_does_not_end_well_without_its_last_checkpoint(tell: Callable[..., Told], tmp_path: Path) -> None:
     told = tell(tmp_path, "broken_at_the_end")
     assert told.code == 2
@@ -130,6 +136,7 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(tell: Callable[...,
     assert "it goes on from step 1" in told.log
 
 
+@pytest.mark.slow
 def test_ranks_that_do_not_see_the_same_checkpoint_all_stop_and_say_which_sees_another(
     tell: Callable[..., Told], tmp_path: Path
 ) -> None:
@@ -150,6 +157,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_has_no_room_is_not_begun(tell: Callable[..., Told], small_disk: Path) -> None:
     told = tell(small_disk, "once")
     assert told.code == 0, told.log
@@ -158,6 +166,7 @@ def test_a_checkpoint_that_has_no_room_is_not_begun(tell: Callable[..., Told], s
     assert "GB free, a checkpoint needs 0.067 GB" in told.log
 
 
+@pytest.mark.slow
 def test_ranks_that_die_at_any_moment_leave_a_run_that_ends_as_if_nothing_had_happened(
     tell: Callable[..., Told], tmp_path: Path
 ) -> None:
@@ -167,6 +176,18 @@ def test_ranks_that_die_at_any_moment_leave_a_run_that_ends_as_if_nothing_had_ha
     assert told.notes()[-1]["died"] == deaths
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_thousand_deaths_of_ranks_leave_whole_checkpoints(
+    tell: Callable[..., Told], tmp_path: Path, soak_seed: int, soak_log: Callable[[str], None]
+) -> None:
+    deaths = 1000
+    told = tell(tmp_path, "kills", deaths, soak_seed)
+    assert told.code == 0, told.log
+    soak_log(f"{told.notes()[-1]['died']} deaths in {told.notes()[-1]['lives']} lives")
+
+
+@pytest.mark.slow
 def test_a_power_cut_after_any_operation_leaves_the_last_durable_checkpoint_and_nothing_that_is_misread(
     tell: Callable[..., Told], tmp_path: Path
 ) -> None:
