@@ -126,14 +126,18 @@ def trial_of(
     """Run ranks.py, or another script of ranks, in a world of so many ranks, once, and return what it left."""
 
     @cache
-    def run(world_size: int, script: str = "ranks.py", *arguments: str, rows: int = 8) -> Trial:
+    def code_and_trial(world_size: int, script: str, *arguments: str, rows: int) -> tuple[int, Trial]:
         shards = uneven_shards(rows)
         folder = tmp_path_factory.mktemp(f"trial_{world_size}_")
         command = [sys.executable, str(HERE / script), str(folder), str(tiny_model), str(shards), *arguments]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-            assert run_ranks(command, world_size) == 0
-        return Trial(folder, world_size)
+            return run_ranks(command, world_size), Trial(folder, world_size)
+
+    def run(world_size: int, script: str = "ranks.py", *arguments: str, rows: int = 8) -> Trial:
+        code, trial = code_and_trial(world_size, script, *arguments, rows=rows)
+        assert code == 0, f"{script} on {world_size} ranks ended with {code}"
+        return trial
 
     return run
 

@@ -40,6 +40,7 @@ def steps(trials: Trials, trial: str, template: Mapping[str, Any], train: Mappin
     from training.checkpoint import Checkpoints
     from training.config import LoraConfig
     from training.progress import Progress
+    from training.saving import SavePolicy
 
     common = {"micro_batch_rows": 1, "global_batch_rows": ROWS, "weight_decay": 0.1, **train}
     lora = LoraConfig(**train["lora"]) if "lora" in train else None
@@ -55,9 +56,12 @@ def steps(trials: Trials, trial: str, template: Mapping[str, Any], train: Mappin
     facts: dict[str, Any] = {"losses": losses, "frozen": engine.frozen(), "trained": [s.name for s in engine.layout()]}
     if template["zero_optimization"]["stage"] == 3:
         checkpoints = Checkpoints(
-            trials.output / trial, {"run": 1}, first_weights=lambda: origin.first_weights(0, lora)
+            trials.output / trial,
+            {"run": 1},
+            SavePolicy(keep_last=1, keep_every_steps=None, copy_bytes=0),  # written while training waits
+            first_weights=lambda: origin.first_weights(0, lora),
         )
-        checkpoints.save(engine, Progress(steps_done=2))
+        checkpoints.complete(engine, Progress(steps_done=2))
         again, _, _ = trials.engine(model, template, **common)
         again.fill_frozen(origin.first_weights(0, lora))
         checkpoints.restore(again)
