@@ -43,6 +43,7 @@ IN_FORWARD: dict[str, Callable[[Any], Any]] = {
     "leave": leave,
 }
 SLOW_SAVE_S = 8.0
+STEP_S = 0.1  # a beat comes each second: steps must be seen to go on before something happens to one
 
 
 def plant(fault: str, first: int, last: int) -> None:
@@ -55,6 +56,7 @@ def plant(fault: str, first: int, last: int) -> None:
 
     def step(engine: Engine, step: int, *arguments: Any) -> Any:
         now["step"] = step
+        time.sleep(STEP_S)
         return true_step(engine, step, *arguments)
 
     def loss(engine: Engine, batch: Any) -> Any:
