@@ -131,7 +131,7 @@ class Bench:
             position_ids=torch.arange(ROW_TOKENS).unsqueeze(0),
             loss_mask=torch.ones_like(ids, dtype=torch.bool),
         )
-        self.engine.step(self.number, [batch], self.world.size * ROW_TOKENS, 1e-5)
+        self.engine.step(self.number, [batch], self.world.size * ROW_TOKENS, 1e-5, lambda stats: None)
         self.number += 1
 
     def copy(self) -> None:

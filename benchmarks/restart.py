@@ -6,17 +6,18 @@ Ours, transformers' Trainer with DeepSpeed, and the floor: what both import, in 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cluster.journal import read_lines
 
@@ -41,9 +42,13 @@ def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+    """Kill a command and all it has started, and wait until they are gone."""
+    everything = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for member in everything:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
     process.wait()
-    subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)  # ranks in process groups of their own
+    psutil.wait_procs(everything)
 
 
 def floor() -> float:
