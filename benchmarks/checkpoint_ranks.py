@@ -16,10 +16,10 @@ from typing import Any
 
 from cluster.environment import enter_world, read_world
 
-LLAMA = {  # 210 million parameters
+LLAMA = {  # 209 million parameters
     "hidden_size": 1024,
     "intermediate_size": 2816,
-    "num_hidden_layers": 14,
+    "num_hidden_layers": 15,
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
     "tie_word_embeddings": True,
