@@ -16,7 +16,6 @@ Needs neither ranks nor DeepSpeed.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +23,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from cluster.errors import CheckpointError
 from cluster.files import PARTIAL, digest_of, fsync_path, publish, sha256_of, write_json, write_text
@@ -252,12 +249,3 @@ def validation_loss(folder: Path) -> float | None:
         return read_commit(folder).resumed().validation_loss
     except CheckpointError:
         return None  # what is damaged is told, and set aside, when a start wants to use it
-
-
-def read_weights(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
-    """Return whole fp32 master weights of a committed checkpoint; `shapes` chooses which."""
-    with stored_state(folder, read_commit(folder)) as state:
-        return {
-            name: state.read(f"master.{name}", 0, torch.empty(math.prod(shape))).reshape(tuple(shape))
-            for name, shape in shapes.items()
-        }

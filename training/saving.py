@@ -52,7 +52,7 @@ def gathered(mine: list[str], group: dist.ProcessGroup) -> list[str]:
 
 
 class Saver:
-    """Writes the checkpoints of one run. Every method but `write`'s helpers is collective."""
+    """Writes the checkpoints of one run. Collective, but for what is said to be of one rank."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], policy: SavePolicy, group: dist.ProcessGroup) -> None:
         """`group` is a gloo group that nothing else uses while a save is under way."""
@@ -165,18 +165,19 @@ class Saver:
         verdict: list[Any] = [problems]
         if rank == 0:
             files = checkpoint_files.files_record({name: theirs[name] for theirs, _ in everyone for name in theirs})
-            verdict = [problems or self.commit(partial, final, replace(commit, files=files))]
+            whole = replace(commit, files=files)
+            verdict = [problems or self.commit(partial, final, whole)]
             if verdict[0]:
                 shutil.rmtree(partial, ignore_errors=True)  # swept at the next start if not now
             else:
-                log.info("saved %s, %.3f GB in %.1f s", final, sum_bytes(files) / 1e9, time.monotonic() - started)
+                log.info("saved %s, %.3f GB in %.1f s", final, whole.bytes / 1e9, time.monotonic() - started)
                 self.retire()
         dist.broadcast_object_list(verdict, src=0, group=self.group)
         told: list[str] = verdict[0]
         return told
 
     def room_problem(self, state: list[KindState], world_size: int) -> str | None:
-        """Return what is wrong if the disk has no room for a checkpoint."""
+        """Return what is wrong if the disk has no room for a checkpoint. On the first rank."""
         mine = sum(stretch.numel for part in state for stretch in part.stretches) * ITEM_BYTES
         needed = world_size * mine + SPARE_BYTES
         try:
@@ -206,7 +207,3 @@ class Saver:
                 checkpoint_files.remove(folder)
             except OSError as error:
                 log.warning("%s: could not be removed (%s); it stays", folder, error.strerror)
-
-
-def sum_bytes(files: dict[str, dict[str, Any]]) -> int:
-    return sum(int(facts["bytes"]) for facts in files.values())

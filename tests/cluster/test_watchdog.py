@@ -122,6 +122,7 @@ def test_a_timeout_that_was_asked_for_is_kept() -> None:
 def test_ranks_that_come_on_are_left_alone_however_slowly() -> None:
     ranks = Ranks(hang_timeout_s=15.0)
     ranks.train(20, step_s=40.0)
+    assert ranks.look() is None
 
 
 def test_a_watch_that_stood_still_itself_blames_nobody(ranks: Ranks) -> None:

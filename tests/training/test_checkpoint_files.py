@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state
 
 from cluster.errors import CheckpointError
 from cluster.files import digest_of
+from tests.training.bits import read_weights
 from training.checkpoint_files import (
     COMMIT,
     FORMAT_VERSION,
@@ -30,7 +31,6 @@ from training.checkpoint_files import (
     leave_behind,
     newest_checkpoint,
     read_commit,
-    read_weights,
     remove,
     set_aside,
     set_aside_folders,

@@ -20,8 +20,9 @@ from cluster.journal import read_lines
 from cluster.local_ranks import run_ranks
 from data_prep.shards import ShardReader, read_manifest
 from launch.__main__ import main
+from tests.training.bits import read_weights
 from training.batches import Batches
-from training.checkpoint_files import newest_checkpoint, read_commit, read_weights, stored_state, verify
+from training.checkpoint_files import newest_checkpoint, read_commit, stored_state, verify
 from training.import_deepspeed import import_deepspeed, read_pickle, sub_groups, tag_folder
 from training.loss import summed_loss
 from training.order import Order

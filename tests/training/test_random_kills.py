@@ -120,5 +120,6 @@ def test_two_hundred_deaths_at_random_moments_change_not_a_bit(
 ) -> None:
     started = time.monotonic()
     done = check_kills(new_run, seed=soak_seed, **LONG)
+    assert len(done) == LONG["deaths"]
     counts = {what: done.count(what) for what in sorted(set(done))}
     soak_log(f"{len(done)} deaths in {(time.monotonic() - started) / 60:.0f} min: {counts}")

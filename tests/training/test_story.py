@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor, L
 
 from data_prep.shards import ShardReader, read_manifest
 from launch.__main__ import main
-from training.checkpoint_files import newest_checkpoint, read_commit, read_weights
+from tests.training.bits import read_weights
+from training.checkpoint_files import newest_checkpoint, read_commit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from training.checkpoint_files import newest_checkpoint, read_commit, read_weights
+from tests.training.bits import read_weights
+from training.checkpoint_files import newest_checkpoint, read_commit
 from training.model import skeleton_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("ranks", [1, 2, 4])]
