@@ -161,8 +161,9 @@ def test_the_shell_survives_a_term_until_the_ranks_have_ended(run_job: Callable[
 
 def test_names_with_spaces_reach_the_ranks_whole(run_job: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "my runs" / "a run.yaml").write_text(YAML)
-    started = run_job("a run.yaml", "-o", "folder=/my runs/one").started
-    assert started[-5:] == ["launch", "train", "a run.yaml", "-o", "folder=/my runs/one"]
+    folder = f"folder={tmp_path / 'my runs' / 'one'}"
+    started = run_job("a run.yaml", "-o", folder).started
+    assert started[-5:] == ["launch", "train", "a run.yaml", "-o", folder]
 
 
 def test_ranks_meet_on_the_first_host_at_a_port_that_a_restart_changes(run_job: Callable[..., Result]) -> None:
