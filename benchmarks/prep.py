@@ -16,7 +16,7 @@ from benchmarks.english import write_english, write_tokenizer
 from benchmarks.trees import Usage, run_tree
 
 ROUNDS = 3
-OURS, PEERS = (12_000_000, 192_000_000), (1_000_000, 4_000_000)
+OURS, PEERS = (24_000_000, 768_000_000), (2_000_000, 24_000_000)
 CASES = {
     ("shardline_light", "jsonl"): OURS,
     ("shardline_light", "parquet"): OURS,

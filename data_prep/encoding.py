@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cluster.files import write_text
+from cluster.files import digest_of, write_text
 from data_prep.conversations import Span, UntoldMaskError, render
 from data_prep.documents import Document, Rejected, Turn
 from data_prep.engines import REFERENCE, Engine, Ragged, open_engine
@@ -35,6 +36,11 @@ class EncoderSpec:
     special_tokens: dict[str, str]
     control_tokens: tuple[str, ...]
     engine: str = REFERENCE
+
+    def digests(self) -> tuple[str, str]:
+        """Return the digest of all that encoding depends on, and of what the encoding of running text does."""
+        described = {**asdict(self), "rules": hashlib.sha256(self.rules.encode()).hexdigest()}
+        return digest_of(described), digest_of({**described, "chat_template": None})
 
 
 def trusted_engine(spec: EncoderSpec) -> Engine:

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from tokenizers import Tokenizer
 
 Ids = npt.NDArray[np.uint32]
@@ -20,6 +19,7 @@ MANY, LONG = (
     1024,
     1024,
 )  # texts, and bytes of each: from here on gigatoken's batches are worth importing awkward, 0.25 s
+CHUNK = 2**15  # ids looked at together: what is looked up stays in the cache
 FAST, REFERENCE = "gigatoken", "tokenizers"
 
 
@@ -49,8 +49,16 @@ class Engine(Protocol):
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         """Return the ids of texts with control tokens in them, and each token's span: [tokens, 2] characters."""
 
-    def spell(self, ids: Ids) -> bytes:
-        """Return the bytes that ids stand for."""
+    def spells(self, ids: Ids, text: bytes) -> bool:
+        """Tell whether ids stand for the bytes of a text, as far as the engine can tell quickly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outlines:
+    """Of each id's bytes: how many they are, the first and the last as one number."""
+
+    size: Offsets
+    edges: npt.NDArray[np.uint16]
 
 
 class UnsupportedRulesError(Exception):
@@ -69,7 +77,11 @@ class HuggingFaceEngine:
     """The `tokenizers` library: the reference for every other."""
 
     def __init__(self, rules: str) -> None:
-        self.bare = json.dumps(bare_rules(rules))
+        self.rules = rules
+
+    @cached_property
+    def bare(self) -> str:
+        return json.dumps(bare_rules(self.rules))
 
     @cached_property
     def marked(self) -> Tokenizer:
@@ -92,8 +104,8 @@ class HuggingFaceEngine:
             for encoding in encodings
         ]
 
-    def spell(self, ids: Ids) -> bytes:
-        return str(self.plain.decode(ids.tolist(), skip_special_tokens=False)).encode()
+    def spells(self, ids: Ids, text: bytes) -> bool:
+        return str(self.plain.decode(ids.tolist(), skip_special_tokens=False)).encode() == text
 
 
 class GigatokenEngine:
@@ -117,13 +129,8 @@ class GigatokenEngine:
         return open_gigatoken({**self.rules, "added_tokens": ordinary})
 
     @cached_property
-    def vocabulary(self) -> pa.BinaryArray:
-        """What each id stands for, in bytes; nothing for ids that there are not."""
-        spelled = spellings(self.plain)
-        first = np.zeros(len(spelled) + 1, dtype=np.int32)
-        np.cumsum([len(token) for token in spelled], out=first[1:])
-        buffers = [None, pa.py_buffer(first), pa.py_buffer(b"".join(spelled))]
-        return pa.BinaryArray.from_buffers(pa.binary(), len(spelled), buffers)
+    def outlines(self) -> Outlines:
+        return outlines_of(spellings(self.plain))
 
     @cached_property
     def token_bytes(self) -> Offsets:
@@ -137,11 +144,23 @@ class GigatokenEngine:
         encoded = encode_all(self.marked, raw)
         return [self.with_spans(*item, encoded[index]) for index, item in enumerate(zip(texts, raw, strict=True))]
 
-    def spell(self, ids: Ids) -> bytes:
-        if len(ids) == 0 or int(ids.max()) >= len(self.vocabulary):
-            return b""
-        numbers = pa.UInt32Array.from_buffers(pa.uint32(), len(ids), [None, pa.py_buffer(np.ascontiguousarray(ids))])
-        return bytes(self.vocabulary.take(numbers).buffers()[2])  # 1.4 x as fast as gigatoken's decode
+    def spells(self, ids: Ids, text: bytes) -> bool:
+        """Tell whether each id has as many bytes as take it to the next, and the first and the last of them."""
+        raw = np.frombuffer(text, np.uint8)
+        begin = 0
+        for at in range(0, len(ids), CHUNK):
+            numbers = ids[at : at + CHUNK].astype(np.intp)
+            if int(numbers.max()) >= len(self.outlines.size):
+                return False
+            sizes = self.outlines.size.take(numbers)
+            ends = np.cumsum(sizes) + begin
+            if ends[-1] > len(text) or not sizes.all():
+                return False
+            edges = raw.take(ends - sizes).astype(np.uint16) << 8 | raw.take(ends - 1)
+            if not np.array_equal(edges, self.outlines.edges.take(numbers)):
+                return False
+            begin = int(ends[-1])
+        return begin == len(text)
 
     def with_spans(self, text: str, raw: bytes, ids: Ids) -> tuple[Ids, Offsets]:
         ends = np.cumsum(self.token_bytes[ids])
@@ -182,6 +201,13 @@ def spellings(tokenizer: Any) -> list[bytes]:
     """Return the bytes that each of gigatoken's ids stands for; nothing for ids that there are not."""
     vocab: dict[int, bytes] = tokenizer.vocab
     return [vocab.get(number, b"") for number in range(max(vocab) + 1)]
+
+
+def outlines_of(spelled: Sequence[bytes]) -> Outlines:
+    return Outlines(
+        size=np.array([len(token) for token in spelled], np.int64),
+        edges=np.array([token[0] << 8 | token[-1] if token else 0 for token in spelled], np.uint16),
+    )
 
 
 def encode_all(tokenizer: Any, raw: list[bytes]) -> Ragged:

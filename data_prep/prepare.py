@@ -214,7 +214,7 @@ def rejected_lines(plan: Plan, corpus: Corpus, paths: Sequence[Path], tokenizer:
 
 def encoder_file(work: Path, spec: EncoderSpec) -> Path:
     """Return where the workers find what they encode with."""
-    return work / f"encoder-{digest_of(asdict(spec))[:32]}.json"
+    return work / f"encoder-{spec.digests()[0][:32]}.json"
 
 
 def unseal(folder: Path) -> None:

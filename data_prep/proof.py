@@ -1,21 +1,25 @@
 """The proof that an engine gives the ids that `tokenizers` gives: before it is used, and again in every slice.
 
-A fixed hard set decides whether it is used at all. Then the ids of every text must spell the text's bytes, and of each
-slice the two engines are compared where any two kinds of characters meet for the first time, so that a kind of text
-which one document in ten thousand holds is compared too, and at places that grow sparser as the slice grows longer: the
-comparison has a bounded cost however large a slice is, the spelling is checked throughout.
+A fixed hard set decides whether it is used at all. Then every token of every text must have the bytes of its place: as
+many as take it to the next token, and the first and the last of them. And of each slice the two engines are compared
+where any two kinds of characters meet for the first time, so that a kind of text which one document in ten thousand
+holds is compared too, and at places that grow sparser as the slice grows longer: the comparison has a bounded cost
+however large a slice is.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cluster.errors import ConfigError, DataError
 from data_prep.engines import (
@@ -32,11 +36,13 @@ from data_prep.engines import (
 
 log = logging.getLogger(__name__)
 
-PROOF_VERSION = 2  # part of the manifest: raise it when the hard set or the sampling changes
+Pairs = npt.NDArray[np.uint16]
+
+PROOF_VERSION = 3  # part of the manifest: raise it when the hard set or the sampling changes
 FAST_FROM_BYTES = 4 * 2**20  # of the corpus; below it the proof takes longer than the encoding
 WINDOW = 64  # bytes around a meeting of kinds that are compared
 WHOLE = 1024  # bytes up to which a text is compared whole
-CHUNK = 2**15  # bytes looked at together: their pairs stay in the cache
+CHUNK = 2**15  # bytes looked at together, an even number: their pairs stay in the cache
 FIRST_STRIDE, GROWTH = 4096, 1.05  # bytes between the places that are compared whatever stands there, and their growth
 
 SENTENCES = (
@@ -143,7 +149,7 @@ class ProvedEngine:
         self.engine, self.reference = engine, reference
         sentences = encoded_texts(SENTENCES)
         self.keeps_bytes = all(
-            engine.spell(ids) == text for text, ids in zip(sentences, engine.encode_plain(sentences), strict=True)
+            engine.spells(ids, text) for text, ids in zip(sentences, engine.encode_plain(sentences), strict=True)
         )
         self.begin()
 
@@ -177,18 +183,19 @@ class ProvedEngine:
         compare_marked([encoded[index] for index in chosen], self.reference.encode_marked(sample), sample)
         return encoded
 
-    def spell(self, ids: Ids) -> bytes:
-        return self.engine.spell(ids)
+    def spells(self, ids: Ids, text: bytes) -> bool:
+        return self.engine.spells(ids, text)
 
     def check_spelling(self, encoded: Ragged, texts: Sequence[bytes], joined: bytes) -> None:
         """Raise EngineMismatchError unless the ids spell the texts, where the tokenizer keeps every byte."""
         if len(encoded) != len(texts):
             raise EngineMismatchError(f"it gave the ids of {len(encoded)} texts for {len(texts)}")
-        if not self.keeps_bytes or self.engine.spell(encoded.ids) == joined:
+        if not self.keeps_bytes or self.engine.spells(encoded.ids, joined):
             return
         for index, text in enumerate(texts):
-            if self.engine.spell(encoded[index]) != text:
+            if not self.engine.spells(encoded[index], text):
                 raise EngineMismatchError(f"its ids do not spell {shortened(text)}")
+        raise EngineMismatchError("its ids end texts elsewhere than the texts end")
 
     def sample(self, texts: Sequence[bytes], joined: bytes) -> Iterator[tuple[int, list[int]]]:
         """Yield the texts to compare and where: near each new meeting of kinds, and now and then."""
@@ -206,23 +213,21 @@ class ProvedEngine:
             yield index, [max(0, at - begin - WINDOW // 2) for at in places[owners == index].tolist()]
 
     def new_meetings(self, raw: bytes) -> list[int]:
-        """Return where two kinds of characters meet for the first time in this slice.
-
-        Small letters and spaces are most of a text: their own meetings are searched for, all others looked up.
-        """
-        named = raw.translate(KIND_OF)
-        places = [at for pair in COMMON if self.unmet[pair] and (at := named.find(pair.to_bytes(2))) >= 0]
-        self.unmet[[int.from_bytes(named[at : at + 2]) for at in places]] = False
-        for begin in range(0, len(named) - 1, CHUNK):
-            kinds = np.frombuffer(named[begin : begin + CHUNK + 1], dtype=np.uint8)
-            rare = kinds > 1
-            first = np.flatnonzero(rare[1:] | rare[:-1])
-            pairs = kinds.take(first).astype(np.uint16) << 8 | kinds.take(first + 1)
-            for at in np.flatnonzero(self.unmet.take(pairs)).tolist():
-                if self.unmet[pairs[at]]:
-                    self.unmet[pairs[at]] = False
-                    places.append(begin + int(first[at]))
+        """Return where two kinds of characters meet for the first time in this slice."""
+        places = []
+        for begin in range(0, len(raw) - 1, CHUNK):
+            for at in range(begin, min(begin + 2, len(raw) - 1)):  # every pair of bytes: those from even, then from odd
+                pairs = np.frombuffer(raw, np.uint16, min(CHUNK, len(raw) - at) // 2, at)
+                if self.unmet.take(pairs).any():
+                    places += [at + 2 * number for number in self.met(pairs)]
         return places
+
+    def met(self, pairs: Pairs) -> Iterator[int]:
+        """Yield which of these pairs of bytes are the first of their kinds; from now on these kinds have met."""
+        for number in np.flatnonzero(self.unmet.take(pairs)).tolist():
+            if self.unmet[pairs[number]]:
+                self.unmet[alike(int(pairs[number]))] = False
+                yield number
 
 
 def apart(begins: list[int]) -> list[int]:
@@ -234,20 +239,25 @@ def apart(begins: list[int]) -> list[int]:
     return result
 
 
-def kinds_of_bytes() -> bytes:
+def kinds_of_bytes() -> npt.NDArray[np.uint8]:
     """Return the kind of each byte: letters by case, digits, each other ASCII byte, each first byte of UTF-8 beyond it.
 
-    A first byte tells 64 characters, or a script, apart; a following one tells a quarter of them. Kind 0 is the small
-    letters, kind 1 the space.
+    A first byte tells 64 characters, or a script, apart; a following one tells a quarter of them.
     """
     kinds = [f"a{b >= 97}" if chr(b).isalpha() else "0" if chr(b).isdigit() else chr(b) for b in range(128)]
     kinds += [f"+{b >> 4}" for b in range(128, 192)] + [f"^{b}" for b in range(192, 256)]
-    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(["aTrue", " ", *kinds]))}
-    return bytes(numbers[kind] for kind in kinds)
+    return np.unique(kinds, return_inverse=True)[1].astype(np.uint8)
 
 
-KIND_OF = kinds_of_bytes()
-COMMON = (0x0000, 0x0001, 0x0100, 0x0101)  # pairs of the kinds 0 and 1
+KINDS = kinds_of_bytes()
+
+
+@lru_cache(maxsize=2**16)
+def alike(pair: int) -> Pairs:
+    """Return the pairs of bytes, each as the number that it is in memory, whose kinds are those of `pair`."""
+    firsts, seconds = (np.flatnonzero(KINDS[byte] == KINDS) for byte in pair.to_bytes(2, sys.byteorder))
+    both = np.stack(np.meshgrid(firsts, seconds), axis=-1).astype(np.uint8)
+    return both.reshape(-1, 2).view(np.uint16).ravel()
 
 
 def encoded_texts(texts: Sequence[str]) -> list[bytes]:

@@ -128,8 +128,8 @@ def text_key(text: bytes) -> bytes:
 
 
 def hashed(shape: str, parts: Sequence[bytes]) -> bytes:
-    digest = hashlib.blake2b(shape.encode(), digest_size=16)
+    digest = hashlib.sha256(shape.encode())  # in the processor's own instructions twice as fast as BLAKE2
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
-    return digest.digest()
+    return digest.digest()[:16]

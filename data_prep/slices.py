@@ -34,7 +34,7 @@ from data_prep.reading import ReadPart, read_usable
 from data_prep.rejects import Sample, drawn
 from data_prep.sources import Corpus, Slice
 
-SLICE_VERSION = 3  # part of every slice's digest: raise it when reading, encoding or this format changes
+SLICE_VERSION = 4  # part of every slice's digest: raise it when reading, encoding or this format changes
 
 Mask = npt.NDArray[np.uint8]
 
@@ -70,10 +70,7 @@ class EncodedSlice:
 
 def slice_digests(slices: Sequence[Slice], corpus: Corpus, spec: EncoderSpec, cleaning: CleaningConfig) -> list[str]:
     """Return for each slice the digest of everything that its encoded documents follow from."""
-    settings = asdict(spec)
-    of_any = digest_of(settings)
-    settings.pop("chat_template")  # running text does not change with it
-    of_text = digest_of(settings)
+    of_any, of_text = spec.digests()
     steps = cleaning.model_dump(mode="json", exclude={"duplicates", "near_duplicates", "near_threshold"})
     signed = SIGNATURE_VERSION if cleaning.near_duplicates != "off" else None
 

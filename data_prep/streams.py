@@ -67,7 +67,7 @@ def raise_if_disk(error: Exception) -> None:
 def open_stream(path: Path, compression: str | None) -> BinaryIO:
     """Open a file for reading what it holds. Reading raises ObjectionError if its compression is damaged or a bomb."""
     if compression is None:
-        return path.open("rb")
+        return path.open("rb", buffering=CHUNK_BYTES)
     openers: dict[str, Callable[[Path], Any]] = {
         "gzip": gzip.open,
         "bz2": bz2.open,

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
 from data_prep import engines, proof
@@ -48,8 +51,8 @@ class Planted:
     def encode_marked(self, texts):
         return self.right.encode_marked(texts)
 
-    def spell(self, ids):
-        return self.right.spell(ids)
+    def spells(self, ids, text):
+        return self.right.spells(ids, text)
 
 
 def test_gigatoken_gives_the_ids_and_spans_of_tokenizers(rules, test_data):
@@ -80,8 +83,7 @@ def test_the_same_ids_spelled_with_other_tokens_are_caught(rules):
         """Spells what holds the trap character by character: every byte is right, the ids are not."""
 
         def wrong(self, ids):
-            singles = self.right.encode_plain([bytes([b]) for b in self.right.spell(ids) if b < 128])
-            return singles.ids
+            return self.right.encode_plain([bytes([byte]) for byte in self.right.plain.decode(ids)]).ids
 
     texts = [words(20, seed) for seed in range(50)] * 200
     texts[7_123] += " and so ~ it ends"
@@ -97,6 +99,48 @@ def test_a_fault_deep_in_a_long_document_is_caught(rules):
 
     with pytest.raises(EngineMismatchError):
         ProvedEngine(Planted(rules, "Ж", "swapped"), HuggingFaceEngine(rules)).encode_plain(encoded_texts(texts))
+
+
+@pytest.mark.parametrize("fault", ["swapped", "lost", "doubled"])
+def test_ids_that_do_not_spell_a_text_are_told_wherever_they_are(rules, fault, monkeypatch):
+    monkeypatch.setattr(engines, "CHUNK", 7)
+    engine = GigatokenEngine(rules)
+    raw = " café — 12 naïve 漢字 and so it ends".encode()
+    (ids,) = engine.encode_plain([raw])
+
+    assert engine.spells(ids, raw) and engine.spells(ids[:0], b"")
+    assert not engine.spells(ids, raw + b" ") and not engine.spells(ids, raw[:-1]) and not engine.spells(ids[:0], b"a")
+    assert not engine.spells(np.append(ids, 10**6), raw)
+    for at in range(len(ids) - 1):
+        if ids[at] != ids[at + 1]:
+            wrong = Planted(rules, "", fault).wrong(ids[at:])
+            assert not engine.spells(np.concatenate([ids[:at], wrong]), raw)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.binary(max_size=40), max_size=6), st.sampled_from([2, 4, 8, 64]))
+def test_each_first_meeting_of_kinds_is_found_once(raws, chunk):
+    engine = ProvedEngine(*[Silent()] * 2)
+    met = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "CHUNK", chunk)
+        for raw in raws:
+            pairs = [(proof.KINDS[one], proof.KINDS[other]) for one, other in itertools.pairwise(raw)]
+            found = engine.new_meetings(raw)
+
+            assert {pairs[at] for at in found} == set(pairs) - met
+            assert len(found) == len(set(pairs) - met)
+            met |= set(pairs)
+
+
+class Silent:
+    """An engine for texts that nobody encodes."""
+
+    def encode_plain(self, texts):
+        return engines.ragged([np.empty(0, np.uint32)] * len(texts))
+
+    def spells(self, ids, text):
+        return False
 
 
 def test_an_engine_that_fails_the_hard_set_is_not_used(rules, monkeypatch, caplog):
