@@ -7,7 +7,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
@@ -53,6 +53,21 @@ def join_world(world: World) -> None:
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False
     )
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Leave alone what is marked to be compiled.
+
+    DeepSpeed imports its Muon optimizer, which no run here uses, when it starts, and that is marked: torch's whole
+    compiler would be loaded, for a third of the time until the first step.
+    """
+    compiling = torch.compile
+    torch.compile = lambda function: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiling
 
 
 def leave_world() -> None:
@@ -137,7 +152,10 @@ class Engine:
             eps=train.adam_epsilon,
             fused=True,
         )
-        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+        with without_compiler():
+            self.deepspeed, self.optimizer, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=ds_config
+            )
         give_back_memory()
         self.deepspeed.train()
         self.device = torch.device(get_accelerator().current_device_name())
