@@ -73,11 +73,11 @@ class Bench:
         import torch
         from transformers import LlamaConfig
 
+        from benchmarks.plans import plan_of
         from training.checkpoint import Checkpoints
         from training.config import TrainConfig
         from training.ds_config import deepspeed_config, read_template
         from training.engine import Engine, join_world
-        from training.plan import Plan
         from training.saving import SavePolicy
 
         world = read_world()
@@ -86,23 +86,7 @@ class Bench:
         join_world(world)
         self.folder, self.world = folder, world
         train = TrainConfig(steps=1000, global_batch_rows=world.size, learning_rate=1e-5)
-        plan = Plan(
-            world_size=world.size,
-            micro_batch_rows=1,
-            accumulation_steps=1,
-            global_batch_rows=world.size,
-            row_tokens=ROW_TOKENS,
-            rows=1000,
-            trained_tokens=1,
-            total_steps=1000,
-            warmup_steps=0,
-            parameters=0,
-            trained_parameters=0,
-            checkpoint_bytes=0,
-            seed=0,
-            data_digest="",
-            config=train,
-        )
+        plan = plan_of(train, world.size, ROW_TOKENS, steps=1000)
         config = LlamaConfig(**LLAMA)
         self.engine = Engine(config, train, plan, deepspeed_config(read_template(None), train, plan), world)
         generator = torch.Generator().manual_seed(world.rank)

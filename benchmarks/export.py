@@ -2,8 +2,8 @@
 
 The checkpoint is plain DeepSpeed's; ours is made of it by `shardline checkpoint convert`'s function, so both export the
 same state, and must write the same bits. Each export is a process of its own, in turns, imports included; `imports` of
-both are measured beside them. Memory is above that after the imports. `checksums` is the part of ours that reads the
-whole checkpoint, moments too, and compares the sha256 of its files; zero_to_fp32 checks nothing.
+both are measured beside them. Memory is above that after the imports. `checksums` is the part of ours that reads all
+master weights and compares the sha256 of their files; zero_to_fp32 checks nothing.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def checksums(size: str, folder: str, output: str) -> None:
     from training.checkpoint_files import newest_checkpoint
 
     if size != "imports":
-        export.verify_checkpoint(newest_checkpoint(Path(folder, "ours")))
+        export.verify_checkpoint(newest_checkpoint(Path(folder, "ours")), kind="master")
 
 
 def zero_to_fp32(size: str, folder: str, output: str) -> None:

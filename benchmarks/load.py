@@ -149,31 +149,15 @@ def load(folder: Path, template: str, world: Any) -> Any:
     """Return an engine that holds a folder's weights."""
     from transformers import AutoConfig
 
+    from benchmarks.plans import plan_of
     from training.config import TrainConfig
     from training.ds_config import DEFAULT_TEMPLATE, deepspeed_config, read_template
     from training.engine import Engine
     from training.model import ModelOrigin
-    from training.plan import Plan
 
     train = TrainConfig(global_batch_rows=world.size)
     origin = ModelOrigin(config=AutoConfig.from_pretrained(folder), tokenizer=None, folder=folder)
-    plan = Plan(
-        world_size=world.size,
-        micro_batch_rows=1,
-        accumulation_steps=1,
-        global_batch_rows=world.size,
-        row_tokens=ROW_TOKENS,
-        rows=world.size,
-        trained_tokens=1,
-        total_steps=1,
-        warmup_steps=0,
-        parameters=0,
-        trained_parameters=0,
-        checkpoint_bytes=0,
-        seed=0,
-        data_digest="",
-        config=train,
-    )
+    plan = plan_of(train, world.size, ROW_TOKENS, steps=1)
     chosen = read_template(DEFAULT_TEMPLATE.parent / f"{template}.json")
     zero = chosen["zero_optimization"]
     zero |= {key: SMALL_BUCKETS for key in zero if key.endswith("bucket_size")}
