@@ -30,25 +30,33 @@ def die_with_parent() -> None:
 
 
 def run_ranks(command: Sequence[str], size: int) -> int:
-    """Run `command` as `size` ranks; return the exit code that says most about what happened."""
+    """Run `command` as `size` ranks; return the exit code that says most about what happened.
+
+    A signal that asks to stop reaches all ranks. While they are still being started it ends them: they cannot agree on
+    a step to stop at, and have done nothing that would be lost.
+    """
     port = free_port()
-    ranks = [start_rank(command, rank, size, port) for rank in range(size)]
+    ranks: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
 
     old = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
-        codes = wait_for(ranks)
+        while len(ranks) < size and not asked:
+            ranks.append(start_rank(command, len(ranks), size, port))
+        codes = wait_for(ranks) if len(ranks) == size else [EXIT_STOPPED]
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
         for number, handler in old.items():
             signal.signal(number, handler)
-    return combined(codes)
+    return combined([EXIT_STOPPED if -code in asked else code for code in codes])  # a rank that did not listen yet
 
 
 def start_rank(command: Sequence[str], rank: int, size: int, port: int) -> subprocess.Popen[bytes]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local_ranks import combined, run_ranks
+from cluster.local_ranks import combined, run_ranks, start_rank
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +56,27 @@ def test_a_signal_to_the_launcher_reaches_every_rank(tmp_path: Path, number: sig
     while len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.02)
     process.send_signal(number)
+    assert process.wait(30) == 75
+
+
+def test_a_signal_while_ranks_are_started_ends_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def start_one(*arguments: object) -> subprocess.Popen[bytes]:
+        started.append(start_rank(*arguments))  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return started[-1]
+
+    monkeypatch.setattr("cluster.local_ranks.start_rank", start_one)
+    assert ranks("signal.pause()", 3) == 75
+    assert len(started) == 1 and started[0].returncode is not None
+
+
+def test_a_rank_that_a_signal_ends_before_it_listens_was_asked_to_stop(tmp_path: Path) -> None:
+    process = launcher_of(f"import os, time; open('{tmp_path}/' + os.environ['RANK'], 'w').close(); time.sleep(600)")
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75
 
 
