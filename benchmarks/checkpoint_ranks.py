@@ -10,11 +10,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.environment import enter_world, read_world
+
+if TYPE_CHECKING:
+    from training.checkpoint_files import Commit
 
 LLAMA = {  # 209 million parameters
     "hidden_size": 1024,
@@ -58,11 +61,14 @@ def read_raw(path: Path) -> None:
             pass
 
 
-def write_raw(path: Path, memory: memoryview) -> None:
-    """Write memory one chunk after the other, and make it durable: the floor."""
+def write_raw(path: Path, memory: memoryview, *, hinted: bool = False) -> None:
+    """Write memory one chunk after the other, and make it durable; `hinted`, with our word to the disk to begin."""
     with path.open("wb", buffering=0) as stream:
         for start in range(0, len(memory), 8 << 20):
-            stream.write(memory[start : start + (8 << 20)])
+            chunk = memory[start : start + (8 << 20)]
+            stream.write(chunk)
+            if hinted:
+                os.posix_fadvise(stream.fileno(), start, len(chunk), os.POSIX_FADV_DONTNEED)
         os.fsync(stream.fileno())
 
 
@@ -139,10 +145,18 @@ class Bench:
         self.checkpoints.restore(self.engine)
 
     def load(self) -> None:
+        self.checkpoints.load(self.engine, *self.newest())
+
+    def check(self) -> None:
+        folder, commit = self.newest()
+        if self.checkpoints.check(folder, commit, self.engine):
+            raise SystemExit(f"{folder} is damaged")
+
+    def newest(self) -> tuple[Path, Commit]:
         from training.checkpoint_files import newest_checkpoint, read_commit
 
         folder = newest_checkpoint(self.folder / "ours")
-        self.checkpoints.load(self.engine, folder, read_commit(folder))
+        return folder, read_commit(folder)
 
 
 def memcpy(bench: Bench) -> Callable[[], None]:
@@ -198,22 +212,26 @@ def bandwidth(bench: Bench, rounds: int) -> dict[str, list[float]]:
     def keep(name: str, work: Callable[[], object]) -> None:
         taken.setdefault(name, []).append(timed(work))
 
+    def cold(name: str, work: Callable[[], object], files: Iterable[Path]) -> None:
+        forget(list(files))
+        keep(name, work)
+
+    def save() -> None:
+        bench.begin()
+        bench.checkpoints.saver.conclude()
+
     for _ in range(rounds):
         raw.unlink(missing_ok=True)
         keep("write_raw", lambda: write_raw(raw, memory))
-
-        def ours() -> None:
-            bench.begin()
-            bench.checkpoints.saver.conclude()
-
-        keep("write_ours", ours)
-        folder = newest_checkpoint(bench.folder / "ours")
-        forget([raw, *folder.iterdir()])
-        keep("read_raw", lambda: read_raw(raw))
-        keep("restore_ours", bench.restore)
-        keep("load_ours_cached", bench.load)
-        forget(list((bench.folder / "deepspeed" / "one").iterdir()))
-        keep("load_deepspeed", bench.deepspeed_load)
+        keep("write_ours", save)
+        raw.unlink()
+        keep("write_raw_hinted", lambda: write_raw(raw, memory, hinted=True))
+        ours = list(newest_checkpoint(bench.folder / "ours").iterdir())
+        cold("read_raw", lambda: read_raw(raw), [raw])
+        cold("check_ours", bench.check, ours)
+        cold("load_ours", bench.load, ours)
+        cold("restore_ours", bench.restore, ours)
+        cold("load_deepspeed", bench.deepspeed_load, (bench.folder / "deepspeed" / "one").iterdir())
     return taken
 
 

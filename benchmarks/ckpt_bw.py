@@ -16,7 +16,8 @@ def main() -> None:
         print(json.dumps({"case": "ckpt_bw", "what": name, "s": round(seconds, 3), "mb_per_s": round(size / seconds)}))
     ratios = {
         "write_by_raw": middle["write_raw"] / middle["write_ours"],
-        "restore_by_raw": middle["read_raw"] / middle["restore_ours"],
-        "load_by_deepspeed": middle["load_ours_cached"] / middle["load_deepspeed"],
+        "write_by_raw_hinted": middle["write_raw_hinted"] / middle["write_ours"],
+        **{f"{what}_by_raw": middle["read_raw"] / middle[f"{what}_ours"] for what in ("check", "load", "restore")},
+        "restore_by_deepspeed": middle["restore_ours"] / middle["load_deepspeed"],
     }
     print(json.dumps({"case": "ckpt_bw", **{name: round(value, 2) for name, value in ratios.items()}}))

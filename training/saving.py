@@ -8,6 +8,7 @@ saves come, saves come later, and steps do not.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,7 @@ from cluster.errors import CheckpointError
 from cluster.files import PARTIAL, fsync_path
 from training import checkpoint_files
 from training.checkpoint_files import Commit
+from training.parts import KINDS
 from training.progress import Progress
 from training.rank_files import ITEM_BYTES, FileFacts, rank_file_name, write_rank_file
 from training.staging import KindState, Staging, streamed
@@ -150,7 +152,7 @@ class Saver:
         partial = final.with_name(final.name + PARTIAL)
         facts: dict[str, FileFacts] = {}
         path = partial
-        problem = self.room_problem(state, commit.world_size) if rank == 0 else None
+        problem = self.room_problem(commit) if rank == 0 else None
         try:
             if not gathered([problem] if problem else [], self.group):
                 partial.mkdir(parents=True, exist_ok=True)
@@ -176,10 +178,10 @@ class Saver:
         told: list[str] = verdict[0]
         return told
 
-    def room_problem(self, state: list[KindState], world_size: int) -> str | None:
+    def room_problem(self, commit: Commit) -> str | None:
         """Return what is wrong if the disk has no room for a checkpoint. On the first rank."""
-        mine = sum(stretch.numel for part in state for stretch in part.stretches) * ITEM_BYTES
-        needed = world_size * mine + SPARE_BYTES
+        elements = sum(math.prod(shape) for shape in commit.shapes.values())
+        needed = len(KINDS) * elements * ITEM_BYTES + SPARE_BYTES
         try:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True)
