@@ -1,6 +1,7 @@
 """Seconds from a command to the first step: of a new run, and of one that was killed with SIGKILL, in turns.
 
-Ours, transformers' Trainer with DeepSpeed, and the floor: what both import, in as many processes.
+Ours, transformers' Trainer with DeepSpeed, and the floor: the imports alone of torch, DeepSpeed and the model's class, in
+as many processes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from cluster.journal import read_lines
 
 RANKS, ROUNDS, ROW_TOKENS = 2, 3, 64
 MODEL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}  # 26 million
-IMPORTS = "import torch, deepspeed, transformers; from transformers import AutoModelForCausalLM, PretrainedConfig"
+IMPORTS = "import torch, deepspeed; from transformers import LlamaForCausalLM"
 
 
 def until(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> float:
