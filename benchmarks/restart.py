@@ -1,7 +1,7 @@
 """Seconds from a command to the first step: of a new run, and of one that was killed with SIGKILL, in turns.
 
-Ours, transformers' Trainer with DeepSpeed, and the floor: the imports alone of torch, DeepSpeed and the model's class, in
-as many processes.
+Ours, transformers' Trainer with DeepSpeed, and the floor: the imports alone of torch, DeepSpeed and the model's class,
+in as many processes.
 """
 
 from __future__ import annotations
