@@ -51,14 +51,16 @@ def uneven_row(generator: np.random.Generator, vocab_size: int, position: int) -
 
 
 def write_data(folder: Path, tokenizer: Any, splits: dict[str, Sequence[Row]]) -> Path:
-    """Write prepared data: one shard a split."""
+    """Write prepared data: one shard a split, each row a block of its own."""
     schema = row_schema(ROW_TOKENS, len(tokenizer))
     shards = {}
     for split in SPLITS:
         relative = f"{split}/data-00000-of-00001.arrow"
         rows = splits.get(split, [])
         shards[split] = (
-            [write_shard(folder / relative, relative, [Rows.of(rows, len(tokenizer))], schema)] if rows else []
+            [write_shard(folder / relative, relative, [Rows.of([row], len(tokenizer)) for row in rows], schema)]
+            if rows
+            else []
         )
         write_split_files(folder / split, shards[split], schema, split)
     tokenizer.save_pretrained(folder / "tokenizer")
