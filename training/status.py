@@ -42,6 +42,11 @@ class Segment:
         """Its end, or the earliest moment at which it was still alive."""
         return datetime.fromisoformat(self.end["time"]) if self.end else self.started + timedelta(seconds=self.kept_s)
 
+    @property
+    def seconds(self) -> float:
+        """How long it lasted, and at least as long as its steps that are kept took."""
+        return max(self.kept_s, (self.last_sign - self.started).total_seconds())
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
@@ -80,11 +85,12 @@ class RunState:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds from the first start to the last sign of life, queues and lost work included."""
-        if not self.segments:
-            return 0.0
-        last = max(segment.last_sign for segment in self.segments)
-        return max(self.kept_s, (last - self.segments[0].started).total_seconds())
+        """Seconds from the first start to the last sign of life, queues and lost work included.
+
+        Added up piece by piece: where the clock was set back, or another host's is behind, a piece counts as nothing.
+        """
+        waits = [(after.started - before.last_sign).total_seconds() for before, after in pairwise(self.segments)]
+        return sum(segment.seconds for segment in self.segments) + sum(max(0.0, wait) for wait in waits)
 
 
 def read_state(paths: RunPaths) -> RunState:
@@ -169,13 +175,16 @@ def status_text(paths: RunPaths, now: datetime | None = None) -> str:
 
 
 def seconds_since_written(paths: RunPaths, state: RunState, now: datetime) -> float | None:
-    """Return how long an unfinished segment has been quiet; None if nothing should be running."""
+    """Return how long an unfinished segment has been quiet; None if nothing should be running.
+
+    What was written at a time to come, before the clock was set back, is as far from now as that time is.
+    """
     if not state.segments or state.segments[-1].end:
         return None
-    written = state.segments[-1].started.timestamp()
+    written = [state.segments[-1].started.timestamp()]
     if paths.metrics.is_file():
-        written = max(written, paths.metrics.stat().st_mtime)
-    return max(0.0, now.timestamp() - written)
+        written.append(paths.metrics.stat().st_mtime)
+    return min(abs(now.timestamp() - moment) for moment in written)
 
 
 def is_alive(state: RunState, quiet_s: float | None) -> bool:

@@ -153,7 +153,11 @@ class Run:
 
     def start(self, *arguments: str, ranks: int = 2) -> subprocess.Popen[str]:
         """Start training as a process of its own, its words kept beside the run."""
-        return self.launch([sys.executable, "-m", "launch", "train", str(self.yaml), "--ranks", str(ranks), *arguments])
+        return self.launch([*self.command(ranks), *arguments])
+
+    def command(self, ranks: int = 2) -> list[str]:
+        """Return the command that trains on so many ranks."""
+        return [sys.executable, "-m", "launch", "train", str(self.yaml), "--ranks", str(ranks)]
 
     def start_with(self, fault: str, first: int, last: int) -> subprocess.Popen[str]:
         """Start two ranks, to the second of which something happens in steps first..last (from 0): see faulty.py."""

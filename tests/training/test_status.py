@@ -138,6 +138,20 @@ def test_steps_taken_again_count_for_the_segment_that_kept_them(paths: RunPaths)
     assert state.elapsed_s == 53.0 and state.kept_s == 18.0
 
 
+def test_a_clock_that_was_set_back_between_two_starts_makes_no_time_negative(paths: RunPaths) -> None:
+    write_run(paths, [start(86_400, 0), end(86_410, 10, "STOP exists", 75), start(0, 10)], steps=18)
+    state = read_state(paths)
+    assert state.elapsed_s == 18.0 and state.kept_s == 18.0
+    assert facts(paths, at=20)["state"] == "running or killed: the last step was written 2.0 s ago"
+    os.utime(paths.metrics, (BEGIN.timestamp() + 86_410,) * 2)  # no step yet since then
+    assert facts(paths, at=20)["state"] == "running or killed: the last step was written 20 s ago"
+
+
+def test_a_run_that_was_killed_before_the_clock_was_set_back_is_not_taken_for_running(paths: RunPaths) -> None:
+    write_run(paths, [start(0, 0)], steps=8)
+    assert facts(paths, at=-86_400)["next"].startswith(f"shardline train {paths.root}")
+
+
 def test_command_quotes_a_folder_with_spaces(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path / "my run")
     paths.root.mkdir()
