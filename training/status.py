@@ -56,6 +56,7 @@ class RunState:
     lines: list[dict[str, Any]]
     segments: list[Segment]
     validation: dict[int, float]
+    events: list[dict[str, Any]]
 
     @property
     def step(self) -> int:
@@ -65,6 +66,22 @@ class RunState:
     def skipped(self) -> int:
         """How many steps changed no weight: a guard refused them, or a rollback left them out."""
         return sum("skipped" in line for line in self.lines)
+
+    @property
+    def failed_starts(self) -> list[dict[str, Any]]:
+        """The starts that were refused, or failed before their first step."""
+        return [event for event in self.events if event["event"] == "no-start"]
+
+    @property
+    def failed_start(self) -> dict[str, Any] | None:
+        """The newest start, if it was refused or failed before its first step."""
+        newest = next((event for event in reversed(self.events) if event["event"] in ("start", "no-start")), None)
+        return newest if newest and newest["event"] == "no-start" else None
+
+    @property
+    def launched_again(self) -> str | None:
+        """When the newest launch was, if no word of it has come yet."""
+        return str(self.events[-1]["time"]) if self.events and self.events[-1]["event"] == "launch" else None
 
     @property
     def is_finished(self) -> bool:
@@ -101,6 +118,7 @@ def read_state(paths: RunPaths) -> RunState:
         total_steps=plan["total_steps"] if plan else None,
         lines=lines,
         segments=paired_segments(events, lines),
+        events=events,
         validation={event["step"]: event["loss"] for event in events if event["event"] == "validation"},
     )
 
@@ -164,7 +182,7 @@ def status_text(paths: RunPaths, now: datetime | None = None) -> str:
         "state": ending_text(state, quiet_s),
         "validation": validation_text(state.validation),
         "skipped": f"{state.skipped} steps changed no weight" if state.skipped else "",
-        "starts": f"{len(state.segments)}, restarts: {state.restarts}" if state.segments else "",
+        "starts": starts_text(state),
         "checkpoints": checkpoints_text(paths.checkpoints),
         "export": str(paths.export) if paths.export.is_dir() else "none yet",
         "evaluation": evaluation_text(read_record(paths.evaluation)),
@@ -179,7 +197,7 @@ def seconds_since_written(paths: RunPaths, state: RunState, now: datetime) -> fl
 
     What was written at a time to come, before the clock was set back, is as far from now as that time is.
     """
-    if not state.segments or state.segments[-1].end:
+    if not state.segments or state.segments[-1].end or state.failed_start:
         return None
     written = [state.segments[-1].started.timestamp()]
     if paths.metrics.is_file():
@@ -206,7 +224,18 @@ def time_left(state: RunState) -> str:
     return f"{duration(seconds)} at {state.step_s:.3g} s a step"
 
 
+def starts_text(state: RunState) -> str:
+    if not state.segments and not state.failed_starts:
+        return ""
+    failed = f"; and {len(state.failed_starts)} that came to no step" if state.failed_starts else ""
+    return f"{len(state.segments)}, restarts: {state.restarts}{failed}"
+
+
 def ending_text(state: RunState, quiet_s: float | None) -> str:
+    if failed := state.failed_start:
+        again = f"; launched again at {state.launched_again}, no word yet" if state.launched_again else ""
+        code = failed["exit_code"]
+        return f"the last start came to no step: {failed['reason']} (exit code {code}) at {failed['time']}{again}"
     if not state.segments:
         return "never trained"
     end = state.segments[-1].end
