@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cluster.environment import World, host_name, process_age_s
+from cluster.errors import EXIT_MEND
 from cluster.files import write_text
 from cluster.heartbeat import Heartbeat
 from cluster.paths import RunPaths
@@ -87,6 +88,10 @@ class Journal:
         """Note that a phase of this start has ended."""
         self.phases[name] = round(process_age_s() - sum(self.phases.values()), 3)
 
+    @property
+    def has_begun(self) -> bool:
+        return self.total_steps > 0
+
     def begin(self, first_step: int, total_steps: int) -> None:
         """Open the metrics after `first_step` steps: lines of steps that will be taken again are removed."""
         self.total_steps = total_steps
@@ -157,14 +162,29 @@ class Journal:
         if self.stream is not None:
             write_event(self.paths, name, **facts)
 
-    def end(self, reason: str, exit_code: int) -> None:
-        """Write why this segment ended, or did not begin, and close."""
+    def end_by_another_rank(self) -> str | None:
+        """Return why another rank has ended this segment, if a person must mend something for that."""
+        if not self.has_begun:
+            return None
+        for event in reversed(read_lines(self.paths.segments)):
+            if event["event"] in ("launch", "start"):
+                break
+            if event["event"] == "end" and event["exit_code"] == EXIT_MEND:
+                return str(event["reason"])
+        return None
+
+    def end(self, reason: str, exit_code: int, *, is_own: bool = False) -> None:
+        """Write why this segment ended, or did not begin, and close.
+
+        The first rank does it for all, unless another one has: a rank that alone can say what is wrong (`is_own`), as
+        it alone read it, writes that before the others fail without it.
+        """
         self.heartbeat.stop()
-        if not self.world.is_first:
-            return
-        seconds = round(time.monotonic() - self.started, 3)
-        name = "end" if self.stream is not None else "no-start"
-        write_event(self.paths, name, step=self.last_step, reason=reason, exit_code=exit_code, seconds=seconds)
+        writes = self.world.is_first or (is_own and self.has_begun)
+        if writes and self.end_by_another_rank() is None:
+            seconds = round(time.monotonic() - self.started, 3)
+            name = "end" if self.has_begun else "no-start"
+            write_event(self.paths, name, step=self.last_step, reason=reason, exit_code=exit_code, seconds=seconds)
         if self.stream is not None:
             self.stream.close()
             self.stream = None

@@ -25,7 +25,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,10 @@ class Manifest:
     def trained_tokens(self, split: str) -> int:
         return sum(shard.trained_tokens for shard in self.splits[split])
 
+    def trained_from(self) -> list[ShardInfo]:
+        """Return the shards that training reads: those of the rows, and of the held-out rows."""
+        return [*self.splits["train"], *self.splits["validation"]]
+
     @property
     def content_digest(self) -> str:
         """The digest of the rows alone: the same for a corpus that was moved and prepared again."""
@@ -141,6 +146,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check a data folder's manifest. Raises DataError if it is absent, damaged or of another version."""
     path = folder / MANIFEST
+    require_no_pipe(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -195,8 +201,7 @@ class ShardReader:
         self.folder, self.verify = folder, verify
         self.row_tokens = manifest.row_tokens
         self.shards = manifest.splits[split]
-        for shard in self.shards:
-            check_size(folder, shard.path, shard.bytes)
+        check_shards(folder, self.shards)
         self.files: dict[int, ShardFile] = {}
         self.first_rows = [0, *itertools.accumulate(shard.rows for shard in self.shards)]
 
@@ -246,9 +251,28 @@ class ShardReader:
         ]
 
 
+def check_shards(folder: Path, shards: Iterable[ShardInfo]) -> None:
+    """Raise DataError if a shard is missing, is no file or has another size; no shard is opened."""
+    for shard in shards:
+        check_size(folder, shard.path, shard.bytes)
+
+
+def require_no_pipe(path: Path) -> None:
+    """Raise DataError if a path leads to what is neither a file nor absent: opening a pipe would wait for a writer."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is a {kind_of(path)}, not a file; {AGAIN}")
+
+
+def kind_of(path: Path) -> str:
+    """Return what a path that is no file leads to, in a word."""
+    kinds = {stat.S_IFIFO: "named pipe", stat.S_IFDIR: "folder", stat.S_IFSOCK: "socket"}
+    return kinds.get(stat.S_IFMT(path.stat().st_mode), "device")
+
+
 def check_size(folder: Path, relative: str, size: int) -> None:
-    """Raise DataError if a file that the manifest lists is missing or has another size."""
+    """Raise DataError if a file that the manifest lists is missing, is no file or has another size."""
     path = folder / relative
+    require_no_pipe(path)
     if not path.is_file():
         raise DataError(f"{path}: missing, though the manifest lists it; run `shardline prepare RUN.yaml` again")
     if (found := path.stat().st_size) != size:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster.environment import cpu_count, gpu_count
 from cluster.errors import ConfigError
-from data_prep.shards import MANIFEST, Manifest, read_manifest
+from data_prep.shards import MANIFEST, Manifest, check_shards, read_manifest
 from launch.config import RunConfig
 from training.ds_config import read_template
 from training.plan import Plan, make_plan
@@ -25,6 +25,7 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
         return
     manifest = read_manifest(run.shards)
     check_fits(run, manifest)
+    check_shards(run.shards, manifest.trained_from())
     for split, shards in manifest.splits.items():
         yield f"data           {split}: {manifest.rows(split):,} rows in {len(shards)} shards"
     from training.model import find_model  # imports torch

@@ -19,7 +19,7 @@ from cluster.journal import world_size_at
 from cluster.local_ranks import run_ranks
 from cluster.schema import dump_yaml, load_config
 from cluster.stop import StopFlag
-from data_prep.shards import MANIFEST, read_manifest
+from data_prep.shards import MANIFEST, check_shards, read_manifest
 from launch.check import check_fits
 from launch.config import RunConfig
 
@@ -100,9 +100,11 @@ def train(options: argparse.Namespace) -> int:
         note_launch(run.paths)
         say(str(run.paths.stop_request))
         return EXIT_DONE
-    check_fits(run, read_manifest(run.shards))
+    manifest = read_manifest(run.shards)
+    check_fits(run, manifest)
     world = read_world()
     if world is None:
+        check_shards(run.shards, manifest.trained_from())
         return start_ranks(run, options)
     stop = StopFlag(run.paths.stop_request, allocation_end())
     stop.install()

@@ -41,7 +41,10 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=40)
 
 
 def join_world(world: World) -> None:
-    """Start the process group: nccl on GPUs, gloo on CPUs. Collective."""
+    """Start the process group: nccl on GPUs, gloo on CPUs. Collective.
+
+    Raises ConnectionError, which is no ShardlineError, if the port is taken: the next start has another one.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"deepspeed\..*|torch\..*")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # a shared-memory collective that only inference uses; it would be compiled at the start
@@ -50,9 +53,18 @@ def join_world(world: World) -> None:
         torch.cuda.set_device(world.local_rank)
     else:
         torch.set_num_threads(1)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend="nccl" if torch.cuda.is_available() else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False
+        )
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        host, port = world.master
+        raise ConnectionError(
+            f"port {port} of {host}, where the ranks were to meet, is in use by another program; start the run again:"
+            " it then takes another port (whoever sets MASTER_PORT must choose another one)"
+        ) from None
 
 
 @contextmanager

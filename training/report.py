@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import json
-import math
-import re
 import statistics
-from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,14 +18,12 @@ from cluster.paths import RunPaths
 from cluster.schema import read_yaml
 from data_prep.shards import Manifest, read_manifest
 from training.config import TrainConfig
+from training.incidents import incidents
 from training.plan import Plan
-from training.status import RunState, command, duration, read_record, read_state, short
+from training.plots import Evaluation, plots, smoothed
+from training.status import RunState, command, duration, read_record, read_state, short, validation_text
 
-INK, MUTED, ACCENT = "#010101", "#020202", "#030303"  # become the page's variables --ink, --muted and --accent
-SMOOTHING_SHARE = 1 / 60  # of the run's steps, in the bold line of the loss
-ROUND = (1, 2, 2.5, 5, 10)  # what axes count in
-Evaluation = dict[str, Any] | None
-Axes = Any
+SHOWN_INCIDENTS = 40
 
 
 def write_report(paths: RunPaths, shards: Path, name: str) -> Path:
@@ -49,12 +43,15 @@ def write_report(paths: RunPaths, shards: Path, name: str) -> Path:
         state=state,
         figures=[*loss_figures(state, evaluation), *run_figures(state)] if state.lines else [],
         plots=plots(state, evaluation) if state.lines else {},
+        validation=validation_text(state.validation),
+        incidents=incidents(state.events),
+        shown=SHOWN_INCIDENTS,
         manifest=manifest,
         problem=problem,
         evaluation=evaluation,
         plan=plan_text(read_record(paths.plan)),
         config=paths.config.read_text(encoding="utf-8") if paths.config.is_file() else "",
-        commands={verb: command(verb, paths) for verb in ("train", "evaluate")},
+        commands={verb: command(verb, paths) for verb in ("train", "evaluate", "inspect")},
         versions=[f"{package} {version_of(package)}" for package in ("torch", "deepspeed", "transformers")],
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
     )
@@ -97,13 +94,23 @@ def loss_figures(state: RunState, evaluation: Evaluation) -> list[tuple[str, str
     """Return label, value and remark: before and after on held-out data, else what the training loss did."""
     if evaluation is None:
         first, last = state.lines[0]["loss"], smoothed([line["loss"] for line in state.lines])[-1]
-        return [("Training loss", f"{first:.3f} → {last:.3f}", "first step → running mean at the end")]
+        training = ("Training loss", f"{first:.3f} → {last:.3f}", "first step → running mean at the end")
+        return [training, *validation_figures(state.validation)]
     base, tuned = evaluation["models"]["base"], evaluation["models"]["tuned"]
     change = f"{tuned['loss'] / base['loss'] - 1:+.0%}" if base["loss"] else ""
     perplexity = f"{short(base['perplexity'])} → {short(tuned['perplexity'])}"
     return [
         ("Held-out loss", f"{base['loss']:.3f} → {tuned['loss']:.3f}", f"base → tuned model, {change}"),
         ("Perplexity", perplexity, "equally likely next tokens, in effect"),
+    ]
+
+
+def validation_figures(losses: dict[int, float]) -> list[tuple[str, str, str]]:
+    if not losses:
+        return []
+    best = min(losses, key=lambda step: losses[step])
+    return [
+        ("Validation loss", f"{losses[max(losses)]:.3f}", f"the newest; lowest: {losses[best]:.3f} at step {best:,}")
     ]
 
 
@@ -117,91 +124,6 @@ def run_figures(state: RunState) -> list[tuple[str, str, str]]:
         ("Wall time", duration(state.elapsed_s), share),
         ("Restarts", str(state.restarts), "each from the newest checkpoint" if state.restarts else "one go"),
     ]
-
-
-def smoothed(values: list[float]) -> list[float]:
-    """Return the exponential mean at each step, without the bias of its start; what is not finite is left out."""
-    keep = 1 - 1 / max(3.0, len(values) * SMOOTHING_SHARE)
-    total = weight = 0.0
-    means = []
-    for value in values:
-        if math.isfinite(value):
-            total, weight = keep * total + value, keep * weight + 1
-        means.append(total / weight if weight else math.nan)
-    return means
-
-
-def plots(state: RunState, evaluation: Evaluation) -> dict[str, Markup]:
-    """Return an SVG for each plot of the page."""
-    lines = state.lines
-    return {
-        "loss": svg("loss", lambda axes: draw_loss(axes[0], state, evaluation)),
-        "rate": svg("rate", lambda axes: draw(axes[0], lines, "learning_rate", "{x:.1e}")),
-        "norm": svg("norm", lambda axes: draw(axes[0], lines, "gradient_norm", "{x:g}")),
-        "speed": svg("speed", lambda axes: draw_speed(axes, lines), heights=(3, 1)),
-    }
-
-
-def draw(axes: Axes, lines: list[dict[str, Any]], key: str, form: str, *, bold: bool = True) -> None:
-    steps, values = [line["step"] for line in lines], [line[key] for line in lines]
-    colour, width = (ACCENT, 1.2) if bold else (MUTED, 0.5)
-    axes.plot(steps, values, color=colour, linewidth=width, marker="." if len(lines) < 3 else "")
-    axes.yaxis.set_major_formatter(form)
-
-
-def draw_loss(axes: Axes, state: RunState, evaluation: Evaluation) -> None:
-    """Draw each step, the running mean, the restarts, and what the evaluation found on held-out data."""
-    draw(axes, state.lines, "loss", "{x:g}", bold=False)
-    means = smoothed([line["loss"] for line in state.lines])
-    axes.plot([line["step"] for line in state.lines], means, color=ACCENT, linewidth=1.8)
-    for segment in state.segments[1:]:
-        if segment.start["step"] > 0:
-            axes.axvline(segment.start["step"], color=INK, linewidth=0.6, linestyle=(0, (4, 3)))
-    found = [(evaluation["models"][model]["loss"], model) for model in ("base", "tuned")] if evaluation else []
-    axes.figure.subplots_adjust(right=0.84 if found else 0.99)
-    for (loss, model), side in zip(sorted(found, reverse=True), ("bottom", "top"), strict=False):
-        axes.axhline(loss, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-        axes.text(1.015, loss, f"{model} {loss:.2f}", transform=axes.get_yaxis_transform(), va=side, color=INK)
-
-
-def draw_speed(axes: list[Axes], lines: list[dict[str, Any]]) -> None:
-    draw(axes[0], lines, "tokens_per_s", "{x:,.0f}")
-    waits = [line["data_wait_s"] / line["step_s"] if line["step_s"] else 0.0 for line in lines]
-    axes[0].set_ylim(bottom=0)
-    axes[1].fill_between([line["step"] for line in lines], waits, color=MUTED, linewidth=0.8)
-    axes[1].set_ylim(0, max(0.1, *waits))
-    axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-
-
-def svg(name: str, drawing: Callable[[list[Axes]], None], heights: Sequence[int] = (1,)) -> Markup:
-    """Return a drawing as inline SVG in the page's own colours and type; `name` keeps its ids apart from others'."""
-    import matplotlib  # slow to import
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9.5}):
-        figure = Figure(figsize=(5.4, 2.7))
-        axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-        figure.subplots_adjust(left=0.12, right=0.99, top=0.96, bottom=0.1, hspace=0.2)
-        for one, ticks in zip(axes, (5, 2), strict=False):
-            one.spines[["left", "right", "top"]].set_visible(False)
-            one.spines["bottom"].set_color(MUTED)
-            one.tick_params(length=0, colors=MUTED)
-            one.grid(axis="y", color=MUTED, alpha=0.25, linewidth=0.6)
-            one.yaxis.set_major_locator(MaxNLocator(ticks, steps=ROUND))
-            one.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND, integer=True))
-            one.set_facecolor("none")
-        drawing(list(axes))
-        target = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(target, format="svg", facecolor="none", metadata=nothing)
-    text = re.sub(r"^.*?(?=<svg)|<style.*?</style>", "", target.getvalue(), flags=re.DOTALL)
-    text = re.sub(r"<svg [^>]*(viewBox=\"[^\"]*\")[^>]*>", r'<svg role="img" \1>', text)
-    text = re.sub(r"font-family: [^\";]*;? ?|(?<=\.\d\d)\d+(?=[ \n\"])", "", text)  # coordinates to 1/100 point
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    for colour, variable in ((INK, "ink"), (MUTED, "muted"), (ACCENT, "accent")):
-        text = text.replace(colour, f"var(--{variable})")
-    return Markup(text)
 
 
 STYLE = """
@@ -221,7 +143,7 @@ dt, dd + dd, figcaption, table, .small, pre { font-size: .875rem } pre { overflo
 .answers { grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); margin-top: .75rem }
 svg { display: block; width: 100%; height: auto; overflow: visible } svg text { font-family: inherit }
 details, footer { margin-top: 1rem } .scroll { overflow-x: auto; margin: 1rem 0 } td:first-child { min-width: 9rem }
-table { border-collapse: collapse; min-width: 100% } .why { min-width: 14rem }
+table { border-collapse: collapse; min-width: 100% } .why { min-width: 14rem; overflow-wrap: anywhere }
 th, td { padding: .35rem 1.25rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
 th { font-weight: 400 } .number { text-align: right } .number, .time { white-space: nowrap }
 .bar { display: flex; height: .6rem; margin: 1.5rem 0 .5rem; gap: 2px } .prompt { font-weight: 600 }
@@ -248,7 +170,8 @@ PAGE = """<!doctype html>
 <dt>{{ label }}</dt><dd>{{ value }}</dd><dd>{{ remark }}</dd></div>{% endfor %}</dl>{% endif %}<h2>Training</h2>
 {% if plots %}<div class="plots">
 {{ plot("loss", "Loss", "How much the next token surprises the model, in nats. Thin: each step; bold: running mean."
-  ~ (" Dashed: a restart." if state.restarts else "") ~ (" Dotted: held-out loss." if evaluation else "")) }}
+  ~ (" Dashed: a restart." if state.restarts else "") ~ (" Dotted: held-out loss." if evaluation else "")
+  ~ (" Dots: validation " ~ validation ~ "." if validation else "")) }}
 {{ plot("rate", "Learning rate", "How far a step moves the weights: warm-up, then the schedule.") }}
 {{ plot("norm", "Gradient norm", "Before clipping. A spike is an odd batch; a steady rise, too high a rate.") }}
 {{ plot("speed", "Tokens per second", "All ranks together. Below: share of each step spent waiting for data, "
@@ -263,7 +186,14 @@ PAGE = """<!doctype html>
 <td class="number">{{ "" if end else "at least " }}{{ (end.seconds if end else part.kept_s) | duration }}
 <td class="why">{% if end %}{{ end.reason }} (exit code {{ end.exit_code }}){% else %}{{ "running, or " if loop.last -}}
 killed: it wrote no end; {{ "{:,}".format(part.kept_steps) }} of its steps are kept{% endif %}</tr>{% endfor %}</table>
-</div>{% endif %}<h2>Before and after</h2>
+</div>{% endif %}
+{% if incidents %}<h2>Incidents</h2><p class="muted small">{% if incidents | length > shown %}
+{{ "The newest {} of {:,}".format(shown, incidents | length) }}; all are in segments.jsonl. {% endif %}
+The documents of a step: <code>{{ commands.inspect }} --step N</code></p>
+<div class="scroll"><table><tr><th>Time (UTC)<th>Step<th>What happened<th>Rows</tr>
+{% for incident in incidents[-shown:] %}<tr><td class="time">{{ incident.time[:19] | replace("T", " ") }}
+<td class="time">{{ incident.steps_text or "—" }}<td class="why">{{ incident.what }}
+<td class="why">{{ incident.rows_text or "—" }}</tr>{% endfor %}</table></div>{% endif %}<h2>Before and after</h2>
 {% if evaluation %}<p>{{ "{:,} held-out rows, {:,} tokens scored".format(evaluation.rows, evaluation.trained_tokens) }}.
 <div class="scroll"><table><tr><th><th class="number">Base model<th class="number">Tuned model</tr>
 {% for key, form, label, remark in [("loss", "{:.4f}", "Loss", "nats a token; lower is better"),

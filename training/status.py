@@ -42,6 +42,11 @@ class Segment:
         """Its end, or the earliest moment at which it was still alive."""
         return datetime.fromisoformat(self.end["time"]) if self.end else self.started + timedelta(seconds=self.kept_s)
 
+    @property
+    def seconds(self) -> float:
+        """How long it lasted, and at least as long as its steps that are kept took."""
+        return max(self.kept_s, (self.last_sign - self.started).total_seconds())
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
@@ -51,6 +56,7 @@ class RunState:
     lines: list[dict[str, Any]]
     segments: list[Segment]
     validation: dict[int, float]
+    events: list[dict[str, Any]]
 
     @property
     def step(self) -> int:
@@ -60,6 +66,22 @@ class RunState:
     def skipped(self) -> int:
         """How many steps changed no weight: a guard refused them, or a rollback left them out."""
         return sum("skipped" in line for line in self.lines)
+
+    @property
+    def failed_starts(self) -> list[dict[str, Any]]:
+        """The starts that were refused, or failed before their first step."""
+        return [event for event in self.events if event["event"] == "no-start"]
+
+    @property
+    def failed_start(self) -> dict[str, Any] | None:
+        """The newest start, if it was refused or failed before its first step."""
+        newest = next((event for event in reversed(self.events) if event["event"] in ("start", "no-start")), None)
+        return newest if newest and newest["event"] == "no-start" else None
+
+    @property
+    def launched_again(self) -> str | None:
+        """When the newest launch was, if no word of it has come yet."""
+        return str(self.events[-1]["time"]) if self.events and self.events[-1]["event"] == "launch" else None
 
     @property
     def is_finished(self) -> bool:
@@ -80,11 +102,12 @@ class RunState:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds from the first start to the last sign of life, queues and lost work included."""
-        if not self.segments:
-            return 0.0
-        last = max(segment.last_sign for segment in self.segments)
-        return max(self.kept_s, (last - self.segments[0].started).total_seconds())
+        """Seconds from the first start to the last sign of life, queues and lost work included.
+
+        Added up piece by piece: where the clock was set back, or another host's is behind, a piece counts as nothing.
+        """
+        waits = [(after.started - before.last_sign).total_seconds() for before, after in pairwise(self.segments)]
+        return sum(segment.seconds for segment in self.segments) + sum(max(0.0, wait) for wait in waits)
 
 
 def read_state(paths: RunPaths) -> RunState:
@@ -95,6 +118,7 @@ def read_state(paths: RunPaths) -> RunState:
         total_steps=plan["total_steps"] if plan else None,
         lines=lines,
         segments=paired_segments(events, lines),
+        events=events,
         validation={event["step"]: event["loss"] for event in events if event["event"] == "validation"},
     )
 
@@ -158,7 +182,7 @@ def status_text(paths: RunPaths, now: datetime | None = None) -> str:
         "state": ending_text(state, quiet_s),
         "validation": validation_text(state.validation),
         "skipped": f"{state.skipped} steps changed no weight" if state.skipped else "",
-        "starts": f"{len(state.segments)}, restarts: {state.restarts}" if state.segments else "",
+        "starts": starts_text(state),
         "checkpoints": checkpoints_text(paths.checkpoints),
         "export": str(paths.export) if paths.export.is_dir() else "none yet",
         "evaluation": evaluation_text(read_record(paths.evaluation)),
@@ -169,13 +193,16 @@ def status_text(paths: RunPaths, now: datetime | None = None) -> str:
 
 
 def seconds_since_written(paths: RunPaths, state: RunState, now: datetime) -> float | None:
-    """Return how long an unfinished segment has been quiet; None if nothing should be running."""
-    if not state.segments or state.segments[-1].end:
+    """Return how long an unfinished segment has been quiet; None if nothing should be running.
+
+    What was written at a time to come, before the clock was set back, is as far from now as that time is.
+    """
+    if not state.segments or state.segments[-1].end or state.failed_start:
         return None
-    written = state.segments[-1].started.timestamp()
+    written = [state.segments[-1].started.timestamp()]
     if paths.metrics.is_file():
-        written = max(written, paths.metrics.stat().st_mtime)
-    return max(0.0, now.timestamp() - written)
+        written.append(paths.metrics.stat().st_mtime)
+    return min(abs(now.timestamp() - moment) for moment in written)
 
 
 def is_alive(state: RunState, quiet_s: float | None) -> bool:
@@ -197,7 +224,18 @@ def time_left(state: RunState) -> str:
     return f"{duration(seconds)} at {state.step_s:.3g} s a step"
 
 
+def starts_text(state: RunState) -> str:
+    if not state.segments and not state.failed_starts:
+        return ""
+    failed = f"; and {len(state.failed_starts)} that came to no step" if state.failed_starts else ""
+    return f"{len(state.segments)}, restarts: {state.restarts}{failed}"
+
+
 def ending_text(state: RunState, quiet_s: float | None) -> str:
+    if failed := state.failed_start:
+        again = f"; launched again at {state.launched_again}, no word yet" if state.launched_again else ""
+        code = failed["exit_code"]
+        return f"the last start came to no step: {failed['reason']} (exit code {code}) at {failed['time']}{again}"
     if not state.segments:
         return "never trained"
     end = state.segments[-1].end

@@ -83,6 +83,21 @@ def test_a_start_that_fails_before_its_first_step_says_why(tmp_path: Path) -> No
     assert (entry["event"], entry["reason"], entry["exit_code"]) == ("no-start", "OSError: no such device", 1)
 
 
+def test_what_one_rank_alone_can_say_is_the_end_of_the_segment(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    other = World(rank=1, size=2, local_rank=1, local_size=2, master=("127.0.0.1", 1))
+    first, second = (Journal(paths, world, Heartbeat(paths, world)) for world in (WORLD, other))
+    for journal in (first, second):
+        journal.begin(first_step=0, total_steps=2)
+    assert first.end_by_another_rank() is None
+    second.end("DataError: a shard is damaged", exit_code=2, is_own=True)
+    assert first.end_by_another_rank() == "DataError: a shard is damaged"
+    first.end("RuntimeError: connection closed by peer", exit_code=1)
+    assert [event["reason"] for event in read_lines(paths.segments) if event["event"] == "end"] == [
+        "DataError: a shard is damaged"
+    ]
+
+
 def test_only_the_first_rank_writes(tmp_path: Path) -> None:
     other = World(rank=1, size=2, local_rank=1, local_size=2, master=("127.0.0.1", 1))
     journal = Journal(RunPaths(tmp_path), other, Heartbeat(RunPaths(tmp_path), other))

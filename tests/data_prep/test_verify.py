@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -106,6 +107,17 @@ def test_a_block_exchanged_for_another_with_its_digest_is_noticed(data):
 
     with pytest.raises(DataError, match=re.escape(str(one))):
         ShardReader(data, manifest, "train").rows([0])
+
+
+@pytest.mark.parametrize("pattern", ["manifest.json", "train/data-00000-*.arrow", "tokenizer/tokenizer.json"])
+def test_a_pipe_where_a_file_should_be_is_named_and_not_waited_for(data, pattern):
+    (path,) = data.glob(pattern)
+    path.unlink()
+    os.mkfifo(path)
+
+    (problem,) = verify(data)
+
+    assert problem.startswith(f"{path}: is a named pipe, not a file; delete it")
 
 
 def test_files_that_do_not_belong_are_named(data):

@@ -51,14 +51,16 @@ def uneven_row(generator: np.random.Generator, vocab_size: int, position: int) -
 
 
 def write_data(folder: Path, tokenizer: Any, splits: dict[str, Sequence[Row]]) -> Path:
-    """Write prepared data: one shard a split."""
+    """Write prepared data: one shard a split, each row a block of its own."""
     schema = row_schema(ROW_TOKENS, len(tokenizer))
     shards = {}
     for split in SPLITS:
         relative = f"{split}/data-00000-of-00001.arrow"
         rows = splits.get(split, [])
         shards[split] = (
-            [write_shard(folder / relative, relative, [Rows.of(rows, len(tokenizer))], schema)] if rows else []
+            [write_shard(folder / relative, relative, [Rows.of([row], len(tokenizer)) for row in rows], schema)]
+            if rows
+            else []
         )
         write_split_files(folder / split, shards[split], schema, split)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -151,7 +153,11 @@ class Run:
 
     def start(self, *arguments: str, ranks: int = 2) -> subprocess.Popen[str]:
         """Start training as a process of its own, its words kept beside the run."""
-        return self.launch([sys.executable, "-m", "launch", "train", str(self.yaml), "--ranks", str(ranks), *arguments])
+        return self.launch([*self.command(ranks), *arguments])
+
+    def command(self, ranks: int = 2) -> list[str]:
+        """Return the command that trains on so many ranks."""
+        return [sys.executable, "-m", "launch", "train", str(self.yaml), "--ranks", str(ranks)]
 
     def start_with(self, fault: str, first: int, last: int) -> subprocess.Popen[str]:
         """Start two ranks, to the second of which something happens in steps first..last (from 0): see faulty.py."""

@@ -18,7 +18,8 @@ from data_prep.shard_writing import write_manifest
 from data_prep.shards import Manifest, ShardInfo
 from training.config import TrainConfig
 from training.plan import Plan, make_plan
-from training.report import smoothed, write_report
+from training.plots import smoothed
+from training.report import write_report
 
 TRAINED = {"start": {"world_size": 2, "host": "node01"}, "end": {"reason": "done", "exit_code": 0, "seconds": 9.5}}
 
@@ -101,6 +102,56 @@ def test_killed_segment_is_called_killed_with_the_steps_that_were_kept(run: RunP
 def test_last_segment_without_an_end_may_still_run(run: RunPaths) -> None:
     write_lines(run.segments, [event("start", 0, 0)])
     assert "running, or killed: it wrote no end; 10 of its steps are kept" in page_of(run)
+
+
+def happened(name: str, second: int, **facts: Any) -> dict[str, Any]:
+    return {"event": name, "time": f"2026-11-20T12:00:{second:02d}+00:00", **facts}
+
+
+def test_skipped_steps_rollbacks_and_starts_without_a_step_are_listed(run: RunPaths) -> None:
+    skips = [happened("skip", 4, step=step, reason="loss is nan", rows=range_of(step)) for step in (4, 5, 6)]
+    back = happened("rollback", 5, step=2, failed_step=6, barred=[3, 4, 5, 6])
+    refused = happened("no-start", 20, reason="DataError: <a.arrow>: missing", exit_code=2)
+    begun, *rest = [event("start", 0, 0), event("start", 30, 5), event("end", 40, 10)]
+    write_lines(run.segments, [begun, *skips, back, refused, *rest])
+    page = page_of(run)
+    rows = re.findall(
+        r"<tr><td class=\"time\">[^<]*\n<td class=\"time\">(.*?)<td class=\"why\">(.*?)\n<td class=\"why\">(.*?)</tr>",
+        page,
+    )
+    assert rows == [
+        ("4 to 6", "skipped: loss is nan", "40, 41, 42, 43, 50, 51, 52, 53 and 4 more"),
+        ("6", "went back to step 2; left out from then on: steps 3 to 6", "—"),
+        ("—", "no step taken: DataError: &lt;a.arrow&gt;: missing (exit code 2)", "—"),
+    ]
+
+
+def range_of(step: int) -> list[int]:
+    return list(range(10 * step, 10 * step + 4))
+
+
+def test_a_run_without_incidents_has_no_list_of_them(run: RunPaths) -> None:
+    assert "Incidents" not in page_of(run)
+
+
+def test_only_the_newest_of_many_incidents_are_listed(run: RunPaths) -> None:
+    skips = [happened("skip", 4, step=2 * n, reason="loss is nan", rows=[n]) for n in range(1, 101)]
+    write_lines(run.segments, [event("start", 0, 0), *skips])
+    page = page_of(run)
+    assert "The newest 40 of 100" in page and page.count("skipped: loss is nan") == 40 and ">200<" in page
+
+
+def test_validation_loss_is_drawn_and_told(run: RunPaths) -> None:
+    told = [happened("validation", 4, step=step, loss=loss) for step, loss in ((4, 3.5), (8, 3.25), (10, math.nan))]
+    write_lines(run.segments, [event("start", 0, 0), *told[:2]])
+    page = page_of(run)
+    assert "Dots: validation loss 3.2500 at step 8; lowest: 3.2500 at step 8." in page
+    assert "<dt>Validation loss</dt>" not in page  # the evaluation says more
+    before = page.count("<use ")
+    write_lines(run.segments, [event("start", 0, 0), *told])
+    assert page_of(run).count("<use ") == before  # what is no number has no dot
+    run.evaluation.unlink()
+    assert "<dt>Validation loss</dt><dd>nan</dd><dd>the newest; lowest: 3.250 at step 8</dd>" in page_of(run)
 
 
 def test_script_in_an_answer_stays_text(run: RunPaths) -> None:

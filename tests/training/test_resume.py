@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.journal import read_lines
 from tests.training.bits import exact, weights
 from training.checkpoint_files import committed_folders, newest_checkpoint
+from training.status import read_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 STEPS, SAVE_EVERY = 12, 4  # all three checkpoints stay
@@ -132,6 +137,33 @@ def assert_saved_where_it_ended(run: Any) -> None:
     assert last < STEPS
     assert run.ends()[-1]["step"] == last
     assert newest_checkpoint(run.paths.checkpoints).name == f"step-{last:06d}"
+
+
+def test_a_run_goes_on_on_a_host_of_another_name_whose_clock_is_a_day_behind(
+    new_run: Callable[..., Any], undisturbed_fp32: Any
+) -> None:
+    run = new_run("fp32")
+    run.kill_when(saved(4))
+    date_ahead(run.paths.root, timedelta(days=1))
+    own = ["unshare", "--uts", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"])]
+    renamed = ["sh", "-c", 'hostname no-such-host.invalid && exec "$@"', "-"]
+    assert run.launch([*own, *renamed, *run.command()]).wait() == 0, run.log.read_text()
+    assert [start["host"] for start in run.events("start")] == [socket.gethostname(), "no-such-host.invalid"]
+    assert_same_bits(run, undisturbed_fp32)
+    state = read_state(run.paths)
+    assert 0 < state.elapsed_s < timedelta(hours=12).total_seconds()
+
+
+def date_ahead(folder: Path, ahead: timedelta) -> None:
+    """Let everything in a run's folder be written so much later: what a clock that is then set back leaves."""
+    segments = folder / "segments.jsonl"
+    events = read_lines(segments)
+    for event in events:
+        event["time"] = (datetime.fromisoformat(event["time"]) + ahead).isoformat()
+    segments.write_text("".join(json.dumps(event) + "\n" for event in events))
+    for path in folder.rglob("*"):
+        written = path.stat().st_mtime + ahead.total_seconds()
+        os.utime(path, (written, written))
 
 
 def test_a_run_goes_on_with_fewer_and_with_more_ranks(new_run: Callable[..., Any], undisturbed_fp32: Any) -> None:

@@ -106,6 +106,36 @@ def test_stopped_run_says_why_and_goes_on(paths: RunPaths) -> None:
     assert found["next"].startswith(f"shardline train {paths.root}")
 
 
+def no_start(second: int, reason: str) -> dict[str, Any]:
+    time = (BEGIN + timedelta(seconds=second)).isoformat()
+    return {"event": "no-start", "time": time, "step": 0, "reason": reason, "exit_code": 2, "seconds": 6.0}
+
+
+def launch(second: int) -> dict[str, Any]:
+    return {"event": "launch", "time": (BEGIN + timedelta(seconds=second)).isoformat(), "reached": 8}
+
+
+def test_a_start_that_failed_before_its_first_step_is_told_with_its_reason(paths: RunPaths) -> None:
+    failed = no_start(60, "DataError: train/a.arrow: missing")
+    write_run(paths, [launch(0), start(0, 0), launch(50), failed], steps=8)
+    found = facts(paths, at=61)
+    said = "the last start came to no step: DataError: train/a.arrow: missing (exit code 2) at 2026-11-20T12:01:00"
+    assert found["state"].startswith(said)
+    assert found["starts"] == "1, restarts: 0; and 1 that came to no step"
+    assert found["next"].startswith(f"shardline train {paths.root}")
+
+
+def test_a_first_start_that_failed_is_told_too_until_one_begins(paths: RunPaths) -> None:
+    failed = no_start(9, "ConfigError: it does not fit")
+    write_run(paths, [launch(0), failed], steps=0)
+    assert "came to no step: ConfigError" in facts(paths)["state"]
+    write_run(paths, [launch(0), failed, launch(30)], steps=0)
+    assert facts(paths)["state"].endswith("; launched again at 2026-11-20T12:00:30+00:00, no word yet")
+    write_run(paths, [launch(0), failed, launch(30), start(40, 0)], steps=1)
+    assert facts(paths, at=41)["state"].startswith("running or killed")
+    assert facts(paths, at=41)["starts"] == "1, restarts: 0; and 1 that came to no step"
+
+
 def test_finished_run_leads_from_export_to_generate(paths: RunPaths) -> None:
     write_run(paths, [start(0, 0), end(21, 20, "done", 0)], steps=20)
     seen = [facts(paths)["next"]]
@@ -136,6 +166,20 @@ def test_steps_taken_again_count_for_the_segment_that_kept_them(paths: RunPaths)
     assert [segment.kept_steps for segment in state.segments] == [5, 10, 3]
     assert [segment.end is None for segment in state.segments] == [True, False, True]
     assert state.elapsed_s == 53.0 and state.kept_s == 18.0
+
+
+def test_a_clock_that_was_set_back_between_two_starts_makes_no_time_negative(paths: RunPaths) -> None:
+    write_run(paths, [start(86_400, 0), end(86_410, 10, "STOP exists", 75), start(0, 10)], steps=18)
+    state = read_state(paths)
+    assert state.elapsed_s == 18.0 and state.kept_s == 18.0
+    assert facts(paths, at=20)["state"] == "running or killed: the last step was written 2.0 s ago"
+    os.utime(paths.metrics, (BEGIN.timestamp() + 86_410,) * 2)  # no step yet since then
+    assert facts(paths, at=20)["state"] == "running or killed: the last step was written 20 s ago"
+
+
+def test_a_run_that_was_killed_before_the_clock_was_set_back_is_not_taken_for_running(paths: RunPaths) -> None:
+    write_run(paths, [start(0, 0)], steps=8)
+    assert facts(paths, at=-86_400)["next"].startswith(f"shardline train {paths.root}")
 
 
 def test_command_quotes_a_folder_with_spaces(tmp_path: Path) -> None:

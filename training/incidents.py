@@ -1,0 +1,73 @@
+"""What happened to a run beside its steps: read from its segments, a line each, steps skipped in a row together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+SHOWN_ROWS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incident:
+    """One line of the list: when, the steps (from 1) that it is about, what, and the rows in them."""
+
+    time: str
+    what: str
+    steps: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+
+    @property
+    def steps_text(self) -> str:
+        return spans(self.steps)
+
+    @property
+    def rows_text(self) -> str:
+        more = f" and {len(self.rows) - SHOWN_ROWS:,} more" if len(self.rows) > SHOWN_ROWS else ""
+        return ", ".join(map(str, self.rows[:SHOWN_ROWS])) + more
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Return growing numbers as a person writes them: 3 to 7, 9."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(f"{first:,}" if first == last else f"{first:,} to {last:,}" for first, last in pairs)
+
+
+def described(event: dict[str, Any]) -> Incident | None:
+    """Return what an event of the run's segments is about; None for a launch, a start, an end, a validation."""
+    time = event["time"]
+    match event["event"]:
+        case "skip":
+            return Incident(
+                time=time, what=f"skipped: {event['reason']}", steps=(event["step"],), rows=tuple(event["rows"])
+            )
+        case "rollback":
+            left_out = spans(event["barred"])
+            return Incident(
+                time=time,
+                what=f"went back to step {event['step']:,}; left out from then on: steps {left_out}",
+                steps=(event["failed_step"],),
+            )
+        case "no-start":
+            return Incident(time=time, what=f"no step taken: {event['reason']} (exit code {event['exit_code']})")
+        case "straggler":
+            what = f"the others waited for rank {event['rank']} on {event['host']} in {event['share']:.0%} of the time"
+            return Incident(time=time, what=what)
+    return None
+
+
+def incidents(events: Iterable[dict[str, Any]]) -> list[Incident]:
+    """Return what happened, oldest first; steps in a row that were skipped for one reason are one incident."""
+    found: list[Incident] = []
+    for event in events:
+        one = described(event)
+        if one is None:
+            continue
+        if found and one.steps and found[-1].what == one.what and found[-1].steps[-1] + 1 == one.steps[0]:
+            found[-1] = replace(found[-1], steps=found[-1].steps + one.steps, rows=found[-1].rows + one.rows)
+        else:
+            found.append(one)
+    return found
