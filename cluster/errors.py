@@ -3,6 +3,7 @@
 ShardlineError              the run cannot go on (exit code 2: a person must mend something)
 ├── ConfigError             the run's YAML is wrong, or does not fit the world or the data
 ├── DataError               a source, document, shard or manifest is missing, damaged or not ours
+│   └── DamagedRowsError    rows are not what was written, which only the rank that reads them sees
 ├── ClusterError            Slurm, Ray, the launcher or the disk is not what we need
 ├── CheckpointError         a checkpoint or export is missing, incomplete or belongs to another run
 └── TrainingError           the training itself goes wrong, and doing it again would not help
@@ -26,6 +27,10 @@ class ConfigError(ShardlineError):
 
 class DataError(ShardlineError):
     """A source, document, shard or manifest cannot be used."""
+
+
+class DamagedRowsError(DataError):
+    """Rows of a shard are not the bytes that were written; only the rank that reads them can tell."""
 
 
 class ClusterError(ShardlineError):

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.errors import DataError
+from cluster.errors import DamagedRowsError
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # Arrow columnar format, IPC streaming format
 AGAIN = "delete it and run `shardline prepare RUN.yaml` again"
@@ -150,19 +150,19 @@ class ShardFile:
         return self.blocks[number], row - self.first_rows[number]
 
     def checked(self, block: int) -> pa.Buffer:
-        """Return a block's bytes. Raises DataError if they are not what was written."""
+        """Return a block's bytes. Raises DamagedRowsError if they are not what was written."""
         begin, end = block_range(self.table, block)
         data = self.mapped[begin:end]
         if self.verify and hashlib.sha256(data).hexdigest() != self.table.sha256[block]:
-            raise DataError(f"{self.path}: damaged in bytes {begin} to {end}; {AGAIN}")
+            raise DamagedRowsError(f"{self.path}: damaged in bytes {begin} to {end}; {AGAIN}")
         return data
 
 
 def read_table(path: Path, mapped: pa.Buffer, table_at: int, table_sha256: str) -> BlockTable:
-    """Return a shard's block table. Raises DataError if it is not what the manifest describes."""
+    """Return a shard's block table. Raises DamagedRowsError if it is not what the manifest describes."""
     data = mapped[table_at:]
     if hashlib.sha256(data).hexdigest() != table_sha256:
-        raise DataError(f"{path}: damaged in bytes {table_at} to {len(mapped)}, its table of blocks; {AGAIN}")
+        raise DamagedRowsError(f"{path}: damaged in bytes {table_at} to {len(mapped)}, its table of blocks; {AGAIN}")
     return BlockTable(**json.loads(data.to_pybytes()))
 
 

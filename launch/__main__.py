@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cluster.environment import read_world
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_MEND, DataError, ShardlineError
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_MEND, DamagedRowsError, ShardlineError
 from cluster.journal import set_up_logging
 from cluster.stop import ignore_signals
 
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], int] = getattr(commands, options.verb.replace("-", "_"))
         return command(options)
     except ShardlineError as error:
-        if world is None or world.is_first or isinstance(error, DataError):  # only its rank may have read that block
+        if world is None or world.is_first or isinstance(error, DamagedRowsError):
             log.error("%s", error)
         return EXIT_MEND
     except BrokenPipeError:  # the reader of our output has seen enough: `shardline inspect ... | head`

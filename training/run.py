@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.environment import World, free_memory_bytes
-from cluster.errors import EXIT_FAILED, EXIT_MEND, ClusterError, DataError, ShardlineError
+from cluster.errors import EXIT_FAILED, EXIT_MEND, ClusterError, DamagedRowsError, ShardlineError
 from cluster.files import write_json
 from cluster.heartbeat import Heartbeat, start_watchdog
 from cluster.journal import Journal
@@ -66,7 +66,7 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
         code = EXIT_MEND if isinstance(error, ShardlineError) else EXIT_FAILED
         cause = None if code == EXIT_MEND else journal.end_by_another_rank()  # this rank then failed for want of it
         told = str(error).splitlines() or ["no message"]
-        journal.end(f"{type(error).__name__}: {told[0]}", code, is_own=isinstance(error, DataError))
+        journal.end(f"{type(error).__name__}: {told[0]}", code, is_own=isinstance(error, DamagedRowsError))
         if cause:
             raise ClusterError(f"another rank has ended the run: {cause}") from None
         raise

@@ -69,4 +69,4 @@ def test_a_shard_that_is_missing_cut_a_pipe_or_changed_is_named_and_never_traine
     change_a_byte(data, shard, row_of_the_second_rank(data, damaged))
     start_again("damaged in bytes")
     assert run.steps() == list(range(1, damaged + 1))
-    assert f"ended early: DataError: {shard}: damaged in bytes" in status_text(run.paths)
+    assert f"ended early: DamagedRowsError: {shard}: damaged in bytes" in status_text(run.paths)
