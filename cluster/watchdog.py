@@ -26,6 +26,7 @@ from cluster.environment import host_name
 from cluster.errors import EXIT_FAILED
 from cluster.heartbeat import BEAT_S, STACKS, Beat, beat_path, stacks_path, started_at
 from cluster.journal import last_step, set_up_logging, write_event
+from cluster.network import unreachable
 from cluster.paths import RunPaths
 
 log = logging.getLogger("cluster.watchdog")  # not __name__: it is run as a program
@@ -247,13 +248,32 @@ def named(culprits: list[int], stacks: Mapping[int, str]) -> list[int]:
     return busy if len(busy) < len(stacks) else []
 
 
-def report(paths: RunPaths, watch: Watch, culprits: list[int], now: float) -> str:
+def out_of_reach(watch: Watch, launch: str) -> tuple[list[int], str]:
+    """Ask the other hosts over the network; return the ranks that are cut off from the others, and a text about it.
+
+    The disk may be on another network, so that ranks which cannot talk still show that they live.
+    """
+    others = sorted({seen.beat.host for seen in watch.ranks.values()} - {host_name()})
+    lost = unreachable(others, port=int(launch.rpartition(":")[2]))
+    if not lost:
+        return [], ""
+    is_alone = len(lost) == len(others) > 1
+    cut = [host_name()] if is_alone else lost
+    ranks = [rank for rank, seen in sorted(watch.ranks.items()) if seen.beat.host in cut]
+    whom = "any other host" if is_alone else ", ".join(lost)
+    return ranks, f"; {host_name()} gets no answer from {whom} over the network: look at the cables and switches"
+
+
+def report(paths: RunPaths, watch: Watch, culprits: list[int], launch: str, now: float) -> str:
     """Write what is known about the ranks of this host; return the verdict in one line."""
     ranks = own_ranks(watch)
     stacks = stacks_of(paths.heartbeats, ranks)
+    cut, network = out_of_reach(watch, launch)
+    if cut:  # which of them got what was on its way is chance: to be behind the others tells nothing
+        culprits = sorted({*cut, *watch.silent(now)})
     guilty = named(culprits, stacks)
     text = "; ".join(watch.described(rank, now) for rank in guilty) or "all ranks, none behind the others"
-    verdict = f"the ranks stand still; they wait for {text}"
+    verdict = f"the ranks stand still; they wait for {text}{network}"
     paths.hangs.mkdir(parents=True, exist_ok=True)
     path = paths.hangs / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{host_name()}.txt"
     parts = [verdict, *(watch.described(rank, now) for rank in sorted(watch.ranks))]
@@ -281,7 +301,7 @@ def watch_over(paths: RunPaths, watch: Watch, launch: str) -> None:
         watch.look(read_beats(paths.heartbeats, watch.world_size, launch), now, stopped)
         culprits = watch.culprits(now)
         if culprits is not None:
-            verdict = report(paths, watch, culprits, now)
+            verdict = report(paths, watch, culprits, launch, now)
             if 0 in own_ranks(watch):
                 seconds = round(now - watch.begun, 3)
                 step = last_step(paths.metrics)

@@ -7,11 +7,13 @@
 #   cluster.sh on FOLDER HOST COMMAND...    run a command on a host, in the current folder
 #   cluster.sh power-off FOLDER HOST        end every process of a host at once, and unplug it
 #   cluster.sh power-on FOLDER HOST         start it again
+#   cluster.sh unplug FOLDER HOST           pull the network cable of a host that goes on
+#   cluster.sh plug-in FOLDER HOST          put it back
 #
 # A host is a set of namespaces: an address, a name, a process tree and /dev/shm of its own. The disk is shared, as on a
 # cluster. The hosts live inside the controller's namespaces: when its process 1 dies, the kernel ends and removes all.
 set -euo pipefail
-verb=${1:?usage: cluster.sh run FOLDER HOSTS | on FOLDER HOST COMMAND... | power-off FOLDER HOST | power-on FOLDER HOST}
+verb=${1:?usage: cluster.sh run FOLDER HOSTS | on FOLDER HOST COMMAND... | power-off, power-on, unplug or plug-in FOLDER HOST}
 folder=$(realpath "${2:?which folder?}")
 shift 2
 export SLURM_CONF=$folder/slurm.conf
@@ -31,6 +33,7 @@ write_settings() { # HOSTS
   fi
   printf 'Name=gpu File=/dev/zero\nName=gpu File=/dev/full\n' >"$folder/gres.conf" # pretend GPUs: nobody opens them
   # cred_expire: a requeued job is held back for as long, 120 s by default
+  # SlurmdTimeout: a host that says nothing for as long is taken to be lost, 300 s by default
   # config_overrides: a node has the processors that are written here, however few the machine has
   cat >"$SLURM_CONF" <<SETTINGS
 ClusterName=tests
@@ -52,6 +55,7 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=2
+SlurmdTimeout=15
 SlurmdParameters=config_overrides
 ReturnToService=2
 GresTypes=gpu
@@ -117,6 +121,12 @@ run_node() { # HOST
   wait
 }
 
+power_off() { # HOST
+  (on_host ctl kill -KILL "$(<"$folder/$1.pid")")
+  # with data on its way the network of a host outlives its processes, and would keep the name of the cable
+  (on_host ctl ip link delete "$1") 2>/dev/null || true
+}
+
 on_host() { # HOST COMMAND...
   local host=$1
   shift
@@ -130,8 +140,10 @@ case $verb in
   controller) run_controller "$@" ;;
   node) run_node "$@" ;;
   on) on_host "$@" ;;
-  power-off) on_host ctl kill -KILL "$(<"$folder/$1.pid")" ;;
+  power-off) power_off "$1" ;;
   power-on) (on_host ctl setsid "$(realpath "$0")" boot "$folder" "$1" >>"$folder/$1.out" 2>&1 </dev/null &) ;;
   boot) boot "$1" && wait ;;
-  *) echo "cluster.sh: $verb: expected run, on, power-off or power-on" >&2 && exit 2 ;;
+  unplug) on_host ctl ip link set "$1" down ;;
+  plug-in) on_host ctl ip link set "$1" up ;;
+  *) echo "cluster.sh: $verb: expected run, on, power-off, power-on, unplug or plug-in" >&2 && exit 2 ;;
 esac

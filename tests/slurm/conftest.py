@@ -86,17 +86,33 @@ class Slurm:
         assert result.returncode == 0, f"{command}: {result.stderr}"
         return result.stdout
 
+    def do(self, verb: str, host: str) -> None:
+        subprocess.run([str(CLUSTER), verb, str(self.folder), host], check=True)
+
     def power_off(self, host: str) -> None:
         """End every process of a host at once."""
-        subprocess.run([str(CLUSTER), "power-off", str(self.folder), host], check=True)
+        self.do("power-off", host)
 
     def power_on(self, host: str) -> None:
-        """Start a host again, and wait until it takes jobs."""
-        subprocess.run([str(CLUSTER), "power-on", str(self.folder), host], check=True)
+        """Start a host again, and wait until Slurm has heard from it."""
+        started = self.slurmd_start(host)
+        self.do("power-on", host)
         until(
-            lambda: self.on("ctl", "sinfo", "--noheader", f"--nodes={host}", "--format=%t").strip() == "idle",
+            lambda: self.slurmd_start(host) != started,
             lambda: f"{host} did not come back: {self.on('ctl', 'sinfo', '--long')}",
         )
+
+    def slurmd_start(self, host: str) -> str:
+        """Return when the host's slurmd began, as Slurm knows it."""
+        text = self.on("ctl", "scontrol", "--oneliner", "show", "node", host)
+        return text.partition("SlurmdStartTime=")[2].split()[0]
+
+    def unplug(self, host: str) -> None:
+        """Pull the network cable of a host; its processes go on, and so does the disk."""
+        self.do("unplug", host)
+
+    def plug_in(self, host: str) -> None:
+        self.do("plug-in", host)
 
     def submit(self, *arguments: str, cwd: Path) -> Job:
         """Run sbatch in a folder."""

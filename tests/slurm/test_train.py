@@ -46,13 +46,19 @@ def saved_steps(job: Any) -> list[int]:
     return [json.loads(commit.read_text())["step"] for commit in commits]
 
 
+def reports(job: Any) -> dict[str, str]:
+    """Return the verdict of each host's watchdog, once it is written."""
+    texts = {path: path.read_text() for path in (job.folder / "run" / "hangs").glob("*.txt")}
+    return {path.stem.rpartition("-")[2]: text.partition("\n")[0] for path, text in texts.items() if text}
+
+
 @pytest.fixture(scope="module")
 def start(slurm: Any, run_yaml: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Submit a run on both hosts, in a folder of its own with a space in its name, and return its job."""
 
     def submit(*options: str, **train: Any) -> Any:
         folder = tmp_path_factory.mktemp("a run")
-        run_yaml(folder, save_every_steps=ENDLESS, **train)
+        run_yaml(folder, **{"save_every_steps": ENDLESS, **train})
         return slurm.submit("-N2", *options, TRAIN, "run.yaml", cwd=folder)
 
     return submit
@@ -137,6 +143,42 @@ def test_a_rank_that_hangs_on_one_host_is_named_and_the_ranks_start_again_in_the
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0")
     assert "they wait for rank 1 on node2" in job.log() and "starting them again" in job.log()
     assert [event for event, _ in segments(job)] == ["start", "end", "start", "end"]
+    assert losses(job) == losses(whole_run[0])
+
+
+def test_a_job_whose_host_loses_its_power_is_requeued_and_goes_on_from_its_newest_checkpoint(
+    slurm: Any, start: Callable[..., Any], whole_run: tuple[Any, str]
+) -> None:
+    job = start(steps=STEPS, save_every_steps=5, hang_timeout_s=5.0)
+    job.wait_for(lambda: bool(saved_steps(job)))
+    slurm.unplug("node2")  # first, as nobody says goodbye when the power goes
+    slurm.power_off("node2")
+    job.wait_for(lambda: job.facts()["Restarts"] == "1" and job.facts()["JobState"] == "PENDING")
+    newest = saved_steps(job)[-1]
+    slurm.power_on("node2")
+    facts = job.wait()
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1")
+    assert segments(job)[-2:] == [("start", newest), ("end", STEPS)]
+    assert losses(job) == losses(whole_run[0])
+
+
+def test_a_host_whose_network_cable_is_pulled_is_named_and_once_it_is_back_the_job_goes_on(
+    slurm: Any, start: Callable[..., Any], whole_run: tuple[Any, str]
+) -> None:
+    job = start(steps=STEPS, save_every_steps=5, hang_timeout_s=5.0)
+    job.wait_for(lambda: bool(saved_steps(job)))
+    slurm.unplug("node2")
+    try:
+        job.wait_for(lambda: len(reports(job)) == 2)
+        newest = saved_steps(job)[-1]
+    finally:
+        slurm.plug_in("node2")
+    facts = job.wait()
+    assert "they wait for rank 1 on node2" in reports(job)["node1"]
+    assert "node1 gets no answer from node2 over the network" in reports(job)["node1"]
+    assert "node2 gets no answer from node1 over the network" in reports(job)["node2"]
+    assert facts["JobState"] == "COMPLETED"  # Slurm may have taken the host for lost by then, and requeued the job
+    assert segments(job)[-2:] == [("start", newest), ("end", STEPS)]
     assert losses(job) == losses(whole_run[0])
 
 
