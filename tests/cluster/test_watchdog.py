@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from cluster.heartbeat import Beat
-from cluster.watchdog import POLL_S, Watch, named, waits_in_collective
+from cluster.watch import POLL_S, Watch
+from cluster.watchdog import named, waits_in_collective
 
 
 @dataclass
