@@ -30,6 +30,7 @@ LLAMA = {  # 209 million parameters
 }
 ROW_TOKENS = 32
 STEPS_BETWEEN = 6
+PAUSE_S = 8.0  # a disk takes some gigabytes at once, and is slow for the next ones
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -210,6 +211,7 @@ def bandwidth(bench: Bench, rounds: int) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {}
 
     def keep(name: str, work: Callable[[], object]) -> None:
+        time.sleep(PAUSE_S)
         taken.setdefault(name, []).append(timed(work))
 
     def cold(name: str, work: Callable[[], object], files: Iterable[Path]) -> None:
@@ -223,6 +225,8 @@ def bandwidth(bench: Bench, rounds: int) -> dict[str, list[float]]:
     for _ in range(rounds):
         raw.unlink(missing_ok=True)
         keep("write_raw", lambda: write_raw(raw, memory))
+        if bench.world.is_first:
+            shutil.rmtree(newest_checkpoint(bench.folder / "ours"))  # or removing it would count
         keep("write_ours", save)
         raw.unlink()
         keep("write_raw_hinted", lambda: write_raw(raw, memory, hinted=True))
