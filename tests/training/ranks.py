@@ -161,17 +161,12 @@ def contract(trials: Trials) -> None:
     trials.keep_facts("refresh", before=before, unrefreshed=unrefreshed, refreshed=refreshed, trained=trained)
 
 
-def guarded(trials: Trials) -> None:
-    """Keep what refused steps leave behind, and what a step does after them; in one, a rank's gradients are NaN."""
-    new = {"new": {"model_type": "gpt2", "config": ODD_GPT2}}
-    tried, batches, origin = trials.engine(new, micro_batch_rows=1, clip_gradient_norm=0.5)
-    tried.start_from(origin.first_weights(0))
-    take_step(tried, batches, 0, LEARNING_RATE)
-    trials.keep_parts("guarded-before", tried)
+def refused_steps(trials: Trials, engine: Any, batches: Any, step: int) -> list[Any]:
+    """Try a step twice that is refused, first with NaN in the last rank's gradients; return what all saw of it."""
     seen: list[Any] = []
-    true_loss = tried.loss
+    true_loss = engine.loss
     is_last = trials.world.rank == trials.world.size - 1
-    batch = batches.for_step(1)
+    batch = batches.for_step(step)
 
     def refuse(stats: Any) -> str:
         seen.append(stats)
@@ -179,11 +174,22 @@ def guarded(trials: Trials) -> None:
 
     for poison in (float("nan"), 1.0):
         factor = poison if is_last else 1.0
-        tried.loss = lambda rows, factor=factor: true_loss(rows) * factor
-        stats = tried.step(1, batch.micro_batches, batch.trained_tokens, LEARNING_RATE, refuse)
+        engine.loss = lambda rows, factor=factor: true_loss(rows) * factor
+        stats = engine.step(step, batch.micro_batches, batch.trained_tokens, LEARNING_RATE, refuse)
         assert stats.skipped == "refused"
+    engine.loss = true_loss
+    return seen
+
+
+def guarded(trials: Trials) -> None:
+    """Keep what refused steps leave behind, and what a step does after them; in one, a rank's gradients are NaN."""
+    new = {"new": {"model_type": "gpt2", "config": ODD_GPT2}}
+    tried, batches, origin = trials.engine(new, micro_batch_rows=1, clip_gradient_norm=0.5)
+    tried.start_from(origin.first_weights(0))
+    take_step(tried, batches, 0, LEARNING_RATE)
+    trials.keep_parts("guarded-before", tried)
+    seen = refused_steps(trials, tried, batches, 1)
     trials.keep_parts("guarded-after", tried)
-    tried.loss = true_loss
     loss = take_step(tried, batches, 2, LEARNING_RATE)
     trials.keep_parts("guarded-next", tried)
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ranks import LEARNING_RATE, NO_DROPOUT, Trials, take_step
+from ranks import LEARNING_RATE, NO_DROPOUT, Trials, refused_steps, take_step
 
 from cluster.environment import enter_world, read_world
 
@@ -95,7 +95,12 @@ def switches(trials: Trials, chosen: Mapping[str, Mapping[str, Any]], sizes: Map
     for first, (engine, batches, origin) in engines.items():
         losses = begin(trials, f"{precision}-{first}", engine, batches, origin)
         left = collect(engine)
-        facts: dict[str, Any] = {"losses": losses, "optimizer": type(engine.optimizer).__name__}
+        refused_steps(trials, engine, batches, len(losses))
+        facts: dict[str, Any] = {
+            "losses": losses,
+            "optimizer": type(engine.optimizer).__name__,
+            "refused_steps_change_nothing": same_bits(collect(engine), left),
+        }
         for second, (other, _, _) in engines.items():
             put(other, left, len(losses))
             kept = same_bits(collect(other), left)

@@ -70,6 +70,12 @@ def test_a_template_takes_the_steps_that_zero3_takes(trial: Any, ranks: int, tem
     assert found == pytest.approx(expected, rel=TOLERANCE[precision])
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_a_step_that_is_refused_changes_not_a_bit(trial: Any, ranks: int, template: str, precision: str) -> None:
+    assert trial.facts(f"switch-{precision}-{template}")["refused_steps_change_nothing"]
+
+
 @pytest.mark.parametrize("switch", EVERY_SWITCH, ids="-to-".join)
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_a_run_goes_on_under_another_template_with_every_bit(
