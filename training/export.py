@@ -17,6 +17,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
+from xxhash import xxh3_128
 
 from cluster.errors import CheckpointError
 from cluster.files import whole_folder, write_json
@@ -32,10 +33,10 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 STORED_DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}  # as safetensors spells them
-BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}  # compared as integers: a NaN is not equal to itself
 CHUNK_ELEMENTS = 1 << 17  # half a megabyte of fp32 at a time: it stays in the processor's cache
 
 Shapes = Mapping[str, list[int]]
+Digests = Mapping[str, bytes]  # 128 bits each
 
 
 def export(
@@ -62,8 +63,8 @@ def export(
         write_config(folder, skeleton, dtype)
         write_tokenizer(folder, origin.tokenizer)
         check_loads(folder, shapes, dtype)
-        for path, shapes in files.items():
-            check_bits(path, shapes, weights)
+        for path, digests in files.items():
+            check_bits(path, {name: shapes[name] for name in digests}, dtype, digests)
     log.info("exported step %d to %s", commit.step, output)
     return commit.step
 
@@ -151,23 +152,25 @@ class ConvertedWeights:
             yield master if self.converted is self.master else self.converted[:count].copy_(master)
 
 
-def write_weights(folder: Path, shapes: Shapes, weights: ConvertedWeights, shard_bytes: int) -> dict[Path, Shapes]:
-    """Write the safetensors files and, for several, their index; return what is in each."""
+def write_weights(folder: Path, shapes: Shapes, weights: ConvertedWeights, shard_bytes: int) -> dict[Path, Digests]:
+    """Write the safetensors files and, for several, their index; return the digests of what is in each."""
     outlines = {name: torch.empty(shape, dtype=weights.dtype, device="meta") for name, shape in shapes.items()}
     split = split_torch_state_dict_into_shards(outlines, max_shard_size=shard_bytes)
-    files: dict[Path, Shapes] = {
-        folder / name: {key: shapes[key] for key in keys} for name, keys in split.filename_to_tensors.items()
+    files = {
+        folder / name: write_tensors(folder / name, {key: shapes[key] for key in keys}, weights)
+        for name, keys in split.filename_to_tensors.items()
     }
-    for path, held in files.items():
-        write_tensors(path, held, weights)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / "model.safetensors.index.json", index)
     return files
 
 
-def write_tensors(path: Path, shapes: Shapes, weights: ConvertedWeights) -> None:
-    """Write a safetensors file (8 bytes of header length, JSON header, data in the header's order), header first."""
+def write_tensors(path: Path, shapes: Shapes, weights: ConvertedWeights) -> Digests:
+    """Write a safetensors file (8 bytes of header length, JSON header, data in the header's order), header first.
+
+    Return the digest of each tensor's bytes, taken before they are written.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shapes.items():
@@ -178,9 +181,13 @@ def write_tensors(path: Path, shapes: Shapes, weights: ConvertedWeights) -> None
     text += b" " * (-len(text) % 8)  # tensors begin where a reader may map them
     with path.open("wb", buffering=0) as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
+        hashes = {name: xxh3_128() for name in shapes}
         for name, shape in shapes.items():
             for chunk in weights.chunks(name, math.prod(shape)):
-                write_all(stream.fileno(), bytes_of(chunk.view(torch.uint8)))
+                data = bytes_of(chunk.view(torch.uint8))
+                hashes[name].update(data)
+                write_all(stream.fileno(), data)
+    return {name: found.digest() for name, found in hashes.items()}
 
 
 def write_config(folder: Path, skeleton: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -227,18 +234,15 @@ def check_loads(folder: Path, shapes: Shapes, dtype: torch.dtype) -> None:
         raise CheckpointError(f"{folder}: transformers does not load what was written: {wrong}")
 
 
-def check_bits(path: Path, shapes: Shapes, weights: ConvertedWeights) -> None:
-    """Compare every tensor of a file, as the safetensors library reads it, with the checkpoint, bit for bit."""
+def check_bits(path: Path, shapes: Shapes, dtype: torch.dtype, digests: Digests) -> None:
+    """Check every tensor of a file, as the safetensors library reads it, by the digest of all its bytes."""
     for name, shape in shapes.items():
         with safe_open(path, framework="pt") as stored:  # one tensor at a time: what was mapped for it is let go
             tensor = stored.get_tensor(name)
-        written = tensor.reshape(-1).view(BITS[tensor.dtype]).split(CHUNK_ELEMENTS)
-        expected = weights.chunks(name, math.prod(shape))
-        is_same = (tensor.dtype, list(tensor.shape)) == (weights.dtype, list(shape)) and all(
-            torch.equal(ours, theirs.view(ours.dtype)) for ours, theirs in zip(written, expected, strict=True)
-        )
-        if not is_same:
-            raise CheckpointError(f"{path}: {name} reads back differently from the checkpoint")
+        content = bytes_of(tensor.reshape(-1).view(torch.uint8))
+        is_same = (tensor.dtype, list(tensor.shape)) == (dtype, list(shape))
+        if not is_same or xxh3_128(content).digest() != digests[name]:
+            raise CheckpointError(f"{path}: {name} reads back differently from what was written")
 
 
 def read_json(path: Path) -> dict[str, Any]:
