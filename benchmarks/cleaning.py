@@ -7,7 +7,7 @@ from data_prep.cleaning import Cleaner
 from data_prep.config import CleaningConfig
 from data_prep.documents import Document, Turn
 from data_prep.near_duplicates import signatures
-from data_prep.slices import content_key
+from data_prep.reading import content_key
 
 ADDED = {
     "with private data": {"private": dict.fromkeys(("email", "phone", "ip", "card", "iban"), "replace")},
