@@ -1,101 +1,96 @@
 """A bf16 checkpoint of 2 ranks to bf16 safetensors: ours, which proves itself, and zero_to_fp32, which does not.
 
 The checkpoint is plain DeepSpeed's; ours is made of it by `shardline checkpoint convert`'s function, so both export the
-same state, and must write the same bits. Each export is a process of its own, in turns, imports included; `imports` of
-both are measured beside them. Memory is above that after the imports. `checksums` is the part of ours that reads all
-master weights and compares the sha256 of their files; zero_to_fp32 checks nothing.
+same state, and must write the same bits. Each export is a process of its own, in turns, which tells what it took after
+its imports: CPU, and memory above what was there. `checksums` is the part of ours that reads all master weights and
+compares the sha256 of their files; zero_to_fp32 checks nothing.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.native_checkpoint import SIZES, llama
 
-ROUNDS = 3
+ROUNDS = 5
 SAMPLE_S = 0.005
 VARIANTS = ("shardline", "zero_to_fp32", "checksums")
+Work = Callable[[], object]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Usage:
-    """What one process took: CPU-seconds, and its largest anonymous and whole resident memory."""
-
-    cpu_s: float
-    wall_s: float
-    anonymous_mb: float
-    resident_mb: float
-
-
-def status_mb(pid: int, key: str) -> float:
-    """Return a size from a process's status; 0 when it has ended."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def watched(arguments: list[str]) -> Usage:
-    """Run `python ARGUMENTS`, and watch its memory."""
-    began, anonymous, resident = time.perf_counter(), 0.0, 0.0
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while True:
-        anonymous = max(anonymous, status_mb(process.pid, "RssAnon"))
-        resident = max(resident, status_mb(process.pid, "VmHWM"))
-        pid, code, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            break
-        time.sleep(SAMPLE_S)
-    process.returncode = os.waitstatus_to_exitcode(code)
-    if process.returncode:
-        raise SystemExit(f"failed with {process.returncode}: {' '.join(arguments)}")
-    return Usage(
-        cpu_s=usage.ru_utime + usage.ru_stime,
-        wall_s=time.perf_counter() - began,
-        anonymous_mb=anonymous,
-        resident_mb=resident,
-    )
-
-
-def shardline(size: str, folder: str, output: str) -> None:
-    """Export our checkpoint, or only import what that needs."""
+def shardline(size: str, folder: Path, output: Path) -> Work:
+    """Export our checkpoint."""
     from transformers import AutoTokenizer
 
     from training.config import ExportConfig
     from training.export import export
     from training.model import ModelOrigin
 
-    if size == "imports":
-        return
-    tokenizer = AutoTokenizer.from_pretrained(f"{folder}/tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     origin = ModelOrigin(config=llama(size), tokenizer=tokenizer, folder=None)
-    export(origin, Path(folder, "ours"), ExportConfig(dtype="bf16"), Path(output))
+    return lambda: export(origin, folder / "ours", ExportConfig(dtype="bf16"), output)
 
 
-def checksums(size: str, folder: str, output: str) -> None:
-    """Check the bytes of our checkpoint, from the imports of an export."""
-    from training import export
-    from training.checkpoint_files import newest_checkpoint
+def checksums(size: str, folder: Path, output: Path) -> Work:
+    """Check the bytes of our checkpoint."""
+    from training.checkpoint_files import newest_checkpoint, verify
 
-    if size != "imports":
-        export.verify_checkpoint(newest_checkpoint(Path(folder, "ours")), kind="master")
+    return lambda: verify(newest_checkpoint(folder / "ours"), kind="master")
 
 
-def zero_to_fp32(size: str, folder: str, output: str) -> None:
-    """Export DeepSpeed's checkpoint, or only import what that needs."""
+def zero_to_fp32(size: str, folder: Path, output: Path) -> Work:
+    """Export DeepSpeed's checkpoint."""
     from deepspeed.utils.zero_to_fp32 import convert_zero_checkpoint_to_state_dict
 
-    if size != "imports":
-        convert_zero_checkpoint_to_state_dict(f"{folder}/native", output, dtype="bf16", safe_serialization=True)
+    return lambda: convert_zero_checkpoint_to_state_dict(
+        str(folder / "native"), str(output), dtype="bf16", safe_serialization=True
+    )
+
+
+def status_mb(key: str) -> float:
+    """Return a size from this process's status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key + ":")).split()[1]) / 1024
+
+
+def measured(work: Work) -> dict[str, float]:
+    """Do the work; return its CPU-seconds and how far its memory rose."""
+    before_mb, before = status_mb("RssAnon"), resource.getrusage(resource.RUSAGE_SELF)
+    peaks, done = [before_mb], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(SAMPLE_S):
+            peaks.append(status_mb("RssAnon"))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    work()
+    done.set()
+    sampler.join()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "user_s": after.ru_utime - before.ru_utime,
+        "system_s": after.ru_stime - before.ru_stime,
+        "anonymous_mb": max(peaks) - before_mb,
+        "resident_mb": status_mb("VmHWM"),
+    }
+
+
+def run(variant: str, size: str, folder: Path) -> dict[str, float]:
+    """Run one export as a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.export", variant, size, str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    facts: dict[str, float] = json.loads((folder / "facts.json").read_text())
+    return facts
 
 
 def write_checkpoints(size: str, folder: Path) -> int:
@@ -132,38 +127,25 @@ def keys_of(path: Path) -> list[str]:
         return list(stored.keys())
 
 
-def line(size: str, parameters: int, variant: str, usages: list[Usage], imports: list[Usage]) -> dict[str, object]:
-    cpu, start = (statistics.median(usage.cpu_s for usage in these) for these in (usages, imports))
-    before = max(usage.anonymous_mb for usage in imports)
-    return {
-        "case": "export",
-        "variant": variant,
-        "size": size,
-        "parameters": parameters,
-        "cpu_s": round(cpu, 2),
-        "cpu_s_without_imports": round(cpu - start, 2),
-        "wall_s": round(statistics.median(usage.wall_s for usage in usages), 2),
-        "peak_anonymous_mb_above_imports": round(max(usage.anonymous_mb for usage in usages) - before),
-        "peak_resident_mb": round(max(usage.resident_mb for usage in usages)),
-    }
-
-
 def main() -> None:
     for size in SIZES:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             parameters = write_checkpoints(size, folder)
-            taken: dict[tuple[str, str], list[Usage]] = {}
+            taken: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
             for _ in range(ROUNDS):
                 for variant in VARIANTS:
-                    for what in (size, "imports"):
-                        arguments = ["-m", "benchmarks.export", variant, what, name, str(folder / variant)]
-                        taken.setdefault((variant, what), []).append(watched(arguments))
+                    taken[variant].append(run(variant, size, folder))
             check_same([folder / "shardline", folder / "zero_to_fp32"])
-            for variant in VARIANTS:
-                found = line(size, parameters, variant, taken[variant, size], taken[variant, "imports"])
-                print(json.dumps(found), flush=True)
+            for variant, found in taken.items():
+                middle = {key: round(statistics.median(facts[key] for facts in found), 2) for key in found[0]}
+                cpu = round(middle["user_s"] + middle["system_s"], 2)
+                facts = {"variant": variant, "size": size, "parameters": parameters, "cpu_s": cpu, **middle}
+                print(json.dumps({"case": "export", **facts}), flush=True)
 
 
 if __name__ == "__main__":
-    {"shardline": shardline, "zero_to_fp32": zero_to_fp32, "checksums": checksums}[sys.argv[1]](*sys.argv[2:])
+    variant, size, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    work = {"shardline": shardline, "zero_to_fp32": zero_to_fp32, "checksums": checksums}[variant]
+    facts = measured(work(size, folder, folder / variant))
+    (folder / "facts.json").write_text(json.dumps(facts))
