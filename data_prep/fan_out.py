@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import multiprocessing.process
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from cluster.errors import ClusterError, ShardlineError
 from cluster.ray_cluster import ray_cluster
 
+log = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Executor = Literal["local", "ray"]
 
 IN_FLIGHT = 3  # items handed out for each worker, so that none waits for the next and the plans do not pile up
+LOOK_S = 5.0  # between two looks at the hosts of a Ray cluster, while an item is waited for
 STALL_S = 600.0  # without a finished item; one takes seconds
 RETRIES = 3  # of an item whose Ray worker or node died
 
@@ -92,20 +98,6 @@ class Workers:
             )
         return future.result()
 
-    def ray_result(self, reference: Any) -> Any:
-        """Wait for an item. Raises ClusterError, with what is wanted and what is free, if nothing moves."""
-        import ray
-
-        done, _ = ray.wait([reference], timeout=self.stall_s)
-        if not done:
-            total, free = ray.cluster_resources(), ray.available_resources()
-            raise ClusterError(
-                f"no item was finished for {self.stall_s:g} s on Ray: each needs 1 CPU; the cluster has "
-                f"{total.get('CPU', 0):g} CPUs, of which {free.get('CPU', 0):g} are free, on {len(ray.nodes())} nodes; "
-                "end what else runs there, or write `executor: local` below data. Finished slices are kept"
-            )
-        return ray.get(reference)
-
     def map_on_ray(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         if self.ray_cpus is None:
             self.ray_cpus = self.stack.enter_context(ray_cluster(self.count))
@@ -116,9 +108,11 @@ class Workers:
                 "the Ray cluster at RAY_ADDRESS has no CPU, so nothing would ever run; add a node with CPUs, or unset "
                 "RAY_ADDRESS, or write `executor: local` below data"
             )
-        task: Any = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(function)
+        handed_out = HandedOut(
+            ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(function), self.stall_s
+        )
         try:
-            yield from in_order(items, task.remote, self.ray_result, IN_FLIGHT * self.ray_cpus)
+            yield from in_order(items, handed_out.ask, handed_out.result, IN_FLIGHT * self.ray_cpus)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ShardlineError | OSError):
                 raise error.cause from None
@@ -128,6 +122,73 @@ class Workers:
                 f"Ray gave an item up after {RETRIES} tries ({error}); look at the cluster's memory and nodes, then "
                 "run the command again: finished slices are kept"
             ) from None
+
+
+@dataclass(eq=False)
+class Asked:
+    """An item that Ray was asked for, and where its result will be."""
+
+    item: Any
+    reference: Any
+
+
+class HandedOut:
+    """Items on a Ray cluster; when a host is lost, all that are not done are asked for once more.
+
+    Ray does so by itself when the connection to a worker breaks. Of a host without power it hears nothing, not even
+    that, and would wait for minutes. An item that is done twice does no harm: its file is written whole or not at all.
+    """
+
+    def __init__(self, task: Any, stall_s: float) -> None:
+        self.task, self.stall_s = task, stall_s
+        self.open: list[Asked] = []
+        self.hosts = living_hosts()
+
+    def ask(self, item: Any) -> Asked:
+        asked = Asked(item, self.task.remote(item))
+        self.open.append(asked)
+        return asked
+
+    def result(self, asked: Asked) -> Any:
+        """Wait for an item. Raises ClusterError, with what is wanted and what is free, if nothing moves."""
+        import ray
+
+        deadline = time.monotonic() + self.stall_s
+        while not ray.wait([asked.reference], timeout=min(LOOK_S, self.stall_s))[0]:
+            if self.has_lost_a_host():
+                deadline = time.monotonic() + self.stall_s
+            if time.monotonic() > deadline:
+                raise ClusterError(stalled_on_ray(self.stall_s))
+        self.open.remove(asked)
+        return ray.get(asked.reference)
+
+    def has_lost_a_host(self) -> bool:
+        """Look whether hosts are gone since the last look; if so, ask again for what they may have had."""
+        before, self.hosts = self.hosts, living_hosts()
+        lost = before - self.hosts
+        if lost:
+            log.warning("the Ray cluster has lost %d of its %d hosts: the others do their part", len(lost), len(before))
+            for asked in self.open:
+                asked.reference = self.task.remote(asked.item)
+        return bool(lost)
+
+
+def living_hosts() -> set[str]:
+    import ray
+
+    return {str(node["NodeID"]) for node in ray.nodes() if node["Alive"]}
+
+
+def stalled_on_ray(stall_s: float) -> str:
+    """Say that nothing moves, what is wanted and what is free."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return (
+        f"no item was finished for {stall_s:g} s on Ray: each needs 1 CPU; the cluster has "
+        f"{total.get('CPU', 0):g} CPUs, of which {free.get('CPU', 0):g} are free, on {len(living_hosts())} nodes; "
+        "end what else runs there, or write `executor: local` below data. Finished slices are kept"
+    )
 
 
 def in_order(

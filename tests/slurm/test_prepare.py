@@ -57,9 +57,12 @@ def test_a_host_that_loses_its_power_changes_not_a_byte(slurm: Any, tmp_path: Pa
     run = run_file(tmp_path, corpus)
     job = slurm.submit("-N2", "--exclusive", str(ROOT / "launch/prepare.sh"), str(run), cwd=tmp_path)
     job.wait_for(lambda: len(list(work.glob("*.arrow"))) >= 4)
+    slurm.unplug("node2")  # first, as nobody says goodbye when the power goes
     slurm.power_off("node2")
-    job.wait_for(lambda: "next: shardline train" in job.log())
-    slurm.power_on("node2")
+    try:
+        job.wait_for(lambda: "next: shardline train" in job.log())
+    finally:
+        slurm.power_on("node2")
     assert job.wait()["JobState"] == "COMPLETED", job.log()
     assert not list(Path("/tmp").glob(f"ray-{job.number}-*"))
     assert read_manifest(tmp_path / "run/shards").digest == alone.digest

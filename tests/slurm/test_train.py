@@ -153,9 +153,11 @@ def test_a_job_whose_host_loses_its_power_is_requeued_and_goes_on_from_its_newes
     job.wait_for(lambda: bool(saved_steps(job)))
     slurm.unplug("node2")  # first, as nobody says goodbye when the power goes
     slurm.power_off("node2")
-    job.wait_for(lambda: job.facts()["Restarts"] == "1" and job.facts()["JobState"] == "PENDING")
-    newest = saved_steps(job)[-1]
-    slurm.power_on("node2")
+    try:
+        job.wait_for(lambda: job.facts()["Restarts"] == "1" and job.facts()["JobState"] == "PENDING")
+        newest = saved_steps(job)[-1]
+    finally:
+        slurm.power_on("node2")
     facts = job.wait()
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1")
     assert segments(job)[-2:] == [("start", newest), ("end", STEPS)]
