@@ -1,4 +1,4 @@
-"""The newest checkpoint as a Hugging Face folder: streamed in chunks, read back and compared before it is shown."""
+"""The newest checkpoint as a Hugging Face folder: streamed in chunks, read back and checked before it is shown."""
 
 from __future__ import annotations
 
