@@ -17,6 +17,7 @@ the public interface, and what tests/training/test_shardings.py holds a new Deep
         optimizer.get_grads_for_norm()                      gradients of BF16_Optimizer
         optimizer.scaled_global_norm()                      norm of the other's gradients; -1: not finite
         optimizer.check_grad_overflow                       whether gradients that are not finite are refused
+        optimizer.averaged_gradients                        sums of gradients by group, for the other; None: none yet
 """
 
 from __future__ import annotations
@@ -107,6 +108,8 @@ class Stage12:
             for name in hidden:
                 delattr(self.optimizer, name)
             vars(self.optimizer).update(before)
+            sums = getattr(self.optimizer, "averaged_gradients", {})
+            sums.update(dict.fromkeys(sums))  # with offload they would stay, and be added to the next step's
 
 
 def masters_of(optimizer: Any) -> list[torch.Tensor]:

@@ -108,7 +108,8 @@ plug_in() { # HOST ADDRESS
   local pid
   until [[ -s $folder/$1.pid ]]; do sleep 0.05; done
   pid=$(<"$folder/$1.pid")
-  ip link add "$1" type veth peer name eth0 netns "$pid"
+  # a card of its own, as real hosts have: the others remember its address, and would not find it after a power cut
+  ip link add "$1" type veth peer name eth0 address "02:00:00:00:00:$(printf %02x "${2##*.}")" netns "$pid"
   ip link set "$1" master bridge up
   nsenter --target "$pid" --net ip addr add "$2/24" dev eth0
   nsenter --target "$pid" --net ip link set eth0 up
