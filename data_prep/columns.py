@@ -1,4 +1,4 @@
-"""Running text by the column: the texts of many records as one Arrow array, where a file gives them without objection.
+"""Running text by the column: the texts of many records in one run of bytes, where a file gives them without objection.
 
 What a batch of records is made of is read once: at once if every record of the batch is a row with its text, else
 record by record, as `data_prep.documents` reads everything. Both give the same texts.
