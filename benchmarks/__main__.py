@@ -17,6 +17,7 @@ CASES = (
     "coldstart",
     "export",
     "load",
+    "step",
 )
 
 if len(sys.argv) != 2 or sys.argv[1] not in CASES:
