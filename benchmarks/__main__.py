@@ -18,6 +18,7 @@ CASES = (
     "export",
     "load",
     "step",
+    "gpu_step",
 )
 
 if len(sys.argv) != 2 or sys.argv[1] not in CASES:

@@ -7,8 +7,11 @@ step's time, and a model whose mask is not made from the positions would do with
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +21,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+KERNEL: Callable[..., Any] | None = None
+with suppress(ImportError):  # before torch 2.10
+    from torch.nn.attention.varlen import varlen_attn as KERNEL  # noqa: N812
+
 NAME = "shardline_documents"  # as transformers' models ask for it
+KERNEL_KNOWS_GROUPS = KERNEL is not None and "enable_gqa" in inspect.signature(KERNEL).parameters
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,12 @@ class Segments:
     """Lengths of the documents in a micro batch, its rows one after the other; a row's padding is one of them."""
 
     lengths: list[int]
+    device: torch.device
+
+    @cached_property
+    def starts(self) -> torch.Tensor:
+        """Where the segments begin and, last, where the last one ends, [segments + 1] int32."""
+        return torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32, device=self.device)
 
     @cached_property
     def of_length(self) -> dict[int, list[int]]:
@@ -76,7 +90,8 @@ def attend(
     )
     rows, _, row_tokens, _ = query.shape
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-    output = attended(query, key, value, CURRENT.segments, rule)
+    attention = attended_by_kernel if has_kernel(query, value, rule) else attended
+    output = attention(query, key, value, CURRENT.segments, rule)
     return output.reshape(rows, row_tokens, *output.shape[1:]), None
 
 
@@ -117,6 +132,29 @@ def attended(
         for number, document in zip(numbers, output.unbind(), strict=True):
             outputs[number] = document
     return torch.cat([output for output in outputs if output is not None])
+
+
+def has_kernel(query: torch.Tensor, value: torch.Tensor, rule: Rule) -> bool:
+    """Tell whether torch's FlashAttention over segments can do this: it knows no caps, sinks, dropout or fp32."""
+    is_plain = rule.soft_cap is None and rule.sinks is None and not rule.dropout
+    fits = query.shape[-1] == value.shape[-1] <= 256 and query.dtype in (torch.bfloat16, torch.float16)
+    return is_plain and fits and query.is_cuda and KERNEL is not None
+
+
+def attended_by_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, rule: Rule
+) -> torch.Tensor:
+    """Return what `attended` returns, from one call of FlashAttention for all segments, on a GPU."""
+    assert KERNEL is not None
+    starts, longest = segments.starts, max(segments.lengths)
+    groups = query.shape[1] // key.shape[1]
+    settings: dict[str, Any] = {"scale": rule.scale, "window_size": (-1 if rule.window is None else rule.window - 1, 0)}
+    if groups > 1 and KERNEL_KNOWS_GROUPS:
+        settings["enable_gqa"] = True
+    elif groups > 1:  # torch 2.11
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    output: torch.Tensor = KERNEL(query, key, value, starts, starts, longest, longest, **settings)
+    return output
 
 
 def rule_of_length(rule: Rule, length: int) -> Rule:
@@ -178,6 +216,6 @@ def attend_with(model: PreTrainedModel, name: str) -> None:
         model.set_attn_implementation(name)
 
 
-def attending(lengths: Sequence[int] | None) -> None:
-    """Say which documents the next call of the model is for."""
-    CURRENT.segments = None if lengths is None else Segments(list(lengths))
+def attending(lengths: list[int] | None, device: torch.device | None = None) -> None:
+    """Say which documents the next call of the model is for; None: for none."""
+    CURRENT.segments = None if lengths is None else Segments(lengths, device or torch.device("cpu"))

@@ -91,7 +91,7 @@ class PackedModel:
         ids = batch.input_ids.to(self.device)
         if self.isolation is Isolation.ONE_A_ROW:  # as anybody calls a model with whole documents
             return self.call(input_ids=ids, use_cache=False)
-        documents.attending(batch.segments)
+        documents.attending(batch.segments, self.device)
         return self.call(input_ids=ids, position_ids=batch.position_ids.to(self.device), use_cache=False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -46,6 +46,7 @@ def under_a_mask(
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.lists(st.integers(1, 7), min_size=1, max_size=5), min_size=1, max_size=3),
     seed=st.integers(0, 99),
