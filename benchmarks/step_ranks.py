@@ -161,7 +161,11 @@ def ours(job: Job, taken: Taken, *, as_before: bool) -> None:
         learning_rate=LEARNING_RATE,
         precision=job.precision,
     )
-    plan = replace(plan_of(train, world.size, shape.row_tokens, steps=1000), micro_batch_rows=shape.rows)
+    plan = replace(
+        plan_of(train, world.size, shape.row_tokens, steps=1000),
+        micro_batch_rows=shape.rows,
+        global_batch_rows=train.global_batch_rows,
+    )
     config = LlamaConfig(**shape.config)
     engine = Engine(config, train, plan, deepspeed_config(read_template(None), train, plan), world)
     engine.start_from(NewWeights(skeleton_of(config), seed=0))

@@ -63,7 +63,7 @@ class HeadLoss(torch.autograd.Function):
         wants = ctx.needs_input_grad[:3]
         gradients = HeadGradients.zeros(hidden, weight, bias, wants) if any(wants) else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for chunk in chunks(len(targets), weight.shape[0]):
+        for chunk in chunks(len(targets), *weight.shape):
             here = hidden[chunk]
             output = rule(F.linear(here, weight, bias).float())  # [tokens, vocab]
             if gradients is None:
@@ -114,9 +114,12 @@ class HeadGradients:
         return [None if tensor is None else tensor.to(dtype) for tensor in (self.hidden, self.weight, self.bias)]
 
 
-def chunks(tokens: int, vocab: int) -> Iterator[slice]:
-    """Yield slices of tokens whose logits fit into CHUNK_LOGITS."""
-    size = max(1, CHUNK_LOGITS // vocab)
+def chunks(tokens: int, vocab: int, width: int) -> Iterator[slice]:
+    """Yield slices of tokens whose logits fit into CHUNK_LOGITS, but of no fewer tokens than half of the width.
+
+    Each chunk adds to the gradient of the whole weight, which takes the time of about as many tokens' logits.
+    """
+    size = max(1, CHUNK_LOGITS // vocab, width // 2)
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from training import loss as losses
 from training.loss import HeadLoss, LogitRule, LossHead, Trained, summed_loss
 
-TOKENS, WIDTH, VOCAB = 13, 8, 11
+TOKENS, WIDTH, VOCAB = 13, 2, 11
 RULES = [LogitRule(), LogitRule(scale=0.125), LogitRule(cap=3.0), LogitRule(scale=2.0, cap=5.0)]
 
 
