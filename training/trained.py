@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cluster.errors import ConfigError
@@ -19,14 +20,26 @@ from training.weights import Weights
 BASE, LORA_A, LORA_B = ".base_layer.", ".lora_A.default.", ".lora_B.default."  # in the names that peft gives
 
 
-def choose_trained(model: nn.Module, train: TrainConfig) -> None:
+def choose_trained(model: PreTrainedModel, train: TrainConfig) -> None:
     """Add what `train.lora` asks for, and stop the gradients of everything that is not to be trained.
 
     Raises ConfigError if a pattern matches nothing, if nothing is left to train, or if peft is missing.
     """
     if train.lora is not None:
         add_lora(model, train.lora)
+    freeze_other_modalities(model)
     freeze(model, train.freeze)
+
+
+def freeze_other_modalities(model: PreTrainedModel) -> None:
+    """Freeze what text does not pass through, such as the tower for images: without gradients it would only decay."""
+    if model.config.get_text_config() is model.config:
+        return
+    modules = [model.get_decoder(), model.get_output_embeddings()]
+    text = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in text:
+            parameter.requires_grad_(False)
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

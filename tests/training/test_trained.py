@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from cluster.errors import CheckpointError, ConfigError
 from training.config import LoraConfig, TrainConfig
 from training.model import skeleton_of
+from training.new_weights import NewWeights
 from training.trained import BASE, LORA_A, LORA_B, LoraWeights, PlainTensors, choose_trained
-from training.weights import NewWeights
 
 LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
 GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 50}
@@ -110,10 +110,12 @@ def test_a_tensor_without_a_place_is_named_also_with_additions(tmp_path: Any) ->
 
     from training.weights import PretrainedWeights
 
-    save_file({"a.weight": torch.zeros(2), "b.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    weights = LoraWeights(PretrainedWeights(tmp_path, "model", frozenset()), seed=0)
+    skeleton = skeleton_of(model_of().config)
+    tensors = {name: torch.zeros(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    save_file({**tensors, "b.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    weights = LoraWeights(PretrainedWeights(tmp_path, skeleton), seed=0)
     with pytest.raises(CheckpointError, match=r"1 tensors have no place in the model: b\.weight"):
-        weights.finish(elsewhere=[f"a{BASE}weight"])
+        weights.finish(elsewhere=[name.replace("q_proj.", f"q_proj{BASE}") for name in tensors])
 
 
 def test_freezing_and_additions_together_are_refused() -> None:
