@@ -137,4 +137,6 @@ class ExportConfig(Section):
     """How the weights leave the run."""
 
     dtype: Literal["bf16", "fp32"] = "bf16"
+    lora: Literal["merged", "adapter"] = "merged"
+    """Low-rank additions: merged into the model's weights, or alone as a folder that peft puts upon `model.path`."""
     shard_bytes: int = Field(default=5 * 10**9, gt=0)

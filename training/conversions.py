@@ -18,7 +18,9 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -126,6 +128,100 @@ def output_names(
         for pattern, names in conversion.inputs.items()
     }
     return conversion.run(model, outlines).keys()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outgoing:
+    """A tensor of exported files: a tensor of the model as it is, or an output of a conversion.
+
+    With `expert`, that conversion is run on this index of its inputs' first dimension alone; `output` is then the
+    name that its output gets there.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    source: str | Conversion
+    output: str = ""
+    expert: int | None = None
+
+
+def outgoing(model: PreTrainedModel, dtype: torch.dtype, stored: Collection[str] = ()) -> dict[str, Outgoing]:
+    """Return the tensors that save_pretrained would write of a model, by name, in order.
+
+    `stored` are the names in the files that the model came from: a prefix that they had is put back.
+    """
+    transforms = [transform.reverse_transform() for transform in reversed(saved_conversions(model, stored))]
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    tensors = saved_tensors(model)
+    made: dict[str, Outgoing] = {}
+    fused: dict[str, dict[str, list[str]]] = {}
+    for name in sorted(tensors, key=dot_natural_key):
+        key, pattern = rename_source_key(name, [], converters)
+        if pattern is None:
+            made[name] = as_it_is(model, name, tensors[name], dtype)
+        else:
+            fused.setdefault(key, {}).setdefault(pattern, []).append(name)
+    for key, inputs in fused.items():
+        made |= outputs(model, Conversion(by_pattern[next(iter(inputs))], key, inputs), tensors, dtype)
+    return {rename_source_key(name, renamings, [])[0]: tensor for name, tensor in made.items()}
+
+
+def saved_conversions(model: PreTrainedModel, stored: Collection[str]) -> list[Any]:
+    """Return the conversions that saving reverts: all but changes of a prefix that the stored names do not have."""
+    transforms = get_model_conversion_mapping(model, add_legacy=False)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    for name in stored:
+        rename_source_key(name, renamings, [])  # a transform remembers that it was of use
+    return [t for t in transforms if type(t).__name__ != "PrefixChange" or t.was_used()]
+
+
+def saved_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model that a file of it holds: no other names of the same, and no made buffers."""
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    ignored = model._keys_to_ignore_on_save or ()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied and name not in ignored}
+
+
+def outputs(
+    model: PreTrainedModel, conversion: Conversion, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> dict[str, Outgoing]:
+    """Return what a conversion makes, without memory for it; experts one after the other."""
+    names = [name for several in conversion.inputs.values() for name in several]
+    kept = torch.float32 if any(stays_fp32(model, name, dtype) for name in names) else dtype
+
+    def run(experts: slice) -> dict[str, torch.Tensor]:
+        outlines = {
+            pattern: [tensors[name][experts] for name in several] for pattern, several in conversion.inputs.items()
+        }
+        return conversion.run(model, outlines)
+
+    made = run(slice(None))
+    if not conversion.is_by_expert:
+        return {
+            name: Outgoing(shape=tuple(tensor.shape), dtype=kept, source=conversion, output=name)
+            for name, tensor in made.items()
+        }
+    # all of the first output come first, then all of the second
+    first = run(slice(0, 1))
+    order, experts = list(made), len(made) // len(first)
+    if order[::experts] != list(first):
+        raise RuntimeError(f"{conversion.key}: transformers names experts in another order: {order[:3]} ...")
+    return {
+        order[place * experts + expert]: Outgoing(
+            shape=tuple(tensor.shape), dtype=kept, source=conversion, output=output, expert=expert
+        )
+        for expert, (place, (output, tensor)) in product(range(experts), enumerate(first.items()))
+    }
+
+
+def as_it_is(model: PreTrainedModel, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> Outgoing:
+    if not tensor.is_floating_point():
+        dtype = tensor.dtype
+    elif stays_fp32(model, name, dtype):
+        dtype = torch.float32
+    return Outgoing(shape=tuple(tensor.shape), dtype=dtype, source=name)
 
 
 def not_ignorable(model: PreTrainedModel, unplaced: Mapping[str, str]) -> list[str]:

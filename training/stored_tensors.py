@@ -72,6 +72,11 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def stored_names(folder: Path) -> list[str]:
+    """Return the names of all tensors of a folder's model."""
+    return [name for path in weight_files(folder) for name, _ in stored_tensors(path)]
+
+
 def stored_tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     """Map a safetensors file and yield its tensors (format: 8 bytes of header length, JSON header, data)."""
     try:

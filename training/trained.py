@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
@@ -77,8 +77,26 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> None:
     )
     try:
         peft.inject_adapter_in_model(settings, model)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         raise ConfigError(f"train.lora.target_modules: {' '.join(str(error).split())[:300]}") from None
+    check_additions(model)
+
+
+def check_additions(model: nn.Module) -> None:
+    """Raise ConfigError for additions that are none to a linear layer: an export could not merge them."""
+    for name, module in model.named_modules():
+        layer = getattr(module, "base_layer", None)
+        if isinstance(layer, nn.Module) and not isinstance(layer, nn.Linear | Conv1D):
+            raise ConfigError(
+                f"train.lora.target_modules: {name} is a {type(layer).__name__}; low-rank additions are for linear"
+                " layers: take it out, or train without lora and freeze what shall stay (train.freeze)"
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not (name.endswith("weight") and (LORA_A in name or LORA_B in name)):
+            raise ConfigError(
+                f"train.lora.target_modules: {name} would be trained as well, which is no addition to a linear layer;"
+                " name linear layers only"
+            )
 
 
 class LoraWeights:
@@ -126,7 +144,8 @@ class PlainTensors:
     """The plain model that a run's model acts as: trained weights, frozen ones, and low-rank additions merged in.
 
     `skeleton` is the plain model without memory, `trained` the names that a checkpoint holds, `read` returns one of
-    those whole, `first` the model's first weights without additions.
+    those whole, `first` the model's first weights without additions, `tied` the other names that it had for its tensors
+    then: `skeleton` may have tensors of their own for them.
     """
 
     skeleton: nn.Module
@@ -134,16 +153,23 @@ class PlainTensors:
     read: Callable[[str], torch.Tensor]
     first: Weights
     lora: LoraConfig | None
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return a parameter of the plain model by its name there, whole."""
+        """Return a tensor of the plain model by its name there, whole."""
         if name in self.trained:
             return self.read(name)
-        shape = self.skeleton.get_parameter(name).shape
-        weight = self.first.part(name, tuple(shape), 0, shape.numel()).reshape(shape)
-        layer, _, kind = name.rpartition(".")
-        lora_a, lora_b = (f"{layer}{middle}{kind}" for middle in (LORA_A, LORA_B))
+        outline = self.skeleton.state_dict()[name]
+        first = self.first.part(self.tied.get(name, name), tuple(outline.shape), 0, outline.numel())
+        weight = first.reshape(outline.shape)
+        lora_a, lora_b = addition_names(name)
         if self.lora is None or lora_a not in self.trained:
             return weight
-        transposed = isinstance(self.skeleton.get_submodule(layer), Conv1D)
+        transposed = isinstance(self.skeleton.get_submodule(name.rpartition(".")[0]), Conv1D)
         return merged(weight, self.read(lora_a), self.read(lora_b), self.lora, transposed=transposed)
+
+
+def addition_names(name: str) -> tuple[str, str]:
+    """Return the names of the low-rank matrices that may be beside a weight."""
+    layer, _, kind = name.rpartition(".")
+    return f"{layer}{LORA_A}{kind}", f"{layer}{LORA_B}{kind}"
