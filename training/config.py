@@ -40,7 +40,8 @@ class LoraConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """On what goes into the additions."""
     target_modules: list[str] | None = None
-    """Names of the linear layers that get one, such as q_proj; default: all but the output head."""
+    """Names of the linear layers that get one, such as q_proj; default: all but the output head. Experts that a model
+    keeps in one tensor, and their routers, are no linear layers: they get none and stay as they are."""
 
 
 class TrainConfig(Section):

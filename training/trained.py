@@ -33,13 +33,17 @@ def choose_trained(model: PreTrainedModel, train: TrainConfig) -> None:
 
 def freeze_other_modalities(model: PreTrainedModel) -> None:
     """Freeze what text does not pass through, such as the tower for images: without gradients it would only decay."""
-    if model.config.get_text_config() is model.config:
-        return
-    modules = [model.get_decoder(), model.get_output_embeddings()]
-    text = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+    text = text_parameters(model)
     for parameter in model.parameters():
         if id(parameter) not in text:
             parameter.requires_grad_(False)
+
+
+def text_parameters(model: PreTrainedModel) -> set[int]:
+    """Return the ids of the parameters that text passes through: all, but in a model that takes images or sound too."""
+    is_text_only = model.config.get_text_config() is model.config
+    modules = [model] if is_text_only else [model.get_decoder(), model.get_output_embeddings()]
+    return {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -58,7 +62,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         raise ConfigError("train.freeze: nothing is left to train; remove a pattern")
 
 
-def add_lora(model: nn.Module, lora: LoraConfig) -> None:
+def add_lora(model: PreTrainedModel, lora: LoraConfig) -> None:
     """Put low-rank matrices beside the linear layers and freeze the rest (Hu et al. 2021, arXiv 2106.09685).
 
     A layer's weight W is named NAME.base_layer.weight afterwards and acts as W + alpha / rank * B A.
@@ -71,7 +75,7 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> None:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules) if lora.target_modules else "all-linear",
+        target_modules=list(lora.target_modules) if lora.target_modules else linear_layers(model),
         init_lora_weights=False,  # LoraWeights makes them, the same for every world size
         task_type="CAUSAL_LM",
     )
@@ -82,14 +86,21 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> None:
     check_additions(model)
 
 
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Return the names of all linear layers but the head (peft's own word for it takes routers of experts as well)."""
+    head, text = model.get_output_embeddings(), text_parameters(model)
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    return [name for name, module in linear.items() if module is not head and id(module.weight) in text]
+
+
 def check_additions(model: nn.Module) -> None:
     """Raise ConfigError for additions that are none to a linear layer: an export could not merge them."""
     for name, module in model.named_modules():
         layer = getattr(module, "base_layer", None)
         if isinstance(layer, nn.Module) and not isinstance(layer, nn.Linear | Conv1D):
             raise ConfigError(
-                f"train.lora.target_modules: {name} is a {type(layer).__name__}; low-rank additions are for linear"
-                " layers: take it out, or train without lora and freeze what shall stay (train.freeze)"
+                f"train.lora.target_modules: {name} is of type {type(layer).__name__}; low-rank additions are for"
+                " linear layers: take it out, or train without lora and freeze what shall stay (train.freeze)"
             )
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not (name.endswith("weight") and (LORA_A in name or LORA_B in name)):

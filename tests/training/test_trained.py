@@ -64,6 +64,37 @@ def test_a_layer_that_the_model_has_not_is_a_problem_of_the_configuration() -> N
         choose_trained(model_of(), TrainConfig(lora=LoraConfig(target_modules=["no_such_layer"])))
 
 
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("embed_tokens", r"model\.embed_tokens is of type Embedding; low-rank additions are for linear layers"),
+        ("experts", r"MixtralExperts.* is not supported"),
+        ("gate", r"mlp\.gate is of type MixtralTopKRouter; low-rank additions are for linear layers"),
+        ("gate_up_proj", r"\{'gate_up_proj'\} not found"),
+    ],
+)
+def test_additions_that_could_not_be_merged_are_refused_before_training(target: str, told: str) -> None:
+    config = AutoConfig.for_model("mixtral", **LLAMA, num_key_value_heads=1, num_local_experts=2)
+    with pytest.raises(ConfigError, match=told):
+        choose_trained(skeleton_of(config), TrainConfig(lora=LoraConfig(target_modules=[target])))
+
+
+def test_by_default_experts_and_their_router_get_no_additions() -> None:
+    model = skeleton_of(AutoConfig.for_model("mixtral", **LLAMA, num_key_value_heads=1, num_local_experts=2))
+    choose_trained(model, TrainConfig(lora=LoraConfig(rank=2)))
+    assert {name.split(".")[4] for name in trained_names(model)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_the_tower_for_images_is_frozen() -> None:
+    text = {**LLAMA, "num_key_value_heads": 1, "head_dim": 8, "layer_types": ["full_attention"] * 2}
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config={**vision, "image_size": 28})
+    model = skeleton_of(config)
+    choose_trained(model, TrainConfig())
+    assert not [name for name in trained_names(model) if "vision" in name or "projector" in name]
+    assert {"model.language_model.norm.weight", "model.language_model.embed_tokens.weight"} <= {*trained_names(model)}
+
+
 def lora_weights(model: PreTrainedModel, seed: int) -> LoraWeights:
     return LoraWeights(NewWeights(skeleton_of(model.config), seed), seed)
 
