@@ -149,8 +149,8 @@ def ours(job: Job, taken: Taken, *, as_before: bool) -> None:
     from training.ds_config import deepspeed_config, read_template
     from training.engine import Engine, join_world
     from training.model import skeleton_of
+    from training.new_weights import NewWeights
     from training.packed_model import Isolation
-    from training.weights import NewWeights
 
     world, shape = job.world, job.shape
     join_world(world)
@@ -185,7 +185,7 @@ def plain_model(shape: Shape) -> Any:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from training.model import skeleton_of
-    from training.weights import NewWeights
+    from training.new_weights import NewWeights
 
     config = LlamaConfig(**shape.config)
     weights = NewWeights(skeleton_of(config), seed=0)

@@ -21,17 +21,19 @@ from transformers.initialization import no_init_weights
 
 from cluster.environment import World
 from training.batches import MicroBatch, nothing_of
+from training.buffers import made_buffers, persistent_buffers, put_buffers, stored_buffers
 from training.config import TrainConfig
 from training.ds_config import stage_of
 from training.isolation import Proof, prove
 from training.loss import StepStats
 from training.model import skeleton_of
+from training.new_weights import layer_names
 from training.nvme import nvme_folder, require_async_io, take_nvme
 from training.packed_model import Isolation, Loss, PackedModel
 from training.parts import MOMENTS, Part, Sharding, Slot, frozen_parameters
 from training.plan import Plan
 from training.trained import choose_trained
-from training.weights import Weights, layer_names, made_buffers
+from training.weights import Weights
 from training.zero3 import Stage3
 from training.zero12 import Stage12
 
@@ -104,13 +106,17 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     return [group for group in groups if group["params"]]
 
 
+def dtype_of(train: TrainConfig) -> torch.dtype:
+    """Return the precision of the weights in forward and backward."""
+    return torch.bfloat16 if train.precision == "bf16" else torch.float32
+
+
 def build_model(config: PretrainedConfig, train: TrainConfig, ds_config: dict[str, Any]) -> torch.nn.Module:
     """Build the model; its weights are filled in later. In ZeRO-3 a parameter is partitioned as soon as it exists."""
-    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     partitioned = stage_of(ds_config) == 3
     # the precision comes from ds_config: DeepSpeed 0.19 takes a dtype that is given for bf16 where there is no fp16
     with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=partitioned), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype_of(train))
     model.tie_weights()  # part of the initialization that was left out
     choose_trained(model, train)
     if train.activation_checkpointing:
@@ -154,6 +160,7 @@ class Engine:
         self, config: PretrainedConfig, train: TrainConfig, plan: Plan, ds_config: dict[str, Any], world: World
     ) -> None:
         self.plan, self.world = plan, world
+        self.dtype = dtype_of(train)
         folder = nvme_folder(ds_config)
         if folder is not None:
             self.nvme = take_nvme(folder, world.local_rank)  # held as long as the engine is
@@ -174,7 +181,8 @@ class Engine:
         self.deepspeed.train()
         self.device = torch.device(get_accelerator().current_device_name())
         self.sharding = sharding_of(stage_of(ds_config), self.module, self.optimizer, world)
-        self.restore_buffers(made_buffers(skeleton_of(config)))
+        self.skeleton = skeleton_of(config)
+        self.restore_buffers(made_buffers(self.skeleton))
         self.model = PackedModel(self.module, self.deepspeed, self.device)
 
     @property
@@ -187,9 +195,7 @@ class Engine:
 
         In bf16 the frequencies of rotary positions are off by 1 of 256: long rows would be trained at wrong positions.
         """
-        for name, value in buffers.items():
-            owner, _, own_name = name.rpartition(".")
-            self.module.get_submodule(owner)._buffers[own_name] = value.to(self.device)
+        put_buffers(self.module, {name: value.to(self.device) for name, value in buffers.items()})
 
     def layout(self) -> list[Slot]:
         """Return this rank's slot of every trained parameter, in the model's order; no value is touched."""
@@ -204,12 +210,14 @@ class Engine:
         return self.sharding.parts(writing)
 
     def frozen(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the parameters that are not trained: neither layout() nor parts() has them."""
-        return {name: shape_of(parameter) for name, parameter in frozen_parameters(self.module)}
+        """Return the shapes of what belongs to the weights and is not trained: neither layout() nor parts() has it."""
+        frozen = {name: shape_of(parameter) for name, parameter in frozen_parameters(self.module)}
+        return frozen | {name: tuple(buffer.shape) for name, buffer in persistent_buffers(self.skeleton).items()}
 
     def fill_frozen(self, weights: Weights) -> None:
-        """Fill the parameters that are not trained; a checkpoint does not hold them."""
+        """Fill the parameters and buffers that are not trained; a checkpoint does not hold them."""
         self.sharding.fill_frozen(weights)
+        self.restore_buffers(stored_buffers(self.skeleton, weights, self.dtype))
 
     def start_from(self, weights: Weights) -> None:
         """Fill the master weights with a run's first weights; the moments are zeros again."""

@@ -16,7 +16,7 @@ from data_prep.shards import ShardReader, read_manifest
 from training.batches import micro_batch
 from training.config import LoraConfig, TrainConfig
 from training.engine import parameter_groups
-from training.model import skeleton_of, tied_names
+from training.model import skeleton_of
 from training.trained import PlainTensors, base_name, choose_trained
 from training.weights import PretrainedWeights
 
@@ -108,7 +108,7 @@ def test_the_plain_model_acts_as_the_one_that_was_trained(
         skeleton=skeleton_of(plain.config),
         trained=facts["trained"],
         read=weights.__getitem__,
-        first=PretrainedWeights(tiny_model, plain.base_model_prefix, tied_names(plain)),
+        first=PretrainedWeights(tiny_model, skeleton_of(plain.config)),
         lora=LORA if kind == "lora" else None,
     )
     for name, parameter in plain.named_parameters():
