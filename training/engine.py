@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
@@ -116,7 +117,7 @@ def build_model(config: PretrainedConfig, train: TrainConfig, ds_config: dict[st
     partitioned = stage_of(ds_config) == 3
     # the precision comes from ds_config: DeepSpeed 0.19 takes a dtype that is given for bf16 where there is no fp16
     with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=partitioned), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype_of(train))
+        model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype_of(train))
     model.tie_weights()  # part of the initialization that was left out
     choose_trained(model, train)
     if train.activation_checkpointing:
@@ -249,22 +250,29 @@ class Engine:
         """
         for group in self.optimizer.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of the tokens' losses, of the routers'
         parts = self.parts_of(batches)
         for number, part in enumerate(parts, start=1):
             self.seed(step, part)
             self.deepspeed.set_gradient_accumulation_boundary(number == len(parts))
             loss = self.loss(part)
-            loss_sum += loss.summed.detach()
+            sums[0] += loss.summed.detach()
             trained = loss.summed
             if loss.auxiliary is not None:
-                trained = trained + loss.auxiliary * len(part.trained.targets)
+                auxiliary = loss.auxiliary * len(part.trained.targets)
+                trained = trained + auxiliary
+                sums[1] += auxiliary.detach()
             # DeepSpeed divides gradients by the number of ranks
             self.deepspeed.backward(trained * (self.world.size / trained_tokens), scale_wrt_gas=False)
             if number < len(parts):
                 self.deepspeed.step()  # only counts the micro batch
-        dist.all_reduce(loss_sum)
-        stats = StepStats(loss=float(loss_sum) / trained_tokens, gradient_norm=self.sharding.gradient_norm())
+        dist.all_reduce(sums)
+        token_loss, auxiliary_loss = (sums / trained_tokens).tolist()
+        stats = StepStats(
+            loss=token_loss,
+            gradient_norm=self.sharding.gradient_norm(),
+            auxiliary_loss=None if self.model.auxiliary_weight is None else auxiliary_loss,
+        )
         reason = judge(stats)
         with self.sharding.refusing_gradients() if reason else nullcontext():
             self.deepspeed.step()

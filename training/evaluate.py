@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -96,7 +97,7 @@ def base_model(origin: ModelOrigin, seed: int) -> Any:
     """Return the model that the run started from."""
     if origin.folder is not None:
         return load_model(origin.folder)
-    model = AutoModelForCausalLM.from_config(origin.config)
+    model = AutoModelForCausalLM.from_config(deepcopy(origin.config))
     weights = origin.first_weights(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -162,5 +162,6 @@ def record(
         "tokens_per_s": round(tokens / seconds, 1),
         "step_s": round(seconds, 4),
         "data_wait_s": round(waited_s, 4),
+        **({"auxiliary_loss": stats.auxiliary_loss} if stats.auxiliary_loss is not None else {}),
         **({"skipped": stats.skipped} if stats.skipped else {}),
     }

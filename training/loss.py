@@ -16,10 +16,14 @@ CHUNK_LOGITS = 1 << 24  # fp32 logits that are in memory at a time: 64 MB
 
 @dataclass(frozen=True, kw_only=True)
 class StepStats:
-    """What an optimizer step did, the same on every rank. `skipped` says why it changed no weight, if it did not."""
+    """What an optimizer step did, the same on every rank. `skipped` says why it changed no weight, if it did not.
+
+    `loss` is that of the tokens; `auxiliary_loss`, for mixtures of experts that are trained on it, of their routers.
+    """
 
     loss: float
     gradient_norm: float
+    auxiliary_loss: float | None = None
     skipped: str | None = None
 
 

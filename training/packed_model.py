@@ -38,7 +38,7 @@ class Loss:
 
 
 class PackedModel:
-    """`call` is the model itself, or DeepSpeed's engine around it."""
+    """`call` is the model itself, or DeepSpeed's engine around it. The model's configuration must be its own."""
 
     def __init__(self, model: PreTrainedModel, call: Callable[..., Any], device: torch.device) -> None:
         self.model, self.call, self.device = model, call, device

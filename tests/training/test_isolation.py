@@ -122,3 +122,16 @@ def test_a_loss_that_is_not_that_of_the_models_logits_is_taken_from_all_logits(m
     expected = torch.nn.functional.cross_entropy(logits[batch.trained.places], batch.trained.targets, reduction="sum")
     assert proof.rule is None and "logits of all tokens" in proof.as_text()
     assert float(packed.loss(batch).summed) == pytest.approx(float(expected), rel=1e-6)
+
+
+@torch.no_grad()
+def test_a_mixture_of_experts_is_trained_on_what_its_own_loss_is() -> None:
+    experts = {"num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 0.3}
+    model = made("mixtral", {**ROPE, **experts})
+    ids = torch.randint(2, 97, (1, 40), generator=torch.Generator().manual_seed(2))
+    packed = PackedModel(model, model, torch.device("cpu"))
+    loss = packed.loss(micro_batch_of(ids, torch.ones_like(ids, dtype=torch.bool), [[40]], index=0))
+    packed.isolate(Isolation.ONE_A_ROW)
+    expected = model(input_ids=ids, labels=ids, use_cache=False).loss
+    assert loss.auxiliary is not None and float(loss.auxiliary) > 0.1
+    assert float(loss.summed / 39 + loss.auxiliary) == pytest.approx(float(expected), rel=1e-6)
