@@ -169,12 +169,15 @@ def outgoing(model: PreTrainedModel, dtype: torch.dtype, stored: Collection[str]
 
 
 def saved_conversions(model: PreTrainedModel, stored: Collection[str]) -> list[Any]:
-    """Return the conversions that saving reverts: all but changes of a prefix that the stored names do not have."""
+    """Return the conversions that saving reverts: all but changes of a prefix that the stored names do not have.
+
+    The prefix of a sub-model always comes back: it is the name that other versions and programs know.
+    """
     transforms = get_model_conversion_mapping(model, add_legacy=False)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     for name in stored:
         rename_source_key(name, renamings, [])  # a transform remembers that it was of use
-    return [t for t in transforms if type(t).__name__ != "PrefixChange" or t.was_used()]
+    return [t for t in transforms if type(t).__name__ != "PrefixChange" or t.was_used() or t.scope_prefix]
 
 
 def saved_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

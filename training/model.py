@@ -19,7 +19,7 @@ from cluster.files import sha256_of
 from data_prep.shards import Manifest, tokenizer_digest
 from training.config import LoraConfig, ModelConfig, NewModel, TrainConfig
 from training.new_weights import NewWeights
-from training.stored_tensors import INDEX, WEIGHTS, weight_files
+from training.stored_tensors import INDEX, WEIGHTS, indexed_files, weight_files
 from training.trained import LoraWeights, choose_trained
 from training.weights import PretrainedWeights, Weights
 
@@ -89,7 +89,7 @@ def model_folder(path: str) -> Path:
     try:
         folder = Path(snapshot_download(path, allow_patterns=SMALL_FILES))
         # the index names the files; the hub may hold the same weights in other formats beside them
-        wanted = [file.name for file in weight_files(folder)] if (folder / INDEX).is_file() else [WEIGHTS]
+        wanted = indexed_files(folder / INDEX) if (folder / INDEX).is_file() else [WEIGHTS]
         return Path(snapshot_download(path, allow_patterns=[*SMALL_FILES, *wanted]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(

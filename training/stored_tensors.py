@@ -56,20 +56,26 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if (folder / WEIGHTS).is_file():  # before the index, as transformers looks for them
         return [folder / WEIGHTS]
-    index = folder / INDEX
-    if not index.is_file():
+    if not (folder / INDEX).is_file():
         raise CheckpointError(
             f"{folder}: neither {WEIGHTS} nor {INDEX}; convert the model with transformers' save_pretrained first"
         )
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not an index of safetensors files ({error!r}); fetch it again") from None
+    names = indexed_files(folder / INDEX)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-        raise CheckpointError(f"{index}: {len(missing)} of the {len(names)} files it names are missing: {some}")
+        raise CheckpointError(
+            f"{folder / INDEX}: {len(missing)} of the {len(names)} files it names are missing: {some}; fetch them"
+        )
     return [folder / name for name in names]
+
+
+def indexed_files(index: Path) -> list[str]:
+    """Return the names of the files that an index names, there or not."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index}: not an index of safetensors files ({error!r}); fetch it again") from None
 
 
 def stored_names(folder: Path) -> list[str]:

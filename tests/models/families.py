@@ -17,7 +17,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 Tensors = dict[str, torch.Tensor]
 VOCABULARY = 260
@@ -296,7 +296,13 @@ TEXT = [(7 * place * place + 3 * place) % 250 + 2 for place in range(24)]
 
 @torch.no_grad()
 def logits_of(folder: Path) -> torch.Tensor:
-    """Return what a user's transformers makes of the folder, in fp32. Raises ValueError if it finds less than all."""
+    """Return what a user's transformers makes of the folder, in fp32.
+
+    Raises ValueError if it finds less than all, or if the tokenizer makes what the model does not take.
+    """
+    inputs = AutoTokenizer.from_pretrained(folder)("a text")
+    if set(inputs) != {"input_ids", "attention_mask"}:
+        raise ValueError(f"{folder}: the tokenizer of transformers {transformers.__version__} makes {sorted(inputs)}")
     model, found = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )

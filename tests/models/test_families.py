@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, logits_of
+from families import FAMILIES, config_of, logits_of
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from training.config import ExportConfig
 from training.conversions import saved_tensors
 from training.export import Partial, export
-from training.model import ModelOrigin
+from training.model import ModelOrigin, skeleton_of
+from training.new_weights import NewWeights
 from training.weights import PretrainedWeights
 
 FamilyFolder = Callable[[str], Path]
@@ -93,6 +94,22 @@ def test_an_export_has_the_names_that_transformers_itself_saves(
     model.save_pretrained(tmp_path)
     shapes = {key: tensor.shape for key, tensor in load_file(tmp_path / "model.safetensors").items()}
     assert {key: tensor.shape for key, tensor in load_file(export_of(name) / "model.safetensors").items()} == shapes
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_new_model_begins_as_transformers_would_begin_it(name: str) -> None:
+    skeleton = skeleton_of(config_of(name))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = saved_tensors(AutoModelForCausalLM.from_config(config_of(name), dtype=torch.float32))
+    weights = NewWeights(skeleton, seed=0)
+    for key, tensor in expected.items():
+        made = weights.part(key, tuple(tensor.shape), 0, tensor.numel()).reshape(tensor.shape)
+        assert made.isfinite().all(), key
+        if float(tensor.std()) < 1e-9:  # no chance in it
+            assert torch.equal(made, tensor), key
+        elif tensor.numel() > 500:
+            assert float(made.std()) == pytest.approx(float(tensor.std()), rel=0.2), key
 
 
 IN_4 = [name for name, family in FAMILIES.items() if 4 not in family.without]

@@ -19,10 +19,10 @@ from cluster.errors import CheckpointError
 from training import exported_weights
 from training.checkpoint_files import read_commit, stored_state
 from training.config import ExportConfig, LoraConfig
-from training.conversions import Outgoing
+from training.conversions import Outgoing, outgoing
 from training.export import Partial, check_loads, export
 from training.exported_weights import ConvertedWeights, check_bits, write_tensors
-from training.model import ModelOrigin
+from training.model import ModelOrigin, skeleton_of
 from training.rank_files import StoredState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,11 +212,30 @@ def test_an_export_that_transformers_cannot_fill_a_model_from_is_refused(
         check_loads(tmp_path / "export", shapes, torch.bfloat16)
 
 
+def test_fused_experts_are_taken_apart_one_at_a_time() -> None:
+    config = AutoConfig.for_model(
+        "mixtral", hidden_size=64, intermediate_size=2048, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, num_local_experts=6, vocab_size=9,
+    )  # fmt: skip
+    skeleton, asked = skeleton_of(config), {}
+
+    def read(name: str, start: int, out: torch.Tensor) -> torch.Tensor:
+        asked.setdefault(name, []).append((start, out.numel()))
+        return out.zero_()
+
+    weights = ConvertedWeights(read, outgoing(skeleton, torch.bfloat16), skeleton)
+    for name in weights.plan:
+        assert sum(chunk.numel() for chunk in weights.chunks(name)) == math.prod(weights.plan[name].shape)
+    expert = 2 * 2048 * 64  # w1 and w3, read together and once
+    fused = "model.layers.0.mlp.experts.gate_up_proj"
+    assert asked[fused] == [(number * expert, expert) for number in range(6)]
+
+
 STREAMED = """
 import sys, torch
 from pathlib import Path
 from training.checkpoint_files import read_commit, stored_state
-from training.conversions import Outgoing
+from training.conversions import Outgoing, outgoing
 from training.export import single_threaded
 from training.exported_weights import ConvertedWeights, check_bits, write_tensors
 def peak():
