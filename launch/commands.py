@@ -68,11 +68,12 @@ def prepare(options: argparse.Namespace) -> int:
     run = load_run(options)
     if options.preview is not None:
         colour = sys.stdout.isatty()
-        say(preview(run.data, run.shards, run.model.path, options.preview, colour=colour))
+        adds = run.model.may_add_tokens
+        say(preview(run.data, run.shards, run.model.path, options.preview, colour=colour, may_add_tokens=adds))
         return EXIT_DONE
     with full_disk_named(run.paths.config.parent):
         keep_config(run)
-    manifest = prepare_data(run.data, run.shards, run.model.path, run.seed)
+    manifest = prepare_data(run.data, run.shards, run.model.path, run.seed, may_add_tokens=run.model.may_add_tokens)
     say(f"{summary(manifest)}\nnext: shardline train {options.run}")
     return EXIT_DONE
 

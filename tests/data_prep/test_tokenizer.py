@@ -52,12 +52,14 @@ def test_a_folder_without_a_tokenizer_is_named(corpus, prepared):
 
 
 def test_conversations_without_a_template_tell_the_line_to_write(corpus, prepared, test_data):
-    with pytest.raises(DataError, match=r"chats.jsonl: holds conversations.*write `chat_template: chatml` or"):
+    with pytest.raises(
+        DataError, match=r"chats.jsonl: holds conversations.*write `chat_template: plain`, `chat_template: chatml` or"
+    ):
         prepared(corpus / "chats.jsonl", tokenizer=None, model=str(test_data / "stories260k"))
 
 
-def test_a_template_whose_stop_token_the_tokenizer_lacks_is_refused(corpus, prepared, test_data):
-    with pytest.raises(DataError, match=r"no special token of the tokenizer.*would never learn to stop"):
+def test_chatml_for_a_tokenizer_without_its_tokens_is_refused_with_both_ways_out(corpus, prepared, test_data):
+    with pytest.raises(ConfigError, match=r"chatml needs <\|im_start\|> and <\|im_end\|>.*plain.*resize_embeddings"):
         prepared(corpus / "chats.jsonl", tokenizer=None, model=str(test_data / "stories260k"), chat_template="chatml")
 
 
@@ -75,10 +77,10 @@ def test_a_tokenizer_is_trained_once_for_the_same_files(corpus, config_of, tmp_p
     config = config_of(corpus)
     found = find_corpus(config.sources, {})
 
-    first = load_tokenizer(config, None, found, tmp_path)
+    first = load_tokenizer(config, None, found, tmp_path).tokenizer
     (folder,) = tmp_path.glob("tokenizer-*")
     made = folder.stat().st_mtime_ns
-    again = load_tokenizer(config, None, found, tmp_path)
+    again = load_tokenizer(config, None, found, tmp_path).tokenizer
 
     assert tokenizer_digest(first) == tokenizer_digest(again)
     assert folder.stat().st_mtime_ns == made
