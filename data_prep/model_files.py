@@ -85,7 +85,9 @@ def fetched_folder(name: str, key: str, *, weights: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     if constants.HF_HUB_OFFLINE:
-        raise ConfigError(f"{key}: {name} is no folder here, it was never fetched, and HF_HUB_OFFLINE is set; {FETCH}")
+        raise ConfigError(
+            f"{key}: {name} is no folder here, it was never fetched, and HF_HUB_OFFLINE is set; {fetch(name)}"
+        )
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
         folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES, ignore_patterns=IN_FOLDERS))
@@ -95,12 +97,13 @@ def fetched_folder(name: str, key: str, *, weights: bool) -> Path:
         raise ConfigError(f"{key}: {name} is no folder here, and the hub says: {reason_of(error)}") from None
     except Exception as error:  # noqa: BLE001  # the HTTP library's own, and another library in each version
         raise ConfigError(
-            f"{key}: {name} is no folder here, and the hub cannot be reached ({reason_of(error)}); {FETCH}"
+            f"{key}: {name} is no folder here, and the hub cannot be reached ({reason_of(error)}); {fetch(name)}"
         ) from None
     return folder
 
 
-FETCH = "name a folder, or fetch it where there is a network: `hf download NAME`"
+def fetch(name: str) -> str:
+    return f"name a folder, or fetch it where there is a network: `hf download {name}`"
 
 
 def reason_of(error: Exception) -> str:

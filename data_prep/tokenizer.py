@@ -169,10 +169,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
 
 def encoder_spec(tokenizer: Any, corpus: Corpus) -> EncoderSpec:
     """Return what the workers need of a tokenizer. Raises DataError if its template cannot serve the corpus."""
-    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-    controls = tuple(added[i].content for i in sorted(added) if added[i].special)
-    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    template = tokenizer.chat_template
+    controls, tokens, template = control_tokens(tokenizer), tokens_by_role(tokenizer), tokenizer.chat_template
     for file in corpus.files:
         if template is None and file.columns.shape == "messages":
             raise DataError(
@@ -191,6 +188,33 @@ def encoder_spec(tokenizer: Any, corpus: Corpus) -> EncoderSpec:
         special_tokens=tokens,
         control_tokens=controls,
     )
+
+
+def control_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Return the special tokens, in the order of their ids."""
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    return tuple(added[i].content for i in sorted(added) if added[i].special)
+
+
+def tokens_by_role(tokenizer: Any) -> dict[str, str]:
+    """Return the special tokens by the names that templates call them."""
+    return {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+
+
+def choose_template(tokenizer: Any) -> tuple[str | None, str]:
+    """Return the `data.chat_template` for conversations, None for the tokenizer's own, and why."""
+    controls, own = control_tokens(tokenizer), single_template(tokenizer.chat_template)
+    reason = "the tokenizer has no chat template"
+    if own:
+        try:
+            check_template(own, tokens_by_role(tokenizer), controls)
+        except DataError:
+            reason = "the tokenizer has a template that does not tell what the assistant says"
+        else:
+            return None, "the tokenizer's own tells what the assistant says"
+    if set(CHATML_TOKENS) <= set(controls):
+        return "chatml", reason
+    return "plain", f"{reason}, and no tokens for ChatML"
 
 
 def adds_bos(tokenizer: Any) -> bool:

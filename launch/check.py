@@ -5,15 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.environment import cpu_count, gpu_count
 from cluster.errors import ConfigError
 from data_prep.conversations import TEMPLATES, read_template
+from data_prep.model_files import found_folder
 from data_prep.shards import MANIFEST, Manifest, check_shards, read_manifest, template_digest
 from launch.config import RunConfig
 from training import ds_config
 from training.plan import Plan, make_plan
+from training.untrainable import check_architecture, check_trainable
 
 if TYPE_CHECKING:
     from training.model import ModelOrigin
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     """Yield lines about the configuration, the data, the plan and the disk; the first thing to mend is raised."""
     ds_config.read_template(run.train.deepspeed)
+    check_source(run)
     yield f"configuration  valid; the run goes to {run.paths.root}"
     yield f"machine        {cpu_count()} CPUs, {gpu_count()} GPUs; ranks: {ranks}"
     if not (run.shards / MANIFEST).exists():
@@ -50,6 +53,19 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     yield disk_line(run.paths.root, plan)
 
 
+def check_source(run: RunConfig) -> None:
+    """Raise ConfigError if the model that the run starts from is not there or cannot be trained; imports no torch.
+
+    What takes seconds of imports is left out where there are shards already: the ranks do it.
+    """
+    if run.model.path is None:
+        return
+    folder = found_folder(run.model.path)
+    check_trainable(folder, weights=is_folder(run.model.path))
+    if not (run.shards / MANIFEST).exists():
+        check_architecture(folder)
+
+
 def describe_sources(run: RunConfig) -> Iterator[str]:
     """Yield a line for each source that is on a disk here."""
     from data_prep.sources import files_of
@@ -75,12 +91,20 @@ def describe_model(run: RunConfig) -> Iterator[str]:
     from training.model import look_at_model  # imports torch
 
     tokenizer = open_tokenizer(tokenizer_folder(run.data, run.model.path))
+    template = run.data.chat_template or own_template(tokenizer)
     with_template(tokenizer, run.data, is_text=False, may_add_tokens=run.model.may_add_tokens)
     origin = look_at_model(run.model, tokenizer, run.data.row_tokens)
-    own = "its tokenizer's own" if tokenizer.chat_template else "none"
     yield f"model          {origin.folder}: {origin.config.model_type}, {origin.parameters:,} parameters"
-    yield f"tokenizer      {len(tokenizer):,} tokens; chat template: {run.data.chat_template or own}"
+    yield f"tokenizer      {len(tokenizer):,} tokens; chat template: {template}"
     yield from resized_line(origin)
+
+
+def own_template(tokenizer: Any) -> str:
+    """Return what a tokenizer's own chat template is good for."""
+    from data_prep.tokenizer import choose_template
+
+    name, reason = choose_template(tokenizer)
+    return "its own" if name is None else f"none: {reason}; for conversations write `chat_template: {name}` below data"
 
 
 def resized_line(origin: ModelOrigin) -> Iterator[str]:
@@ -103,12 +127,12 @@ def check_fits(run: RunConfig, manifest: Manifest) -> None:
             " run `shardline prepare` again"
         )
     name = run.data.chat_template
-    if manifest.conversational and name in TEMPLATES:
-        if template_digest(read_template(name, None)) != manifest.template_digest:
-            raise ConfigError(
-                f"data.chat_template: {name}, but the shards in {run.shards} were prepared with another template;"
-                " run `shardline prepare` again"
-            )
+    is_ours = manifest.conversational and name in TEMPLATES
+    if is_ours and template_digest(read_template(name, None)) != manifest.template_digest:
+        raise ConfigError(
+            f"data.chat_template: {name}, but the shards in {run.shards} were prepared with another template;"
+            " run `shardline prepare` again"
+        )
 
 
 def disk_line(root: Path, plan: Plan) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-READ = re.compile(r"""config\.([A-Za-z]\w*)|getattr\(\s*[\w.]*config,\s*["'](\w+)["']""")
+READ = re.compile(r"""config\.([A-Za-z]\w*)\b(?!\s*=[^=])|getattr\(\s*[\w.]*config,\s*["'](\w+)["']""")
 OLDER_ROPE_KEYS = {"rope_theta", "rope_scaling", "partial_rotary_factor"}  # of transformers 4; 5 still takes them
 
 
