@@ -17,12 +17,14 @@ from data_prep.documents import Rejected, read_part
 from data_prep.encoding import EncoderSpec
 from data_prep.model_files import CONFIG, found_folder, read_settings
 from data_prep.sources import Corpus, parts_of
-from data_prep.tokenizer_files import CHATML_TOKENS, add_tokens, open_tokenizer, vocabulary_size
+from data_prep.tokenizer_files import CHATML_TOKENS, GENERIC_CLASSES, add_tokens, open_tokenizer, vocabulary_size
 
 log = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = [END_OF_TEXT, *CHATML_TOKENS]
+RULES = "tokenizer.json"
+PROBE = "  It's 2,024 words:\n\n\tdef naïve(x): return 'Привет' + \"漢字 🐢\"  # ½ kg\n"
 SAMPLE_BYTES = 16 * 2**20  # of the corpus, to train a tokenizer on
 TRAINING_VERSION = 2  # part of a trained tokenizer's digest: raise it when training changes
 TOKENIZER_FILES = (
@@ -57,8 +59,38 @@ def load_tokenizer(
     if config.tokenizer is not None and config.tokenizer.train is not None:
         tokenizer = trained_tokenizer(corpus, config.tokenizer.train.vocab_size, work)
     else:
-        tokenizer = open_tokenizer(tokenizer_folder(config, model_path))
+        tokenizer = open_data_tokenizer(config, model_path)
     return with_template(tokenizer, config, is_text=corpus.is_text, may_add_tokens=may_add_tokens)
+
+
+def open_data_tokenizer(config: DataConfig, model_path: str | None) -> Any:
+    """Open the tokenizer of the configuration or the model, and say if its class changes its rules."""
+    folder = tokenizer_folder(config, model_path)
+    tokenizer = open_tokenizer(folder)
+    if not follows_rules(tokenizer, folder / RULES):
+        log.warning(
+            "the tokenizer %s: transformers opens it as a %s, which makes other ids of a text than its %s says; "
+            "to follow the file, set tokenizer_class to PreTrainedTokenizerFast in its tokenizer_config.json",
+            folder,
+            type(tokenizer).__name__,
+            RULES,
+        )
+    return tokenizer
+
+
+def follows_rules(tokenizer: Any, rules: Path) -> bool:
+    """Tell whether a tokenizer makes the ids of a text that the file of its rules says, as far as a probe tells.
+
+    transformers 5 builds the rules of its classes anew and takes only the vocabulary from the file.
+    """
+    if type(tokenizer).__name__ in GENERIC_CLASSES or not rules.is_file():
+        return True
+    from tokenizers import Tokenizer
+
+    stored = Tokenizer.from_file(str(rules))
+    stored.no_padding()
+    stored.no_truncation()
+    return bool(stored.encode(PROBE, add_special_tokens=False).ids == tokenizer.encode(PROBE, add_special_tokens=False))
 
 
 def with_template(tokenizer: Any, config: DataConfig, *, is_text: bool, may_add_tokens: bool) -> DataTokenizer:

@@ -84,13 +84,14 @@ def describe_model(run: RunConfig) -> Iterator[str]:
 
     Raises ConfigError if it cannot be trained, or does not fit the rows or the tokenizer.
     """
-    if run.model.path is None:
-        return
-    from data_prep.tokenizer import tokenizer_folder, with_template
-    from data_prep.tokenizer_files import open_tokenizer
-    from training.model import look_at_model  # imports torch
+    from data_prep.tokenizer import open_data_tokenizer, with_template
+    from training.model import look_at_model, made_config  # imports torch
 
-    tokenizer = open_tokenizer(tokenizer_folder(run.data, run.model.path))
+    if run.model.new is not None:
+        config = made_config(run.model.new, run.data.row_tokens, {})
+        yield f"model          new: {config.model_type}"
+        return
+    tokenizer = open_data_tokenizer(run.data, run.model.path)
     template = run.data.chat_template or own_template(tokenizer)
     with_template(tokenizer, run.data, is_text=False, may_add_tokens=run.model.may_add_tokens)
     origin = look_at_model(run.model, tokenizer, run.data.row_tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers import (
 
 from cluster.errors import ConfigError, DataError
 from cluster.files import sha256_of
-from data_prep.model_files import found_folder, reason_of
+from data_prep.model_files import found_folder, reason_of, weight_files
 from data_prep.shards import Manifest, tokenizer_digest
 from data_prep.tokenizer_files import add_tokens, open_tokenizer, vocabulary_size
 from training.config import LoraConfig, ModelConfig, NewModel, TrainConfig
@@ -128,7 +129,7 @@ class ModelOrigin:
         if self.folder is None:
             values = {key: value for key, value in self.config.to_dict().items() if key != "transformers_version"}
             return hashlib.sha256(json.dumps([values, seed], sort_keys=True, default=str).encode()).hexdigest()
-        files = sorted(self.folder.glob("*.safetensors"))
+        files = [self.folder / name for name in weight_files(self.folder)]
         return hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()
 
 
@@ -224,16 +225,22 @@ def new_config(new: NewModel, tokenizer: Any, manifest: Manifest) -> PretrainedC
     clash = fixed.keys() & new.config.keys()
     if clash:
         raise ConfigError(f"model.new.config: {', '.join(sorted(clash))}: come from the tokenizer; remove them")
+    config = made_config(new, manifest.row_tokens, fixed)
+    check_length(config, manifest.row_tokens)
+    return config
+
+
+def made_config(new: NewModel, row_tokens: int, fixed: Mapping[str, Any]) -> PretrainedConfig:
+    """Return a configuration of which a model can be made. Raises ConfigError."""
     try:
         default = AutoConfig.for_model(new.model_type)
         check_keys(new, default)
         positions = default.attribute_map.get(POSITIONS, POSITIONS)  # gpt2 calls them n_positions
         given = {default.attribute_map.get(key, key): value for key, value in new.config.items()}
-        config = AutoConfig.for_model(new.model_type, **{positions: manifest.row_tokens, **given, **fixed})
+        config = AutoConfig.for_model(new.model_type, **{positions: row_tokens, **given, **fixed})
         skeleton_of(config)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ConfigError(f"model.new: {' '.join(str(error).split())[:300]}") from None
-    check_length(config, manifest.row_tokens)
     return config
 
 

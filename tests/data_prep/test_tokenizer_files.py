@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cluster.errors import DataError
+from data_prep.config import DataConfig
 from data_prep.shards import tokenizer_digest
-from data_prep.tokenizer import choose_template, train_tokenizer
+from data_prep.tokenizer import choose_template, open_data_tokenizer, train_tokenizer
 from data_prep.tokenizer_files import add_tokens, open_tokenizer, vocabulary_size
 
 TEXT = "def main(): return the house of the keeper é"
@@ -81,3 +82,12 @@ def test_the_template_for_conversations_is_the_tokenizers_own_or_one_it_has_the_
         "plain",
         "the tokenizer has no chat template, and no tokens for ChatML",
     )
+
+
+def test_a_class_that_changes_the_rules_of_its_file_is_told(codeqwen: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = json.loads((codeqwen / "tokenizer_config.json").read_text())
+    config = DataConfig.model_validate({"sources": [{"path": "a"}]})
+    for name, told in {"PreTrainedTokenizerFast": 0, "Qwen2Tokenizer": 1}.items():
+        (codeqwen / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": name}))
+        open_data_tokenizer(config, str(codeqwen))
+        assert caplog.text.count("as a Qwen2Tokenizer, which makes other ids of a text") == told

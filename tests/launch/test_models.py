@@ -89,6 +89,19 @@ def test_shards_of_another_template_are_refused(
         shardline(verb, run).assert_refused("data.chat_template: chatml, but the shards in", "another template; run")
 
 
+def test_check_finds_a_key_that_a_new_model_has_not_before_preparing(
+    tmp_path: Path, run_yaml: Callable[..., Path], shardline: Command
+) -> None:
+    run = ["-o", f"folder={tmp_path}/other", "-o", "data.folder=null", "-o", "data.sources=[{url: https://a/b.txt}]"]
+    new = [
+        "-o",
+        "model={path: null, new: {config: {hiden_size: 32}}}",
+        "-o",
+        "data.tokenizer={train: {vocab_size: 512}}",
+    ]
+    shardline("check", run_yaml(tmp_path), *run, *new).assert_refused("a llama has no hiden_size (did you mean hidden_")
+
+
 def test_resizing_a_new_model_is_refused(tmp_path: Path, run_yaml: Callable[..., Path], shardline: Command) -> None:
     changes = [
         "-o",
