@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 from transformers import AutoTokenizer
 
 from cluster.schema import load_config
+from data_prep.conversations import TEMPLATES
 from data_prep.tokenizer import train_tokenizer
 from launch.config import RunConfig
 from launch.init import write_init
 
+PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 Command = Callable[..., Any]  # returns a Result: see conftest.py
 
 
@@ -142,3 +146,12 @@ def test_init_refuses_a_folder_that_is_not_there(tmp_path: Path, tiny_model: Pat
     command = ["init", "conversations", "--output", tmp_path / "run.yaml", "--model"]
     shardline(*command, f"{tiny_model}x").assert_refused(f"--model: '{tiny_model}x' is no folder here; did you mean")
     assert not (tmp_path / "run.yaml").exists()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL))
+def test_what_the_page_on_models_writes_is_valid(tmp_path: Path, tiny_model: Path, block: str) -> None:
+    (tmp_path / "page.yaml").write_text(block)
+    (tmp_path / "run.yaml").write_text("base: page.yaml\nname: page\ndata: {sources: [{path: a}]}\n")
+    given = YAML(typ="safe").load(block).get("model", {"path": str(tiny_model)})
+    run = load_config(RunConfig, tmp_path / "run.yaml", [f"model.path={given['path']}"])
+    assert run.data.chat_template in {None, *TEMPLATES}
