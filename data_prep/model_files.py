@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.errors import ConfigError
 
+MODEL_KEY = "model.path"
 CONFIG = "config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # all but the weights
@@ -23,7 +24,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HUB_TIMEOUT_S = 3.0  # until a hub that does not answer counts as out of reach
 
 
-def found_folder(path: str, key: str = "model.path", *, weights: bool = False) -> Path:
+def found_folder(path: str, key: str = MODEL_KEY, *, weights: bool = False) -> Path:
     """Return the folder that `path` names, fetched from the hub unless it lies here; `key` is where it was written.
 
     From the hub come the small files, and with `weights` those that transformers would load. What an earlier call has
@@ -45,13 +46,7 @@ def found_folder(path: str, key: str = "model.path", *, weights: bool = False) -
 
 def looks_local(path: str) -> bool:
     """Tell whether a path can only be meant for a folder here, not for a repository of the hub."""
-    first = path.partition("/")[0]
-    return path.startswith(("/", ".", "~")) or path.endswith("/") or path.count("/") > 1 or is_folder_with(first, path)
-
-
-def is_folder_with(first: str, path: str) -> bool:
-    """Tell whether the first part of `first/second` is a folder here."""
-    return first != path and Path(first).is_dir()
+    return path.startswith(("/", ".", "~")) or path.endswith("/") or path.count("/") > 1
 
 
 def nearest_folder(folder: Path) -> str:
@@ -60,10 +55,15 @@ def nearest_folder(folder: Path) -> str:
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
     there = sorted(other.name for other in missing.parent.iterdir() if other.is_dir())
-    near = difflib.get_close_matches(missing.name, there, n=1)
-    if near:
+    if near := difflib.get_close_matches(missing.name, there, n=1):
         return f"; did you mean {missing.parent / near[0]}?"
     return f"; {missing.parent.absolute()} has {', '.join(there[:6]) or 'no folders'}{' ...' if len(there) > 6 else ''}"
+
+
+def no_folder(name: str) -> str:
+    """Return the beginning of a message about a repository of the hub that may have been meant for a folder here."""
+    has_parent = Path(name).parent != Path() and Path(name).parent.is_dir()
+    return f"{name} is no folder here{nearest_folder(Path(name)).replace('; ', ' (') + ')' if has_parent else ''}"
 
 
 def cached_folder(name: str, *, weights: bool = False) -> Path | None:
@@ -85,21 +85,33 @@ def fetched_folder(name: str, key: str, *, weights: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     if constants.HF_HUB_OFFLINE:
-        raise ConfigError(
-            f"{key}: {name} is no folder here, it was never fetched, and HF_HUB_OFFLINE is set; {fetch(name)}"
-        )
+        raise ConfigError(f"{key}: {no_folder(name)}, it was never fetched, and HF_HUB_OFFLINE is set; {fetch(name)}")
     try:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+        info = HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
+        require_weights({file.rfilename for file in info.siblings or []}, name, key)
         folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES, ignore_patterns=IN_FOLDERS))
         if weights:
             snapshot_download(name, allow_patterns=weight_files(folder), ignore_patterns=IN_FOLDERS)
+    except ConfigError:
+        raise
     except HfHubHTTPError as error:
-        raise ConfigError(f"{key}: {name} is no folder here, and the hub says: {reason_of(error)}") from None
+        raise ConfigError(f"{key}: {no_folder(name)}, and the hub says: {reason_of(error)}") from None
     except Exception as error:  # noqa: BLE001  # the HTTP library's own, and another library in each version
         raise ConfigError(
-            f"{key}: {name} is no folder here, and the hub cannot be reached ({reason_of(error)}); {fetch(name)}"
+            f"{key}: {no_folder(name)}, and the hub cannot be reached ({reason_of(error)}); {fetch(name)}"
         ) from None
     return folder
+
+
+def require_weights(names: set[str], name: str, key: str) -> None:
+    """Raise ConfigError if a repository that a model is to come from has no weights that can be read."""
+    if key == MODEL_KEY and not names & {WEIGHTS, WEIGHTS_INDEX}:
+        others = sorted(file for file in names if file.endswith((".bin", ".gguf", ".pth", ".h5", ".safetensors")))
+        has = f"only {', '.join(others[:3])}" if others else "no weights at all"
+        raise ConfigError(
+            f"{key}: {name} of the hub has no {WEIGHTS}, {has}; fetch it, save it with transformers' save_pretrained, "
+            "and name that folder"
+        )
 
 
 def fetch(name: str) -> str:
