@@ -37,7 +37,7 @@ def found_folder(path: str, key: str = MODEL_KEY, *, weights: bool = False) -> P
     if folder.exists():
         raise ConfigError(f"{key}: {path} is a file; name the folder that holds the model's {CONFIG}")
     if looks_local(path):
-        raise ConfigError(f"{key}: {path!r} is no folder here{nearest_folder(folder)}")
+        raise ConfigError(f"{key}: {path!r} is no folder here; {what_is_near(folder)}")
     if not HUB_NAME.fullmatch(path):
         raise ConfigError(f"{key}: {path!r} is neither a folder here nor a name of the hub, which are like OWNER/NAME")
     cached = cached_folder(path, weights=weights)
@@ -49,21 +49,22 @@ def looks_local(path: str) -> bool:
     return path.startswith(("/", ".", "~")) or path.endswith("/") or path.count("/") > 1
 
 
-def nearest_folder(folder: Path) -> str:
-    """Return the end of a message about a folder that is not there: what is there instead."""
+def what_is_near(folder: Path) -> str:
+    """Return what there is instead of a folder that is not there, for a message."""
     missing = folder
     while not missing.parent.is_dir() and missing.parent != missing:
         missing = missing.parent
     there = sorted(other.name for other in missing.parent.iterdir() if other.is_dir())
     if near := difflib.get_close_matches(missing.name, there, n=1):
-        return f"; did you mean {missing.parent / near[0]}?"
-    return f"; {missing.parent.absolute()} has {', '.join(there[:6]) or 'no folders'}{' ...' if len(there) > 6 else ''}"
+        return f"did you mean {missing.parent / near[0]}?"
+    return f"{missing.parent.absolute()} has {', '.join(there[:6]) or 'no folders'}{' ...' if len(there) > 6 else ''}"
 
 
 def no_folder(name: str) -> str:
     """Return the beginning of a message about a repository of the hub that may have been meant for a folder here."""
-    has_parent = Path(name).parent != Path() and Path(name).parent.is_dir()
-    return f"{name} is no folder here{nearest_folder(Path(name)).replace('; ', ' (') + ')' if has_parent else ''}"
+    path = Path(name)
+    is_likely = path.parent != Path() and path.parent.is_dir()
+    return f"{name} is no folder here ({what_is_near(path)})" if is_likely else f"{name} is no folder here"
 
 
 def cached_folder(name: str, *, weights: bool = False) -> Path | None:
@@ -81,26 +82,37 @@ def cached_folder(name: str, *, weights: bool = False) -> Path | None:
 
 def fetched_folder(name: str, key: str, *, weights: bool) -> Path:
     """Return the folder of a repository after fetching it."""
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import snapshot_download
 
-    if constants.HF_HUB_OFFLINE:
-        raise ConfigError(f"{key}: {no_folder(name)}, it was never fetched, and HF_HUB_OFFLINE is set; {fetch(name)}")
+    require_weights(files_on_hub(name, key), name, key)
     try:
-        info = HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
-        require_weights({file.rfilename for file in info.siblings or []}, name, key)
         folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES, ignore_patterns=IN_FOLDERS))
         if weights:
             snapshot_download(name, allow_patterns=weight_files(folder), ignore_patterns=IN_FOLDERS)
-    except ConfigError:
-        raise
-    except HfHubHTTPError as error:
-        raise ConfigError(f"{key}: {no_folder(name)}, and the hub says: {reason_of(error)}") from None
     except Exception as error:  # noqa: BLE001  # the HTTP library's own, and another library in each version
         raise ConfigError(
-            f"{key}: {no_folder(name)}, and the hub cannot be reached ({reason_of(error)}); {fetch(name)}"
+            f"{key}: {name} could not be fetched from the hub: {reason_of(error)}; run the command again, what has "
+            "been fetched is kept"
         ) from None
     return folder
+
+
+def files_on_hub(name: str, key: str) -> set[str]:
+    """Return the names of a repository's files. Raises ConfigError if the hub does not have it, or does not answer."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    elsewhere = f"name a folder, or fetch it where there is a network: `hf download {name}`"
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError(f"{key}: {no_folder(name)}, it was never fetched, and HF_HUB_OFFLINE is set; {elsewhere}")
+    try:
+        siblings = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).siblings or []
+    except HfHubHTTPError as error:
+        raise ConfigError(f"{key}: {no_folder(name)}, and the hub says: {reason_of(error)}") from None
+    except Exception as error:  # noqa: BLE001  # as above
+        reason = reason_of(error)
+        raise ConfigError(f"{key}: {no_folder(name)}, and the hub cannot be reached ({reason}); {elsewhere}") from None
+    return {file.rfilename for file in siblings}
 
 
 def require_weights(names: set[str], name: str, key: str) -> None:
@@ -114,10 +126,6 @@ def require_weights(names: set[str], name: str, key: str) -> None:
         )
 
 
-def fetch(name: str) -> str:
-    return f"name a folder, or fetch it where there is a network: `hf download {name}`"
-
-
 def reason_of(error: Exception) -> str:
     """Return the first line of an error that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -126,6 +134,8 @@ def reason_of(error: Exception) -> str:
 
 def weight_files(folder: Path) -> list[str]:
     """Return the names of the files that hold a model's weights, as transformers chooses them."""
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
     index = read_settings(folder / WEIGHTS_INDEX)
     names: Iterable[str] = (index.get("weight_map") or {}).values()
     return sorted(set(names)) or [WEIGHTS]

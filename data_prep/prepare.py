@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import DataError
-from cluster.files import digest_of, fsync_path, full_disk_named, whole_folder
+from cluster.files import digest_of, fsync_path, full_disk_named
 from data_prep.cleaning import CLEANING_VERSION, Cleaner
 from data_prep.config import CleaningConfig, DataConfig
 from data_prep.conversations import read_template
@@ -43,8 +43,8 @@ from data_prep.shards import (
 from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digests
 from data_prep.sources import Corpus, Slice, cut_slices, find_corpus, read_as
 from data_prep.splitting import line_ends
-from data_prep.tokenizer import DataTokenizer, encoder_spec, load_tokenizer, tokenizer_origin
-from data_prep.tokenizer_files import open_tokenizer, vocabulary_size
+from data_prep.tokenizer import DataTokenizer, encoder_spec, load_tokenizer, save_tokenizer, tokenizer_origin
+from data_prep.tokenizer_files import vocabulary_size
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +102,7 @@ def prepare_alone(
         write_rejected(folder / REJECTED, rejected_lines(plan, corpus, paths, tokenizer))
         unseal(folder)
         splits = write_splits(config, folder, spec, plan, paths, map_slices)
-    with whole_folder(folder / "tokenizer") as partial_folder:
-        tokenizer.save_pretrained(partial_folder)
-        check_same(open_tokenizer(partial_folder), tokenizer)
+    save_tokenizer(tokenizer, folder / "tokenizer")
     described = describe(config, corpus, loaded, plan, splits, digest)
     manifest = write_manifest(folder, replace(described, engine=choice.as_json(), others=list_others(folder)))
     trained_tokenizer = Path(tokenizer.name_or_path)  # it lies in work, if it was trained here
@@ -264,16 +262,6 @@ def write_splits(
     rows_written = sum(shard.rows for shard in shards)
     log.info("wrote %d rows in %d shards, %.1f s", rows_written, len(shards), time.monotonic() - began)
     return splits
-
-
-def check_same(saved: Any, tokenizer: Any) -> None:
-    """Raise DataError unless the tokenizer that was saved makes the ids of the one that made the rows."""
-    if tokenizer_digest(saved) != tokenizer_digest(tokenizer):
-        raise DataError(
-            f"the tokenizer {tokenizer.name_or_path} is another one after transformers has saved and opened it again, "
-            "so the model would not see the ids that the rows are made of; save it with transformers' "
-            "PreTrainedTokenizerFast and use that folder"
-        )
 
 
 def describe(

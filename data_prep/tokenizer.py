@@ -16,6 +16,7 @@ from data_prep.conversations import check_template, read_template
 from data_prep.documents import Rejected, read_part
 from data_prep.encoding import EncoderSpec
 from data_prep.model_files import CONFIG, found_folder, read_settings
+from data_prep.shards import tokenizer_digest
 from data_prep.sources import Corpus, parts_of
 from data_prep.tokenizer_files import CHATML_TOKENS, GENERIC_CLASSES, add_tokens, open_tokenizer, vocabulary_size
 
@@ -107,6 +108,18 @@ def with_template(tokenizer: Any, config: DataConfig, *, is_text: bool, may_add_
     if config.chat_template == "chatml" and not is_text:
         added = add_chatml_tokens(tokenizer, may_add_tokens=may_add_tokens)
     return DataTokenizer(tokenizer=tokenizer, added_tokens=added)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer's folder, whole or not at all. Raises DataError if it would be opened as another one."""
+    with whole_folder(folder) as partial:
+        tokenizer.save_pretrained(partial)
+        if tokenizer_digest(open_tokenizer(partial)) != tokenizer_digest(tokenizer):
+            raise DataError(
+                f"the tokenizer {tokenizer.name_or_path} is another one after transformers has saved and opened it "
+                "again, so the model would not see the ids that the rows are made of; set tokenizer_class to "
+                "PreTrainedTokenizerFast in its tokenizer_config.json"
+            )
 
 
 def add_chatml_tokens(tokenizer: Any, *, may_add_tokens: bool) -> list[str]:

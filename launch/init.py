@@ -103,7 +103,7 @@ def longest_rows(folder: Path | None) -> int:
 
     settings = read_settings(folder / CONFIG) if folder else {}
     positions = settings.get("max_position_embeddings") or settings.get("n_positions") or ROW_TOKENS
-    return min(ROW_TOKENS, int(positions))
+    return min(ROW_TOKENS, int(positions) // 8 * 8)  # row_tokens are a multiple of 8
 
 
 def template_lines(model: str, folder: Path | None) -> str:

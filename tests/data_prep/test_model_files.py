@@ -63,11 +63,12 @@ def asked_for(name: str, home: Path, **environment: str) -> str:
     """Ask for a model of the hub in a process of its own; return what it says."""
     code = "from data_prep.model_files import found_folder\n"
     code += f"try: print(found_folder({name!r}, weights=True))\nexcept Exception as error: print(type(error), error)"
-    env = {**os.environ, "HF_HOME": str(home), **environment}
+    env = {**os.environ, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_told_with_a_way_out(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
         said = asked_for("a/b", tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
