@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import importlib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -124,18 +127,14 @@ def other_weights(folder: Path) -> str:
 
 
 def check_architecture(folder: Path) -> None:
-    """Raise ConfigError unless this version of transformers has a causal language model of the folder's type.
-
-    Imports transformers, which takes a second or two, but not torch.
-    """
+    """Raise ConfigError unless this version of transformers has a causal language model of the folder's type."""
+    settings = read_settings(folder / CONFIG)
+    kind, known = settings.get("model_type"), causal_types()
+    if kind in known:
+        return
     from transformers import __version__
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    settings = read_settings(folder / CONFIG)
-    kind = settings.get("model_type")
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return
     if kind in CONFIG_MAPPING_NAMES:
         raise ConfigError(
             f"model.path: {folder} holds {named(settings)}, of which transformers has no causal language model; "
@@ -146,8 +145,24 @@ def check_architecture(folder: Path) -> None:
             f"model.path: {folder} holds {named(settings)}, a model that brings its own code (auto_map in {CONFIG}), "
             f"which is not run here, and transformers {__version__} has no class for it; a newer version may"
         )
-    near = difflib.get_close_matches(str(kind), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, n=1)
+    near = difflib.get_close_matches(str(kind), known, n=1)
     raise ConfigError(
         f"model.path: {folder / CONFIG} has the model_type {kind!r}, which transformers {__version__} does not know"
         f"{f' (the nearest is {near[0]!r})' if near else ''}; a newer version may"
     )
+
+
+def causal_types() -> set[str]:
+    """Return the types of which transformers has causal language models.
+
+    They are read from the text of its module: to import it brings torch, which a machine that prepares need not have
+    and which takes seconds. Should the text be another one some day, it is imported.
+    """
+    library = find_spec("transformers")
+    text = Path(str(library.origin)).with_name("models") / "auto" / "modeling_auto.py" if library else Path()
+    table = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+    for node in ast.parse(text.read_bytes()).body if text.is_file() else []:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [table]:
+            pairs = [pair.elts[0] for pair in ast.walk(node.value) if isinstance(pair, ast.Tuple)]
+            return {str(key.value) for key in pairs if isinstance(key, ast.Constant)}
+    return set(importlib.import_module("transformers.models.auto.modeling_auto").__dict__[table])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cluster.errors import ConfigError
 from training.model import read_config
-from training.untrainable import check_architecture, check_trainable
+from training.untrainable import causal_types, check_architecture, check_trainable
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 T5 = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True}
@@ -80,6 +83,18 @@ def test_an_architecture_that_transformers_cannot_make_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         check_architecture(folder_of({"config.json": settings}))
+
+
+def test_the_types_that_are_read_from_transformers_text_are_those_that_it_has() -> None:
+    assert causal_types() >= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    assert not causal_types() & {"t5", "vit", "clip"}
+
+
+def test_a_folder_is_looked_at_without_torch(tiny_model: Path) -> None:
+    code = "import sys; from pathlib import Path; from training.untrainable import *\n"
+    code += f"check_trainable(Path({str(tiny_model)!r})); check_architecture(Path({str(tiny_model)!r}))\n"
+    code += "print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
 def test_an_encoder_without_its_head_is_no_causal_model(folder_of: Callable[..., Path]) -> None:
