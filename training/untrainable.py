@@ -93,7 +93,7 @@ def check_not_quantized(folder: Path, settings: Settings) -> None:
     """Raise ConfigError for weights of a few bits: they have no gradient, and cannot be read as numbers."""
     text = settings.get("text_config")
     inner = text.get("quantization_config") if isinstance(text, dict) else None
-    found = settings.get("quantization_config") or inner
+    found = settings.get("quantization_config") or settings.get("compression_config") or inner
     if found:
         method = found.get("quant_method", "an unnamed method") if isinstance(found, dict) else found
         raise ConfigError(
