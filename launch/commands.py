@@ -172,7 +172,7 @@ def export(options: argparse.Namespace) -> int:
 
     run = load_run(options)
     origin = origin_of(run)
-    partial = Partial(origin=origin, seed=run.seed, lora=run.train.lora) if run.train.lora or run.train.freeze else None
+    partial = Partial(origin=origin, seed=run.seed, lora=run.train.lora)
     export_run(origin, run.paths.checkpoints, run.export, run.paths.export, partial)
     say(f"{run.paths.export}\nnext: shardline evaluate {options.run}, or shardline generate {options.run}")
     return EXIT_DONE

@@ -22,16 +22,18 @@ from transformers import (
 
 from cluster.errors import ConfigError, DataError
 from cluster.files import sha256_of
-from data_prep.model_files import found_folder, reason_of, weight_files
+from data_prep.model_files import found_folder, reason_of
 from data_prep.shards import Manifest, tokenizer_digest
 from data_prep.tokenizer_files import add_tokens, open_tokenizer, vocabulary_size
 from training.config import LoraConfig, ModelConfig, NewModel, TrainConfig
 from training.config_keys import keys_in_code, known_keys, unknown_keys_text
+from training.new_weights import NewWeights
 from training.resized import ResizedWeights, Shapes, enlarged_shapes, resized_config
 from training.stops import special_ids
+from training.stored_tensors import weight_files
 from training.trained import LoraWeights, base_name, choose_trained
 from training.untrainable import check_architecture, check_trainable
-from training.weights import NewWeights, PretrainedWeights, Weights
+from training.weights import PretrainedWeights, Weights
 
 POSITIONS = "max_position_embeddings"
 
@@ -105,8 +107,7 @@ class ModelOrigin:
             return LoraWeights(self.first_weights(seed), seed)
         if self.folder is None:
             return NewWeights(self.skeleton, seed)
-        stored = self.stored_skeleton
-        weights = PretrainedWeights(self.folder, stored.base_model_prefix, tied_names(stored))
+        weights = PretrainedWeights(self.folder, self.stored_skeleton)
         return ResizedWeights(weights, self.enlarged) if self.enlarged else weights
 
     @torch.no_grad()
@@ -129,8 +130,8 @@ class ModelOrigin:
         if self.folder is None:
             values = {key: value for key, value in self.config.to_dict().items() if key != "transformers_version"}
             return hashlib.sha256(json.dumps([values, seed], sort_keys=True, default=str).encode()).hexdigest()
-        files = [self.folder / name for name in weight_files(self.folder)]
-        return hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()
+        digests = [sha256_of(path) for path in weight_files(self.folder)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
@@ -138,11 +139,6 @@ def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model
-
-
-def tied_names(model: PreTrainedModel) -> frozenset[str]:
-    """Return the names that are other names of a parameter, such as an output head tied to the embedding."""
-    return frozenset(getattr(model, "all_tied_weights_keys", None) or {})
 
 
 def find_model(model: ModelConfig, shards: Path, manifest: Manifest, *, weights: bool = True) -> ModelOrigin:
