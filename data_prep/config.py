@@ -145,7 +145,8 @@ class DataConfig(Section):
     tokenizer: TokenizerConfig | None = None
     """Default: the tokenizer of `model.path`."""
     chat_template: str | None = None
-    """'chatml' or the path of a Jinja file; default: the tokenizer's own."""
+    """'plain', which ends turns with the tokenizer's own end token, 'chatml', which needs `<|im_start|>` and
+    `<|im_end|>`, or the path of a Jinja file; default: the tokenizer's own."""
     engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
     """What turns text into ids. auto: gigatoken from 4 MiB on, where it is installed and proves itself."""
     row_tokens: int = Field(default=1024, ge=16, multiple_of=8)

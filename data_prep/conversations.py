@@ -13,10 +13,11 @@ from cluster.errors import ConfigError, DataError
 Span = tuple[int, int]
 Messages = Sequence[Mapping[str, str]]
 
-CHATML = Path(__file__).parent / "templates" / "chatml.jinja"
-MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+TEMPLATES = {path.stem: path for path in (Path(__file__).parent / "templates").glob("*.jinja")}
+CHATML = TEMPLATES["chatml"]
+MARKERS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 MEND = "put {% generation %} ... {% endgeneration %} around what the assistant says and its stop token (as in "
-MEND += f"{CHATML}) and name the file in data.chat_template, or write `chat_template: chatml`"
+MEND += f"{CHATML}) and name the file in data.chat_template, or write `chat_template: plain`"
 
 
 class UntoldMaskError(Exception):
@@ -27,12 +28,12 @@ def read_template(name: str | None, own: str | None) -> str | None:
     """Return the template that `data.chat_template` names, or else the tokenizer's own."""
     if name is None:
         return own
-    path = CHATML if name == "chatml" else Path(name).expanduser()
+    path = TEMPLATES.get(name) or Path(name).expanduser()
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"data.chat_template: {name}: expected 'chatml' or the path of a Jinja file: {error}"
+            f"data.chat_template: {name}: expected 'plain', 'chatml' or the path of a Jinja file: {error}"
         ) from None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import DataError
-from cluster.files import digest_of, fsync_path, full_disk_named, whole_folder
+from cluster.files import digest_of, fsync_path, full_disk_named
 from data_prep.cleaning import CLEANING_VERSION, Cleaner
 from data_prep.config import CleaningConfig, DataConfig
 from data_prep.conversations import read_template
@@ -43,7 +43,8 @@ from data_prep.shards import (
 from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digests
 from data_prep.sources import Corpus, Slice, cut_slices, find_corpus, read_as
 from data_prep.splitting import line_ends
-from data_prep.tokenizer import encoder_spec, load_tokenizer, tokenizer_origin
+from data_prep.tokenizer import DataTokenizer, encoder_spec, load_tokenizer, save_tokenizer, tokenizer_origin
+from data_prep.tokenizer_files import vocabulary_size
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,12 @@ PROCESSES_FROM_BYTES = 16 * 2**20  # likewise for processes; the tokenizer has t
 MapSlices = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
 
-def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int) -> Manifest:
+def prepare(
+    config: DataConfig, folder: Path, model_path: str | None, seed: int, *, may_add_tokens: bool = False
+) -> Manifest:
     """Make `folder` prepared data and return its manifest; if it is already what `config` describes, do nothing.
+
+    With `may_add_tokens`, the model gets embeddings for what the chat template needs beyond its tokenizer.
 
     The bytes depend on the documents, the settings and the seed, never on workers, executor or interruptions: slices
     that are finished are kept in `folder/work`. Until the new rows are planned, old data stays as it is.
@@ -66,20 +71,23 @@ def prepare(config: DataConfig, folder: Path, model_path: str | None, seed: int)
     folder = folder.resolve()
     Cleaner(config.cleaning)  # what is wrong in its settings shows before anything is fetched
     with full_disk_named(folder), alone(LockFile(folder / LOCK), "another `shardline prepare`"):
-        return prepare_alone(config, folder, model_path, seed)
+        return prepare_alone(config, folder, model_path, seed, may_add_tokens=may_add_tokens)
 
 
-def prepare_alone(config: DataConfig, folder: Path, model_path: str | None, seed: int) -> Manifest:
+def prepare_alone(
+    config: DataConfig, folder: Path, model_path: str | None, seed: int, *, may_add_tokens: bool
+) -> Manifest:
     """Do what `prepare` promises, once nobody else can write into the folder."""
     with Workers(config.workers) as workers:
         corpus = fetch_corpus(config, folder)
-        digest = config_digest(config, corpus, model_path, seed)
+        digest = config_digest(config, corpus, model_path, seed, may_add_tokens=may_add_tokens)
         finished = finished_manifest(folder, digest)
         if finished is not None:
             log.info("already prepared: %s, %d rows in train", folder, finished.rows("train"))
             return finished
         map_slices = mapper(config, corpus, workers)
-        tokenizer = load_tokenizer(config, model_path, corpus, folder / "work")
+        loaded = load_tokenizer(config, model_path, corpus, folder / "work", may_add_tokens=may_add_tokens)
+        tokenizer = loaded.tokenizer
         spec = encoder_spec(tokenizer, corpus)
         slices = cut_slices(corpus, config.slice_bytes)
         choice = choose_engine(config.engine, spec.rules, spec.control_tokens, corpus.bytes, is_text=corpus.is_text)
@@ -94,9 +102,8 @@ def prepare_alone(config: DataConfig, folder: Path, model_path: str | None, seed
         write_rejected(folder / REJECTED, rejected_lines(plan, corpus, paths, tokenizer))
         unseal(folder)
         splits = write_splits(config, folder, spec, plan, paths, map_slices)
-    with whole_folder(folder / "tokenizer") as partial_folder:
-        tokenizer.save_pretrained(partial_folder)
-    described = describe(config, corpus, tokenizer, plan, splits, digest)
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    described = describe(config, corpus, loaded, plan, splits, digest)
     manifest = write_manifest(folder, replace(described, engine=choice.as_json(), others=list_others(folder)))
     trained_tokenizer = Path(tokenizer.name_or_path)  # it lies in work, if it was trained here
     remove_except(folder / "work", {*paths, encoder_file(folder / "work", spec), trained_tokenizer})
@@ -132,10 +139,14 @@ def mapper(config: DataConfig, corpus: Corpus, workers: Workers) -> MapSlices:
     return partial(workers.map_slices, executor=large if config.executor == "auto" else config.executor)
 
 
-def config_digest(config: DataConfig, corpus: Corpus, model_path: str | None, seed: int) -> str:
+def config_digest(
+    config: DataConfig, corpus: Corpus, model_path: str | None, seed: int, *, may_add_tokens: bool
+) -> str:
     """Return the digest of everything that the shards and the manifest follow from."""
+    added = {"may_add_tokens": True} if may_add_tokens and config.chat_template == "chatml" else {}
     return digest_of(
         {
+            **added,
             "versions": [FORMAT_VERSION, SLICE_VERSION],
             "files": [[asdict(file.info), asdict(file.columns)] for file in corpus.files],
             "tokenizer": tokenizer_origin(config, model_path),
@@ -256,12 +267,13 @@ def write_splits(
 def describe(
     config: DataConfig,
     corpus: Corpus,
-    tokenizer: Any,
+    loaded: DataTokenizer,
     plan: Plan,
     splits: dict[str, list[ShardInfo]],
     digest: str,
 ) -> Manifest:
     """Return the manifest of what was written. Raises DataError if a token is missing or too many."""
+    tokenizer = loaded.tokenizer
     shards = [shard for infos in splits.values() for shard in infos]
     may_be_trained = range(plan.trained - plan.cuts, plan.trained + 1)
     return Manifest(
@@ -270,13 +282,14 @@ def describe(
         tokenizer_digest=tokenizer_digest(tokenizer),
         template_digest=template_digest(tokenizer.chat_template),
         row_tokens=config.row_tokens,
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
         packing=packing_method(config, corpus),
         files=[file.info for file in corpus.files],
         splits=splits,
         documents=plan.counts,
         tokens=count_tokens(shards, config.row_tokens, plan.tokens, may_be_trained),
         conversational=plan.conversational,
+        added_tokens=loaded.added_tokens,
         fill={split: fill(infos, config.row_tokens) for split, infos in splits.items() if infos},
     )
 

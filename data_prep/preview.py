@@ -25,14 +25,23 @@ PREVIEW_BYTES = 128 * 2**10  # read from each source
 GREEN, DIM, RESET = "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
 
-def preview(config: DataConfig, folder: Path, model_path: str | None, count: int, *, colour: bool) -> str:
+def preview(
+    config: DataConfig,
+    folder: Path,
+    model_path: str | None,
+    count: int,
+    *,
+    colour: bool,
+    may_add_tokens: bool = False,
+) -> str:
     """Return `count` rows made from the beginning of each source, for people; nothing is prepared.
 
     Trained text is green, or stands between ⟦ and ⟧ without `colour`. URLs are fetched and a tokenizer is trained as
     `prepare` would, which then finds them done.
     """
     corpus = fetch_corpus(config, folder)
-    tokenizer = load_tokenizer(config, model_path, corpus, folder / "work")
+    loaded = load_tokenizer(config, model_path, corpus, folder / "work", may_add_tokens=may_add_tokens)
+    tokenizer = loaded.tokenizer
     spec = encoder_spec(tokenizer, corpus)
     encoder = Encoder(spec)
     by_source = itertools.groupby(

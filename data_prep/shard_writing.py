@@ -120,15 +120,17 @@ def rows_to_batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
 def write_shard(path: Path, relative: str, batches: Iterable[Rows], schema: pa.Schema) -> ShardInfo:
     """Write batches of rows as one shard file, whole or not at all, and return its manifest entry."""
     tokens: list[int] = []
+    largest: list[int] = []
 
     def record_batches() -> Iterator[pa.RecordBatch]:
         for rows in batches:
             tokens.append(int(rows.tokens.sum()))
+            largest.append(int(rows.input_ids.max()))
             yield rows_to_batch(rows, schema)
 
     with whole_file(path) as partial:
         written = write_blocks(partial, schema, record_batches())
-    return ShardInfo(path=relative, tokens=sum(tokens), **asdict(written))
+    return ShardInfo(path=relative, tokens=sum(tokens), largest_id=max(largest, default=None), **asdict(written))
 
 
 def write_split_files(folder: Path, shards: Sequence[ShardInfo], schema: pa.Schema, split: str) -> None:

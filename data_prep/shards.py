@@ -57,7 +57,8 @@ class Piece:
 class ShardInfo:
     """What the manifest says of one shard file; `path` is relative to the data folder.
 
-    `table_at` and `table_sha256` are of the table of blocks at the file's end.
+    `table_at` and `table_sha256` are of the table of blocks at the file's end. `largest_id` is that of all its tokens,
+    padding included; None in shards of older versions.
     """
 
     path: str
@@ -68,6 +69,7 @@ class ShardInfo:
     sha256: str
     table_at: int = 0
     table_sha256: str = ""
+    largest_id: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,8 @@ class Manifest:
     by reason, what was mended (`changed`), and of the kept ones, before packing, `tokens` and `trained_tokens`;
     `tokens` is the ledger of the packed tokens: `trained`, `masked` and `padding` sum to rows x row_tokens of all
     splits. `fill` is the share of each split's rows that is not padding. `engine` is what made the ids, with its
-    version, and how it was proved against `tokenizers`. `others` are the files that are no shards: all that training
+    version, and how it was proved against `tokenizers`. `added_tokens` are those that the tokenizer has beyond the one
+    of the model or the folder that it was read from. `others` are the files that are no shards: all that training
     reads is listed with its sha256, and `digest` is over the whole.
     """
 
@@ -115,6 +118,7 @@ class Manifest:
     conversational: bool
     fill: dict[str, float] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
+    added_tokens: list[str] = field(default_factory=list)
     others: list[ListedFile] = field(default_factory=list)
     digest: str = field(default="")
 
@@ -127,6 +131,12 @@ class Manifest:
     def trained_from(self) -> list[ShardInfo]:
         """Return the shards that training reads: those of the rows, and of the held-out rows."""
         return [*self.splits["train"], *self.splits["validation"]]
+
+    @property
+    def largest_id(self) -> int | None:
+        """The largest id of all rows; None where a shard of an older version does not tell."""
+        found = [shard.largest_id for shards in self.splits.values() for shard in shards]
+        return None if None in found else max((i for i in found if i is not None), default=None)
 
     @property
     def content_digest(self) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,17 @@ from data_prep.config import CleaningConfig, DataConfig
 from data_prep.conversations import check_template, read_template
 from data_prep.documents import Rejected, read_part
 from data_prep.encoding import EncoderSpec
+from data_prep.model_files import CONFIG, found_folder, read_settings
+from data_prep.shards import tokenizer_digest
 from data_prep.sources import Corpus, parts_of
+from data_prep.tokenizer_files import CHATML_TOKENS, GENERIC_CLASSES, add_tokens, open_tokenizer, vocabulary_size
 
 log = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
-SPECIAL_TOKENS = [END_OF_TEXT, "<|im_start|>", "<|im_end|>"]
+SPECIAL_TOKENS = [END_OF_TEXT, *CHATML_TOKENS]
+RULES = "tokenizer.json"
+PROBE = "  It's 2,024 words:\n\n\tdef naïve(x): return 'Привет' + \"漢字 🐢\"  # ½ kg\n"
 SAMPLE_BYTES = 16 * 2**20  # of the corpus, to train a tokenizer on
 TRAINING_VERSION = 2  # part of a trained tokenizer's digest: raise it when training changes
 TOKENIZER_FILES = (
@@ -34,71 +38,125 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
-GENERIC_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 
 
-def load_tokenizer(config: DataConfig, model_path: str | None, corpus: Corpus, work: Path) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class DataTokenizer:
+    """The tokenizer of the data, and the tokens that it has beyond those of the folder it was read from."""
+
+    tokenizer: Any
+    added_tokens: list[str]
+
+
+def load_tokenizer(
+    config: DataConfig, model_path: str | None, corpus: Corpus, work: Path, *, may_add_tokens: bool = False
+) -> DataTokenizer:
     """Return the data's tokenizer, its chat template and pad token set.
 
-    A trained one is kept in `work` under a digest of what it was trained on. Raises ConfigError if none is named,
-    DataError if it cannot be used, or if the corpus has conversations and there is no template for them.
+    A trained one is kept in `work` under a digest of what it was trained on. With `may_add_tokens` it gets the tokens
+    of the template that it lacks. Raises ConfigError if none is named or its template needs other tokens, DataError if
+    it cannot be used.
     """
     if config.tokenizer is not None and config.tokenizer.train is not None:
         tokenizer = trained_tokenizer(corpus, config.tokenizer.train.vocab_size, work)
     else:
-        tokenizer = open_tokenizer(tokenizer_path(config, model_path))
+        tokenizer = open_data_tokenizer(config, model_path)
+    return with_template(tokenizer, config, is_text=corpus.is_text, may_add_tokens=may_add_tokens)
+
+
+def open_data_tokenizer(config: DataConfig, model_path: str | None) -> Any:
+    """Open the tokenizer of the configuration or the model, and say if its class changes its rules."""
+    folder = tokenizer_folder(config, model_path)
+    tokenizer = open_tokenizer(folder)
+    if not follows_rules(tokenizer, folder / RULES):
+        log.warning(
+            "the tokenizer %s: transformers opens it as a %s, which makes other ids of a text than its %s says; "
+            "to follow the file, set tokenizer_class to PreTrainedTokenizerFast in its tokenizer_config.json",
+            folder,
+            type(tokenizer).__name__,
+            RULES,
+        )
+    return tokenizer
+
+
+def follows_rules(tokenizer: Any, rules: Path) -> bool:
+    """Tell whether a tokenizer makes the ids of a text that the file of its rules says, as far as a probe tells.
+
+    transformers 5 builds the rules of its classes anew and takes only the vocabulary from the file.
+    """
+    if type(tokenizer).__name__ in GENERIC_CLASSES or not rules.is_file():
+        return True
+    from tokenizers import Tokenizer
+
+    stored = Tokenizer.from_file(str(rules))
+    stored.no_padding()
+    stored.no_truncation()
+    return bool(stored.encode(PROBE, add_special_tokens=False).ids == tokenizer.encode(PROBE, add_special_tokens=False))
+
+
+def with_template(tokenizer: Any, config: DataConfig, *, is_text: bool, may_add_tokens: bool) -> DataTokenizer:
+    """Return a tokenizer with the template of the configuration, what that needs, and a pad token."""
     tokenizer.chat_template = read_template(config.chat_template, single_template(tokenizer.chat_template))
     if tokenizer.eos_token_id is None:
         raise DataError(
-            f"the tokenizer {tokenizer_path(config, model_path)} has no eos token, so no document would have an end; "
+            f"the tokenizer {tokenizer.name_or_path} has no eos token, so no document would have an end; "
             "set eos_token in its tokenizer_config.json"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    added = []
+    if config.chat_template == "chatml" and not is_text:
+        added = add_chatml_tokens(tokenizer, may_add_tokens=may_add_tokens)
+    return DataTokenizer(tokenizer=tokenizer, added_tokens=added)
 
 
-def tokenizer_path(config: DataConfig, model_path: str | None) -> str:
-    """Return the folder or hub id that the tokenizer is read from."""
-    path = config.tokenizer.path if config.tokenizer is not None else model_path
-    if path is None:
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer's folder, whole or not at all. Raises DataError if it would be opened as another one."""
+    with whole_folder(folder) as partial:
+        tokenizer.save_pretrained(partial)
+        if tokenizer_digest(open_tokenizer(partial)) != tokenizer_digest(tokenizer):
+            raise DataError(
+                f"the tokenizer {tokenizer.name_or_path} is another one after transformers has saved and opened it "
+                "again, so the model would not see the ids that the rows are made of; set tokenizer_class to "
+                "PreTrainedTokenizerFast in its tokenizer_config.json"
+            )
+
+
+def add_chatml_tokens(tokenizer: Any, *, may_add_tokens: bool) -> list[str]:
+    """Add the tokens of ChatML that a tokenizer lacks, and return them. Raises ConfigError if that is not allowed."""
+    known = tokenizer.get_vocab()
+    missing = [token for token in CHATML_TOKENS if token not in known]
+    if missing and not may_add_tokens:
+        raise ConfigError(
+            f"data.chat_template: chatml needs {' and '.join(missing)}, which the tokenizer {tokenizer.name_or_path} "
+            "has not, so the model would never learn to stop; write `chat_template: plain`, which needs no new tokens, "
+            "or `resize_embeddings: true` below model, which adds them to the tokenizer and the model"
+        )
+    return add_tokens(tokenizer, missing)
+
+
+def tokenizer_folder(config: DataConfig, model_path: str | None) -> Path:
+    """Return the folder that the tokenizer is read from."""
+    if config.tokenizer is not None and config.tokenizer.path is not None:
+        return found_folder(config.tokenizer.path, "data.tokenizer.path")
+    if model_path is None:
         raise ConfigError(
             "data.tokenizer: missing, and the model has no path to take it from; "
             "write `tokenizer: {path: FOLDER_OR_HUB_ID}` or `tokenizer: {train: {vocab_size: 4096}}` below data"
         )
-    return path
+    return found_folder(model_path)
 
 
 def tokenizer_origin(config: DataConfig, model_path: str | None) -> Any:
-    """Return what identifies the tokenizer without training it, as JSON."""
+    """Return what identifies the tokenizer without training or opening it, as JSON."""
     if config.tokenizer is not None and config.tokenizer.train is not None:
         return {"train": config.tokenizer.train.vocab_size, "version": TRAINING_VERSION}
-    path = tokenizer_path(config, model_path)
-    files = [Path(path) / name for name in TOKENIZER_FILES]
-    if any(file.is_file() for file in files):  # quicker than to open it: 0.7 s of imports
-        return {file.name: sha256_of(file) for file in files if file.is_file()}
-    tokenizer = open_tokenizer(path)
-    return [tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, tokenizer.chat_template]
-
-
-def open_tokenizer(path: str) -> Any:
-    """Open a folder's or hub id's fast tokenizer, without torch where its class is the generic one."""
-    import transformers  # 0.7 s, so only where it is needed
-
-    settings = Path(path) / "tokenizer_config.json"
-    is_generic = settings.is_file() and json.loads(settings.read_bytes()).get("tokenizer_class") in GENERIC_CLASSES
-    try:
-        loader = transformers.PreTrainedTokenizerFast if is_generic else transformers.AutoTokenizer
-        tokenizer = loader.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"the tokenizer {path} cannot be read: {first_line(error)}") from None
-    if not tokenizer.is_fast:
-        raise DataError(f"the tokenizer {path} has no tokenizer.json; convert it with transformers first")
-    return tokenizer
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    folder = tokenizer_folder(config, model_path)
+    files = [folder / name for name in TOKENIZER_FILES]
+    origin = {file.name: sha256_of(file) for file in files if file.is_file()}
+    if "tokenizer_class" not in read_settings(folder / "tokenizer_config.json"):
+        origin["model_type"] = str(read_settings(folder / CONFIG).get("model_type"))  # it then chooses the class
+    return origin
 
 
 def single_template(template: Any) -> str | None:
@@ -115,7 +173,7 @@ def trained_tokenizer(corpus: Corpus, vocab_size: int, work: Path) -> Any:
         tokenizer = train_tokenizer(sample(corpus, SAMPLE_BYTES), vocab_size)
         with whole_folder(folder) as partial:
             tokenizer.save_pretrained(partial)
-    return open_tokenizer(str(folder))
+    return open_tokenizer(folder)
 
 
 def sample(corpus: Corpus, limit_bytes: int) -> Iterator[str]:
@@ -156,21 +214,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
 
 def encoder_spec(tokenizer: Any, corpus: Corpus) -> EncoderSpec:
     """Return what the workers need of a tokenizer. Raises DataError if its template cannot serve the corpus."""
-    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-    controls = tuple(added[i].content for i in sorted(added) if added[i].special)
-    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    template = tokenizer.chat_template
+    controls, tokens, template = control_tokens(tokenizer), tokens_by_role(tokenizer), tokenizer.chat_template
     for file in corpus.files:
         if template is None and file.columns.shape == "messages":
             raise DataError(
                 f"{file.info.path}: holds conversations, and the tokenizer has no chat template to write them with; "
-                "write `chat_template: chatml` or `chat_template: FILE.jinja` below data"
+                "write `chat_template: plain`, `chat_template: chatml` or `chat_template: FILE.jinja` below data"
             )
     if template is not None and not corpus.is_text:
         check_template(template, tokens, controls)
     return EncoderSpec(
         rules=tokenizer.backend_tokenizer.to_str(),
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary_size(tokenizer),
         bos=tokenizer.bos_token_id if adds_bos(tokenizer) else None,
         eos=tokenizer.eos_token_id,
         pad=tokenizer.pad_token_id,
@@ -178,6 +233,33 @@ def encoder_spec(tokenizer: Any, corpus: Corpus) -> EncoderSpec:
         special_tokens=tokens,
         control_tokens=controls,
     )
+
+
+def control_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """Return the special tokens, in the order of their ids."""
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    return tuple(added[i].content for i in sorted(added) if added[i].special)
+
+
+def tokens_by_role(tokenizer: Any) -> dict[str, str]:
+    """Return the special tokens by the names that templates call them."""
+    return {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+
+
+def choose_template(tokenizer: Any) -> tuple[str | None, str]:
+    """Return the `data.chat_template` for conversations, None for the tokenizer's own, and why."""
+    controls, own = control_tokens(tokenizer), single_template(tokenizer.chat_template)
+    reason = "the tokenizer has no chat template"
+    if own:
+        try:
+            check_template(own, tokens_by_role(tokenizer), controls)
+        except DataError:
+            reason = "the tokenizer has a template that does not tell what the assistant says"
+        else:
+            return None, "the tokenizer's own tells what the assistant says"
+    if set(CHATML_TOKENS) <= set(controls):
+        return "chatml", reason
+    return "plain", f"{reason}, and no tokens for ChatML"
 
 
 def adds_bos(tokenizer: Any) -> bool:

@@ -122,7 +122,8 @@ def convert(run: RunConfig, options: argparse.Namespace) -> int:
     origin = origin_of(run)
     shapes = {name: list(parameter.shape) for name, parameter in origin.skeleton.named_parameters()}
     plan = make_plan(run.train, manifest, parameters=origin.parameters, world_size=1, seed=run.seed)
-    folder = import_deepspeed(options.from_deepspeed, options.tag, run.paths.checkpoints, shapes, plan.identity())
+    identity = {**plan.identity(), **origin.identity()}
+    folder = import_deepspeed(options.from_deepspeed, options.tag, run.paths.checkpoints, shapes, identity)
     keep_config(run)
     say(f"{folder}: DeepSpeed's weights and moments; learning rate, decay and the order of the data are this run's")
     if step_of(folder) < plan.total_steps:

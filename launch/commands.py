@@ -20,7 +20,7 @@ from cluster.local_ranks import run_ranks
 from cluster.schema import dump_yaml, load_config
 from cluster.stop import StopFlag
 from data_prep.shards import MANIFEST, check_shards, read_manifest
-from launch.check import check_fits
+from launch.check import check_fits, check_source
 from launch.config import RunConfig
 
 if TYPE_CHECKING:
@@ -66,13 +66,15 @@ def prepare(options: argparse.Namespace) -> int:
     from data_prep.preview import preview
 
     run = load_run(options)
+    check_source(run)
     if options.preview is not None:
         colour = sys.stdout.isatty()
-        say(preview(run.data, run.shards, run.model.path, options.preview, colour=colour))
+        adds = run.model.may_add_tokens
+        say(preview(run.data, run.shards, run.model.path, options.preview, colour=colour, may_add_tokens=adds))
         return EXIT_DONE
     with full_disk_named(run.paths.config.parent):
         keep_config(run)
-    manifest = prepare_data(run.data, run.shards, run.model.path, run.seed)
+    manifest = prepare_data(run.data, run.shards, run.model.path, run.seed, may_add_tokens=run.model.may_add_tokens)
     say(f"{summary(manifest)}\nnext: shardline train {options.run}")
     return EXIT_DONE
 
@@ -104,6 +106,7 @@ def train(options: argparse.Namespace) -> int:
     check_fits(run, manifest)
     world = read_world()
     if world is None:
+        check_source(run)
         check_shards(run.shards, manifest.trained_from())
         return start_ranks(run, options)
     stop = StopFlag(run.paths.stop_request, allocation_end())

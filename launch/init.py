@@ -9,6 +9,7 @@ from pathlib import Path
 from cluster.errors import ConfigError
 from cluster.files import write_text
 
+ROW_TOKENS = 1024  # for a model that is fine-tuned
 SHAPES = {
     "text": "files of running text: .txt, .md, .rst, .py",
     "pairs": 'JSONL rows such as {"prompt": "...", "completion": "..."} or {"question": "...", "answer": "..."}',
@@ -51,20 +52,31 @@ NEW_MODEL = """\
     config: {hidden_size: 384, intermediate_size: 1024, num_hidden_layers: 6, num_attention_heads: 6,
              num_key_value_heads: 6, tie_word_embeddings: true}
 """
-CHATML = "  chat_template: chatml            # if the model has no chat template of its own; remove it if it has one\n"
+OWN_TEMPLATE = "  # chat_template:                 # {reason}\n"
+CHATML = "  chat_template: chatml            # {reason}\n"
+PLAIN = """\
+  chat_template: plain             # {reason}
+                                   # or, with new tokens: chatml, and resize_embeddings: true below model
+"""
+UNSEEN = """\
+  # chat_template: plain           # {model} is not on this machine: whether its tokenizer has a chat template of
+                                   # its own is told by shardline check, which fetches it; without one, write this line
+"""
+TEMPLATE_LINES = {None: OWN_TEMPLATE, "chatml": CHATML, "plain": PLAIN}
 
 
 def write_init(kind: str, data: str, model: str | None, output: Path) -> str:
     """Write the YAML for a kind of data; return what to type next."""
     if output.exists():
         raise ConfigError(f"{output}: exists already; choose another --output, or remove it")
+    folder = folder_here(model) if model else None
     text = TEMPLATE.format(
         file=output,
         name=scalar(re.sub(r"[^A-Za-z0-9._-]+", "-", output.stem).lstrip("._-") or "run"),
         data=scalar(data),
         shape=SHAPES[kind],
-        row_tokens=1024 if model else 512,
-        tokenizer=(CHATML if kind == "conversations" else "") if model else NEW_TOKENIZER,
+        row_tokens=longest_rows(folder) if model else 512,
+        tokenizer=(template_lines(model, folder) if kind == "conversations" else "") if model else NEW_TOKENIZER,
         model=f"  path: {scalar(model)}\n" if model else NEW_MODEL,
         epochs=3 if model else 1,
         batch=32,
@@ -72,6 +84,37 @@ def write_init(kind: str, data: str, model: str | None, output: Path) -> str:
     )
     write_text(output, text)
     return f"{output}\nnext: shardline check {output}"
+
+
+def folder_here(model: str) -> Path | None:
+    """Return the folder of a model that lies here or was fetched before; nothing is fetched.
+
+    Raises ConfigError if it is meant to be here and is not.
+    """
+    from data_prep.model_files import cached_folder, found_folder, looks_local
+
+    is_here = looks_local(model) or Path(model).expanduser().exists()
+    return found_folder(model, "--model") if is_here else cached_folder(model)
+
+
+def longest_rows(folder: Path | None) -> int:
+    """Return the tokens in a row for a first run: what is usual, or what the model has positions for."""
+    from data_prep.model_files import CONFIG, read_settings
+
+    settings = read_settings(folder / CONFIG) if folder else {}
+    positions = settings.get("max_position_embeddings") or settings.get("n_positions") or ROW_TOKENS
+    return min(ROW_TOKENS, int(positions) // 8 * 8)  # row_tokens are a multiple of 8
+
+
+def template_lines(model: str, folder: Path | None) -> str:
+    """Return the lines about the chat template that suits a model's tokenizer, and why."""
+    from data_prep.tokenizer import choose_template
+    from data_prep.tokenizer_files import open_tokenizer
+
+    if folder is None:
+        return UNSEEN.format(model=model)
+    name, reason = choose_template(open_tokenizer(folder))
+    return TEMPLATE_LINES[name].format(reason=reason)
 
 
 def scalar(text: str) -> str:

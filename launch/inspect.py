@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from transformers import AutoTokenizer
-
 from cluster.errors import ConfigError
 from data_prep.originals import document_place, read_document
 from data_prep.shards import ShardReader, read_manifest
+from data_prep.tokenizer_files import open_tokenizer
 from launch.config import RunConfig
 from training.order import Order
 
@@ -28,7 +27,7 @@ def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool)
         seed=run.seed,
         data_digest=manifest.content_digest,
     )
-    tokenizer = AutoTokenizer.from_pretrained(run.shards / "tokenizer")
+    tokenizer = open_tokenizer(run.shards / "tokenizer")
     for place, row in enumerate(order.rows_of_step(step - 1)):
         arrays = reader.rows([row])
         yield f"row {row}, place {place} of the batch, {int(arrays.loss_mask.sum())} trained tokens"

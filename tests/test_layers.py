@@ -14,7 +14,7 @@ PACKAGES = ("cluster", "data_prep", "training", "launch")
 MAY_IMPORT = {
     "cluster": {"cluster"},
     "data_prep": {"cluster", "data_prep"},
-    "training": {"cluster", "training", "data_prep.shards"},
+    "training": {"cluster", "training", "data_prep.shards", "data_prep.model_files", "data_prep.tokenizer_files"},
     "launch": set(PACKAGES),
 }
 FENCED = {

@@ -23,12 +23,21 @@ class ModelConfig(Section):
 
     path: str | None = None
     new: NewModel | None = None
+    resize_embeddings: bool = False
+    """Give the model embeddings for tokens beyond its own, such as those of ChatML: the mean of those that it has."""
 
     @model_validator(mode="after")
     def check_one_origin(self) -> Self:
         if (self.path is None) == (self.new is None):
             raise ValueError("give exactly one of 'path' (a Hugging Face folder or hub id) and 'new'")
+        if self.new is not None and self.resize_embeddings:
+            raise ValueError("'resize_embeddings' is for a model with a 'path'; a new one has all its tokenizer's")
         return self
+
+    @property
+    def may_add_tokens(self) -> bool:
+        """Whether the chat template may need tokens that the tokenizer has not: the model will have them."""
+        return self.resize_embeddings or self.new is not None
 
 
 class LoraConfig(Section):

@@ -96,7 +96,7 @@ def stop_rate(answers: list[Answer]) -> float | None:
 def base_model(origin: ModelOrigin, seed: int) -> Any:
     """Return the model that the run started from."""
     if origin.folder is not None:
-        return load_model(origin.folder)
+        return origin.enlarge(load_model(origin.folder), seed)
     model = AutoModelForCausalLM.from_config(deepcopy(origin.config))
     weights = origin.first_weights(seed)
     with torch.no_grad():

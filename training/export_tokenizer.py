@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from cluster.files import write_json, write_text
+from training.chat_template import plain_template
 from training.export_config import read_json
 
 UNLIMITED = 10**20  # transformers' way to say that no length is known is 10**30
 INTERNAL = ("backend", "is_local", "local_files_only", "name_or_path", "special_tokens_map_file")
-MARKER = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
-SETS = re.compile(r"\{%[-+]?\s*set\b")
 
 
 def write_tokenizer(folder: Path, tokenizer: Any, config: PretrainedConfig) -> None:
@@ -42,23 +40,3 @@ def longest_input(known: Any, config: PretrainedConfig) -> int | None:
         return int(known)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
-
-
-def plain_template(text: str) -> str:
-    """Return a chat template without the markers of what is trained, which only transformers' own renderer reads.
-
-    A marker becomes a block that does nothing, so that the rules about white space around blocks apply as before.
-    """
-    opened: list[str] = []
-
-    def replacement(match: re.Match[str]) -> str:
-        before, is_end, after = match.groups()
-        if is_end:
-            word = f"end{opened.pop()}" if opened else "endif"
-        else:
-            inside = text[match.end() :].partition("endgeneration")[0]
-            opened.append("with" if SETS.search(inside) else "if")  # a name that is set inside ends there
-            word = "with" if opened[-1] == "with" else "if true"
-        return f"{{%{before} {word} {after}%}}"
-
-    return MARKER.sub(replacement, text)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from cluster.errors import CheckpointError
+from data_prep.tokenizer_files import open_tokenizer
 from training.stops import stop_token_ids
 
 
@@ -36,7 +37,7 @@ def load_export(folder: Path) -> tuple[Any, Any]:
     """Return the model and tokenizer of an exported folder."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no exported model here; run `shardline export RUN.yaml` first")
-    return load_model(folder), AutoTokenizer.from_pretrained(folder)
+    return load_model(folder), open_tokenizer(folder)
 
 
 def prompt_ids(tokenizer: Any, prompt: str, *, as_chat: bool) -> list[int]:

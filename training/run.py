@@ -113,7 +113,7 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
     mark("engine")
     checkpoints = Checkpoints(
         request.paths.checkpoints,
-        {**plan.identity(), **frozen_identity(engine, origin, request.seed)},
+        {**plan.identity(), **origin.identity(), **frozen_identity(engine, origin, request.seed)},
         save_policy(request.train),
         first_weights=lambda: origin.first_weights(request.seed, request.train.lora),
     )

@@ -10,7 +10,8 @@ from data_prep.documents import Document, Rejected, Turn
 from data_prep.encoding import Encoder, UnusableDocumentError
 from data_prep.slices import trained_tokens
 from data_prep.sources import find_corpus
-from data_prep.tokenizer import SPECIAL_TOKENS, encoder_spec, open_tokenizer
+from data_prep.tokenizer import SPECIAL_TOKENS, encoder_spec
+from data_prep.tokenizer_files import open_tokenizer
 
 PLAIN_CHATML = Path(__file__).with_name("plain_chatml.jinja").read_text(encoding="utf-8")
 SCRIPT = """{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}
@@ -128,13 +129,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused():
 
 
 def test_a_template_that_is_not_there_is_refused():
-    with pytest.raises(ConfigError, match="expected 'chatml' or the path of a Jinja file"):
+    with pytest.raises(ConfigError, match="expected 'plain', 'chatml' or the path of a Jinja file"):
         read_template("chatlm", None)
 
 
 def test_the_bos_of_a_tokenizer_that_adds_one_begins_every_text(test_data, corpus, config_of):
     books = config_of(corpus / "books")
-    spec = encoder_spec(with_pad(open_tokenizer(str(test_data / "stories260k"))), find_corpus(books.sources, {}))
+    spec = encoder_spec(with_pad(open_tokenizer(test_data / "stories260k")), find_corpus(books.sources, {}))
 
     texts = list(Encoder(spec).encode_texts([b"Once upon", b"a time"]))
 

@@ -13,7 +13,8 @@ from data_prep import engines, proof
 from data_prep.engines import GigatokenEngine, HuggingFaceEngine, engine_version
 from data_prep.prepare import prepare
 from data_prep.proof import EngineMismatchError, ProvedEngine, choose_engine, encoded_texts, hard_set
-from data_prep.tokenizer import SPECIAL_TOKENS, open_tokenizer, train_tokenizer
+from data_prep.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from data_prep.tokenizer_files import open_tokenizer
 
 pytest.importorskip("gigatoken", reason="pip install gigatoken")
 
@@ -58,7 +59,7 @@ class Planted:
 def test_gigatoken_gives_the_ids_and_spans_of_tokenizers(rules, test_data):
     hostile = json.loads((test_data / "blns.json").read_text())
     turns = [f"<|im_start|>user\n {text}<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>\n" for text in hostile]
-    for each in (rules, open_tokenizer(str(test_data / "stories260k")).backend_tokenizer.to_str()):
+    for each in (rules, open_tokenizer(test_data / "stories260k").backend_tokenizer.to_str()):
         fast, reference = GigatokenEngine(each), HuggingFaceEngine(each)
 
         proof.compare(fast, reference, [*hostile, *hard_set(SPECIAL_TOKENS)])

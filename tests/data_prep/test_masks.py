@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import DataError
 from data_prep.conversations import CHATML, check_template
+from data_prep.conversations import TEMPLATES as OURS
 from data_prep.documents import Document, Turn
 from data_prep.splitting import line_ends, split_document
 from data_prep.tokenizer import SPECIAL_TOKENS
@@ -53,6 +54,36 @@ def test_what_a_tool_says_is_not_trained(encoder_with, tokenizer, template):
     (encoded,) = encoder_with(template).encode([document])
 
     assert trained_text(encoded, tokenizer) == "calc 2+2<|im_end|>It is 4.<|im_end|>"
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    turns=st.lists(st.tuples(words | st.just("Assistant: no\nAssistant: no"), words), min_size=1, max_size=4),
+    system=st.none() | words,
+    bos=st.sampled_from([{}, {"bos_token": "<|endoftext|>"}]),
+)
+def test_the_plain_template_trains_the_answers_whatever_a_user_types(encoder_with, tokenizer, turns, system, bos):
+    said = [Turn("system", system)] if system else []
+    for asked, answered in turns:
+        said += [Turn("user", asked), Turn("assistant", answered)]
+    encoder = encoder_with(OURS["plain"].read_text(), special_tokens={**tokenizer.special_tokens_map, **bos})
+
+    (encoded,) = encoder.encode([Document(0, "messages", tuple(said))])
+
+    assert trained_text(encoded, tokenizer) == "".join(f" {answered}<|endoftext|>" for _, answered in turns)
+
+
+def test_a_prompt_in_the_plain_template_ends_where_the_trained_tokens_begin(encoder_with, tokenizer):
+    encoder = encoder_with(OURS["plain"].read_text())
+    (encoded,) = encoder.encode([Document(0, "messages", (Turn("user", "Hi"), Turn("assistant", "Hello")))])
+
+    question, template = [{"role": "user", "content": "Hi"}], OURS["plain"].read_text()
+    prompt = tokenizer.apply_chat_template(
+        question, chat_template=template, add_generation_prompt=True, return_dict=False
+    )
+
+    assert encoded.input_ids[~encoded.loss_mask].tolist()[: len(prompt)] == prompt
+    assert encoded.loss_mask[len(prompt)]
 
 
 def test_a_stop_token_that_the_next_turn_writes_is_trained(encoder_with, tokenizer):

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from transformers import AutoTokenizer
 
 from cluster.errors import ConfigError, DataError
+from cluster.files import digest_of, write_json
 from data_prep.conversations import CHATML
-from data_prep.shards import template_digest, tokenizer_digest
+from data_prep.prepare import prepare
+from data_prep.shards import MANIFEST, read_manifest, template_digest, tokenizer_digest
 from data_prep.tokenizer import load_tokenizer, sample, train_tokenizer
 
 
@@ -52,13 +56,46 @@ def test_a_folder_without_a_tokenizer_is_named(corpus, prepared):
 
 
 def test_conversations_without_a_template_tell_the_line_to_write(corpus, prepared, test_data):
-    with pytest.raises(DataError, match=r"chats.jsonl: holds conversations.*write `chat_template: chatml` or"):
+    with pytest.raises(
+        DataError, match=r"chats.jsonl: holds conversations.*write `chat_template: plain`, `chat_template: chatml` or"
+    ):
         prepared(corpus / "chats.jsonl", tokenizer=None, model=str(test_data / "stories260k"))
 
 
-def test_a_template_whose_stop_token_the_tokenizer_lacks_is_refused(corpus, prepared, test_data):
-    with pytest.raises(DataError, match=r"no special token of the tokenizer.*would never learn to stop"):
+def test_chatml_for_a_tokenizer_without_its_tokens_is_refused_with_both_ways_out(corpus, prepared, test_data):
+    with pytest.raises(ConfigError, match=r"chatml needs <\|im_start\|> and <\|im_end\|>.*plain.*resize_embeddings"):
         prepared(corpus / "chats.jsonl", tokenizer=None, model=str(test_data / "stories260k"), chat_template="chatml")
+
+
+def test_chatml_adds_its_tokens_where_the_model_may_grow_and_the_manifest_names_them(
+    corpus, config_of, test_data, tmp_path
+):
+    config = config_of(corpus / "chats.jsonl", tokenizer=None, chat_template="chatml")
+    manifest = prepare(config, tmp_path / "data", str(test_data / "stories260k"), seed=1, may_add_tokens=True)
+
+    assert manifest.added_tokens == ["<|im_start|>", "<|im_end|>"]
+    assert (manifest.vocab_size, manifest.largest_id) == (514, 513)
+
+
+def test_a_base_model_learns_conversations_in_the_plain_template_with_its_own_tokens(corpus, prepared, test_data):
+    manifest = prepared(
+        corpus / "chats.jsonl", tokenizer=None, model=str(test_data / "stories260k"), chat_template="plain"
+    )
+
+    assert manifest.added_tokens == []
+    assert manifest.largest_id < manifest.vocab_size == 512
+    assert 0 < manifest.trained_tokens("train") < manifest.tokens["masked"]
+
+
+def test_a_manifest_of_an_older_version_has_no_largest_id(corpus, prepared, tmp_path):
+    prepared(corpus / "chats.jsonl")
+    values = json.loads((tmp_path / "data" / MANIFEST).read_text())
+    for shard in [shard for shards in values["splits"].values() for shard in shards]:
+        del shard["largest_id"]
+    del values["added_tokens"], values["digest"]
+    write_json(tmp_path / "data" / MANIFEST, {**values, "digest": digest_of(values)})
+
+    assert read_manifest(tmp_path / "data").largest_id is None
 
 
 def test_the_model_s_own_tokenizer_is_the_default(corpus, prepared, test_data, tmp_path):
@@ -75,10 +112,10 @@ def test_a_tokenizer_is_trained_once_for_the_same_files(corpus, config_of, tmp_p
     config = config_of(corpus)
     found = find_corpus(config.sources, {})
 
-    first = load_tokenizer(config, None, found, tmp_path)
+    first = load_tokenizer(config, None, found, tmp_path).tokenizer
     (folder,) = tmp_path.glob("tokenizer-*")
     made = folder.stat().st_mtime_ns
-    again = load_tokenizer(config, None, found, tmp_path)
+    again = load_tokenizer(config, None, found, tmp_path).tokenizer
 
     assert tokenizer_digest(first) == tokenizer_digest(again)
     assert folder.stat().st_mtime_ns == made

@@ -197,7 +197,9 @@ def test_a_model_that_the_hub_cannot_give_is_named(
     tmp_path: Path, run_yaml: Callable[..., Path], shardline_process: Command
 ) -> None:
     result = shardline_process("check", run_yaml(tmp_path), "-o", "model.path=nobody/nothing", HF_HUB_OFFLINE="1")
-    result.assert_refused("model.path: 'nobody/nothing' is neither a folder here nor a model of the hub")
+    result.assert_refused(
+        "model.path: nobody/nothing is no folder here, it was never fetched, and HF_HUB_OFFLINE is set"
+    )
 
 
 @pytest.mark.slow

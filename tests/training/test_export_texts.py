@@ -13,8 +13,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from training.chat_template import plain_template
 from training.export_config import older_words, with_older_words, write_generation_config
-from training.export_tokenizer import plain_template, write_tokenizer
+from training.export_tokenizer import write_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGES = [

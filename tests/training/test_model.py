@@ -70,8 +70,8 @@ def test_rows_longer_than_the_model_are_refused_with_both_lengths(tiny_model: Pa
         model_of(tiny_model, shards, row_tokens=256)
 
 
-def test_a_path_that_is_neither_a_folder_nor_a_name_of_the_hub_is_said_to_be_neither(shards: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.path: './no/such/model' is neither a folder here nor a model of"):
+def test_a_folder_that_is_not_there_is_named(shards: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.path: './no/such/model' is no folder here"):
         find_model(ModelConfig(path="./no/such/model"), shards, read_manifest(shards))
 
 
@@ -104,8 +104,18 @@ def test_a_new_model_with_fewer_positions_than_a_row_is_refused(shards: Path) ->
 
 
 def test_keys_that_the_architecture_has_not_are_named(shards: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.new\.config: a llama has no hiden_size, layers$"):
-        new_model(shards, hiden_size=32, layers=2)
+    with pytest.raises(ConfigError, match=r"a llama has no hiden_size \(did you mean hidden_size\?\), wheels$"):
+        new_model(shards, hiden_size=32, wheels=2)
+
+
+def test_keys_that_only_the_model_s_code_reads_are_accepted(shards: Path) -> None:
+    moe = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32, "num_key_value_heads": 2}
+    origin = new_model(shards, "qwen3_moe", **SMALL, **moe, head_dim=16)
+    assert origin.skeleton.get_parameter("model.layers.0.self_attn.q_proj.weight").shape == (64, 32)
+
+
+def test_words_of_transformers_4_for_rotary_positions_are_accepted(shards: Path) -> None:
+    assert new_model(shards, **SMALL, rope_theta=5e5).config.rope_parameters["rope_theta"] == 5e5
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"])
