@@ -63,6 +63,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a named pipe would be waited for
+        raise ConfigError(f"{path}: is not a file; give the path of a YAML file")
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import statistics
 from dataclasses import dataclass
@@ -16,11 +15,10 @@ from cluster.journal import read_lines
 from cluster.paths import RunPaths
 from cluster.schema import read_yaml
 from data_prep.shards import MANIFEST
+from training.identity import COMMIT, FOLDER
 
 RECENT_STEPS = 50  # whose median time tells how fast the run is now
 QUIET_S = 300.0  # a run that writes nothing for so long, or for ten steps, is taken for dead
-CHECKPOINT = re.compile(r"step-(\d{6,})")
-COMMIT = "commit.json"  # as in training.checkpoint_files, which imports torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +256,7 @@ def checkpoints_text(folder: Path) -> str:
     found = sorted(
         (int(match[1]), path)
         for path in folder.glob("step-*")
-        if (match := CHECKPOINT.fullmatch(path.name)) and (path / COMMIT).is_file()
+        if (match := FOLDER.fullmatch(path.name)) and (path / COMMIT).is_file()
     )
     if not found:
         return "none yet"
@@ -290,4 +288,4 @@ def data_folder(paths: RunPaths) -> Path:
     """Return where the prepared data is, or will be."""
     data = read_yaml(paths.config).get("data") if paths.config.is_file() else None
     folder = data.get("folder") if isinstance(data, dict) else None
-    return Path(folder) if folder else paths.shards
+    return Path(paths.located(folder)) if folder else paths.shards
