@@ -119,6 +119,20 @@ def unkeep(run: RunConfig, options: argparse.Namespace) -> int:
 
 def convert(run: RunConfig, options: argparse.Namespace) -> int:
     """Make the run's first checkpoint of one that DeepSpeed wrote by itself."""
+    with hold_run(run.paths, Holder.here("shardline checkpoint convert")):
+        folder, total_steps = converted(run, options)
+        keep_config(run)
+    again = named(options, run.paths)
+    say(f"{folder}: DeepSpeed's weights and moments; learning rate, decay and the order of the data are this run's")
+    if step_of(folder) < total_steps:
+        say(f"next: shardline train {again}, on to step {total_steps:,}")
+    else:
+        say(f"train.steps: the run ends at {total_steps:,}; raise it to go on, or: shardline export {again}")
+    return EXIT_DONE
+
+
+def converted(run: RunConfig, options: argparse.Namespace) -> tuple[Path, int]:
+    """Import the checkpoint; return its folder, and the step that the run ends at."""
     from training.import_deepspeed import import_deepspeed
     from training.plan import make_plan
 
@@ -126,16 +140,8 @@ def convert(run: RunConfig, options: argparse.Namespace) -> int:
     origin = origin_of(run)
     shapes = {name: list(parameter.shape) for name, parameter in origin.skeleton.named_parameters()}
     plan = make_plan(run.train, manifest, parameters=origin.parameters, world_size=1, seed=run.seed)
-    with hold_run(run.paths, Holder.here("shardline checkpoint convert")):
-        folder = import_deepspeed(options.from_deepspeed, options.tag, run.paths.checkpoints, shapes, plan.identity())
-        keep_config(run)
-    again = named(options, run.paths)
-    say(f"{folder}: DeepSpeed's weights and moments; learning rate, decay and the order of the data are this run's")
-    if step_of(folder) < plan.total_steps:
-        say(f"next: shardline train {again}, on to step {plan.total_steps:,}")
-    else:
-        say(f"train.steps: the run ends at {plan.total_steps:,}; raise it to go on, or: shardline export {again}")
-    return EXIT_DONE
+    folder = import_deepspeed(options.from_deepspeed, options.tag, run.paths.checkpoints, shapes, plan.identity())
+    return folder, plan.total_steps
 
 
 def chosen(run: RunConfig, step: int | str) -> list[Path]:

@@ -199,19 +199,22 @@ def verify_resume(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Write the newest checkpoint as a Hugging Face folder."""
-    from training.checkpoint_files import newest_checkpoint
-    from training.export import Partial
-    from training.export import export as export_run
-
     run = load(options)
-    origin = origin_of(run)
-    newest_checkpoint(run.paths.checkpoints)  # before a lock is made in a folder where there is nothing to do
-    partial = Partial(origin=origin, seed=run.seed, lora=run.train.lora) if run.train.lora or run.train.freeze else None
-    with hold_run(run.paths, Holder.here("shardline export")):
-        export_run(origin, run.paths.checkpoints, run.export, run.paths.export, partial)
+    with hold_run(run.paths, Holder.here("shardline export")):  # before torch is imported, which takes seconds
+        export_run(run)
     again = named(options, run.paths)
     say(f"{run.paths.export}\nnext: shardline evaluate {again}, or shardline generate {again}")
     return EXIT_DONE
+
+
+def export_run(run: RunConfig) -> None:
+    """Export a run that is ours alone."""
+    from training.export import Partial
+    from training.export import export as export_checkpoint
+
+    origin = origin_of(run)
+    partial = Partial(origin=origin, seed=run.seed, lora=run.train.lora) if run.train.lora or run.train.freeze else None
+    export_checkpoint(origin, run.paths.checkpoints, run.export, run.paths.export, partial)
 
 
 def evaluate(options: argparse.Namespace) -> int:

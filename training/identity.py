@@ -56,9 +56,9 @@ def check_identity(
     told = "; ".join(f"{key} was {was!r}, is {new!r}" for key, (was, new) in changed.items())
     root = shlex.quote(str(folder.parent.parent))
     raise CheckpointError(
-        f"{folder}: belongs to another run: {told}. {problem}A run goes on as it began: put this back; or write"
-        f" new.yaml with another name and begin a new run from this one's exported weights on its shards: shardline"
-        f" train new.yaml --from {root}"
+        f"{folder}: {'cannot go on with another length' if problem else 'belongs to another run'}: {told}. {problem}"
+        "A run goes on as it began: put this back; or begin a new run from this one's weights, on its shards: write"
+        f" new.yaml with another name, then: shardline export {root} && shardline train new.yaml --from {root}"
     )
 
 
