@@ -23,6 +23,7 @@ EXIT_INTERRUPTED = 130  # a person pressed Ctrl-C, and nothing was saved for it:
 MENDABLE = {
     errno.EACCES,
     errno.EDQUOT,
+    errno.EEXIST,
     errno.EFBIG,
     errno.EISDIR,
     errno.ELOOP,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cluster.environment import World, host_name, process_age_s
-from cluster.errors import EXIT_MEND
+from cluster.errors import EXIT_MEND, ClusterError
 from cluster.files import write_text
 from cluster.heartbeat import Heartbeat
 from cluster.paths import RunPaths
@@ -36,12 +36,24 @@ def set_up_logging(world: World | None = None) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a JSONL file; a last line that a crash cut short is left out."""
+    """Return the whole lines of a JSONL file; a last line that a crash cut short is left out.
+
+    Raises ClusterError for another line that is no JSON.
+    """
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
+    return [parsed(line, path, number) for number, line in enumerate(whole.splitlines(), start=1)]
+
+
+def parsed(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        raise ClusterError(
+            f"{path}:{number}: damaged: not an object of JSON: {line[:60]!r}; remove the line, or put the file back"
+        ) from None
 
 
 def last_step(path: Path) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cluster.attempts import note_interruption, note_launch
 from cluster.environment import LOCK, World, allocation_end, cpu_count, enter_world, gpu_count, read_world
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MEND, EXIT_STOPPED
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MEND, EXIT_STOPPED, ConfigError
 from cluster.files import full_disk_named, write_json
 from cluster.journal import world_size_at
 from cluster.local_ranks import run_ranks
@@ -239,6 +239,8 @@ def generate(options: argparse.Namespace) -> int:
     as_chat = read_manifest(run.shards).conversational
     for prompt in options.prompt or (line.rstrip("\n") for line in sys.stdin):
         ids = prompt_ids(tokenizer, prompt, as_chat=as_chat)
+        if not ids:
+            raise ConfigError("--prompt: is empty; give the text that the model is to go on from")
         reply = answer(model, tokenizer, ids, tokens=options.tokens, temperature=options.temperature)
         say(f"> {prompt}\n{reply.text}" + ("" if reply.stopped else " [...]") + "\n")
     return EXIT_DONE

@@ -108,7 +108,7 @@ def find_model(model: ModelConfig, shards: Path, manifest: Manifest) -> ModelOri
         return ModelOrigin(config=new_config(model.new, tokenizer, manifest), tokenizer=tokenizer, folder=None)
     folder = model_folder(model.path or "")
     check_tokenizer(open_tokenizer(folder), manifest, folder)
-    config = AutoConfig.from_pretrained(folder)
+    config = open_config(folder)
     check_length(config, manifest)
     # the shards' copy of the tokenizer is this one, with the chat template that the rows were made with
     return ModelOrigin(config=config, tokenizer=open_tokenizer(shards / "tokenizer"), folder=folder)
@@ -119,6 +119,13 @@ def open_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: holds no tokenizer that transformers can open: {first_line(error)}") from None
+
+
+def open_config(folder: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: holds no model that transformers can open: {first_line(error)}") from None
 
 
 def new_config(new: NewModel, tokenizer: Any, manifest: Manifest) -> PretrainedConfig:

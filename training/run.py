@@ -6,9 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from cluster.environment import World, free_memory_bytes
-from cluster.errors import EXIT_FAILED, ClusterError, DamagedRowsError, exit_code_of
+from cluster.errors import EXIT_FAILED, ClusterError, ConfigError, DamagedRowsError, exit_code_of
 from cluster.files import write_json, write_text
 from cluster.heartbeat import Heartbeat, start_watchdog
 from cluster.journal import Journal
@@ -123,7 +126,7 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
     mark("plan")
     join_world(world)
     mark("ranks")
-    engine = Engine(origin.config, request.train, plan, deepspeed_config(template, request.train, plan), world)
+    engine = build_engine(origin, request.train, plan, template, world)
     mark("engine")
     checkpoints = Checkpoints(
         request.paths.checkpoints,
@@ -135,6 +138,15 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
     if engine.frozen():
         engine.fill_frozen(origin.first_weights(request.seed, request.train.lora))
     return Parts(plan=plan, engine=engine, batches=batches, checkpoints=checkpoints)
+
+
+def build_engine(origin: ModelOrigin, train: TrainConfig, plan: Plan, template: dict[str, Any], world: World) -> Engine:
+    """Build the engine. Collective. Raises ConfigError for a template with keys or values that DeepSpeed refuses."""
+    try:
+        return Engine(origin.config, train, plan, deepspeed_config(template, train, plan), world)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        raise ConfigError(f"train.deepspeed: {train.deepspeed}: DeepSpeed does not take it: {told}") from None
 
 
 def save_policy(train: TrainConfig) -> SavePolicy:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import DataError
 from cluster.journal import read_lines
 from cluster.paths import RunPaths
 from cluster.schema import read_yaml
@@ -122,8 +123,13 @@ def read_state(paths: RunPaths) -> RunState:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return a JSON file's object, or None if there is no such file."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    """Return a JSON file's object, or None if there is no such file. Raises DataError for one that is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: damaged: {error}; remove it: the command that wrote it writes it again") from None
 
 
 def paired_segments(events: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[Segment]:
