@@ -8,6 +8,7 @@ data has them, and beside each the folder that it is relative to.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def begun_from(values: dict[str, Any], other: RunConfig) -> dict[str, Any]:
     """
     if not (other.paths.export / "config.json").is_file():
         raise CheckpointError(
-            f"{other.paths.export}: no exported model to begin from; first: shardline export {other.paths.root}"
+            f"{other.paths.export}: no exported model to begin from; first: shardline export"
+            f" {shlex.quote(str(other.paths.root))}"
         )
     data = merged(other.model_dump(mode="json")["data"], values.get("data") or {})
     data |= {"folder": str(other.shards), "tokenizer": None}  # an exported model brings its own
