@@ -97,6 +97,7 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
     stream = io.StringIO()
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
+    writer.width = 4096  # a long path stays beside its key
     writer.dump(dict(values), stream)
     return stream.getvalue()
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from cluster.watchdog import process_state
+from launch.kept import load_run
 from tests.training.bits import exact, weights
 from training.checkpoint_files import newest_checkpoint, read_commit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 CONSTANT = {"schedule": "constant", "warmup_fraction": 0.0, "save_every_steps": 3}
-KEPT = ("segments.jsonl", "config.yaml", "plan.json", "heartbeats/rank-00000.stacks")
+KEPT = ("config.yaml", "plan.json", "heartbeats/rank-00000.stacks")
 
 
 def state(run: Any) -> dict[str, bytes]:
@@ -42,6 +44,7 @@ def test_a_second_training_is_refused_while_one_runs_and_starts_at_once_after_it
     assert by_another_launcher.wait() != 0
     run.watch(first, lambda run: len(run.steps()) > steps)  # it has gone on
     assert state(run) == before
+    assert [len(run.events(name)) for name in ("launch", "start", "no-start", "end")] == [1, 1, 0, 0]
     assert run.log.read_text().count(f"is at work here already: process {first.pid} on ") == 2
 
     run.kill(first, under_way)
@@ -56,9 +59,10 @@ def test_a_second_training_is_refused_while_one_runs_and_starts_at_once_after_it
 def test_a_second_ctrl_c_ends_the_ranks_at_once_and_counts_as_a_person_s(short_run: Callable[..., Any]) -> None:
     run = short_run(**CONSTANT, steps=10**6)
     process = run.start(ranks=2)
-    run.watch(process, lambda run: len(run.ranks(process)) == 2)
+    run.watch(process, lambda run: len(list(run.paths.heartbeats.glob("rank-*.json"))) == 2)
     for rank in (ranks := run.ranks(process)):
         run.signal_rank(process, ranks.index(rank), signal.SIGSTOP)  # they cannot listen
+    run.watch(process, lambda run: {process_state(rank) for rank in ranks} == {"T"})
     process.send_signal(signal.SIGINT)
     run.watch(process, lambda run: all(pending(rank, signal.SIGINT) for rank in ranks))
     process.send_signal(signal.SIGINT)
@@ -107,7 +111,7 @@ def test_a_copy_begins_a_new_run_from_its_own_export_and_leaves_the_original_as_
     new.write_text(json.dumps({"name": "new", "folder": str(tmp_path / "new"), "train": train}))
     begun = longer.launch([*command, "train", str(new), "--from", str(copy), "--ranks", "1"])
     assert begun.wait() == 0, longer.log.read_text()
-    assert f"path: {copy}/export" in (tmp_path / "new" / "config.yaml").read_text()
+    assert load_run(tmp_path / "new").model.path == f"{copy}/export"
     assert (
         longer.launch([*command, "train", str(tmp_path / "new"), "--ranks", "1"]).wait() == 0
     )  # it is whole by itself
