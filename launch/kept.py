@@ -41,15 +41,16 @@ def load_run(named: Path, overrides: Sequence[str] = (), start_from: Path | None
     values = read_yaml(path)
     if folder is not None:
         values = located(values, folder)
-    if start_from is not None:
-        values = begun_from(values, load_run(start_from))
+    other = None if start_from is None else load_run(start_from)
+    if other is not None:
+        values = begun_from(values, other)
     changes: dict[str, Any] = {}
     for override in overrides:
         changes = merged(changes, parse_override(override))
     if folder is not None and "folder" in changes:
         raise ConfigError(f"-o folder: the folder that was named is the run: {folder}; name a YAML file to choose one")
     run = validate(RunConfig, merged(values, changes), source=str(path))
-    if start_from is not None and run.paths.root.resolve() == load_run(start_from).paths.root.resolve():
+    if other is not None and run.paths.root.resolve() == other.paths.root.resolve():
         raise ConfigError(f"--from {start_from}: is this run itself; give the new run another `name` or `folder`")
     return run
 
