@@ -32,15 +32,8 @@ def load_run(named: Path, overrides: Sequence[str] = (), start_from: Path | None
     Raises ConfigError with every problem of the configuration, CheckpointError if the other run has no export.
     """
     folder = folder_named(named)
-    path = named if folder is None else RunPaths(folder).config
-    if folder is not None and not path.exists():
-        raise ConfigError(
-            f"{path}: no such file, so this folder holds no run yet; `prepare` and `train` write it when they have"
-            " accepted the configuration: name the YAML file instead"
-        )
-    values = read_yaml(path)
-    if folder is not None:
-        values = located(values, folder)
+    path = named if folder is None else kept_file(folder)
+    values = read_yaml(path) if folder is None else located(read_yaml(path), folder)
     other = None if start_from is None else load_run(start_from)
     if other is not None:
         values = begun_from(values, other)
@@ -63,6 +56,16 @@ def folder_named(named: Path) -> Path | None:
     return named.parent if is_kept and read_yaml(named).get("folder") == HERE else None
 
 
+def kept_file(folder: Path) -> Path:
+    path = RunPaths(folder).config
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: no such file, so this folder holds no run yet; `prepare` and `train` write it when they have"
+            " accepted the configuration: name the YAML file instead"
+        )
+    return path
+
+
 def keep_config(run: RunConfig) -> None:
     """Keep the configuration in the run's folder, which can then be named instead of the YAML file."""
     write_text(run.paths.config, kept_text(run))
@@ -75,7 +78,7 @@ def kept_text(run: RunConfig) -> str:
     values["folder"] = HERE
     change(values, PATHS, lambda text: text if text in NO_PATHS else kept_path(text, root))
     change(values, FOLDERS_OR_HUB_IDS, lambda text: kept_path(text, root) if Path(text).expanduser().exists() else text)
-    for source in values["data"]["sources"]:
+    for source in sources_of(values):
         if source["path"] and not Path(source["path"]).expanduser().is_absolute():
             source["relative_to"] = kept_path(source["relative_to"] or HERE, root)
     return dump_yaml(values)
@@ -85,9 +88,16 @@ def located(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a kept configuration for the place where its folder is now; one of another kind but for its folder."""
     if values.get("folder") == HERE:
         change(values, (*PATHS, *FOLDERS_OR_HUB_IDS), lambda text: str(RunPaths(folder).located(text)))
-        for source in values["data"]["sources"]:
+        for source in sources_of(values):
             change(source, (("relative_to",),), lambda text: str(RunPaths(folder).located(text)))
     return {**values, "folder": str(folder)}
+
+
+def sources_of(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the sources of a configuration that was not validated yet."""
+    data = values.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    return [source for source in sources if isinstance(source, dict)] if isinstance(sources, list) else []
 
 
 def kept_path(text: str, root: Path) -> str:
@@ -118,6 +128,9 @@ def begun_from(values: dict[str, Any], other: RunConfig) -> dict[str, Any]:
             f"{other.paths.export}: no exported model to begin from; first: shardline export"
             f" {shlex.quote(str(other.paths.root))}"
         )
-    data = merged(other.model_dump(mode="json")["data"], values.get("data") or {})
+    own = values.get("data") or {}
+    if not isinstance(own, dict):
+        raise ConfigError(f"data: expected keys and values, got {own!r}")
+    data = merged(other.model_dump(mode="json")["data"], own)
     data |= {"folder": str(other.shards), "tokenizer": None}  # an exported model brings its own
     return {**values, "data": data, "model": {"path": str(other.paths.export)}}

@@ -79,6 +79,16 @@ def test_a_file_that_is_no_configuration_is_refused(
     shardline("check", tmp_path / "run.yaml").assert_refused(words)
 
 
+@pytest.mark.parametrize("data", ["5", "[1]", "{sources: 5}", "{sources: [5]}", "null"])
+def test_a_kept_configuration_that_was_edited_badly_is_refused(
+    tmp_path: Path, run_yaml: Callable[..., Path], shardline: Command, data: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(f"{{name: t, folder: ., data: {data}, model: {{path: m}}}}")
+    shardline("check", tmp_path).assert_refused("config.yaml: ", "to mend", "data")
+    (tmp_path / "new.yaml").write_text(f"{{name: new, data: {data}, model: {{path: m}}}}")
+    shardline("train", tmp_path / "new.yaml", "--from", tmp_path).assert_refused("config.yaml: ", "to mend", "data")
+
+
 def test_a_pipe_in_the_place_of_a_configuration_is_not_waited_for(tmp_path: Path, shardline: Command) -> None:
     os.mkfifo(tmp_path / "run.yaml")
     shardline("check", tmp_path / "run.yaml").assert_refused("run.yaml: is not a file")

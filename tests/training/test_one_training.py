@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,44 +32,54 @@ def under_way(run: Any) -> bool:
     return len(run.steps()) > 2
 
 
+@contextmanager
+def started(run: Any, ranks: int) -> Iterator[subprocess.Popen[str]]:
+    """Train until the context ends; the ranks die with their launcher."""
+    process = run.start(ranks=ranks)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_second_training_is_refused_while_one_runs_and_starts_at_once_after_its_death(
     short_run: Callable[..., Any],
 ) -> None:
     run = short_run(**CONSTANT, steps=10**6)
-    first = run.start(ranks=1)
-    run.watch(first, under_way)
-    before, steps = state(run), len(run.steps())
-
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    by_another_launcher = run.launch([*torchrun, "-m", "launch", "train", str(run.yaml)])
-    assert run.train("-o", "train.steps=7", ranks=1) == 2
-    assert by_another_launcher.wait() != 0
-    run.watch(first, lambda run: len(run.steps()) > steps)  # it has gone on
-    assert state(run) == before
-    assert [len(run.events(name)) for name in ("launch", "start", "no-start", "end")] == [1, 1, 0, 0]
-    assert run.log.read_text().count(f"is at work here already: process {first.pid} on ") == 2
-
-    run.kill(first, under_way)
-    again = run.start(ranks=1)
-    run.watch(again, lambda run: len(run.events("start")) == 2)
-    again.send_signal(signal.SIGINT)
-    assert again.wait() == 75  # the first Ctrl-C saves
+    with started(run, ranks=1) as first:
+        run.watch(first, under_way)
+        before, steps = state(run), len(run.steps())
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        by_another_launcher = run.launch([*torchrun, "-m", "launch", "train", str(run.yaml)])
+        assert run.train("-o", "train.steps=7", ranks=1) == 2
+        assert by_another_launcher.wait() != 0
+        run.watch(first, lambda run: len(run.steps()) > steps)  # it has gone on
+        assert state(run) == before
+        assert [len(run.events(name)) for name in ("launch", "start", "no-start", "end")] == [1, 1, 0, 0]
+        assert run.log.read_text().count(f"is at work here already: process {first.pid} on ") == 2
+        run.kill(first, under_way)
+    with started(run, ranks=1) as again:
+        run.watch(again, lambda run: len(run.events("start")) == 2)
+        again.send_signal(signal.SIGINT)
+        assert again.wait() == 75  # the first Ctrl-C saves
     assert newest_checkpoint(run.paths.checkpoints).name == f"step-{run.steps()[-1]:06d}"
     assert not run.paths.lock.exists()
 
 
 def test_a_second_ctrl_c_ends_the_ranks_at_once_and_counts_as_a_person_s(short_run: Callable[..., Any]) -> None:
     run = short_run(**CONSTANT, steps=10**6)
-    process = run.start(ranks=2)
-    run.watch(process, lambda run: len(list(run.paths.heartbeats.glob("rank-*.json"))) == 2)
-    for rank in (ranks := run.ranks(process)):
-        run.signal_rank(process, ranks.index(rank), signal.SIGSTOP)  # they cannot listen
-    run.watch(process, lambda run: {process_state(rank) for rank in ranks} == {"T"})
-    process.send_signal(signal.SIGINT)
-    run.watch(process, lambda run: all(pending(rank, signal.SIGINT) for rank in ranks))
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
-    run.wait_for_death(ranks)
+    with started(run, ranks=2) as process:
+        run.watch(process, lambda run: len(list(run.paths.heartbeats.glob("rank-*.json"))) == 2)
+        ranks = run.ranks(process)
+        for number in range(2):
+            run.signal_rank(process, number, signal.SIGSTOP)  # they cannot listen
+        run.watch(process, lambda run: {process_state(rank) for rank in ranks} == {"T"})
+        process.send_signal(signal.SIGINT)
+        run.watch(process, lambda run: all(pending(rank, signal.SIGINT) for rank in ranks))
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+        run.wait_for_death(ranks)
     assert [event["exit_code"] for event in run.events("no-start")] == [130]
 
 
