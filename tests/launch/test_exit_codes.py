@@ -89,6 +89,13 @@ def test_a_kept_configuration_that_was_edited_badly_is_refused(
     shardline("train", tmp_path / "new.yaml", "--from", tmp_path).assert_refused("config.yaml: ", "to mend", "data")
 
 
+@pytest.mark.parametrize("value", [".inf", ".nan", "-.inf"])
+def test_a_number_that_is_not_finite_is_no_setting(
+    tmp_path: Path, run_yaml: Callable[..., Path], shardline: Command, value: str
+) -> None:
+    shardline("check", run_yaml(tmp_path), "-o", f"train.learning_rate={value}").assert_refused("train.learning_rate: ")
+
+
 def test_a_pipe_in_the_place_of_a_configuration_is_not_waited_for(tmp_path: Path, shardline: Command) -> None:
     os.mkfifo(tmp_path / "run.yaml")
     shardline("check", tmp_path / "run.yaml").assert_refused("run.yaml: is not a file")
