@@ -17,6 +17,8 @@ CASES = (
     "coldstart",
     "export",
     "load",
+    "step",
+    "gpu_step",
 )
 
 if len(sys.argv) != 2 or sys.argv[1] not in CASES:

@@ -113,15 +113,10 @@ class Bench:
         """Take an optimizer step on random tokens."""
         import torch
 
-        from training.batches import MicroBatch
+        from training.batches import micro_batch_of
 
         ids = torch.randint(0, LLAMA["vocab_size"], (1, ROW_TOKENS))
-        batch = MicroBatch(
-            index=0,
-            input_ids=ids,
-            position_ids=torch.arange(ROW_TOKENS).unsqueeze(0),
-            loss_mask=torch.ones_like(ids, dtype=torch.bool),
-        )
+        batch = micro_batch_of(ids, torch.ones_like(ids, dtype=torch.bool), [[ROW_TOKENS]], index=0)
         self.engine.step(self.number, [batch], self.world.size * ROW_TOKENS, 1e-5, lambda stats: None)
         self.number += 1
 

@@ -123,6 +123,12 @@ class Journal:
             log.info("ready after %.1f s: %s", sum(self.phases.values()), told)
         self.phase("data", first_step)
 
+    def proved(self, text: str, record: dict[str, Any]) -> None:
+        """Tell how the model keeps the documents of a row apart, and by how much it was found to."""
+        self.event("proof", **record)
+        if self.stream is not None:
+            log.info("%s", text)
+
     def reopen(self, first_step: int) -> None:
         self.last_step = first_step
         if not self.world.is_first:

@@ -213,7 +213,7 @@ def export_run(run: RunConfig) -> None:
     from training.export import export as export_checkpoint
 
     origin = origin_of(run)
-    partial = Partial(origin=origin, seed=run.seed, lora=run.train.lora) if run.train.lora or run.train.freeze else None
+    partial = Partial(origin=origin, seed=run.seed, lora=run.train.lora)
     export_checkpoint(origin, run.paths.checkpoints, run.export, run.paths.export, partial)
 
 

@@ -125,7 +125,7 @@ def begun_from(values: dict[str, Any], other: RunConfig) -> dict[str, Any]:
     """
     if not (other.paths.export / "config.json").is_file():
         raise CheckpointError(
-            f"{other.paths.export}: no exported model to begin from; first: shardline export"
+            f"{other.paths.export}: no exported model to begin from (an adapter alone is none); first: shardline export"
             f" {shlex.quote(str(other.paths.root))}"
         )
     own = values.get("data") or {}

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from data_prep.shards import Batch, ShardReader
+from training.loss import Trained
 from training.order import Order
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Tensors of one micro batch, all [rows, row_tokens]: positions restart at each piece of a document."""
+    """One micro batch. Ids, positions and mask are [rows, row_tokens]; positions restart at each document.
+
+    `segments` are the lengths of the documents, row after row, a row's padding being a segment of its own.
+    """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     loss_mask: torch.Tensor
+    trained: Trained
+    segments: list[int]
     index: int  # its place among the micro batches of the global batch
+    part: int = 0  # where its documents have rows of their own: which of its forward passes this is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,23 +41,72 @@ class StepBatch:
     trained_tokens: int
 
 
-def position_ids(piece_tokens: list[npt.NDArray[np.int32]], row_tokens: int) -> npt.NDArray[np.int64]:
-    """Return positions [rows, row_tokens] that restart at each piece; padding is a piece of its own."""
-    result = np.empty((len(piece_tokens), row_tokens), dtype=np.int64)
-    for row, lengths in enumerate(piece_tokens):
-        used = int(lengths.sum())
-        lengths_with_padding = [*lengths.tolist(), row_tokens - used]
-        result[row] = np.concatenate([np.arange(length) for length in lengths_with_padding])
-    return result
-
-
 def micro_batch(batch: Batch, index: int) -> MicroBatch:
     """Return rows as tensors."""
+    lengths = [pieces.tolist() for pieces in batch.piece_tokens]
+    return micro_batch_of(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.loss_mask), lengths, index)
+
+
+def micro_batch_of(
+    input_ids: torch.Tensor, loss_mask: torch.Tensor, lengths: list[list[int]], index: int, part: int = 0
+) -> MicroBatch:
+    """Return ids and mask [rows, row_tokens] with what follows from them and the lengths of each row's documents."""
+    rests = [input_ids.shape[1] - sum(row) for row in lengths]
+    segments = [length for row, rest in zip(lengths, rests, strict=True) for length in (*row, rest) if length]
     return MicroBatch(
-        input_ids=torch.from_numpy(batch.input_ids),
-        position_ids=torch.from_numpy(position_ids(batch.piece_tokens, batch.input_ids.shape[1])),
-        loss_mask=torch.from_numpy(batch.loss_mask),
+        input_ids=input_ids,
+        position_ids=torch.cat([torch.arange(length) for length in segments]).reshape(input_ids.shape),
+        loss_mask=loss_mask,
+        trained=trained_tokens(input_ids, loss_mask),
+        segments=segments,
         index=index,
+        part=part,
+    )
+
+
+def trained_tokens(input_ids: torch.Tensor, loss_mask: torch.Tensor) -> Trained:
+    """Return where the trained tokens are predicted, and which they are; the first token of a row never is one."""
+    rows, places = loss_mask[:, 1:].nonzero(as_tuple=True)
+    return Trained(places=rows * input_ids.shape[1] + places, targets=input_ids[:, 1:][rows, places])
+
+
+def nothing_of(batch: MicroBatch) -> MicroBatch:
+    """Return a micro batch of which no token is trained: what a rank takes that has none left."""
+    mask = torch.zeros_like(batch.loss_mask)
+    return replace(batch, loss_mask=mask, trained=trained_tokens(batch.input_ids, mask))
+
+
+def one_document_a_row(batch: MicroBatch) -> list[MicroBatch]:
+    """Return the documents of a micro batch in rows of their own, for models in which those of a row see each other.
+
+    Documents of about a length share a forward pass, which has no more tokens than the micro batch, so it needs no more
+    memory. What follows a document in its row is padding with id 0, which a causal model does not look at. Documents
+    without a trained token are left out.
+    """
+    documents = sorted(trained_documents(batch), key=lambda document: -len(document[0]))
+    parts: list[MicroBatch] = []
+    while documents:
+        together = batch.input_ids.numel() // len(documents[0][0])
+        chosen, documents = documents[:together], documents[together:]
+        parts.append(padded(chosen, batch.index, len(parts)))
+    return parts
+
+
+def trained_documents(batch: MicroBatch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield ids and mask [tokens] of each document that has a trained token."""
+    ids, masks = (torch.split(rows.flatten(), batch.segments) for rows in (batch.input_ids, batch.loss_mask))
+    return ((document, mask) for document, mask in zip(ids, masks, strict=True) if mask.any())
+
+
+def padded(documents: Sequence[tuple[torch.Tensor, torch.Tensor]], index: int, part: int) -> MicroBatch:
+    """Return documents as rows as long as the longest."""
+    ids, masks = zip(*documents, strict=True)
+    return micro_batch_of(
+        pad_sequence(list(ids), batch_first=True),
+        pad_sequence(list(masks), batch_first=True),
+        [[len(document)] for document in ids],
+        index,
+        part,
     )
 
 
@@ -102,4 +157,4 @@ class Batches:
             start = starts[index] if index < len(starts) else 0
             rows = range(start, min(start + self.micro_batch_rows, self.held_out_rows))
             batch = micro_batch(self.held_out.rows(rows), index)
-            yield batch if index < len(starts) else replace(batch, loss_mask=torch.zeros_like(batch.loss_mask))
+            yield batch if index < len(starts) else nothing_of(batch)

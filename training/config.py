@@ -40,7 +40,8 @@ class LoraConfig(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """On what goes into the additions."""
     target_modules: list[str] | None = None
-    """Names of the linear layers that get one, such as q_proj; default: all but the output head."""
+    """Names of the linear layers that get one, such as q_proj; default: all but the output head. Experts that a model
+    keeps in one tensor, and their routers, are no linear layers: they get none and stay as they are."""
 
 
 class TrainConfig(Section):
@@ -137,4 +138,6 @@ class ExportConfig(Section):
     """How the weights leave the run."""
 
     dtype: Literal["bf16", "fp32"] = "bf16"
+    lora: Literal["merged", "adapter"] = "merged"
+    """Low-rank additions: merged into the model's weights, or alone as a folder that peft puts upon `model.path`."""
     shard_bytes: int = Field(default=5 * 10**9, gt=0)

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
@@ -20,16 +21,20 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.initialization import no_init_weights
 
 from cluster.environment import World
-from training.batches import MicroBatch
+from training.batches import MicroBatch, nothing_of
+from training.buffers import made_buffers, persistent_buffers, put_buffers, stored_buffers
 from training.config import TrainConfig
 from training.ds_config import stage_of
-from training.loss import StepStats, summed_loss
+from training.isolation import Proof, prove
+from training.loss import StepStats
 from training.model import skeleton_of
+from training.new_weights import layer_names
 from training.nvme import nvme_folder, require_async_io, take_nvme
+from training.packed_model import Isolation, Loss, PackedModel
 from training.parts import MOMENTS, Part, Sharding, Slot, frozen_parameters
 from training.plan import Plan
 from training.trained import choose_trained
-from training.weights import Weights, layer_names, made_buffers
+from training.weights import Weights
 from training.zero3 import Stage3
 from training.zero12 import Stage12
 
@@ -102,13 +107,17 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     return [group for group in groups if group["params"]]
 
 
+def dtype_of(train: TrainConfig) -> torch.dtype:
+    """Return the precision of the weights in forward and backward."""
+    return torch.bfloat16 if train.precision == "bf16" else torch.float32
+
+
 def build_model(config: PretrainedConfig, train: TrainConfig, ds_config: dict[str, Any]) -> torch.nn.Module:
     """Build the model; its weights are filled in later. In ZeRO-3 a parameter is partitioned as soon as it exists."""
-    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
     partitioned = stage_of(ds_config) == 3
     # the precision comes from ds_config: DeepSpeed 0.19 takes a dtype that is given for bf16 where there is no fp16
     with deepspeed.zero.Init(config_dict_or_path=ds_config, enabled=partitioned), no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype_of(train))
     model.tie_weights()  # part of the initialization that was left out
     choose_trained(model, train)
     if train.activation_checkpointing:
@@ -152,6 +161,7 @@ class Engine:
         self, config: PretrainedConfig, train: TrainConfig, plan: Plan, ds_config: dict[str, Any], world: World
     ) -> None:
         self.plan, self.world = plan, world
+        self.dtype = dtype_of(train)
         folder = nvme_folder(ds_config)
         if folder is not None:
             self.nvme = take_nvme(folder, world.local_rank)  # held as long as the engine is
@@ -172,7 +182,9 @@ class Engine:
         self.deepspeed.train()
         self.device = torch.device(get_accelerator().current_device_name())
         self.sharding = sharding_of(stage_of(ds_config), self.module, self.optimizer, world)
-        self.restore_buffers(made_buffers(skeleton_of(config)))
+        self.skeleton = skeleton_of(config)
+        self.restore_buffers(made_buffers(self.skeleton))
+        self.model = PackedModel(self.module, self.deepspeed, self.device)
 
     @property
     def module(self) -> torch.nn.Module:
@@ -184,9 +196,7 @@ class Engine:
 
         In bf16 the frequencies of rotary positions are off by 1 of 256: long rows would be trained at wrong positions.
         """
-        for name, value in buffers.items():
-            owner, _, own_name = name.rpartition(".")
-            self.module.get_submodule(owner)._buffers[own_name] = value.to(self.device)
+        put_buffers(self.module, {name: value.to(self.device) for name, value in buffers.items()})
 
     def layout(self) -> list[Slot]:
         """Return this rank's slot of every trained parameter, in the model's order; no value is touched."""
@@ -201,12 +211,14 @@ class Engine:
         return self.sharding.parts(writing)
 
     def frozen(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the parameters that are not trained: neither layout() nor parts() has them."""
-        return {name: shape_of(parameter) for name, parameter in frozen_parameters(self.module)}
+        """Return the shapes of what belongs to the weights and is not trained: neither layout() nor parts() has it."""
+        frozen = {name: shape_of(parameter) for name, parameter in frozen_parameters(self.module)}
+        return frozen | {name: tuple(buffer.shape) for name, buffer in persistent_buffers(self.skeleton).items()}
 
     def fill_frozen(self, weights: Weights) -> None:
-        """Fill the parameters that are not trained; a checkpoint does not hold them."""
+        """Fill the parameters and buffers that are not trained; a checkpoint does not hold them."""
         self.sharding.fill_frozen(weights)
+        self.restore_buffers(stored_buffers(self.skeleton, weights, self.dtype))
 
     def start_from(self, weights: Weights) -> None:
         """Fill the master weights with a run's first weights; the moments are zeros again."""
@@ -238,17 +250,29 @@ class Engine:
         """
         for group in self.optimizer.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        for number, batch in enumerate(batches, start=1):
-            self.seed(step, batch.index)
-            loss = self.loss(batch)
-            loss_sum += loss.detach()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of the tokens' losses, of the routers'
+        parts = self.parts_of(batches)
+        for number, part in enumerate(parts, start=1):
+            self.seed(step, part)
+            self.deepspeed.set_gradient_accumulation_boundary(number == len(parts))
+            loss = self.loss(part)
+            sums[0] += loss.summed.detach()
+            trained = loss.summed
+            if loss.auxiliary is not None:
+                auxiliary = loss.auxiliary * len(part.trained.targets)
+                trained = trained + auxiliary
+                sums[1] += auxiliary.detach()
             # DeepSpeed divides gradients by the number of ranks
-            self.deepspeed.backward(loss * (self.world.size / trained_tokens), scale_wrt_gas=False)
-            if number < len(batches):
+            self.deepspeed.backward(trained * (self.world.size / trained_tokens), scale_wrt_gas=False)
+            if number < len(parts):
                 self.deepspeed.step()  # only counts the micro batch
-        dist.all_reduce(loss_sum)
-        stats = StepStats(loss=float(loss_sum) / trained_tokens, gradient_norm=self.sharding.gradient_norm())
+        dist.all_reduce(sums)
+        token_loss, auxiliary_loss = (sums / trained_tokens).tolist()
+        stats = StepStats(
+            loss=token_loss,
+            gradient_norm=self.sharding.gradient_norm(),
+            auxiliary_loss=None if self.model.auxiliary_weight is None else auxiliary_loss,
+        )
         reason = judge(stats)
         with self.sharding.refusing_gradients() if reason else nullcontext():
             self.deepspeed.step()
@@ -256,11 +280,37 @@ class Engine:
             raise RuntimeError(f"step {step}: DeepSpeed {'took' if reason else 'refused'} an update that we did not")
         return replace(stats, skipped=reason)
 
-    def loss(self, batch: MicroBatch) -> torch.Tensor:
-        """Return the summed loss of a micro batch. No attention mask: positions that restart keep documents apart."""
-        ids, positions = batch.input_ids.to(self.device), batch.position_ids.to(self.device)
-        logits = self.deepspeed(input_ids=ids, position_ids=positions, use_cache=False).logits
-        return summed_loss(logits, ids, batch.loss_mask.to(self.device))
+    def loss(self, part: MicroBatch) -> Loss:
+        """Return the loss of what the model is called with once."""
+        return self.model.loss(part)
+
+    def prove(self, examples: Sequence[MicroBatch]) -> Proof:
+        """Prove that documents of a row do not see each other, and choose what keeps them apart.
+
+        `examples` tell what it costs. Raises TrainingError if the model cannot be trained on packed rows.
+        """
+        self.deepspeed.eval()
+        proof = prove(self.model, self.plan.row_tokens, examples, self.largest)
+        self.deepspeed.train()
+        return proof
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """Return the largest value of all ranks at each place."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return list(tensor.tolist())
+
+    def parts_of(self, batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+        """Return what the model is called with for these micro batches, as often on every rank.
+
+        In ZeRO-3 all ranks must call the model equally often; documents in rows of their own take as many calls as
+        their lengths want.
+        """
+        parts = [part for batch in batches for part in self.model.parts(batch)]
+        if self.model.isolation is not Isolation.ONE_A_ROW:
+            return parts
+        missing = self.all_reduce_max(len(parts)) - len(parts)
+        return [*parts, *[nothing_of((parts or batches)[0])] * missing]
 
     @torch.no_grad()
     def validation_loss(self, batches: Iterable[MicroBatch]) -> float | None:
@@ -268,7 +318,9 @@ class Engine:
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # nats, tokens
         self.deepspeed.eval()
         for batch in batches:
-            sums += torch.stack([self.loss(batch).double(), batch.loss_mask.sum().double().to(self.device)])
+            for part in self.parts_of([batch]):
+                sums[0] += self.loss(part).summed
+                sums[1] += len(part.trained.targets)
         self.deepspeed.train()
         dist.all_reduce(sums)
         nats, tokens = sums.tolist()
@@ -286,7 +338,8 @@ class Engine:
         dist.broadcast_object_list(made, src=0)
         return made[0]
 
-    def seed(self, step: int, micro_batch: int) -> None:
+    def seed(self, step: int, batch: MicroBatch) -> None:
         """Seed dropout from (seed, step, micro batch): random state is arithmetic, so a checkpoint carries none."""
-        digest = hashlib.sha256(f"{self.plan.seed}/{step}/{micro_batch}".encode()).digest()
+        part = f".{batch.part}" if batch.part else ""
+        digest = hashlib.sha256(f"{self.plan.seed}/{step}/{batch.index}{part}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

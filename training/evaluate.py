@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,8 +19,9 @@ from data_prep.shards import Manifest, ShardReader
 from training.batches import micro_batch
 from training.config import EvaluateConfig
 from training.generate import Answer, answer, best_device, load_export, load_model
-from training.loss import summed_loss
+from training.isolation import prove
 from training.model import ModelOrigin
+from training.packed_model import PackedModel
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ def base_model(origin: ModelOrigin, seed: int) -> Any:
     """Return the model that the run started from."""
     if origin.folder is not None:
         return load_model(origin.folder)
-    model = AutoModelForCausalLM.from_config(origin.config)
+    model = AutoModelForCausalLM.from_config(deepcopy(origin.config))
     weights = origin.first_weights(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -105,14 +107,17 @@ def base_model(origin: ModelOrigin, seed: int) -> Any:
 
 @torch.inference_mode()
 def held_out_loss(model: Any, tokenizer: Any, reader: ShardReader, rows: list[int]) -> tuple[float, float]:
-    """Return nats a trained token, and bits a byte of their text."""
+    """Return nats a trained token, and bits a byte of their text.
+
+    The rows are read as in training: no document sees another one.
+    """
+    packed = PackedModel(model, model, model.device)
+    prove(packed, reader.row_tokens, [micro_batch(reader.rows(rows[:1]), index=0)], list)
     nats, tokens, size = 0.0, 0, 0
     for row in rows:
         arrays = reader.rows([row])
         batch = micro_batch(arrays, index=0)
-        ids, mask = batch.input_ids.to(model.device), batch.loss_mask.to(model.device)
-        logits = model(input_ids=ids, position_ids=batch.position_ids.to(model.device), use_cache=False).logits
-        nats += float(summed_loss(logits, ids, mask))
+        nats += sum(float(packed.loss(part).summed) for part in packed.parts(batch))
         tokens += int(arrays.loss_mask.sum())
         text = tokenizer.decode(arrays.input_ids[arrays.loss_mask].tolist(), skip_special_tokens=True)
         size += len(text.encode())

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import safe_open
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
-from xxhash import xxh3_128
 
 from cluster.errors import CheckpointError
-from cluster.files import whole_folder, write_json
+from cluster.files import whole_folder
+from training.adapter import write_adapter
 from training.checkpoint_files import Commit, first_difference, newest_checkpoint, stored_state
 from training.checkpoint_files import verify as verify_checkpoint
 from training.config import ExportConfig, LoraConfig
-from training.model import ModelOrigin
-from training.rank_files import StoredState, bytes_of, write_all
-from training.stops import stop_token_ids
-from training.trained import PlainTensors
+from training.conversions import outgoing, saved_tensors
+from training.export_config import write_config, write_generation_config
+from training.export_tokenizer import write_tokenizer
+from training.exported_weights import ConvertedWeights, check_bits, write_weights
+from training.model import ModelOrigin, skeleton_of
+from training.rank_files import StoredState
+from training.stored_tensors import stored_names
+from training.trained import PlainTensors, addition_names
+from training.weights import tied_names
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-STORED_DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}  # as safetensors spells them
-CHUNK_ELEMENTS = 1 << 17  # half a megabyte of fp32 at a time: it stays in the processor's cache
 
 Shapes = Mapping[str, list[int]]
-Digests = Mapping[str, bytes]  # 128 bits each
 
 
 def export(
@@ -44,27 +44,36 @@ def export(
 ) -> int:
     """Write `output`, a folder that transformers, vLLM and others open; return the exported step.
 
-    Takes the memory of a chunk, however large the model is; with `partial`, for a run that trained only a part of its
-    model, the memory of a tensor. Raises CheckpointError, leaving an older export as it was, if the checkpoint is
-    damaged or what was written does not read back bit for bit.
+    Takes the memory of a chunk, however large the model is; of an expert, where files hold experts one by one; of a
+    tensor, for those that were not trained themselves and come with `partial`. Raises CheckpointError, leaving an older
+    export as it was, if the checkpoint is damaged, if something trained has no place in what is written, or if what was
+    written does not read back bit for bit.
     """
     checkpoint = newest_checkpoint(checkpoints)
     commit = verify_checkpoint(checkpoint, kind="master")
-    skeleton = origin.skeleton
-    shapes: Shapes = {name: list(parameter.shape) for name, parameter in skeleton.named_parameters()}
-    if partial is None:
+    skeleton = exported_skeleton(origin, commit)
+    shapes = {name: list(tensor.shape) for name, tensor in saved_tensors(skeleton).items()}
+    if partial is None or not (partial.lora or shapes.keys() - commit.shapes.keys()):
         check_shapes(shapes, commit, checkpoint)
     else:
-        partial.check(commit, checkpoint)
+        partial.check(shapes, commit, checkpoint)
     dtype = DTYPES[config.dtype]
     with single_threaded(), whole_folder(output) as folder, stored_state(checkpoint, commit) as state:
-        weights = ConvertedWeights(stored_reader(state) if partial is None else partial.reader(state, commit), dtype)
-        files = write_weights(folder, shapes, weights, config.shard_bytes)
-        write_config(folder, skeleton, dtype)
-        write_tokenizer(folder, origin.tokenizer)
-        check_loads(folder, shapes, dtype)
-        for path, digests in files.items():
-            check_bits(path, {name: shapes[name] for name in digests}, dtype, digests)
+        write_tokenizer(folder, origin.tokenizer, skeleton.config)
+        source = Source(state, commit, skeleton, partial)
+        if config.lora == "adapter":
+            write_adapter(folder, origin, commit.shapes, source.read, partial.lora if partial else None, dtype)
+            source.check_all_used(checkpoint)
+        else:
+            plan = outgoing(skeleton, dtype, stored_names(origin.folder) if origin.folder else ())
+            weights = ConvertedWeights(source.read, plan, skeleton)
+            files = write_weights(folder, weights, config.shard_bytes)
+            source.check_all_used(checkpoint)
+            write_config(folder, skeleton, origin.folder, dtype)
+            write_generation_config(folder, origin.tokenizer, origin.folder)
+            check_loads(folder, shapes, dtype)
+            for path, digests in files.items():
+                check_bits(path, plan, digests)
     log.info("exported step %d to %s", commit.step, output)
     return commit.step
 
@@ -80,6 +89,16 @@ def single_threaded() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def exported_skeleton(origin: ModelOrigin, commit: Commit) -> PreTrainedModel:
+    """Return the plain model, without memory: with tensors of their own where an addition to one of tied ones is in."""
+    names = [name for pair in tied_names(origin.skeleton).items() for name in pair]
+    if not any(addition_names(name)[0] in commit.shapes for name in names):
+        return origin.skeleton
+    config = deepcopy(origin.config)
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    return skeleton_of(config)
+
+
 def check_shapes(shapes: Shapes, commit: Commit, checkpoint: Path) -> None:
     if shapes != commit.shapes:
         other = first_difference(dict(shapes), commit.shapes)
@@ -89,162 +108,84 @@ def check_shapes(shapes: Shapes, commit: Commit, checkpoint: Path) -> None:
         raise CheckpointError(f"{checkpoint}: {empty[0]} has no elements; a safetensors reader would not see it")
 
 
-Reader = Callable[[str, int, torch.Tensor], torch.Tensor]  # fills a tensor from an element of a parameter on
-
-
-def stored_reader(state: StoredState) -> Reader:
-    return lambda name, start, out: state.read(f"master.{name}", start, out)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Partial:
-    """A run that trained only a part of its model: frozen weights come from its origin, additions are merged."""
+    """A run that did not train all of its model: frozen weights come from its origin, additions are merged."""
 
     origin: ModelOrigin
     seed: int
     lora: LoraConfig | None
 
-    def check(self, commit: Commit, checkpoint: Path) -> None:
+    def plain(
+        self, skeleton: PreTrainedModel, trained: Collection[str], read: Callable[[str], torch.Tensor]
+    ) -> PlainTensors:
+        return PlainTensors(
+            skeleton=skeleton,
+            trained=trained,
+            read=read,
+            first=self.origin.first_weights(self.seed),
+            lora=self.lora,
+            tied=tied_names(self.origin.skeleton),
+        )
+
+    def check(self, shapes: Shapes, commit: Commit, checkpoint: Path) -> None:
         """Raise CheckpointError if the weights that were frozen are not those that the model has now."""
         then, now = commit.identity.get("frozen weights"), self.origin.source_digest(self.seed)
+        if then is None:
+            check_shapes(shapes, commit, checkpoint)
         if then != now:
             raise CheckpointError(
                 f"{checkpoint}: was trained upon other frozen weights (digest {str(then)[:16]}) than the model's now"
                 f" ({now[:16]}): put back model.path, train.freeze and train.lora as they were"
             )
 
-    def reader(self, state: StoredState, commit: Commit) -> Reader:
-        """Return a reader of the plain model; it keeps one tensor."""
 
-        def trained(name: str) -> torch.Tensor:
-            shape = commit.shapes[name]
-            return state.read(f"master.{name}", 0, torch.empty(math.prod(shape))).reshape(shape)
+class Source:
+    """The tensors of the plain model, from a checkpoint and, what it does not hold, from what the run started from."""
 
-        plain = PlainTensors(
-            skeleton=self.origin.skeleton,
-            trained=commit.shapes,
-            read=trained,
-            first=self.origin.first_weights(self.seed),
-            lora=self.lora,
-        )
+    def __init__(self, state: StoredState, commit: Commit, skeleton: PreTrainedModel, partial: Partial | None) -> None:
+        self.state, self.commit = state, commit
+        self.used: set[str] = set()
+        self.plain = partial.plain(skeleton, commit.shapes, self.trained) if partial else None
+        self.whole = lru_cache(maxsize=1)(self.made)  # the parts of a tensor are asked for one after the other
 
-        @lru_cache(maxsize=1)
-        def whole(name: str) -> torch.Tensor:
-            return plain.tensor(name).reshape(-1).float()
+    def read(self, name: str, start: int, out: torch.Tensor) -> torch.Tensor:
+        """Fill `out` with the elements of a flattened tensor from `start` on; return it."""
+        if self.plain is None or name in self.commit.shapes:
+            self.used.add(name)
+            return self.state.read(f"master.{name}", start, out)
+        return out.copy_(self.whole(name)[start : start + out.numel()])
 
-        return lambda name, start, out: out.copy_(whole(name)[start : start + out.numel()])
+    def made(self, name: str) -> torch.Tensor:
+        assert self.plain is not None
+        return self.plain.tensor(name).reshape(-1)
 
+    def trained(self, name: str) -> torch.Tensor:
+        """Return a tensor of the checkpoint, whole."""
+        self.used.add(name)
+        shape = self.commit.shapes[name]
+        return self.state.read(f"master.{name}", 0, torch.empty(math.prod(shape))).reshape(shape)
 
-class ConvertedWeights:
-    """The weights of the exported model in the precision of the export."""
-
-    def __init__(self, read: Reader, dtype: torch.dtype) -> None:
-        self.read = read
-        self.dtype = dtype
-        self.master = torch.empty(CHUNK_ELEMENTS)
-        self.converted = self.master if dtype == torch.float32 else torch.empty(CHUNK_ELEMENTS, dtype=dtype)
-
-    def chunks(self, name: str, numel: int) -> Iterator[torch.Tensor]:
-        """Yield the flattened parameter in its order; a chunk lasts until the next one."""
-        for start in range(0, numel, CHUNK_ELEMENTS):
-            count = min(CHUNK_ELEMENTS, numel - start)
-            master = self.read(name, start, self.master[:count])
-            yield master if self.converted is self.master else self.converted[:count].copy_(master)
-
-
-def write_weights(folder: Path, shapes: Shapes, weights: ConvertedWeights, shard_bytes: int) -> dict[Path, Digests]:
-    """Write the safetensors files and, for several, their index; return the digests of what is in each."""
-    outlines = {name: torch.empty(shape, dtype=weights.dtype, device="meta") for name, shape in shapes.items()}
-    split = split_torch_state_dict_into_shards(outlines, max_shard_size=shard_bytes)
-    files = {
-        folder / name: write_tensors(folder / name, {key: shapes[key] for key in keys}, weights)
-        for name, keys in split.filename_to_tensors.items()
-    }
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        write_json(folder / "model.safetensors.index.json", index)
-    return files
-
-
-def write_tensors(path: Path, shapes: Shapes, weights: ConvertedWeights) -> Digests:
-    """Write a safetensors file (8 bytes of header length, JSON header, data in the header's order), header first.
-
-    Return the digest of each tensor's bytes, taken before they are written.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + math.prod(shape) * weights.dtype.itemsize
-        header[name] = {"dtype": STORED_DTYPES[weights.dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin where a reader may map them
-    with path.open("wb", buffering=0) as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        hashes = {name: xxh3_128() for name in shapes}
-        for name, shape in shapes.items():
-            for chunk in weights.chunks(name, math.prod(shape)):
-                data = bytes_of(chunk.view(torch.uint8))
-                hashes[name].update(data)
-                write_all(stream.fileno(), data)
-    return {name: found.digest() for name, found in hashes.items()}
-
-
-def write_config(folder: Path, skeleton: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Write config.json in the words of transformers 5 and, beside them, those of 4."""
-    config = skeleton.config
-    config.architectures = [type(skeleton).__name__]
-    config.dtype = dtype
-    config.save_pretrained(folder)
-    values = read_json(folder / "config.json")
-    rope = values.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        # transformers 4 does not know rope_parameters and would take 10000, without a word
-        values["rope_theta"] = rope["rope_theta"]
-        values["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
-    write_json(folder / "config.json", values)
-
-
-def write_tokenizer(folder: Path, tokenizer: Any) -> None:
-    """Write the tokenizer so that transformers 4 and 5 load it, and which tokens end an answer."""
-    tokenizer.save_pretrained(folder)
-    values = read_json(folder / "tokenizer_config.json")
-    write_json(folder / "tokenizer_config.json", {**values, "tokenizer_class": "PreTrainedTokenizerFast"})
-    # no max_new_tokens here: it would overrule the limits of an evaluation harness
-    generation = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=stop_token_ids(tokenizer) or None,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    generation.save_pretrained(folder)
+    def check_all_used(self, checkpoint: Path) -> None:
+        """Raise CheckpointError if something was trained that is not in what was written."""
+        lost = sorted(self.commit.shapes.keys() - self.used)
+        if lost:
+            raise CheckpointError(
+                f"{checkpoint}: {len(lost)} trained tensors have no place in the exported model: {', '.join(lost[:3])};"
+                " put back model.path and train.lora as they were"
+            )
 
 
 def check_loads(folder: Path, shapes: Shapes, dtype: torch.dtype) -> None:
-    """Open the folder as a user would: transformers finds every parameter, and nothing that has no place.
+    """Open the folder as a user would: transformers finds every tensor, and nothing that has no place.
 
-    It maps the files, so this takes no memory for the weights.
+    It maps the files, so this takes no memory for the weights that lie in them as they are in the model.
     """
     disable_progress_bar()
     model, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     wrong: dict[str, Any] = {kind: names for kind, names in loading.items() if names}
-    loaded = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    loaded = {name: list(tensor.shape) for name, tensor in saved_tensors(model).items()}
     if loaded != shapes:
         wrong["loaded"] = f"another model, first difference: {first_difference(loaded, dict(shapes))}"
     if wrong:
         raise CheckpointError(f"{folder}: transformers does not load what was written: {wrong}")
-
-
-def check_bits(path: Path, shapes: Shapes, dtype: torch.dtype, digests: Digests) -> None:
-    """Check every tensor of a file, as the safetensors library reads it, by the digest of all its bytes."""
-    for name, shape in shapes.items():
-        with safe_open(path, framework="pt") as stored:  # one tensor at a time: what was mapped for it is let go
-            tensor = stored.get_tensor(name)
-        content = bytes_of(tensor.reshape(-1).view(torch.uint8))
-        is_same = (tensor.dtype, list(tensor.shape)) == (dtype, list(shape))
-        if not is_same or xxh3_128(content).digest() != digests[name]:
-            raise CheckpointError(f"{path}: {name} reads back differently from what was written")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values

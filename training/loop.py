@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from cluster.errors import EXIT_DONE, EXIT_STOPPED
 from training.batches import MicroBatch, StepBatch
 from training.guards import BARRED, Guards, rolled_back
+from training.isolation import Proof
 from training.loss import StepStats
 from training.plan import Plan
 from training.progress import Progress
@@ -32,12 +33,16 @@ class Engine(Protocol):
         self, step: int, batches: Sequence[MicroBatch], trained_tokens: int, learning_rate: float, judge: Judge
     ) -> StepStats: ...
 
+    def prove(self, examples: Sequence[MicroBatch]) -> Proof: ...
+
     def validation_loss(self, batches: Iterable[MicroBatch]) -> float | None: ...
 
     def all_reduce_max(self, value: int) -> int: ...
 
 
 class Batches(Protocol):
+    def for_step(self, step: int) -> StepBatch: ...
+
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]: ...
 
     def validation(self) -> Iterable[MicroBatch]: ...
@@ -57,6 +62,8 @@ class StopFlag(Protocol):
 
 class Journal(Protocol):
     def begin(self, first_step: int, total_steps: int) -> None: ...
+
+    def proved(self, text: str, record: dict[str, Any]) -> None: ...
 
     def phase(self, name: str, step: int) -> None: ...
 
@@ -78,7 +85,9 @@ def train(
     """
     guards = Guards(plan.config)
     progress = checkpoints.restore(engine)
+    proof = engine.prove(batches.for_step(progress.steps_done).micro_batches)
     journal.begin(progress.steps_done, plan.total_steps)
+    journal.proved(proof.as_text(), proof.as_record())
     while progress.steps_done < plan.total_steps:
         clock = time.monotonic()
         for batch in batches.steps(progress.steps_done, plan.total_steps):
@@ -153,5 +162,6 @@ def record(
         "tokens_per_s": round(tokens / seconds, 1),
         "step_s": round(seconds, 4),
         "data_wait_s": round(waited_s, 4),
+        **({"auxiliary_loss": stats.auxiliary_loss} if stats.auxiliary_loss is not None else {}),
         **({"skipped": stats.skipped} if stats.skipped else {}),
     }

@@ -1,27 +1,207 @@
-"""The one loss that is trained and reported."""
+"""The one loss that is trained and reported, taken where the output head is, on the trained tokens alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+CHUNK_LOGITS = 1 << 24  # fp32 logits that are in memory at a time: 64 MB
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepStats:
-    """What an optimizer step did, the same on every rank. `skipped` says why it changed no weight, if it did not."""
+    """What an optimizer step did, the same on every rank. `skipped` says why it changed no weight, if it did not.
+
+    `loss` is that of the tokens; `auxiliary_loss`, for mixtures of experts that are trained on it, of their routers.
+    """
 
     loss: float
     gradient_norm: float
+    auxiliary_loss: float | None = None
     skipped: str | None = None
 
 
-def summed_loss(logits: torch.Tensor, input_ids: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
-    """Return the sum over trained tokens of -ln p(token), in fp32.
+def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the sum of -ln p(target) in fp32, of logits [tokens, vocab] and targets [tokens]."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
 
-    Logits are [rows, row_tokens, vocab], ids and mask [rows, row_tokens]; the token at t is predicted at t - 1. Only
-    the logits of trained tokens are raised to fp32.
+
+@dataclass(frozen=True, kw_only=True)
+class LogitRule:
+    """What a model does to the output of its head: y = cap tanh(scale x / cap), without a cap y = scale x."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        scaled = logits * self.scale
+        return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
+
+    def times_derivative(self, gradient: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of the rule's input, given that of its output and the output itself; in place."""
+        gradient.mul_(self.scale)
+        return gradient if self.cap is None else gradient.mul_(1 - (output / self.cap) ** 2)
+
+
+class HeadLoss(torch.autograd.Function):
+    """The summed loss of hidden states [tokens, width] through a linear head, a chunk of tokens at a time.
+
+    Gradients are computed in forward, so neither the logits of all tokens nor those of a chunk are kept.
     """
-    trained = loss_mask[:, 1:]
-    return F.cross_entropy(logits[:, :-1][trained].float(), input_ids[:, 1:][trained], reduction="sum")
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        rule: LogitRule,
+    ) -> torch.Tensor:
+        wants = ctx.needs_input_grad[:3]
+        gradients = HeadGradients.zeros(hidden, weight, bias, wants) if any(wants) else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for chunk in chunks(len(targets), *weight.shape):
+            here = hidden[chunk]
+            output = rule(F.linear(here, weight, bias).float())  # [tokens, vocab]
+            if gradients is None:
+                total += summed_loss(output, targets[chunk])
+                continue
+            log_z = output.logsumexp(dim=-1, keepdim=True)
+            total += (log_z - output.gather(1, targets[chunk, None])).sum()
+            of_output = (output - log_z).exp_()
+            of_output.scatter_add_(1, targets[chunk, None], torch.full_like(log_z, -1.0))
+            gradients.add(chunk, here, weight, rule.times_derivative(of_output, output).to(weight.dtype))
+        if gradients is not None:
+            ctx.save_for_backward(*gradients.tensors(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *of_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        scaled = [None if saved is None else saved.mul_(of_loss[0].to(saved.dtype)) for saved in ctx.saved_tensors]
+        return (*scaled, None, None)
+
+
+@dataclass
+class HeadGradients:
+    """What the chunks have added up to; None for what needs no gradient. The weight's is summed in fp32."""
+
+    hidden: torch.Tensor | None
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+
+    @staticmethod
+    def zeros(
+        hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, wants: tuple[bool, ...]
+    ) -> HeadGradients:
+        return HeadGradients(
+            hidden=torch.empty_like(hidden) if wants[0] else None,
+            weight=torch.zeros_like(weight, dtype=torch.float32) if wants[1] else None,
+            bias=torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants[2] else None,
+        )
+
+    def add(self, chunk: slice, hidden: torch.Tensor, weight: torch.Tensor, of_logits: torch.Tensor) -> None:
+        if self.hidden is not None:
+            self.hidden[chunk] = of_logits @ weight
+        if self.weight is not None:
+            self.weight += of_logits.T @ hidden
+        if self.bias is not None:
+            self.bias += of_logits.sum(0, dtype=torch.float32)
+
+    def tensors(self, dtype: torch.dtype) -> list[torch.Tensor | None]:
+        return [None if tensor is None else tensor.to(dtype) for tensor in (self.hidden, self.weight, self.bias)]
+
+
+def chunks(tokens: int, vocab: int, width: int) -> Iterator[slice]:
+    """Yield slices of tokens whose logits fit into CHUNK_LOGITS, but of no fewer tokens than half of the width.
+
+    Each chunk adds to the gradient of the whole weight, which takes the time of about as many tokens' logits.
+    """
+    size = max(1, CHUNK_LOGITS // vocab, width // 2)
+    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The trained tokens of a micro batch: `places` [tokens] in its flattened rows that predict them, and their ids.
+
+    Places are of [rows x row_tokens]: a token that stands at place p is predicted at p - 1.
+    """
+
+    places: torch.Tensor
+    targets: torch.Tensor
+
+    def to(self, device: torch.device) -> Trained:
+        return Trained(places=self.places.to(device), targets=self.targets.to(device))
+
+
+class LossHead:
+    """A model's output head, which can return the loss of the trained tokens in place of the logits of all.
+
+    The model's own forward pass calls it, so that ZeRO-3 has its weight in one piece there (outside of its module the
+    weight is empty), and what the model does before it stays the model's own. The hook that catches what it returns
+    must come after DeepSpeed's: make this when DeepSpeed has the model.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        self.head = head
+        self.logits: Callable[[torch.Tensor], torch.Tensor] = head.forward
+        self.action: Callable[[torch.Tensor], torch.Tensor] = self.logits
+        self.returned: torch.Tensor | None = None
+        head.forward = self.forward
+        head.register_forward_hook(self.catch)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.action(hidden)
+
+    def catch(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        """Keep what leaves the head, as DeepSpeed's hooks have wrapped it."""
+        if self.action is not self.logits:
+            self.returned = output
+
+    @contextmanager
+    def acting(self, action: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+        """Let the head do something else with the hidden states [rows, row_tokens, width] that reach it."""
+        self.action = action
+        try:
+            yield
+        finally:
+            self.action = self.logits
+
+    def take(self) -> torch.Tensor:
+        """Return what the head has returned, and let it go."""
+        if self.returned is None:
+            raise RuntimeError("the model's forward pass did not call its output head")
+        returned: torch.Tensor = self.returned
+        self.returned = None
+        return returned
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a matrix and a bias: not where low-rank additions stand beside it."""
+        return isinstance(self.head, nn.Linear) and not hasattr(self.head, "base_layer")
+
+    def loss(self, hidden: torch.Tensor, trained: Trained, rule: LogitRule) -> torch.Tensor:
+        """Return the summed loss as [1, 1, 1]: the model goes on with it as if it were logits."""
+        chosen = hidden.flatten(0, -2).index_select(0, trained.places)
+        if self.is_linear:
+            weights: list[torch.Tensor | None] = [self.head.get_parameter("weight"), self.head._parameters["bias"]]
+            if not torch.is_grad_enabled():  # else the gradients would be computed and thrown away
+                weights = [None if weight is None else weight.detach() for weight in weights]
+            loss = head_loss(chosen, weights, trained.targets, rule)
+        else:
+            loss = summed_loss(rule(self.logits(chosen).float()), trained.targets)
+        return loss.reshape(1, 1, 1)
+
+
+def head_loss(
+    hidden: torch.Tensor, weights: list[torch.Tensor | None], targets: torch.Tensor, rule: LogitRule
+) -> torch.Tensor:
+    loss: torch.Tensor = HeadLoss.apply(hidden, *weights, targets, rule)  # type: ignore[no-untyped-call]
+    return loss

@@ -18,11 +18,13 @@ from cluster.errors import ConfigError, DataError
 from cluster.files import sha256_of
 from data_prep.shards import Manifest, tokenizer_digest
 from training.config import LoraConfig, ModelConfig, NewModel, TrainConfig
+from training.new_weights import NewWeights
+from training.stored_tensors import INDEX, WEIGHTS, weight_files
 from training.trained import LoraWeights, choose_trained
-from training.weights import NewWeights, PretrainedWeights, Weights
+from training.weights import PretrainedWeights, Weights
 
 POSITIONS = "max_position_embeddings"
-MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class ModelOrigin:
             return LoraWeights(self.first_weights(seed), seed)
         if self.folder is None:
             return NewWeights(self.skeleton, seed)
-        return PretrainedWeights(self.folder, self.skeleton.base_model_prefix, tied_names(self.skeleton))
+        return PretrainedWeights(self.folder, self.skeleton)
 
     def source_digest(self, seed: int) -> str:
         """Return what the first weights follow from: the sha256 of the files, or of the configuration and the seed.
@@ -68,8 +70,8 @@ class ModelOrigin:
         if self.folder is None:
             values = {key: value for key, value in self.config.to_dict().items() if key != "transformers_version"}
             return hashlib.sha256(json.dumps([values, seed], sort_keys=True, default=str).encode()).hexdigest()
-        files = sorted(self.folder.glob("*.safetensors"))
-        return hashlib.sha256("".join(sha256_of(path) for path in files).encode()).hexdigest()
+        digests = [sha256_of(path) for path in weight_files(self.folder)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
@@ -79,18 +81,16 @@ def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def tied_names(model: PreTrainedModel) -> frozenset[str]:
-    """Return the names that are other names of a parameter, such as an output head tied to the embedding."""
-    return frozenset(getattr(model, "all_tied_weights_keys", None) or {})
-
-
 def model_folder(path: str) -> Path:
     """Return the local folder of a model, fetching it from the hub where `path` is a hub id."""
     folder = Path(path)
     if folder.is_dir():
         return folder
     try:
-        return Path(snapshot_download(path, allow_patterns=MODEL_FILES))
+        folder = Path(snapshot_download(path, allow_patterns=SMALL_FILES))
+        # the index names the files; the hub may hold the same weights in other formats beside them
+        wanted = [file.name for file in weight_files(folder)] if (folder / INDEX).is_file() else [WEIGHTS]
+        return Path(snapshot_download(path, allow_patterns=[*SMALL_FILES, *wanted]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
             f"model.path: {path!r} is neither a folder here nor a model of the hub ({first_line(error)})"

@@ -49,6 +49,9 @@ class Memory:
     def begin(self, first_step: int, total_steps: int) -> None:
         """There is nothing to open."""
 
+    def proved(self, text: str, record: dict[str, Any]) -> None:
+        """The run has told it."""
+
     def phase(self, name: str, step: int) -> None:
         """Nobody watches."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cluster.errors import ConfigError
@@ -19,14 +20,30 @@ from training.weights import Weights
 BASE, LORA_A, LORA_B = ".base_layer.", ".lora_A.default.", ".lora_B.default."  # in the names that peft gives
 
 
-def choose_trained(model: nn.Module, train: TrainConfig) -> None:
+def choose_trained(model: PreTrainedModel, train: TrainConfig) -> None:
     """Add what `train.lora` asks for, and stop the gradients of everything that is not to be trained.
 
     Raises ConfigError if a pattern matches nothing, if nothing is left to train, or if peft is missing.
     """
     if train.lora is not None:
         add_lora(model, train.lora)
+    freeze_other_modalities(model)
     freeze(model, train.freeze)
+
+
+def freeze_other_modalities(model: PreTrainedModel) -> None:
+    """Freeze what text does not pass through, such as the tower for images: without gradients it would only decay."""
+    text = text_parameters(model)
+    for parameter in model.parameters():
+        if id(parameter) not in text:
+            parameter.requires_grad_(False)
+
+
+def text_parameters(model: PreTrainedModel) -> set[int]:
+    """Return the ids of the parameters that text passes through: all, but in a model that takes images or sound too."""
+    is_text_only = model.config.get_text_config() is model.config
+    modules = [model] if is_text_only else [model.get_decoder(), model.get_output_embeddings()]
+    return {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -45,7 +62,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         raise ConfigError("train.freeze: nothing is left to train; remove a pattern")
 
 
-def add_lora(model: nn.Module, lora: LoraConfig) -> None:
+def add_lora(model: PreTrainedModel, lora: LoraConfig) -> None:
     """Put low-rank matrices beside the linear layers and freeze the rest (Hu et al. 2021, arXiv 2106.09685).
 
     A layer's weight W is named NAME.base_layer.weight afterwards and acts as W + alpha / rank * B A.
@@ -58,14 +75,39 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> None:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules) if lora.target_modules else "all-linear",
+        target_modules=list(lora.target_modules) if lora.target_modules else linear_layers(model),
         init_lora_weights=False,  # LoraWeights makes them, the same for every world size
         task_type="CAUSAL_LM",
     )
     try:
         peft.inject_adapter_in_model(settings, model)
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         raise ConfigError(f"train.lora.target_modules: {' '.join(str(error).split())[:300]}") from None
+    check_additions(model)
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Return the names of all linear layers but the head (peft's own word for it takes routers of experts as well)."""
+    head, text = model.get_output_embeddings(), text_parameters(model)
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    return [name for name, module in linear.items() if module is not head and id(module.weight) in text]
+
+
+def check_additions(model: nn.Module) -> None:
+    """Raise ConfigError for additions that are none to a linear layer: an export could not merge them."""
+    for name, module in model.named_modules():
+        layer = getattr(module, "base_layer", None)
+        if isinstance(layer, nn.Module) and not isinstance(layer, nn.Linear | Conv1D):
+            raise ConfigError(
+                f"train.lora.target_modules: {name} is of type {type(layer).__name__}; low-rank additions are for"
+                " linear layers: take it out, or train without lora and freeze what shall stay (train.freeze)"
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not (name.endswith("weight") and (LORA_A in name or LORA_B in name)):
+            raise ConfigError(
+                f"train.lora.target_modules: {name} would be trained as well, which is no addition to a linear layer;"
+                " name linear layers only"
+            )
 
 
 class LoraWeights:
@@ -113,7 +155,8 @@ class PlainTensors:
     """The plain model that a run's model acts as: trained weights, frozen ones, and low-rank additions merged in.
 
     `skeleton` is the plain model without memory, `trained` the names that a checkpoint holds, `read` returns one of
-    those whole, `first` the model's first weights without additions.
+    those whole, `first` the model's first weights without additions, `tied` the other names that it had for its tensors
+    then: `skeleton` may have tensors of their own for them.
     """
 
     skeleton: nn.Module
@@ -121,16 +164,23 @@ class PlainTensors:
     read: Callable[[str], torch.Tensor]
     first: Weights
     lora: LoraConfig | None
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return a parameter of the plain model by its name there, whole."""
+        """Return a tensor of the plain model by its name there, whole."""
         if name in self.trained:
             return self.read(name)
-        shape = self.skeleton.get_parameter(name).shape
-        weight = self.first.part(name, tuple(shape), 0, shape.numel()).reshape(shape)
-        layer, _, kind = name.rpartition(".")
-        lora_a, lora_b = (f"{layer}{middle}{kind}" for middle in (LORA_A, LORA_B))
+        outline = self.skeleton.state_dict()[name]
+        first = self.first.part(self.tied.get(name, name), tuple(outline.shape), 0, outline.numel())
+        weight = first.reshape(outline.shape)
+        lora_a, lora_b = addition_names(name)
         if self.lora is None or lora_a not in self.trained:
             return weight
-        transposed = isinstance(self.skeleton.get_submodule(layer), Conv1D)
+        transposed = isinstance(self.skeleton.get_submodule(name.rpartition(".")[0]), Conv1D)
         return merged(weight, self.read(lora_a), self.read(lora_b), self.lora, transposed=transposed)
+
+
+def addition_names(name: str) -> tuple[str, str]:
+    """Return the names of the low-rank matrices that may be beside a weight."""
+    layer, _, kind = name.rpartition(".")
+    return f"{layer}{LORA_A}{kind}", f"{layer}{LORA_B}{kind}"

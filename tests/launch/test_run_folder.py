@@ -157,7 +157,9 @@ def test_a_run_from_one_without_an_export_is_told_to_export_first(project: Path,
     folder = kept(project)
     Path("new.yaml").write_text("{name: second}")
     refused = shardline("train", "new.yaml", "--from", folder)
-    refused.assert_refused(f"no exported model to begin from; first: shardline export '{folder}'")
+    refused.assert_refused(
+        f"no exported model to begin from (an adapter alone is none); first: shardline export '{folder}'"
+    )
     assert not Path("runs/second").exists()
 
 

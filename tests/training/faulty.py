@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from cluster.environment import read_world
@@ -18,11 +19,11 @@ from launch.__main__ import main
 
 
 def nan(loss: Any) -> Any:
-    return loss * float("nan")
+    return replace(loss, summed=loss.summed * float("nan"))
 
 
 def spike(loss: Any) -> Any:
-    return loss * 50.0
+    return replace(loss, summed=loss.summed * 50.0)
 
 
 def freeze(loss: Any) -> Any:

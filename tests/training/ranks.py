@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,14 +151,18 @@ def contract(trials: Trials) -> None:
     trials.keep_parts("next-step", loaded)
 
     batch = batches.for_step(0).micro_batches[0]
-    before = float(engine.loss(batch).detach())
+    before = float(engine.loss(batch).summed.detach())
     for part in engine.parts(writing=True):
         part.values["master"].zero_()
-    unrefreshed = float(engine.loss(batch).detach())
+    unrefreshed = float(engine.loss(batch).summed.detach())
     engine.sharding.refresh_weights()
-    refreshed = float(engine.loss(batch).detach())
+    refreshed = float(engine.loss(batch).summed.detach())
     trained = int(batch.loss_mask.sum())
     trials.keep_facts("refresh", before=before, unrefreshed=unrefreshed, refreshed=refreshed, trained=trained)
+
+
+def times(loss: Any, factor: float) -> Any:
+    return replace(loss, summed=loss.summed * factor)
 
 
 def refused_steps(trials: Trials, engine: Any, batches: Any, step: int) -> list[Any]:
@@ -174,7 +178,7 @@ def refused_steps(trials: Trials, engine: Any, batches: Any, step: int) -> list[
 
     for poison in (float("nan"), 1.0):
         factor = poison if is_last else 1.0
-        engine.loss = lambda rows, factor=factor: true_loss(rows) * factor
+        engine.loss = lambda rows, factor=factor: times(true_loss(rows), factor)
         stats = engine.step(step, batch.micro_batches, batch.trained_tokens, LEARNING_RATE, refuse)
         assert stats.skipped == "refused"
     engine.loss = true_loss

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.shards import ShardReader, read_manifest
-from training.batches import Batches, MicroBatch, position_ids
+from training.batches import Batches, MicroBatch, micro_batch_of, nothing_of, one_document_a_row
 from training.order import Order
 
 ROWS, GLOBAL_BATCH = 30, 24
@@ -44,10 +44,14 @@ def same(left: MicroBatch, right: MicroBatch) -> bool:
     return left.index == right.index and all(torch.equal(getattr(left, t), getattr(right, t)) for t in tensors)
 
 
-@given(rows=st.lists(st.lists(st.integers(1, 9), max_size=6), min_size=1, max_size=3), padding=st.integers(0, 7))
+@given(
+    rows=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=3),
+    padding=st.integers(0, 7),
+)
 def test_positions_restart_at_each_piece_and_where_padding_begins(rows: list[list[int]], padding: int) -> None:
     row_tokens = max(sum(lengths) for lengths in rows) + padding
-    positions = position_ids([np.array(lengths, dtype=np.int32) for lengths in rows], row_tokens)
+    ids = torch.zeros(len(rows), row_tokens, dtype=torch.long)
+    positions = micro_batch_of(ids, ids > 0, rows, index=0).position_ids
     for row, lengths in enumerate(rows):
         starts = {0, *np.cumsum(lengths).tolist()}
         for place in range(row_tokens):
@@ -59,7 +63,7 @@ def test_a_micro_batch_holds_the_rows_that_the_order_names(reader: ShardReader) 
     rows = reader.rows(order_of(ROWS).rows_of_step(5))
     assert np.array_equal(batch.input_ids.numpy(), rows.input_ids)
     assert np.array_equal(batch.loss_mask.numpy(), rows.loss_mask)
-    assert np.array_equal(batch.position_ids.numpy(), position_ids(rows.piece_tokens, reader.row_tokens))
+    assert sum(batch.segments) == batch.input_ids.numel()
 
 
 @given(first=st.integers(0, 10**6), count=st.integers(0, 6))
@@ -147,3 +151,45 @@ def test_the_held_out_rows_are_scored_once_in_every_world_by_as_many_calls_of_ea
 
 def test_without_held_out_rows_nothing_is_scored(reader: ShardReader) -> None:
     assert list(batches_of(reader).validation()) == []
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=3),
+    padding=st.integers(0, 7),
+    seed=st.integers(0, 99),
+)
+def test_in_rows_of_their_own_the_same_tokens_are_trained_after_the_same_tokens(
+    rows: list[list[int]], padding: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    row_tokens = max(sum(lengths) for lengths in rows) + padding
+    ids = torch.randint(1, 10**6, (len(rows), row_tokens), generator=generator)
+    mask = torch.rand(ids.shape, generator=generator) < 0.5
+    packed = micro_batch_of(ids, mask & first_of_documents_left_out(rows, row_tokens), rows, index=4)
+    parts = one_document_a_row(packed)
+    assert sorted(predictions(packed)) == sorted(pair for part in parts for pair in predictions(part))
+    assert all(part.input_ids.numel() <= packed.input_ids.numel() for part in parts)
+    assert [(part.index, part.part) for part in parts] == [(4, number) for number in range(len(parts))]
+
+
+def first_of_documents_left_out(rows: list[list[int]], row_tokens: int) -> torch.Tensor:
+    """Nothing precedes the first token of a document, and padding is never trained."""
+    mask = torch.zeros(len(rows), row_tokens, dtype=torch.bool)
+    for row, lengths in enumerate(rows):
+        mask[row, : sum(lengths)] = True
+        mask[row, [0, *np.cumsum(lengths)[:-1].tolist()]] = False
+    return mask
+
+
+def predictions(batch: MicroBatch) -> list[tuple[int, ...]]:
+    """Return each trained token, after all that stands before it in its document."""
+    ids, positions = batch.input_ids.flatten().tolist(), batch.position_ids.flatten().tolist()
+    found = []
+    for place, target in zip(batch.trained.places.tolist(), batch.trained.targets.tolist(), strict=True):
+        found.append((*ids[place - positions[place] : place + 1], target))
+    return found
+
+
+def test_a_batch_of_which_nothing_is_left_trains_no_token(reader: ShardReader) -> None:
+    batch = nothing_of(batches_of(reader).for_step(0).micro_batches[0])
+    assert len(batch.trained.targets) == 0 and not batch.loss_mask.any()

@@ -16,19 +16,14 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from cluster.errors import CheckpointError
-from training import export as exporting
+from training import exported_weights
 from training.checkpoint_files import read_commit, stored_state
 from training.config import ExportConfig, LoraConfig
-from training.export import (
-    ConvertedWeights,
-    Partial,
-    check_bits,
-    check_loads,
-    export,
-    stored_reader,
-    write_tensors,
-)
+from training.conversions import Outgoing
+from training.export import Partial, check_loads, export
+from training.exported_weights import ConvertedWeights, check_bits, write_tensors
 from training.model import ModelOrigin
+from training.rank_files import StoredState
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -105,7 +100,8 @@ def test_an_export_of_a_run_with_low_rank_additions_holds_them_merged(
 def test_an_export_upon_other_frozen_weights_than_those_trained_with_is_refused(
     tmp_path: Path, plain: ModelOrigin, write_checkpoint: Callable[..., Path]
 ) -> None:
-    write_checkpoint(tmp_path / "checkpoints", weights_of(plain), **{"frozen weights": "another"})
+    trained = {name: tensor for name, tensor in weights_of(plain).items() if "layers.0" not in name}
+    write_checkpoint(tmp_path / "checkpoints", trained, **{"frozen weights": "another"})
     partial = Partial(origin=plain, seed=0, lora=None)
     with pytest.raises(CheckpointError, match="trained upon other frozen weights"):
         export(plain, tmp_path / "checkpoints", ExportConfig(), tmp_path / "export", partial)
@@ -122,7 +118,7 @@ def test_an_export_holds_the_checkpoints_weights_bit_for_bit(
     dtype: str,
     shard_bytes: int,
 ) -> None:
-    monkeypatch.setattr(exporting, "CHUNK_ELEMENTS", 100)  # most parameters take several
+    monkeypatch.setattr(exported_weights, "CHUNK_ELEMENTS", 100)  # most parameters take several
     weights = weights_of(origin)
     write_checkpoint(tmp_path / "checkpoints", weights)
     config = ExportConfig.model_validate({"dtype": dtype, "shard_bytes": shard_bytes})
@@ -177,6 +173,12 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_first_difference(
     assert not (tmp_path / "export").exists()
 
 
+def in_bf16(state: StoredState, shapes: dict[str, list[int]]) -> ConvertedWeights:
+    """A checkpoint's tensors as they are, rounded."""
+    plan = {name: Outgoing(shape=tuple(shape), dtype=torch.bfloat16, source=name) for name, shape in shapes.items()}
+    return ConvertedWeights(lambda name, start, out: state.read(f"master.{name}", start, out), plan)
+
+
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_one_wrong_bit_in_what_was_written_is_found(
     tmp_path: Path, write_checkpoint: Callable[..., Path], place: str
@@ -185,14 +187,14 @@ def test_one_wrong_bit_in_what_was_written_is_found(
     folder = write_checkpoint(tmp_path / "checkpoints", weights)
     path, shapes = tmp_path / "model.safetensors", {"a": [300], "b": [7, 11]}
     with stored_state(folder, read_commit(folder)) as state:
-        converted = ConvertedWeights(stored_reader(state), torch.bfloat16)
+        converted = in_bf16(state, shapes)
         digests = write_tensors(path, shapes, converted)
-        check_bits(path, shapes, torch.bfloat16, digests)
+        check_bits(path, converted.plan, digests)
         content = bytearray(path.read_bytes())
         content[-2 * 377 if place == "first" else -1] ^= 1
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=f"{'a' if place == 'first' else 'b'} reads back differently"):
-            check_bits(path, shapes, torch.bfloat16, digests)
+            check_bits(path, converted.plan, digests)
 
 
 def test_an_export_that_transformers_cannot_fill_a_model_from_is_refused(
@@ -205,9 +207,7 @@ def test_an_export_that_transformers_cannot_fill_a_model_from_is_refused(
     check_loads(tmp_path / "export", shapes, torch.bfloat16)
     fewer = {name: shape for name, shape in shapes.items() if name != "model.norm.weight"}
     with stored_state(checkpoint, read_commit(checkpoint)) as state:
-        write_tensors(
-            tmp_path / "export" / "model.safetensors", fewer, ConvertedWeights(stored_reader(state), torch.bfloat16)
-        )
+        write_tensors(tmp_path / "export" / "model.safetensors", fewer, in_bf16(state, fewer))
     with pytest.raises(CheckpointError, match=r"does not load what was written.*model\.norm\.weight"):
         check_loads(tmp_path / "export", shapes, torch.bfloat16)
 
@@ -216,18 +216,21 @@ STREAMED = """
 import sys, torch
 from pathlib import Path
 from training.checkpoint_files import read_commit, stored_state
-from training.export import ConvertedWeights, check_bits, single_threaded, stored_reader, write_tensors
+from training.conversions import Outgoing
+from training.export import single_threaded
+from training.exported_weights import ConvertedWeights, check_bits, write_tensors
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 folder = Path(sys.argv[1])
 shapes = read_commit(folder).shapes
+plan = {name: Outgoing(shape=tuple(shape), dtype=torch.bfloat16, source=name) for name, shape in shapes.items()}
 with single_threaded(), stored_state(folder, read_commit(folder)) as state:
-    weights = ConvertedWeights(stored_reader(state), torch.bfloat16)
-    digests = write_tensors(folder / "first.safetensors", {"0": shapes["0"]}, weights)
-    check_bits(folder / "first.safetensors", {"0": shapes["0"]}, torch.bfloat16, digests)
+    weights = ConvertedWeights(lambda name, start, out: state.read(f"master.{name}", start, out), plan)
+    digests = write_tensors(folder / "first.safetensors", ["0"], weights)
+    check_bits(folder / "first.safetensors", plan, digests)
     before = peak()
     digests = write_tensors(folder / "all.safetensors", shapes, weights)
-    check_bits(folder / "all.safetensors", shapes, torch.bfloat16, digests)
+    check_bits(folder / "all.safetensors", plan, digests)
     print(peak() - before)
 """
 

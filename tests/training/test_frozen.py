@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data_prep.shards import ShardReader, read_manifest
-from training.batches import position_ids
+from training.batches import micro_batch
 from training.config import LoraConfig, TrainConfig
 from training.engine import parameter_groups
-from training.model import skeleton_of, tied_names
+from training.model import skeleton_of
 from training.trained import PlainTensors, base_name, choose_trained
 from training.weights import PretrainedWeights
 
@@ -40,7 +40,7 @@ def plain(tiny_model: Path) -> PreTrainedModel:
 def loss_of(model: PreTrainedModel, shards: Path) -> torch.Tensor:
     rows = ShardReader(shards, read_manifest(shards), "train").rows(range(ROWS))
     ids, mask = torch.from_numpy(rows.input_ids), torch.from_numpy(rows.loss_mask)
-    positions = torch.from_numpy(position_ids(rows.piece_tokens, ids.shape[1]))
+    positions = micro_batch(rows, index=0).position_ids
     logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1]
     return F.cross_entropy(logits[mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
 
@@ -108,7 +108,7 @@ def test_the_plain_model_acts_as_the_one_that_was_trained(
         skeleton=skeleton_of(plain.config),
         trained=facts["trained"],
         read=weights.__getitem__,
-        first=PretrainedWeights(tiny_model, plain.base_model_prefix, tied_names(plain)),
+        first=PretrainedWeights(tiny_model, skeleton_of(plain.config)),
         lora=LORA if kind == "lora" else None,
     )
     for name, parameter in plain.named_parameters():

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM
 
 from data_prep.shards import ShardReader, read_manifest
-from training.batches import position_ids
+from training.batches import micro_batch
 
 pytestmark = pytest.mark.slow
 FACTORINGS = [(1, 1), (1, 4), (2, 1), (2, 2), (4, 2)]  # ranks x micro_batch_rows; accumulation makes up 8 rows
@@ -25,7 +25,7 @@ def plain(tiny_model: Path, uneven_shards: Callable[[int], Path]) -> tuple[float
     folder = uneven_shards(8)
     rows = ShardReader(folder, read_manifest(folder), "train").rows(range(8))
     ids, mask = torch.from_numpy(rows.input_ids), torch.from_numpy(rows.loss_mask)
-    positions = torch.from_numpy(position_ids(rows.piece_tokens, ids.shape[1]))
+    positions = micro_batch(rows, index=0).position_ids
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     log_p = F.log_softmax(model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1], dim=-1)
     nats = -log_p.gather(-1, ids[:, 1:, None])[..., 0]

@@ -93,7 +93,8 @@ def loss_of_step(yaml: Path, step: int, weights: dict[str, torch.Tensor]) -> flo
     model.load_state_dict(weights)
     with torch.inference_mode():
         logits = model(input_ids=micro.input_ids, position_ids=micro.position_ids, use_cache=False).logits
-        return float(summed_loss(logits, micro.input_ids, micro.loss_mask)) / batch.trained_tokens
+        chosen = logits.flatten(0, 1)[micro.trained.places]
+        return float(summed_loss(chosen, micro.trained.targets)) / batch.trained_tokens
 
 
 def lose_a_file(source: Path) -> None:

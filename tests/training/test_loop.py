@@ -17,11 +17,14 @@ from cluster.errors import TrainingError
 from training.batches import MicroBatch, StepBatch
 from training.config import TrainConfig
 from training.guards import STREAK_STEPS, USUAL_STEPS
+from training.isolation import Proof
 from training.loop import Judge, Outcome, train
-from training.loss import StepStats
+from training.loss import LogitRule, StepStats
+from training.packed_model import Isolation
 from training.plan import Plan
 from training.progress import Progress
 
+PROOF = Proof(isolation=Isolation.BY_ATTENTION, leak=0, alone=0, loss=0, rule=LogitRule(), why=None, passes=1, tokens=1)
 Taken = tuple[int, int, float]  # what one optimizer step was given: step, trained tokens, learning rate
 
 
@@ -81,6 +84,9 @@ class FakeEngine:
         self.life.moment()
         return replace(stats, skipped=reason)
 
+    def prove(self, examples: Sequence[MicroBatch]) -> Proof:
+        return PROOF
+
     def validation_loss(self, batches: Iterable[MicroBatch]) -> float | None:
         assert not list(batches)
         return float(len(self.weights)) or None
@@ -90,6 +96,9 @@ class FakeEngine:
 
 
 class FakeBatches:
+    def for_step(self, step: int) -> StepBatch:
+        return StepBatch(step=step, rows=[step], micro_batches=[], trained_tokens=1)
+
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         for step in range(first, stop):
             yield StepBatch(step=step, rows=[step], micro_batches=[], trained_tokens=step * 7919 % 1009 + 1)
@@ -144,6 +153,9 @@ class FakeJournal:
 
     def begin(self, first_step: int, total_steps: int) -> None:
         self.disk.begins.append(first_step)
+
+    def proved(self, text: str, record: dict[str, Any]) -> None:
+        pass
 
     def phase(self, name: str, step: int) -> None:
         pass

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM
 
 from data_prep.shards import ShardReader, read_manifest
-from training.batches import position_ids
+from training.batches import micro_batch
 from training.config import ModelConfig
 from training.model import find_model
 
@@ -44,7 +44,7 @@ def plain_gradients(shards: Path, weights: dict[str, torch.Tensor]) -> tuple[flo
         parameter.data.copy_(weights[f"master.{name}"].reshape(parameter.shape))
     rows = ShardReader(shards, manifest, "train").rows(range(ROWS))
     ids, mask = torch.from_numpy(rows.input_ids), torch.from_numpy(rows.loss_mask)
-    positions = torch.from_numpy(position_ids(rows.piece_tokens, ids.shape[1]))
+    positions = micro_batch(rows, index=0).position_ids
     logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1]
     loss = F.cross_entropy(logits[mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
     loss.backward()

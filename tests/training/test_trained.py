@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from cluster.errors import CheckpointError, ConfigError
 from training.config import LoraConfig, TrainConfig
 from training.model import skeleton_of
+from training.new_weights import NewWeights
 from training.trained import BASE, LORA_A, LORA_B, LoraWeights, PlainTensors, choose_trained
-from training.weights import NewWeights
 
 LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
 GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8, "vocab_size": 50}
@@ -64,6 +64,37 @@ def test_a_layer_that_the_model_has_not_is_a_problem_of_the_configuration() -> N
         choose_trained(model_of(), TrainConfig(lora=LoraConfig(target_modules=["no_such_layer"])))
 
 
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("embed_tokens", r"model\.embed_tokens is of type Embedding; low-rank additions are for linear layers"),
+        ("experts", r"MixtralExperts.* is not supported"),
+        ("gate", r"mlp\.gate is of type MixtralTopKRouter; low-rank additions are for linear layers"),
+        ("gate_up_proj", r"\{'gate_up_proj'\} not found"),
+    ],
+)
+def test_additions_that_could_not_be_merged_are_refused_before_training(target: str, told: str) -> None:
+    config = AutoConfig.for_model("mixtral", **LLAMA, num_key_value_heads=1, num_local_experts=2)
+    with pytest.raises(ConfigError, match=told):
+        choose_trained(skeleton_of(config), TrainConfig(lora=LoraConfig(target_modules=[target])))
+
+
+def test_by_default_experts_and_their_router_get_no_additions() -> None:
+    model = skeleton_of(AutoConfig.for_model("mixtral", **LLAMA, num_key_value_heads=1, num_local_experts=2))
+    choose_trained(model, TrainConfig(lora=LoraConfig(rank=2)))
+    assert {name.split(".")[4] for name in trained_names(model)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_the_tower_for_images_is_frozen() -> None:
+    text = {**LLAMA, "num_key_value_heads": 1, "head_dim": 8, "layer_types": ["full_attention"] * 2}
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config={**vision, "image_size": 28})
+    model = skeleton_of(config)
+    choose_trained(model, TrainConfig())
+    assert not [name for name in trained_names(model) if "vision" in name or "projector" in name]
+    assert {"model.language_model.norm.weight", "model.language_model.embed_tokens.weight"} <= {*trained_names(model)}
+
+
 def lora_weights(model: PreTrainedModel, seed: int) -> LoraWeights:
     return LoraWeights(NewWeights(skeleton_of(model.config), seed), seed)
 
@@ -110,10 +141,12 @@ def test_a_tensor_without_a_place_is_named_also_with_additions(tmp_path: Any) ->
 
     from training.weights import PretrainedWeights
 
-    save_file({"a.weight": torch.zeros(2), "b.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    weights = LoraWeights(PretrainedWeights(tmp_path, "model", frozenset()), seed=0)
+    skeleton = skeleton_of(model_of().config)
+    tensors = {name: torch.zeros(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    save_file({**tensors, "b.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    weights = LoraWeights(PretrainedWeights(tmp_path, skeleton), seed=0)
     with pytest.raises(CheckpointError, match=r"1 tensors have no place in the model: b\.weight"):
-        weights.finish(elsewhere=[f"a{BASE}weight"])
+        weights.finish(elsewhere=[name.replace("q_proj.", f"q_proj{BASE}") for name in tensors])
 
 
 def test_freezing_and_additions_together_are_refused() -> None:

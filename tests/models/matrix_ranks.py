@@ -1,0 +1,104 @@
+"""One rank of the matrix: every family is trained in full and by low-rank additions, one after the other.
+
+    python tests/models/matrix_ranks.py ROOT STOP_AFTER NAME ...
+
+A run is in ROOT/runs/NAME/KIND, its model in ROOT/NAME, the data in ROOT/shards. The second time, with fewer ranks, it
+resumes from its checkpoint; then what the engine makes of a text is kept. What a family was refused for is kept too.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster.environment import World, enter_world, read_world
+
+KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"lora": {"rank": 3, "alpha": 6.0}}}
+STEPS = 3
+TRAIN = {
+    "steps": STEPS,
+    "global_batch_rows": 4,
+    "micro_batch_rows": 2,
+    "learning_rate": 1e-2,
+    "warmup_fraction": 0.0,
+    "precision": "fp32",
+    "validation_rows": 2,
+}
+
+
+def request_of(root: Path, name: str, kind: str) -> Any:
+    from cluster.paths import RunPaths
+    from training.config import ModelConfig, TrainConfig
+    from training.run import RunRequest
+
+    return RunRequest(
+        paths=RunPaths(root / "runs" / name / kind),
+        shards=root / "shards",
+        model=ModelConfig(path=str(root / name)),
+        train=TrainConfig.model_validate({**TRAIN, **KINDS[kind]}),
+        seed=0,
+    )
+
+
+def trained(root: Path, name: str, kind: str, stop_after: int, world: World) -> dict[str, Any]:
+    """Train until a step; return how documents were kept apart and, of a run that has ended, its last loss."""
+    from cluster.errors import ShardlineError
+    from training.loop import train
+    from training.replay import Memory
+    from training.run import assemble
+
+    request = request_of(root, name, kind)
+    try:
+        parts = assemble(request, world, mark=lambda phase: None)
+        journal = Memory(stop_after)
+        train(parts.plan, parts.engine, parts.batches, parts.checkpoints, journal, journal)
+    except ShardlineError as error:
+        return {"refused": str(error)}
+    found = {
+        "isolation": parts.engine.model.isolation.value,
+        "own_loss": parts.engine.model.rule is not None,
+        "loss": journal.record["loss"],
+        "gradient_norm": journal.record["gradient_norm"],
+    }
+    if stop_after == STEPS:
+        keep_logits(parts.engine, request.paths.root)
+    return found
+
+
+def keep_logits(engine: Any, folder: Path) -> None:
+    """Keep what the trained model makes of a text when anybody calls it."""
+    import torch
+    from families import TEXT
+    from safetensors.torch import save_file
+
+    from training.packed_model import Isolation
+
+    engine.model.isolate(Isolation.ONE_A_ROW)
+    engine.deepspeed.eval()
+    with torch.no_grad():
+        logits = engine.deepspeed(input_ids=torch.tensor([TEXT]), use_cache=False).logits
+    save_file({"logits": logits.float().contiguous()}, folder / "logits.safetensors")
+
+
+def main(root: str, stop_after: str, *names: str) -> None:
+    world = read_world()
+    assert world is not None
+    enter_world(world)
+    from training.engine import join_world, leave_world
+
+    join_world(world)
+    found = {}
+    for name in names:
+        for kind in KINDS:
+            found[f"{name} {kind}"] = trained(Path(root), name, kind, int(stop_after), world)
+            gc.collect()
+    if world.is_first:
+        Path(root, f"found-{world.size}.json").write_text(json.dumps(found))
+    leave_world()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,141 @@
+"""What each family can do, found out by doing it: docs/models.md holds the table that comes out.
+
+Loaded by two ZeRO-3 ranks, proved, trained, saved, resumed by one rank, exported, and opened by transformers 5 and 4.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, logits_of, make_family
+from matrix_ranks import KINDS, STEPS, request_of
+from safetensors.torch import load_file
+
+from cluster.local_ranks import run_ranks
+from data_prep.config import DataConfig
+from data_prep.prepare import prepare
+from data_prep.shards import read_manifest
+from training.config import ExportConfig
+from training.export import Partial, export
+from training.model import find_model
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "models.md"
+RANKS = Path(__file__).with_name("matrix_ranks.py")
+QUICK = ("llama3.2", "gpt2")
+HEAD = "| family | documents of a row | full fine-tuning | LoRA | export in transformers 5 | in 4.57 |"
+Found = dict[str, dict[str, Any]]
+
+
+def write_shards(root: Path, model: Path) -> None:
+    """Prepare pairs of uneven lengths, several to a row."""
+    rows = [{"prompt": f"q{n} " + "ab" * (n % 5), "completion": "cd " * (1 + n % 4)} for n in range(60)]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "sources": [{"path": str(root / "pairs.jsonl")}],
+        "row_tokens": 64,
+        "validation_fraction": 0.2,
+        "executor": "local",
+        "workers": 1,
+        "cleaning": {"near_duplicates": "off"},
+    }
+    prepare(DataConfig.model_validate(config), root / "shards", str(model), 0)
+
+
+def run(root: Path, ranks: int, stop_after: int, names: Sequence[str]) -> Found:
+    command = [sys.executable, str(RANKS), str(root), str(stop_after), *names]
+    assert run_ranks(command, ranks) == 0
+    found: Found = json.loads((root / f"found-{ranks}.json").read_text())
+    return found
+
+
+def exported(root: Path, name: str, kind: str) -> Path:
+    request = request_of(root, name, kind)
+    origin = find_model(request.model, request.shards, read_manifest(request.shards))
+    partial = Partial(origin=origin, seed=0, lora=request.train.lora)
+    export(origin, request.paths.checkpoints, ExportConfig(dtype="fp32"), request.paths.export, partial)
+    return request.paths.export
+
+
+def matrix(root: Path, names: Sequence[str], transformers_4: Callable[..., dict[str, str]] | None) -> Found:
+    """Do everything; return what was found, by family and kind of training."""
+    for name in names:
+        make_family(name, root / name)
+    write_shards(root, root / names[0])
+    begun, found = run(root, 2, STEPS - 1, names), run(root, 1, STEPS, names)
+    exports = {}
+    for key, facts in found.items():
+        name, kind = key.split()
+        assert begun[key].keys() == facts.keys(), key
+        if "refused" not in facts:
+            assert begun[key]["isolation"] == facts["isolation"], key
+            exports[key] = exported(root, name, kind)
+            facts["5"] = difference(root, key, logits_of(exports[key]))
+    if transformers_4 is not None:
+        opened = {key: folder for key, folder in exports.items() if 4 not in FAMILIES[key.split()[0]].without}
+        failures = transformers_4("logits", [str(folder) for folder in opened.values()])
+        assert not failures
+        for key, folder in opened.items():
+            found[key]["4"] = difference(root, key, load_file(folder / "logits.safetensors")["logits"])
+    return found
+
+
+def difference(root: Path, key: str, logits: torch.Tensor) -> float:
+    """Return how far the logits of an export are from those of the engine that trained it."""
+    name, kind = key.split()
+    trained = load_file(root / "runs" / name / kind / "logits.safetensors")["logits"]
+    return float((logits - trained).abs().max() / trained.abs().max())
+
+
+def check(found: Found) -> None:
+    """No cell is wrong in silence: what was trained leaves as it was, what was not was refused in words."""
+    for key, facts in found.items():
+        if "refused" in facts:
+            assert facts["refused"], key
+            continue
+        assert facts["gradient_norm"] > 0, key
+        assert facts["own_loss"], f"{key}: the loss is not taken in the head"
+        for version in {"4", "5"} & facts.keys():
+            assert facts[version] < 1e-4, f"{key}: transformers {version} differs by {facts[version]:.1e}"
+
+
+def rows(found: Found, names: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join([f'`{name}`', *cells(found, name)])} |" for name in names]
+
+
+def cells(found: Found, name: str) -> list[str]:
+    full = found[f"{name} full"]
+    trained = ["yes" if "refused" not in found[f"{name} {kind}"] else "refused" for kind in KINDS]
+    in_4 = "yes" if "4" in full else FAMILIES[name].without.get(4, "no")
+    return [full.get("isolation", ""), *trained, "yes" if "5" in full else "no", in_4]
+
+
+def test_six_families_are_trained_resumed_and_exported_as_the_page_says(tmp_path: Path) -> None:
+    found = matrix(tmp_path, QUICK, None)
+    check(found)
+    page = PAGE.read_text(encoding="utf-8")
+    for row in rows(found, QUICK):
+        without_last = row.rsplit(" | ", 1)[0]
+        assert without_last in page
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_family_is_trained_resumed_and_exported_as_the_page_says(
+    tmp_path: Path, transformers_4: Callable[..., dict[str, str]]
+) -> None:
+    found = matrix(tmp_path, list(FAMILIES), transformers_4)
+    check(found)
+    table = "\n".join([HEAD, "|---|---|---|---|---|---|", *rows(found, list(FAMILIES))])
+    page = PAGE.read_text(encoding="utf-8")
+    if os.environ.get("WRITE_DOCS"):
+        before, _, after = page.partition(HEAD)
+        PAGE.write_text(before + table + "\n\n" + after.partition("\n\n")[2], encoding="utf-8")
+    assert table in page, "docs/models.md says otherwise; WRITE_DOCS=1 writes what was found"
