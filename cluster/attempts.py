@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from cluster.errors import EXIT_MEND, EXIT_STOPPED, TrainingError
+from cluster.errors import EXIT_INTERRUPTED, EXIT_MEND, EXIT_STOPPED, TrainingError
 from cluster.journal import last_step, read_lines, write_event
 from cluster.paths import RunPaths
 
@@ -33,6 +33,16 @@ def note_launch(paths: RunPaths) -> None:
     write_event(paths, "launch", reached=reached)
 
 
+def note_interruption(paths: RunPaths) -> None:
+    """Write down that a person has ended the newest launch, if its ranks could not."""
+    events = read_lines(paths.segments)
+    place = max((place for place, event in enumerate(events) if event["event"] == "launch"), default=0)
+    names = {event["event"] for event in events[place:]}
+    if names.isdisjoint(ENDINGS):
+        name = "end" if "start" in names else "no-start"
+        write_event(paths, name, step=last_step(paths.metrics), reason="interrupted", exit_code=EXIT_INTERRUPTED)
+
+
 def best_step(paths: RunPaths, reached: int) -> int:
     """Return the furthest step that the run ever came to."""
     launches = [event for event in read_lines(paths.segments) if event["event"] == "launch"]
@@ -42,8 +52,9 @@ def best_step(paths: RunPaths, reached: int) -> int:
 def fruitless_launches(events: Sequence[dict[str, Any]], reached: int) -> list[str]:
     """Return why each of the newest launches ended that made no new step, oldest first.
 
-    `reached` is the run's last step now. A launch that was stopped on purpose (75) says nothing; one that a person had
-    to mend something after (2), or that got further than all before, ends the row. One that wrote no end was killed.
+    `reached` is the run's last step now. A launch that was stopped on purpose (75) or by a person (130) says nothing;
+    one that a person had to mend something after (2), or that got further than all before, ends the row. One that wrote
+    no end was killed.
     """
     places = [place for place, event in enumerate(events) if event["event"] == "launch"]
     reasons: list[str] = []
@@ -55,6 +66,6 @@ def fruitless_launches(events: Sequence[dict[str, Any]], reached: int) -> list[s
         code = endings[-1]["exit_code"] if endings else None
         if after > best or code == EXIT_MEND:
             reasons = []
-        elif code != EXIT_STOPPED:
+        elif code not in (EXIT_STOPPED, EXIT_INTERRUPTED):
             reasons.append(endings[-1]["reason"] if endings else "it was killed, or crashed before it could say why")
     return reasons

@@ -37,8 +37,11 @@ def read_world(environment: Mapping[str, str] | None = None) -> World | None:
         return slurm_world(values)
     if "RANK" in values and "WORLD_SIZE" in values:
         size = number(values, "WORLD_SIZE")
+        rank = number(values, "RANK")
+        if rank >= size:
+            raise ClusterError(f"RANK={rank}: the ranks of a world of {size} are 0 to {size - 1}; see WORLD_SIZE")
         return World(
-            rank=number(values, "RANK"),
+            rank=rank,
             size=size,
             local_rank=number(values, "LOCAL_RANK"),
             local_size=number(values, "LOCAL_WORLD_SIZE", default=size),
@@ -123,6 +126,19 @@ def expected_ray_hosts() -> int:
     return number(os.environ, "SHARDLINE_RAY_HOSTS", default=1)
 
 
+LOCK = "SHARDLINE_LOCK"
+
+
+def lock_of_launcher() -> str | None:
+    """Return the lock of the process that started this rank and holds the run; None if that one holds none."""
+    return os.environ.get(LOCK)
+
+
+def slurm_job() -> str | None:
+    """Return the number of the Slurm job that this process belongs to; it stays when the job is requeued."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
 def allocation_end() -> float | None:
     """Return when Slurm will take this job's nodes away, in seconds since 1970; None without such a moment."""
     return float(number(os.environ, "SLURM_JOB_END_TIME")) if "SLURM_JOB_END_TIME" in os.environ else None
@@ -147,6 +163,8 @@ def text(values: Mapping[str, str], name: str) -> str:
 
 def number(values: Mapping[str, str], name: str, default: int | None = None) -> int:
     value = values.get(name, None if default is None else str(default))
-    if value is None or not value.isdigit():
+    if value is None:
+        return int(text(values, name))
+    if not value.isdecimal():
         raise ClusterError(f"{name}={value}: expected a number from the launcher; start with launch/train.sh")
     return int(value)

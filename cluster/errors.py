@@ -11,10 +11,36 @@ ShardlineError              the run cannot go on (exit code 2: a person must men
 
 from __future__ import annotations
 
+import errno
+
 EXIT_DONE = 0  # the next job in the chain may start
 EXIT_FAILED = 1  # a bug or a lost node: start again from the last checkpoint
 EXIT_MEND = 2  # configuration, data, disk: nobody restarts until a person has acted
 EXIT_STOPPED = 75  # stopped on purpose with a good checkpoint: put me back in the queue
+EXIT_INTERRUPTED = 130  # a person pressed Ctrl-C, and nothing was saved for it: nobody restarts
+
+# what the operating system says again to every start: rights, paths, a disk that is full or read-only
+MENDABLE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of a command that an error has ended."""
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    is_mendable = isinstance(error, OSError) and error.errno in MENDABLE
+    return EXIT_MEND if is_mendable or isinstance(error, ShardlineError) else EXIT_FAILED
 
 
 class ShardlineError(Exception):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from cluster.environment import World, host_name, process_age_s
-from cluster.errors import EXIT_MEND
+from cluster.errors import EXIT_MEND, ClusterError
 from cluster.files import write_text
 from cluster.heartbeat import Heartbeat
 from cluster.paths import RunPaths
@@ -35,12 +36,24 @@ def set_up_logging(world: World | None = None) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a JSONL file; a last line that a crash cut short is left out."""
+    """Return the whole lines of a JSONL file; a last line that a crash cut short is left out.
+
+    Raises ClusterError for another line that is no JSON.
+    """
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
+    return [parsed(line, path, number) for number, line in enumerate(whole.splitlines(), start=1)]
+
+
+def parsed(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        raise ClusterError(
+            f"{path}:{number}: damaged: not an object of JSON: {line[:60]!r}; remove the line, or put the file back"
+        ) from None
 
 
 def last_step(path: Path) -> int:
@@ -83,10 +96,15 @@ class Journal:
         self.started = self.told = time.monotonic()
         self.last_step = self.total_steps = 0
         self.phases: dict[str, float] = {}  # seconds of a start, from the beginning of the process
+        self.write_accepted: Callable[[], None] = lambda: None
 
     def mark(self, name: str) -> None:
         """Note that a phase of this start has ended."""
         self.phases[name] = round(process_age_s() - sum(self.phases.values()), 3)
+
+    def when_accepted(self, write: Callable[[], None]) -> None:
+        """Have the first rank write what a start may change in the run's folder only once it was not refused."""
+        self.write_accepted = write
 
     @property
     def has_begun(self) -> bool:
@@ -94,6 +112,8 @@ class Journal:
 
     def begin(self, first_step: int, total_steps: int) -> None:
         """Open the metrics after `first_step` steps: lines of steps that will be taken again are removed."""
+        if self.world.is_first:
+            self.write_accepted()
         self.total_steps = total_steps
         self.reopen(first_step)
         self.mark("weights")
@@ -147,7 +167,8 @@ class Journal:
         self.event("skip", step=step, reason=reason, rows=list(rows))
         if self.stream is not None:
             shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
-            log.warning("skipped step %d: %s; rows %s (shardline inspect --step %d)", step, reason, shown, step)
+            look = f"shardline inspect {shlex.quote(str(self.paths.root))} --step {step}"
+            log.warning("skipped step %d: %s; rows %s; to see them: %s", step, reason, shown, look)
 
     def validated(self, step: int, loss: float) -> None:
         """Tell the loss of held-out rows after so many steps."""
@@ -163,6 +184,15 @@ class Journal:
         if self.stream is not None:
             log.warning("went back from step %d to step %d; steps that are left out: %s", failed_step, to_step, numbers)
         self.phase("data", to_step)
+
+    def change_length(self, changed: Mapping[str, Sequence[Any]], total_steps: int) -> None:
+        """Tell, before this start begins, that the run goes on to another step than it was to end at.
+
+        `changed` holds what each setting was and is. On the first rank.
+        """
+        write_event(self.paths, "length", changed=dict(changed), total_steps=total_steps)
+        told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
+        log.info("the run now ends at step %d: %s", total_steps, told)
 
     def event(self, name: str, **facts: Any) -> None:
         if self.stream is not None:

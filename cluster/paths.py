@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+INSIDE = "./"  # how a path in a kept configuration begins that is inside of the run's folder
+
 
 @dataclass(frozen=True)
 class RunPaths:
@@ -12,9 +14,13 @@ class RunPaths:
 
     root: Path
 
+    def located(self, text: str) -> Path | str:
+        """Return what a text of the kept configuration stands for: a path inside of this folder, or what it says."""
+        return self.root / text.removeprefix(INSIDE) if text.startswith(INSIDE) else text
+
     @property
     def config(self) -> Path:
-        """The resolved configuration of the last command that wrote into the run."""
+        """The configuration that the run was prepared or last accepted with; see launch.kept."""
         return self.root / "config.yaml"
 
     @property
@@ -39,6 +45,11 @@ class RunPaths:
     def segments(self) -> Path:
         """One JSON object for each start and each end of a training process."""
         return self.root / "segments.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Who works here, while somebody does: one training, export or import at a time."""
+        return self.root / "run.lock"
 
     @property
     def heartbeats(self) -> Path:

@@ -21,7 +21,7 @@ PathValue = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinsta
 class Section(BaseModel):
     """A frozen part of the configuration: unknown keys and wrong types are errors, nothing is coerced."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -47,8 +47,13 @@ def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Mode
         raise ConfigError("\n  ".join([f"{source}: {count_of(len(lines))} to mend", *lines])) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML file's mapping, laid over the file that its `base:` key names (relative to it)."""
+def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return a YAML file's mapping, laid over the file that its `base:` key names (relative to it).
+
+    `above` are the files that this one is the base of.
+    """
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: base: the file is, by way of others, its own base; remove one of the `base:` keys")
     values = parse_yaml(read_text(path), str(path))
     if values is None:
         values = {}
@@ -59,10 +64,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: expected the path of a YAML file, got {base!r}")
-    return merged(read_yaml(path.parent / base), values)
+    return merged(read_yaml(path.parent / base, (*above, path.resolve())), values)
 
 
 def read_text(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a named pipe would be waited for
+        raise ConfigError(f"{path}: is not a file; give the path of a YAML file")
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -81,6 +88,8 @@ def parse_yaml(text: str, source: str) -> Any:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         problem = (error.problem or str(error)).strip()
         raise ConfigError(f"{source}{line}: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply to be a configuration") from None
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
@@ -88,6 +97,7 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
     stream = io.StringIO()
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
+    writer.width = 4096  # a long path stays beside its key
     writer.dump(dict(values), stream)
     return stream.getvalue()
 

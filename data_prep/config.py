@@ -13,7 +13,9 @@ class SourceConfig(Section):
     """One source of documents: on this machine's disks, at an address, or a dataset of the Hugging Face Hub."""
 
     path: str | None = None
-    """A file, a folder (all files below it) or a glob; relative to the current folder."""
+    """A file, a folder (all files below it) or a glob; relative to `relative_to`."""
+    relative_to: PathValue | None = None
+    """Default: the current folder. A run keeps it in its config.yaml, so that it can be named from any folder."""
     url: str | None = None
     """An address that is fetched once into the shards' cache: https:// of one file; hf://, s3://, gs:// and all else
     that fsspec knows, of a file, a folder or a glob."""

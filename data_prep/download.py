@@ -18,7 +18,7 @@ import httpx
 
 from cluster.errors import ConfigError, DataError
 from cluster.files import fsync_path, publish, sha256_of
-from data_prep.locks import STALE_S, LockFile, locked
+from cluster.locks import STALE_S, LockFile, locked
 from data_prep.transfer import AttemptError, Count, PartialFile, Request, hub_request, receive_fsspec, receive_http
 
 log = logging.getLogger(__name__)

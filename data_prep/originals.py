@@ -19,14 +19,14 @@ from data_prep.streams import DOCUMENT_BYTES, END, open_stream
 RAW_KINDS = {"article", "page", "xml"}  # shown as they stand, for they can be read
 
 
-def read_document(folder: Path, manifest: Manifest, source: int, position: int) -> str:
+def read_document(folder: Path, manifest: Manifest, source: int, position: int, relative_to: Path | None = None) -> str:
     """Return the raw text, or the raw JSON line, of the document that a `Piece` names by source and position.
 
-    A table's row is JSON, a PDF or book its text. Raises DataError if the file is gone, or is no longer the one that
-    was prepared.
+    A table's row is JSON, a PDF or book its text. `relative_to` is the source's, as in its configuration. Raises
+    DataError if the file is gone, or is no longer the one that was prepared.
     """
     file = manifest.files[source]
-    location = location_of(folder, file)
+    location = location_of(folder, file, relative_to or Path())
     check_unchanged(location, file)
     form = form_of(file)
     if form.kind in RAW_KINDS:
@@ -39,12 +39,12 @@ def read_document(folder: Path, manifest: Manifest, source: int, position: int) 
     return raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
 
 
-def location_of(folder: Path, file: SourceFile) -> Path:
+def location_of(folder: Path, file: SourceFile, relative_to: Path) -> Path:
     """Return where a file of the manifest lies: on a disk, in the cache, or unpacked from an archive."""
     name, _, member = file.path.partition(SEPARATOR)
     from data_prep.download import cache_path  # httpx takes 0.2 s to import
 
-    location = cache_path(folder, name) if "://" in name else Path(name)
+    location = cache_path(folder, name) if "://" in name else relative_to / name
     if not member or not location.is_file():
         return location
     members, unpacked = unpack(location, format_of(location.name) or Format(), folder / "unpacked")

@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.errors import DataError
 from cluster.files import digest_of, fsync_path, full_disk_named
+from cluster.locks import Holder, LockFile, alone
 from data_prep.cleaning import CLEANING_VERSION, Cleaner
 from data_prep.config import CleaningConfig, DataConfig
 from data_prep.conversations import read_template
@@ -20,7 +21,6 @@ from data_prep.encoding import EncoderSpec, write_spec
 from data_prep.fan_out import Executor, Workers
 from data_prep.gathering import RowFormat, ShardTask, write_rows
 from data_prep.ledger import count_tokens
-from data_prep.locks import LockFile, alone
 from data_prep.near_duplicates import SIGNATURE_VERSION
 from data_prep.originals import document_place
 from data_prep.packing import PACKING_VERSION
@@ -70,7 +70,7 @@ def prepare(
     """
     folder = folder.resolve()
     Cleaner(config.cleaning)  # what is wrong in its settings shows before anything is fetched
-    with full_disk_named(folder), alone(LockFile(folder / LOCK), "another `shardline prepare`"):
+    with full_disk_named(folder), alone(LockFile(folder / LOCK, holder=Holder.here("shardline prepare"))):
         return prepare_alone(config, folder, model_path, seed, may_add_tokens=may_add_tokens)
 
 

@@ -152,7 +152,7 @@ def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> 
     if source.address is not None:
         named = list(downloads[source.address])
     else:
-        named = [(path.as_posix(), path) for path in paths_of(str(source.path))]
+        named = [(name.as_posix(), at(source, name)) for name in paths_of(str(source.path), source.relative_to)]
     readable = [(name, path) for name, path in named if format_of(path.name) is not None]
     passed_over = Counter(suffix_of(path.name) for _, path in named if format_of(path.name) is None)
     if not readable:
@@ -161,29 +161,40 @@ def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> 
     return readable, passed_over
 
 
-def paths_of(pattern: str) -> list[Path]:
-    """Return the files that a path, folder or glob names, sorted; hidden ones only if named themselves."""
-    path = Path(pattern).expanduser()
-    if path.is_file():
+def at(source: SourceConfig, name: Path) -> Path:
+    """Return where a file lies that the manifest calls by this name."""
+    return (source.relative_to or Path()) / name
+
+
+def paths_of(pattern: str, relative_to: Path | None = None) -> list[Path]:
+    """Return the files that a path, folder or glob names, sorted, by their names relative to a folder.
+
+    Hidden ones only if named themselves.
+    """
+    base, path = relative_to or Path(), Path(pattern).expanduser()
+    if (base / path).is_file():
         return [path]
-    if path.is_dir():
-        found: Iterable[Path] = (p for p in path.rglob("*") if not is_hidden(p.relative_to(path)))
+    if (base / path).is_dir():
+        inside = (base / path).rglob("*")
+        found: Iterable[Path] = (path / p.relative_to(base / path) for p in inside)
+        found = (p for p in found if not is_hidden(p.relative_to(path)))
     else:
-        found = expand(path)
-    files = sorted((p for p in found if p.is_file()), key=lambda p: p.as_posix())
-    if not files and not path.is_dir():
+        found = expand(path, base)
+    files = sorted((p for p in found if (base / p).is_file()), key=lambda p: p.as_posix())
+    if not files and not (base / path).is_dir():
         raise DataError(
-            f"data.sources: {pattern}: no such file, folder or match in {Path.cwd()}; "
-            "paths are relative to the folder in which the command runs"
+            f"data.sources: {pattern}: no such file, folder or match in {base.absolute()}; paths are relative to the "
+            "folder in which the command runs, or to the source's `relative_to`"
         )
     return files
 
 
-def expand(pattern: Path) -> Iterable[Path]:
-    """Yield what a glob matches; `**` stands for any number of folders."""
+def expand(pattern: Path, base: Path = Path()) -> Iterable[Path]:
+    """Yield what a glob matches below a folder, relative to it; `**` stands for any number of folders."""
     plain = list(itertools.takewhile(lambda part: not set(part) & set("*?["), pattern.parts))
     rest = pattern.parts[len(plain) :]
-    return Path(*plain).glob(str(Path(*rest))) if rest else ()
+    above = Path(*plain)
+    return (above / found.relative_to(base / above) for found in (base / above).glob(str(Path(*rest)))) if rest else ()
 
 
 def is_hidden(path: Path) -> bool:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cluster.environment import read_world
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_MEND, DamagedRowsError, ShardlineError
+from cluster.environment import World, read_world
+from cluster.errors import EXIT_DONE, EXIT_FAILED, DamagedRowsError, ShardlineError, exit_code_of
 from cluster.journal import set_up_logging
 from cluster.stop import ignore_signals
+from launch.wording import with_run_named
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +60,17 @@ def parser() -> argparse.ArgumentParser:
         add_run(found[name])
     add_checkpoint_actions(found["checkpoint"])
     found["prepare"].add_argument(
-        "--preview", type=int, metavar="N", help="show N rows with what is trained, build nothing"
+        "--preview", type=positive, metavar="N", help="show N rows with what is trained, build nothing"
     )
     found["train"].add_argument(
-        "--ranks", type=int, help="processes on this machine (default: one a GPU, or train.cpu_ranks)"
+        "--ranks", type=positive, help="processes on this machine (default: one a GPU, or train.cpu_ranks)"
+    )
+    found["train"].add_argument(
+        "--from",
+        dest="from_run",
+        type=Path,
+        metavar="RUN",
+        help="begin a new run from another run's exported weights, on its shards",
     )
     found["train"].add_argument(
         "--restart", action="store_true", help="start failed ranks again, as long as that leads to new steps"
@@ -73,20 +82,24 @@ def parser() -> argparse.ArgumentParser:
         " prints the file that, once it exists, stops the run",
     )
     found["verify-resume"].add_argument("--steps", type=int, default=8, help="steps to train (default: %(default)s)")
-    found["verify-resume"].add_argument("--ranks", type=int, help="as in `shardline train`")
-    found["verify-resume"].add_argument("--other-ranks", type=int, help="for the second half (default: 1, or 2 for 1)")
+    found["verify-resume"].add_argument("--ranks", type=positive, help="as in `shardline train`")
+    found["verify-resume"].add_argument(
+        "--other-ranks", type=positive, help="for the second half (default: 1, or 2 for 1)"
+    )
     found["verify"].description = "RUN may also be the data's own folder: the one with manifest.json in it."
     found["generate"].add_argument("--prompt", action="append", help="repeatable; default: read from standard input")
-    found["generate"].add_argument("--tokens", type=int, default=96, help="longest answer (default: %(default)s)")
+    found["generate"].add_argument("--tokens", type=positive, default=96, help="longest answer (default: %(default)s)")
     found["generate"].add_argument(
-        "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
+        "--temperature", type=temperature, default=0.0, help="0 takes the likeliest token (default)"
     )
     found["inspect"].add_argument("--step", type=int, required=True, help="the step, from 1")
     found["inspect"].add_argument(
         "--replay", action="store_true", help="take the step once more and compare its loss; changes nothing"
     )
     found["inspect"].add_argument("--originals", action="store_true", help="the documents as they stand in their files")
-    found["inspect"].add_argument("--characters", type=int, default=200, help="of each document (default: %(default)s)")
+    found["inspect"].add_argument(
+        "--characters", type=positive, default=200, help="of each document (default: %(default)s)"
+    )
     return top
 
 
@@ -118,6 +131,23 @@ def add_checkpoint_actions(command: argparse.ArgumentParser) -> None:
     found["convert"].add_argument("--tag", help="the tag, such as global_step500; default: what `latest` says")
 
 
+def positive(text: str) -> int:
+    """Read a number of things; argparse puts the option before the error."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, 1 or more")
+    return int(text)
+
+
+def temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 or more")
+    return value
+
+
 def step_or(word: str) -> Callable[[str], int | str]:
     """Return what reads a step's number, or this word."""
 
@@ -130,32 +160,65 @@ def step_or(word: str) -> Callable[[str], int | str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code. An expected failure is one line on standard error and exit code 2."""
     options = parser().parse_args(arguments)
-    is_rank = options.verb == "train" or (options.verb == "inspect" and options.replay)
-    world = read_world() if is_rank else None
-    set_up_logging(world)
-    if world is not None:
-        ignore_signals()
+    set_up_logging()
+    world: World | None = None
     try:
-        commands = importlib.import_module("launch.commands")
-        command: Callable[[argparse.Namespace], int] = getattr(commands, options.verb.replace("-", "_"))
-        return command(options)
-    except ShardlineError as error:
-        if world is None or world.is_first or isinstance(error, DamagedRowsError):
-            log.error("%s", error)
-        return EXIT_MEND
+        if options.verb == "train" or (options.verb == "inspect" and options.replay):
+            world = read_world()
+        code = run_verb(options, world)
+        sys.stdout.flush()  # here, where a reader that has left, or a full disk, can still be told apart
+        return code
     except BrokenPipeError:  # the reader of our output has seen enough: `shardline inspect ... | head`
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (what is left in the buffer goes nowhere at exit)
         return EXIT_DONE
-    except KeyboardInterrupt:
-        log.error("interrupted")
-        return EXIT_FAILED
+    except (ShardlineError, OSError, KeyboardInterrupt) as error:
+        code = exit_code_of(error)
+        if code == EXIT_FAILED:
+            raise
+        if world is None or world.is_first or isinstance(error, DamagedRowsError):
+            log.error("%s", with_run_named(told(error), options))
+        return code
     finally:
         if world is not None:
             ignore_signals()
 
 
+def run_verb(options: argparse.Namespace, world: World | None) -> int:
+    """Run one verb, as a rank if a launcher made this process one."""
+    if world is not None:
+        set_up_logging(world)
+        ignore_signals()
+    commands = importlib.import_module("launch.commands")
+    command: Callable[[argparse.Namespace], int] = getattr(commands, options.verb.replace("-", "_"))
+    return command(options)
+
+
+def told(error: BaseException) -> str:
+    """Return what a person is told of an error that ends a command."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; look at the path, its rights and its disk, then run the command again"
+    return str(error)
+
+
 def entry() -> NoReturn:
+    open_closed_streams()
     sys.exit(main())
+
+
+def open_closed_streams() -> None:
+    """Open what was closed of standard input, output and error, or the next file that is opened would take its place.
+
+    What is printed would then be written into that file: `shardline status RUN >&-`.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: PTH123, SIM115
 
 
 if __name__ == "__main__":

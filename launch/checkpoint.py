@@ -7,9 +7,13 @@ from pathlib import Path
 
 from cluster.errors import EXIT_DONE, EXIT_MEND, CheckpointError
 from cluster.files import PARTIAL, fsync_path
+from cluster.locks import Holder
+from cluster.run_lock import hold_run
 from data_prep.shards import read_manifest
-from launch.commands import keep_config, origin_of, say
+from launch.commands import origin_of, say
 from launch.config import RunConfig
+from launch.kept import keep_config
+from launch.wording import as_typed, named
 from training.checkpoint_files import (
     KEEP,
     LEFT_BEHIND,
@@ -35,7 +39,7 @@ def list_checkpoints(run: RunConfig, options: argparse.Namespace) -> int:
     if found:
         say(ROW.format("step", "written (UTC)", "ranks", "size", "state"))
     else:
-        say(f"{folder}: holds no checkpoint; next: shardline train {options.run}")
+        say(f"{folder}: holds no checkpoint; next: shardline train {as_typed(options)}")
     for path in found:
         say(row(path))
     for path in sorted(folder.glob(f"*{PARTIAL}")):
@@ -70,7 +74,7 @@ def verify(run: RunConfig, options: argparse.Namespace) -> int:
             code = EXIT_MEND
             say(str(error))
             if isinstance(error, DamagedError):
-                say(f"  next: `shardline train {options.run}` sets it aside and uses an older one")
+                say(f"  next: `shardline train {as_typed(options)}` sets it aside and uses an older one")
         else:
             say(f"{folder}: {commit.bytes:,} bytes in {len(commit.files)} files, every byte is as it was committed")
     return code
@@ -115,6 +119,20 @@ def unkeep(run: RunConfig, options: argparse.Namespace) -> int:
 
 def convert(run: RunConfig, options: argparse.Namespace) -> int:
     """Make the run's first checkpoint of one that DeepSpeed wrote by itself."""
+    with hold_run(run.paths, Holder.here("shardline checkpoint convert")):
+        folder, total_steps = converted(run, options)
+        keep_config(run)
+    again = named(options, run.paths)
+    say(f"{folder}: DeepSpeed's weights and moments; learning rate, decay and the order of the data are this run's")
+    if step_of(folder) < total_steps:
+        say(f"next: shardline train {again}, on to step {total_steps:,}")
+    else:
+        say(f"train.steps: the run ends at {total_steps:,}; raise it to go on, or: shardline export {again}")
+    return EXIT_DONE
+
+
+def converted(run: RunConfig, options: argparse.Namespace) -> tuple[Path, int]:
+    """Import the checkpoint; return its folder, and the step that the run ends at."""
     from training.import_deepspeed import import_deepspeed
     from training.plan import make_plan
 
@@ -124,13 +142,7 @@ def convert(run: RunConfig, options: argparse.Namespace) -> int:
     plan = make_plan(run.train, manifest, parameters=origin.parameters, world_size=1, seed=run.seed)
     identity = {**plan.identity(), **origin.identity()}
     folder = import_deepspeed(options.from_deepspeed, options.tag, run.paths.checkpoints, shapes, identity)
-    keep_config(run)
-    say(f"{folder}: DeepSpeed's weights and moments; learning rate, decay and the order of the data are this run's")
-    if step_of(folder) < plan.total_steps:
-        say(f"next: shardline train {options.run}, on to step {plan.total_steps:,}")
-    else:
-        say(f"train.steps: the run ends at {plan.total_steps:,}; raise it to go on, or: shardline export {options.run}")
-    return EXIT_DONE
+    return folder, plan.total_steps
 
 
 def chosen(run: RunConfig, step: int | str) -> list[Path]:

@@ -27,6 +27,7 @@ def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool)
         seed=run.seed,
         data_digest=manifest.content_digest,
     )
+    relative_to = {source.label: source.relative_to for source in run.data.sources}
     tokenizer = open_tokenizer(run.shards / "tokenizer")
     for place, row in enumerate(order.rows_of_step(step - 1)):
         arrays = reader.rows([row])
@@ -39,7 +40,8 @@ def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool)
             where = document_place(manifest.files[piece.source], piece.position)
             text = tokenizer.decode(ids)
             if originals:
-                text = read_document(run.shards, manifest, piece.source, piece.position)
+                base = relative_to.get(manifest.files[piece.source].source)
+                text = read_document(run.shards, manifest, piece.source, piece.position, base)
             yield f"  {where}{start}, {piece.tokens} tokens: {shortened(text, characters)}"
 
 

@@ -33,7 +33,7 @@ python=python
 [[ -n ${VIRTUAL_ENV-}${CONDA_PREFIX-} || ! -x $checkout/.venv/bin/python ]] || python=$checkout/.venv/bin/python
 [[ -n ${SLURM_JOB_ID-} ]] || exec "$python" -m launch train --restart "$@"
 
-note_launch() { # ends with 2 if the configuration is wrong, or if the last starts led to no new step
+note_launch() { # ends with 2 if the configuration is wrong, another job trains there, or the last starts led nowhere
   stop_file=$("$python" -m launch train --launching "$@")
 }
 
@@ -58,7 +58,7 @@ for ((attempt = 0; ; attempt++)); do
     "$python" -m launch train "$@" || status=$?
   job=$(scontrol show job "$SLURM_JOB_ID") || true
   # in a job that ends, or has lost a node, Slurm decides; else start again from the newest checkpoint
-  [[ $status != @(0|2|75) && $job == *JobState=RUNNING* && ! -e $stop_file ]] || break
+  [[ $status != @(0|2|75|130) && $job == *JobState=RUNNING* && ! -e $stop_file ]] || break
   say "the ranks ended with $status: starting them again"
   note_launch "$@"
 done

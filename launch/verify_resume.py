@@ -22,6 +22,7 @@ from typing import Any
 from cluster.errors import ConfigError
 from cluster.files import digest_of, write_json, write_text
 from cluster.journal import read_lines
+from cluster.local_ranks import die_with_parent
 from cluster.paths import RunPaths
 from cluster.schema import dump_yaml
 from data_prep.shards import read_manifest
@@ -43,7 +44,7 @@ class Trial:
     def start(self, ranks: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "launch", "train", str(self.yaml), "--ranks", str(ranks)]
         with (self.yaml.parent / f"{self.yaml.stem}.log").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
 
     def train(self, ranks: int) -> None:
         """Train to the last step. Raises ConfigError with the place of the log if that fails."""

@@ -15,6 +15,7 @@ from cluster.environment import host_name
 from cluster.errors import CheckpointError
 from training import checkpoint_files
 from training.checkpoint_files import Commit, DamagedError
+from training.identity import check_identity
 from training.progress import Progress
 from training.saving import SavePolicy, Saver, gathered
 from training.weights import Weights
@@ -31,9 +32,16 @@ class Checkpoints:
     """Restores a run and saves it. Every method is collective."""
 
     def __init__(
-        self, folder: Path, identity: dict[str, Any], policy: SavePolicy, first_weights: Callable[[], Weights]
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        policy: SavePolicy,
+        first_weights: Callable[[], Weights],
+        rows: int | None = None,
     ) -> None:
-        self.folder, self.identity, self.first_weights = folder, identity, first_weights
+        """`rows` of the data are given if a run may go on with another length: see training.identity."""
+        self.folder, self.identity, self.first_weights, self.rows = folder, identity, first_weights, rows
+        self.restored_identity: dict[str, Any] | None = None
         self.group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT)
         self.saver = Saver(folder, identity, policy, self.group)
 
@@ -54,13 +62,13 @@ class Checkpoints:
         count, and nothing on the disk is changed.
         """
         self.saver.settle()
-        if engine.world.is_first and last is None:
-            checkpoint_files.sweep(self.folder)
-            if before is not None:
-                checkpoint_files.leave_behind(self.folder, before)
+        if engine.world.is_first and last is None and before is not None:
+            checkpoint_files.leave_behind(self.folder, before)
         refused: set[Path] = set()
         while True:
             chosen = self.choose_together(engine, last, refused)
+            if engine.world.is_first and last is None:  # now: a start that is refused leaves everything as it was
+                checkpoint_files.sweep(self.folder)
             if chosen is None:
                 engine.start_from(self.first_weights())
                 return Progress()
@@ -74,7 +82,7 @@ class Checkpoints:
                 refuse(folder, "\n  ".join(damaged), aside=last is None)
         self.load(engine, folder, commit)
         log.info("loaded %s, written by %d ranks, in %.1f s", folder, commit.world_size, time.monotonic() - started)
-        self.saver.saved_step = commit.step
+        self.saver.saved_step, self.restored_identity = commit.step, commit.identity
         return commit.resumed()
 
     def choose_together(self, engine: Engine, last: int | None, refused: set[Path]) -> tuple[Path, Commit] | None:
@@ -96,7 +104,7 @@ class Checkpoints:
                 continue
             try:
                 commit = checkpoint_files.read_commit(folder)
-                checkpoint_files.check_identity(commit.identity, self.identity, folder)
+                check_identity(commit.identity, self.identity, folder, steps_done=commit.step, rows=self.rows)
             except DamagedError as error:
                 refuse(folder, str(error), aside=last is None)
             except CheckpointError as error:

@@ -16,7 +16,6 @@ Needs neither ranks nor DeepSpeed.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,16 +25,15 @@ from typing import Any
 
 from cluster.errors import CheckpointError
 from cluster.files import PARTIAL, digest_of, fsync_path, publish, sha256_of, write_json, write_text
+from training.identity import COMMIT, FOLDER
 from training.progress import Progress
 from training.rank_files import FileFacts, StoredState
 
-COMMIT = "commit.json"
 KEEP = "keep"
 SET_ASIDE = "set_aside"
 LEFT_BEHIND = "left_behind"
 REASON = "reason.txt"
 FORMAT_VERSION = 3  # 1: no skipped steps; 2: files written by torch.distributed.checkpoint, no digest of the commit
-FOLDER = re.compile(r"step-(\d{6,})")
 
 
 class DamagedError(CheckpointError):
@@ -165,16 +163,6 @@ def commit_folder(partial: Path, final: Path, commit: Commit) -> None:
 def files_record(files: Mapping[str, FileFacts]) -> dict[str, dict[str, Any]]:
     """Return the files' facts as a commit file lists them."""
     return {name: asdict(files[name]) for name in sorted(files)}
-
-
-def check_identity(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raise CheckpointError, naming each change, if a checkpoint belongs to another run."""
-    changed = [f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in now if then.get(key) != now[key]]
-    if changed:
-        raise CheckpointError(
-            f"{folder}: belongs to another run: {'; '.join(changed)}. A run goes on as it began: put this back, or"
-            " give the new run another name"
-        )
 
 
 def first_difference(ours: dict[str, list[int]], theirs: dict[str, list[int]]) -> str:

@@ -34,6 +34,8 @@ def read_template(path: Path | None) -> dict[str, Any]:
         template = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"train.deepspeed: {path}: no such file; ds_configs/ holds the templates") from None
+    except OSError as error:
+        raise ConfigError(f"train.deepspeed: {path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"train.deepspeed: {path}: not JSON: {error}") from None
     zero = template.get("zero_optimization", {}) if isinstance(template, dict) else None

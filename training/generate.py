@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
@@ -37,7 +38,11 @@ def load_export(folder: Path) -> tuple[Any, Any]:
     """Return the model and tokenizer of an exported folder."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no exported model here; run `shardline export RUN.yaml` first")
-    return load_model(folder), open_tokenizer(folder)
+    try:
+        return load_model(folder), open_tokenizer(folder)
+    except (OSError, ValueError, SafetensorError) as error:
+        told = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise CheckpointError(f"{folder}: cannot be opened ({told}); run `shardline export RUN.yaml` again") from None
 
 
 def prompt_ids(tokenizer: Any, prompt: str, *, as_chat: bool) -> list[int]:

@@ -64,7 +64,7 @@ class Guards:
         steps = ", ".join(str(step + 1) for step in tried[-STREAK_STEPS:])
         return (
             f"{len(progress.skipped)} steps were skipped, and the run went back {progress.rollbacks} times; train.{key}"
-            f" is {limit}. The last were steps {steps}: look at their documents with `shardline inspect RUN --step"
+            f" is {limit}. The last were steps {steps}: look at their documents with `shardline inspect RUN.yaml --step"
             f" {tried[-1] + 1}`; then mend the data, or lower train.learning_rate in a new run, or raise train.{key}"
         )
 

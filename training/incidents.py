@@ -53,6 +53,9 @@ def described(event: dict[str, Any]) -> Incident | None:
             )
         case "no-start":
             return Incident(time=time, what=f"no step taken: {event['reason']} (exit code {event['exit_code']})")
+        case "length":
+            told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in event["changed"].items())
+            return Incident(time=time, what=f"another length: {told}; the last step is {event['total_steps']:,}")
         case "straggler":
             what = f"the others waited for rank {event['rank']} on {event['host']} in {event['share']:.0%} of the time"
             return Incident(time=time, what=what)

@@ -14,6 +14,37 @@ STATE_BYTES_PER_PARAMETER = 12  # fp32 master weight and two fp32 moments
 
 
 @dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate of every step: a linear warm-up, then down to a final share of the peak, or not."""
+
+    peak: float
+    kind: str
+    final_fraction: float
+    warmup_steps: int
+    total_steps: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, total_steps: int, warmup_steps: int) -> Schedule:
+        return cls(
+            peak=config.learning_rate,
+            kind=config.schedule,
+            final_fraction=config.final_learning_rate_fraction,
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step (from 0)."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.kind == "constant":
+            return self.peak
+        done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        share = 1.0 - done if self.kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.peak * (self.final_fraction + (1.0 - self.final_fraction) * share)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The arithmetic of a run in one world."""
 
@@ -33,17 +64,13 @@ class Plan:
     data_digest: str
     config: TrainConfig
 
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule.of(self.config, self.total_steps, self.warmup_steps)
+
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step (from 0): linear warm-up, then the schedule down to its final share."""
-        peak, schedule = self.config.learning_rate, self.config.schedule
-        if step < self.warmup_steps:
-            return peak * (step + 1) / self.warmup_steps
-        if schedule == "constant":
-            return peak
-        done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        share = 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-        final = self.config.final_learning_rate_fraction
-        return peak * (final + (1.0 - final) * share)
+        """Return the learning rate of a step (from 0)."""
+        return self.schedule.learning_rate(step)
 
     def is_save_due(self, steps_done: int) -> bool:
         return steps_done == self.total_steps or steps_done % self.config.save_every_steps == 0
@@ -55,12 +82,8 @@ class Plan:
         return min(len(saved), self.config.keep_last + 1 + len([step for step in saved if every and step % every == 0]))
 
     def identity(self) -> dict[str, Any]:
-        """Return what two starts of one run must have in common; how the batch is dealt to ranks is not part of it."""
-        free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "activation_checkpointing"}
-        free |= {"save_every_steps", "validation_rows", "keep_last", "keep_every_steps", "save_copy_gb"}
-        free |= {"max_skipped_steps", "max_rollbacks", "hang_timeout_s"}
-        config = {f"train.{k}": v for k, v in self.config.model_dump(mode="json").items() if k not in free}
-        return {**config, "data": self.data_digest, "seed": self.seed, "parameters": self.parameters}
+        """Return what two starts of one run must have in common; see training.identity."""
+        return {**identity_of(self.config, self.data_digest, self.seed), "parameters": self.parameters}
 
     def as_record(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -84,6 +107,15 @@ class Plan:
                 f" a checkpoint takes {self.checkpoint_bytes / 1e9:.3f} GB",
             ]
         )
+
+
+def identity_of(config: TrainConfig, data_digest: str, seed: int) -> dict[str, Any]:
+    """Return what is known without the model of a run's identity; how the batch is dealt to ranks is not part of it."""
+    free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "activation_checkpointing"}
+    free |= {"save_every_steps", "validation_rows", "keep_last", "keep_every_steps", "save_copy_gb"}
+    free |= {"max_skipped_steps", "max_rollbacks", "hang_timeout_s"}
+    fixed = {f"train.{k}": v for k, v in config.model_dump(mode="json").items() if k not in free}
+    return {**fixed, "data": data_digest, "seed": seed}
 
 
 def make_plan(
@@ -113,7 +145,7 @@ def make_plan(
         rows=rows,
         trained_tokens=manifest.trained_tokens("train"),
         total_steps=total_steps,
-        warmup_steps=round(total_steps * config.warmup_fraction),
+        warmup_steps=warmup_steps_of(config, total_steps),
         parameters=parameters,
         trained_parameters=trained,
         checkpoint_bytes=trained * STATE_BYTES_PER_PARAMETER,
@@ -139,3 +171,13 @@ def steps_of(config: TrainConfig, rows: int) -> int:
     if config.steps is not None:
         return config.steps
     return max(1, math.ceil((config.epochs or 1.0) * rows / config.global_batch_rows))
+
+
+def warmup_steps_of(config: TrainConfig, total_steps: int) -> int:
+    return round(total_steps * config.warmup_fraction)
+
+
+def make_schedule(config: TrainConfig, rows: int) -> Schedule:
+    """Return the learning rates of a run over so many rows."""
+    total_steps = steps_of(config, rows)
+    return Schedule.of(config, total_steps, warmup_steps_of(config, total_steps))

@@ -6,10 +6,13 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from cluster.environment import World, free_memory_bytes
-from cluster.errors import EXIT_FAILED, EXIT_MEND, ClusterError, DamagedRowsError, ShardlineError
-from cluster.files import write_json
+from cluster.errors import EXIT_FAILED, ClusterError, ConfigError, DamagedRowsError, exit_code_of
+from cluster.files import write_json, write_text
 from cluster.heartbeat import Heartbeat, start_watchdog
 from cluster.journal import Journal
 from cluster.paths import RunPaths
@@ -20,6 +23,7 @@ from training.checkpoint import Checkpoints
 from training.config import ModelConfig, TrainConfig
 from training.ds_config import deepspeed_config, read_template
 from training.engine import Engine, join_world, leave_world
+from training.identity import changes
 from training.loop import Outcome, train
 from training.model import ModelOrigin, find_model
 from training.order import Order
@@ -31,9 +35,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What a rank needs of the run's configuration."""
+    """What a rank needs of the run's configuration. `config` is the text that the run's folder keeps of it."""
 
     paths: RunPaths
+    config: str
     shards: Path
     model: ModelConfig
     train: TrainConfig
@@ -59,12 +64,11 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     journal.mark("imports")
     try:
         parts = assemble(request, world, journal.mark)
-        if world.is_first:
-            write_json(request.paths.plan, parts.plan.as_record())
+        journal.when_accepted(lambda: write_accepted(request, parts, journal))
         outcome = train(parts.plan, parts.engine, parts.batches, parts.checkpoints, stop, journal)
-    except Exception as error:
-        code = EXIT_MEND if isinstance(error, ShardlineError) else EXIT_FAILED
-        cause = None if code == EXIT_MEND else journal.end_by_another_rank()  # this rank then failed for want of it
+    except (Exception, KeyboardInterrupt) as error:
+        code = exit_code_of(error)
+        cause = journal.end_by_another_rank() if code == EXIT_FAILED else None  # this rank then failed for want of it
         told = str(error).splitlines() or ["no message"]
         journal.end(f"{type(error).__name__}: {told[0]}", code, is_own=isinstance(error, DamagedRowsError))
         if cause:
@@ -75,6 +79,19 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     log.info("%s after step %d of %d", reason, journal.last_step, parts.plan.total_steps)
     leave_world()
     return outcome.value
+
+
+def write_accepted(request: RunRequest, parts: Parts, journal: Journal) -> None:
+    """Write the configuration and the plan that the run goes on with, now that its checkpoint fits them.
+
+    On the first rank.
+    """
+    write_text(request.paths.config, request.config)
+    write_json(request.paths.plan, parts.plan.as_record())
+    then = parts.checkpoints.restored_identity
+    changed = changes(then, parts.checkpoints.identity) if then else {}
+    if changed:
+        journal.change_length({key: list(values) for key, values in changed.items()}, parts.plan.total_steps)
 
 
 def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> Parts:
@@ -109,17 +126,27 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
     mark("plan")
     join_world(world)
     mark("ranks")
-    engine = Engine(origin.config, request.train, plan, deepspeed_config(template, request.train, plan), world)
+    engine = build_engine(origin, request.train, plan, template, world)
     mark("engine")
     checkpoints = Checkpoints(
         request.paths.checkpoints,
         {**plan.identity(), **origin.identity(), **frozen_identity(engine, origin, request.seed)},
         save_policy(request.train),
         first_weights=lambda: origin.first_weights(request.seed, request.train.lora),
+        rows=plan.rows,
     )
     if engine.frozen():
         engine.fill_frozen(origin.first_weights(request.seed, request.train.lora))
     return Parts(plan=plan, engine=engine, batches=batches, checkpoints=checkpoints)
+
+
+def build_engine(origin: ModelOrigin, train: TrainConfig, plan: Plan, template: dict[str, Any], world: World) -> Engine:
+    """Build the engine. Collective. Raises ConfigError for a template with keys or values that DeepSpeed refuses."""
+    try:
+        return Engine(origin.config, train, plan, deepspeed_config(template, train, plan), world)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        raise ConfigError(f"train.deepspeed: {train.deepspeed}: DeepSpeed does not take it: {told}") from None
 
 
 def save_policy(train: TrainConfig) -> SavePolicy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import statistics
 from dataclasses import dataclass
@@ -12,15 +11,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import DataError
 from cluster.journal import read_lines
 from cluster.paths import RunPaths
 from cluster.schema import read_yaml
 from data_prep.shards import MANIFEST
+from training.identity import COMMIT, FOLDER
 
 RECENT_STEPS = 50  # whose median time tells how fast the run is now
 QUIET_S = 300.0  # a run that writes nothing for so long, or for ten steps, is taken for dead
-CHECKPOINT = re.compile(r"step-(\d{6,})")
-COMMIT = "commit.json"  # as in training.checkpoint_files, which imports torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +123,13 @@ def read_state(paths: RunPaths) -> RunState:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return a JSON file's object, or None if there is no such file."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    """Return a JSON file's object, or None if there is no such file. Raises DataError for one that is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: damaged: {error}; remove it: the command that wrote it writes it again") from None
 
 
 def paired_segments(events: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[Segment]:
@@ -258,7 +262,7 @@ def checkpoints_text(folder: Path) -> str:
     found = sorted(
         (int(match[1]), path)
         for path in folder.glob("step-*")
-        if (match := CHECKPOINT.fullmatch(path.name)) and (path / COMMIT).is_file()
+        if (match := FOLDER.fullmatch(path.name)) and (path / COMMIT).is_file()
     )
     if not found:
         return "none yet"
@@ -290,4 +294,4 @@ def data_folder(paths: RunPaths) -> Path:
     """Return where the prepared data is, or will be."""
     data = read_yaml(paths.config).get("data") if paths.config.is_file() else None
     folder = data.get("folder") if isinstance(data, dict) else None
-    return Path(folder) if folder else paths.shards
+    return Path(paths.located(folder)) if folder else paths.shards

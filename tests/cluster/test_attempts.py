@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.attempts import note_launch
+from cluster.attempts import note_interruption, note_launch
 from cluster.errors import TrainingError
 from cluster.journal import read_lines, write_event
 from cluster.paths import RunPaths
@@ -80,3 +80,16 @@ def test_a_stop_on_purpose_does_not_hide_the_failures_around_it(paths: RunPaths)
         launch(paths, reached=0, code=code)
     with pytest.raises(TrainingError):
         note_launch(paths)
+
+
+def test_starts_that_a_person_ended_are_not_held_against_the_run(paths: RunPaths) -> None:
+    for _ in range(4):
+        launch(paths, reached=0)
+        note_interruption(paths)
+    assert [event["exit_code"] for event in read_lines(paths.segments) if event["event"] == "no-start"] == [130] * 4
+
+
+def test_what_the_ranks_said_of_their_end_is_not_said_again(paths: RunPaths) -> None:
+    launch(paths, reached=3, code=75, reason="signal SIGINT")
+    note_interruption(paths)
+    assert [event["event"] for event in read_lines(paths.segments)] == ["launch", "end"]

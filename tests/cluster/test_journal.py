@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from cluster.environment import World, process_age_s
+from cluster.errors import ClusterError
 from cluster.heartbeat import Heartbeat
 from cluster.journal import Journal, read_lines, write_event
 from cluster.paths import RunPaths
@@ -107,3 +111,24 @@ def test_only_the_first_rank_writes(tmp_path: Path) -> None:
     journal.roll_back(0, failed_step=2, barred=[1])
     journal.end("done", exit_code=0)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("rank", "written"), [(0, 1), (1, 0)])
+def test_what_an_accepted_start_writes_is_written_once_by_the_first_rank(
+    tmp_path: Path, rank: int, written: int
+) -> None:
+    paths, world, calls = RunPaths(tmp_path), replace(WORLD, rank=rank, local_rank=rank), []
+    journal = Journal(paths, world, Heartbeat(paths, world))
+    journal.when_accepted(lambda: calls.append(paths.segments.exists()))
+    assert calls == []
+    journal.begin(0, 8)
+    assert calls == [False] * written
+    journal.end("done", 0)
+
+
+def test_a_line_that_is_damaged_is_named_and_one_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text('{"step": 1}\n{"step": 2')
+    assert read_lines(tmp_path / "lines") == [{"step": 1}]
+    (tmp_path / "lines").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(ClusterError, match="lines:2: damaged"):
+        read_lines(tmp_path / "lines")

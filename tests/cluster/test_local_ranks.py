@@ -35,7 +35,8 @@ def test_every_rank_gets_its_number_and_the_meeting_point(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("codes", "expected"), [([0, 0], 0), ([75, 75], 75), ([0, 1], 1), ([1, 2], 2), ([75, -9], 1), ([-15], 1)]
+    ("codes", "expected"),
+    [([0, 0], 0), ([75, 75], 75), ([0, 1], 1), ([1, 2], 2), ([75, -9], 1), ([-15], 1), ([130, 1], 130), ([130, 2], 2)],
 )
 def test_one_exit_code_says_most_about_all_ranks(codes: list[int], expected: int) -> None:
     assert combined(codes) == expected
@@ -57,6 +58,23 @@ def test_a_signal_to_the_launcher_reaches_every_rank(tmp_path: Path, number: sig
         time.sleep(0.02)
     process.send_signal(number)
     assert process.wait(30) == 75
+
+
+def test_ranks_that_ctrl_c_ends_before_they_listen_were_interrupted_by_a_person(tmp_path: Path) -> None:
+    process = launcher_of(
+        f"import os, time; open('{tmp_path}/' + os.environ['RANK'], 'w').close()\n"
+        "try:\n time.sleep(600)\nexcept KeyboardInterrupt:\n os._exit(130)"
+    )
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+
+
+def test_what_the_ranks_are_to_know_is_in_their_environment() -> None:
+    assert (
+        run_ranks([sys.executable, "-c", "import os, sys; sys.exit(os.environ['OURS'] != 'x')"], 2, {"OURS": "x"}) == 0
+    )
 
 
 def test_a_signal_while_ranks_are_started_ends_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ConfigError, DataError
+from cluster.locks import LockFile
 from data_prep import download as module
 from data_prep.config import SourceConfig
 from data_prep.download import Download, Progress, cache_path, fetch, fetch_all
 from data_prep.listing import fetch_sources
-from data_prep.locks import LockFile
 from data_prep.transfer import retry_after_s
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import ClusterError
-from data_prep.locks import LockFile, alone, new_token
 from data_prep.prepare import LOCK
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from data_prep.locks import LockFile, alone
-with alone(LockFile(Path(sys.argv[1])), "a test"):
+from cluster.locks import Holder, LockFile, alone
+with alone(LockFile(Path(sys.argv[1]), holder=Holder.here("shardline prepare"))):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -38,10 +35,6 @@ def holder(tmp_path):
     process.wait()
 
 
-def of_another_host(lock: Path) -> None:
-    lock.write_text(f"elsewhere-{new_token().partition('-')[2]}")
-
-
 def test_a_second_preparation_ends_and_names_the_process_that_works(corpus, prepared, holder):
     with pytest.raises(ClusterError, match=rf"`shardline prepare` is at work here already: process {holder.pid} on "):
         prepared(corpus / "books")
@@ -54,39 +47,3 @@ def test_a_preparation_that_was_killed_keeps_nobody_out(corpus, prepared, holder
     prepared(corpus / "books")
 
     assert not (tmp_path / "data" / LOCK).exists()
-
-
-def test_a_process_of_another_host_that_touches_its_lock_is_alive(tmp_path):
-    lock, stop = tmp_path / "lock", threading.Event()
-    of_another_host(lock)
-
-    def touch() -> None:
-        while not stop.wait(0.02):
-            os.utime(lock)
-
-    beat = threading.Thread(target=touch)
-    beat.start()
-    with (
-        pytest.raises(ClusterError, match=r"process \d+ on elsewhere; wait until it has ended"),
-        alone(LockFile(lock, stale_s=5.0), "a test"),
-    ):
-        pass
-    stop.set()
-    beat.join()
-
-
-def test_the_lock_of_a_process_of_another_host_that_is_dead_is_broken_when_it_is_stale(tmp_path):
-    lock = tmp_path / "lock"
-    of_another_host(lock)
-
-    with alone(LockFile(lock, stale_s=0.3), "a test"):
-        assert not lock.read_text().startswith("elsewhere")
-
-
-def test_a_number_that_another_process_has_by_now_is_not_taken_for_its_former_owner(tmp_path):
-    lock = tmp_path / "lock"
-    host, namespace, pid, start, rest = new_token().rsplit("-", 4)
-    lock.write_text("-".join([host, namespace, pid, str(int(start) - 1), rest]))
-
-    with alone(LockFile(lock), "a test"):
-        assert lock.exists()

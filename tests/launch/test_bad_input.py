@@ -116,23 +116,25 @@ def test_a_verb_that_needs_prepared_data_says_how_to_get_it(
     tmp_path: Path, fresh: Callable[[Path], Path], shardline: Command, verb: str
 ) -> None:
     step = ["--step", "1"] if verb == "inspect" else []
-    result = shardline(verb, fresh(jsonl(tmp_path / "rows.jsonl", PAIR)), *step)
-    result.assert_refused("there is no prepared data here; run `shardline prepare RUN.yaml` first")
+    path = fresh(jsonl(tmp_path / "rows.jsonl", PAIR))
+    result = shardline(verb, path, *step)
+    result.assert_refused(f"there is no prepared data here; run `shardline prepare {path}` first")
     assert results_in(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("verb", "words"),
     [
-        ("export", "holds no checkpoint; run `shardline train RUN.yaml` first"),
-        ("generate", "no exported model here; run `shardline export RUN.yaml` first"),
-        ("evaluate", "no exported model here; run `shardline export RUN.yaml` first"),
+        ("export", "holds no checkpoint; run `shardline train {path}` first"),
+        ("generate", "no exported model here; run `shardline export {path}` first"),
+        ("evaluate", "no exported model here; run `shardline export {path}` first"),
     ],
 )
 def test_a_verb_that_comes_too_early_says_what_comes_before_it(
     tmp_path: Path, run_yaml: Callable[..., Path], shardline: Command, verb: str, words: str
 ) -> None:
-    shardline(verb, run_yaml(tmp_path)).assert_refused(words)
+    path = run_yaml(tmp_path)
+    shardline(verb, path).assert_refused(words.format(path=path))
     assert results_in(tmp_path) == []
 
 
@@ -152,7 +154,7 @@ def test_shards_of_another_tokenizer_are_told_before_a_machine_is_taken(
     tokenizer.eos_token = "<s>"
     tokenizer.save_pretrained(other)
     result = shardline("check", run_yaml(tmp_path), "-o", f"model.path={other}")
-    result.assert_refused("the shards were made with another tokenizer", str(other), "run `shardline prepare RUN.yaml`")
+    result.assert_refused("the shards were made with another tokenizer", str(other), "run `shardline prepare ")
 
 
 def test_shards_with_rows_of_another_length_are_refused(

@@ -54,7 +54,7 @@ def test_a_run_without_checkpoints_is_told_how_to_get_one(
 ) -> None:
     yaml = run_yaml(tmp_path)
     assert f"holds no checkpoint; next: shardline train {yaml}" in shardline("checkpoint", "list", yaml).out
-    shardline("checkpoint", "verify", yaml).assert_refused("holds no checkpoint; run `shardline train RUN.yaml` first")
+    shardline("checkpoint", "verify", yaml).assert_refused(f"holds no checkpoint; run `shardline train {yaml}` first")
 
 
 def test_every_byte_is_read_and_damage_makes_the_exit_code_2(run: Path, shardline: Command) -> None:

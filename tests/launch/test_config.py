@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.schema import load_config
-from launch.commands import keep_config, load_run
 from launch.config import RunConfig
 from launch.init import SHAPES, write_init
+from launch.kept import keep_config, kept_text, load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
@@ -95,7 +94,7 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
 def test_an_example_kept_in_its_runs_folder_reads_back_the_same(tmp_path: Path, path: Path) -> None:
     run = load_config(RunConfig, path, [f"folder={tmp_path}"])
     keep_config(run)
-    assert load_run(Namespace(run=tmp_path, overrides=[])) == run
+    assert kept_text(load_run(tmp_path)) == kept_text(run)
 
 
 def test_a_run_kept_in_its_folder_reads_back_the_same(tmp_path: Path, run_yaml: Callable[..., Path]) -> None:
@@ -103,7 +102,7 @@ def test_a_run_kept_in_its_folder_reads_back_the_same(tmp_path: Path, run_yaml: 
     run = load_config(RunConfig, path, ["train.adam_epsilon=1e-12", "seed=4294967295", "data.validation_fraction=0"])
     keep_config(run)
     assert run.train.clip_gradient_norm is None
-    assert load_run(Namespace(run=run.paths.root, overrides=[])) == run
+    assert kept_text(load_run(run.paths.root)) == kept_text(run)
 
 
 def test_a_new_models_configuration_keeps_its_nulls_and_numbers(tmp_path: Path) -> None:
@@ -111,4 +110,4 @@ def test_a_new_models_configuration_keeps_its_nulls_and_numbers(tmp_path: Path) 
     path = written(tmp_path, model={"new": {"model_type": "llama", "config": config}}, tokenizer=TRAINED)
     run = load_config(RunConfig, path, [f"folder={tmp_path / 'run'}"])
     keep_config(run)
-    assert load_run(Namespace(run=run.paths.root, overrides=[])) == run
+    assert kept_text(load_run(run.paths.root)) == kept_text(run)

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.locks import Holder
+from cluster.paths import RunPaths
+from cluster.run_lock import hold_run
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "launch" / "train.sh"
 YAML = "{name: r, data: {sources: [{path: x}]}, model: {path: m}}"
@@ -92,7 +96,7 @@ def lines_of(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-@pytest.mark.parametrize("code", [0, 2])
+@pytest.mark.parametrize("code", [0, 2, 130])
 def test_an_exit_code_of_the_ranks_passes_through(run_job: Callable[..., Result], code: int) -> None:
     result = run_job(srun=f"exit {code}")
     assert (result.code, result.requeued) == (code, [])
@@ -107,6 +111,18 @@ def test_ranks_that_fail_are_started_again_until_two_starts_made_no_new_step(
     assert result.started[1] == "23452"  # a port of its own for each start
     assert "the last 2 starts made no step beyond step 2; the last one ended with: it was killed, or" in result.stderr
     assert run_job(srun="exit 0").code == 0  # a person has looked
+
+
+def test_a_job_is_refused_while_another_one_trains_in_the_folder_and_leaves_its_stop_file(
+    run_job: Callable[..., Result], tmp_path: Path
+) -> None:
+    paths = RunPaths(tmp_path / "my runs" / "runs" / "r")
+    with hold_run(paths, Holder.here("shardline train")):
+        paths.stop_request.touch()
+        result = run_job(srun="exit 0")
+        assert (result.code, result.starts, paths.stop_request.exists()) == (2, 0, True)
+        assert "`shardline train` is at work here already" in result.stderr
+        assert not paths.segments.exists()
 
 
 def test_ranks_that_fail_once_are_started_again_in_the_same_job(run_job: Callable[..., Result]) -> None:

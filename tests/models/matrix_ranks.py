@@ -36,6 +36,7 @@ def request_of(root: Path, name: str, kind: str) -> Any:
 
     return RunRequest(
         paths=RunPaths(root / "runs" / name / kind),
+        config="",
         shards=root / "shards",
         model=ModelConfig(path=str(root / name)),
         train=TrainConfig.model_validate({**TRAIN, **KINDS[kind]}),

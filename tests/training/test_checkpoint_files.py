@@ -18,12 +18,10 @@ from cluster.errors import CheckpointError
 from cluster.files import digest_of
 from tests.training.bits import read_weights
 from training.checkpoint_files import (
-    COMMIT,
     FORMAT_VERSION,
     KEEP,
     Commit,
     DamagedError,
-    check_identity,
     commit_folder,
     committed_folders,
     expired,
@@ -39,6 +37,7 @@ from training.checkpoint_files import (
     sweep,
     verify,
 )
+from training.identity import COMMIT, check_identity
 from training.rank_files import Stretch, rank_file_name, write_rank_file
 
 IDENTITY = {"train.learning_rate": 1e-3, "seed": 0, "data": "abc"}

@@ -312,7 +312,9 @@ def test_a_run_that_is_poisoned_for_ever_ends_for_a_person_to_look() -> None:
     poison = dict.fromkeys(range(12, 1000), math.nan)
     engine = FakeEngine(Life(), poison=poison)
     disk = Disk()
-    with pytest.raises(TrainingError, match=r"went back 3 times; train.max_rollbacks is 3.*inspect RUN --step 2\d"):
+    with pytest.raises(
+        TrainingError, match=r"went back 3 times; train.max_rollbacks is 3.*inspect RUN.yaml --step 2\d"
+    ):
         train(plan, engine, FakeBatches(), FakeCheckpoints(disk, Life()), FakeStop(), FakeJournal(disk, Life()))
     assert sum(step in poison for step in engine.tried) == (3 + 1) * STREAK_STEPS
 
