@@ -35,8 +35,8 @@ def load_model(folder: Path) -> Any:
 
 
 def load_export(folder: Path) -> tuple[Any, Any]:
-    """Return the model and tokenizer of an exported folder."""
-    if not (folder / "config.json").is_file():
+    """Return the model and tokenizer of an exported folder; of an adapter, upon the model that it names."""
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise CheckpointError(f"{folder}: no exported model here; run `shardline export RUN.yaml` first")
     try:
         return load_model(folder), open_tokenizer(folder)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from cluster.errors import CheckpointError, ConfigError
 from training.config import ExportConfig, LoraConfig, TrainConfig
 from training.export import Partial, export
+from training.generate import load_export
 from training.model import ModelOrigin
 from training.trained import choose_trained
 
@@ -82,6 +83,8 @@ def test_an_adapter_acts_upon_the_base_model_as_the_model_that_was_trained(
     assert torch.allclose(model(IDS).logits, logits, atol=1e-5)
     assert all("." not in name for name in settings["target_modules"])
     assert not (tmp_path / "export" / "model.safetensors").exists()
+    ours, _ = load_export(tmp_path / "export")
+    assert torch.allclose(ours(IDS).logits, logits, atol=1e-5)
 
 
 def test_something_trained_that_the_model_has_no_place_for_is_named(
