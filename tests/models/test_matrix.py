@@ -29,7 +29,7 @@ from training.model import find_model
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "models.md"
 RANKS = Path(__file__).with_name("matrix_ranks.py")
-QUICK = ("llama3.2", "gpt2")
+QUICK = ("llama3.2", "gpt2", "mixtral", "gemma3", "gpt_neox", "mamba2")
 HEAD = "| family | documents of a row | full fine-tuning | LoRA | export in transformers 5 | in 4.57 |"
 Found = dict[str, dict[str, Any]]
 
