@@ -76,19 +76,21 @@ def nothing_of(batch: MicroBatch) -> MicroBatch:
     return replace(batch, loss_mask=mask, trained=trained_tokens(batch.input_ids, mask))
 
 
-def one_document_a_row(batch: MicroBatch) -> list[MicroBatch]:
+def one_document_a_row(batch: MicroBatch, border: int | None = None) -> list[MicroBatch]:
     """Return the documents of a micro batch in rows of their own, for models in which those of a row see each other.
 
     Documents of about a length share a forward pass, which has no more tokens than the micro batch, so it needs no more
     memory. What follows a document in its row is padding with id 0, which a causal model does not look at. Documents
-    without a trained token are left out.
+    without a trained token are left out. Those longer than `border` tokens do not share a pass with those that are not.
     """
     documents = sorted(trained_documents(batch), key=lambda document: -len(document[0]))
+    longer = sum(len(ids) > border for ids, _ in documents) if border is not None else 0
     parts: list[MicroBatch] = []
-    while documents:
-        together = batch.input_ids.numel() // len(documents[0][0])
-        chosen, documents = documents[:together], documents[together:]
-        parts.append(padded(chosen, batch.index, len(parts)))
+    for group in (documents[:longer], documents[longer:]):
+        while group:
+            together = batch.input_ids.numel() // len(group[0][0])
+            chosen, group = group[:together], group[together:]
+            parts.append(padded(chosen, batch.index, len(parts)))
     return parts
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
+import torch.nn.functional as F  # noqa: N812
 
 from cluster.errors import TrainingError
 from training.batches import MicroBatch, micro_batch_of, one_document_a_row
@@ -105,7 +105,7 @@ def prove(model: PackedModel, row_tokens: int, examples: Sequence[MicroBatch], w
     else:
         raise TrainingError(f"{type(model.model).__name__} cannot be trained on packed rows: {why}")
     rule, loss = prove_loss(model, documents[-1], tolerance, worst)
-    parts = [part for batch in examples for part in one_document_a_row(batch)]
+    parts = [part for batch in examples for part in one_document_a_row(batch, model.border)]
     return Proof(
         isolation=isolation,
         leak=found[0],
@@ -121,10 +121,10 @@ def prove(model: PackedModel, row_tokens: int, examples: Sequence[MicroBatch], w
 def documents_for(model: PackedModel, row_tokens: int) -> list[torch.Tensor]:
     """Return a long document, another one of its length, and a short one, of ids drawn from the vocabulary."""
     config = model.model.config.get_text_config()
-    windows = [getattr(config, name, None) for name in WINDOWS]
+    windows = [model.border, *(getattr(config, name, None) for name in WINDOWS)]
     longest = max([LONGEST_ROW, *(2 * SHORT_TOKENS + window for window in windows if isinstance(window, int))])
     row_tokens = min(row_tokens, longest)
-    short = max(1, min(SHORT_TOKENS, row_tokens // 4))
+    short = max(1, min(SHORT_TOKENS, row_tokens // 4, model.border or SHORT_TOKENS))
     generator = torch.Generator().manual_seed(0)
     lengths = [row_tokens - short, row_tokens - short, short]
     return [torch.randint(config.vocab_size, (length,), generator=generator) for length in lengths]
@@ -136,7 +136,7 @@ def differences(
     """Return by how much documents leak and differ from themselves alone, or why this way is not good enough."""
     first, other, short = documents
     model.isolate(Isolation.ONE_A_ROW)
-    alone = [model.hidden(together(Isolation.ONE_A_ROW, [document]))[0] for document in (first, short)]
+    alone = [hidden for document in (first, short) for hidden in of_documents(model, [document])]
     model.isolate(isolation)
     CURRENT.unsupported = None
     packed = of_documents(model, [first, short])
@@ -153,23 +153,23 @@ def differences(
     return leak, apart
 
 
-def together(isolation: Isolation, documents: list[torch.Tensor]) -> MicroBatch:
-    """Return documents as a micro batch: in one row, or a row each."""
-    lengths = [len(document) for document in documents]
-    if isolation is Isolation.ONE_A_ROW:
-        ids, rows = pad_sequence(documents, batch_first=True), [[length] for length in lengths]
-    else:
-        ids, rows = torch.cat(documents)[None], [lengths]
-    return micro_batch_of(ids, torch.ones_like(ids, dtype=torch.bool), rows, index=0)
+def row_of(documents: list[torch.Tensor], isolation: Isolation) -> MicroBatch:
+    """Return documents as a micro batch of one row; in rows of their own, there is room for all in one pass."""
+    tokens = torch.cat(documents)
+    room = len(documents) * len(documents[0]) if isolation is Isolation.ONE_A_ROW else len(tokens)
+    ids = F.pad(tokens, (0, room - len(tokens)))[None]
+    mask = torch.arange(room)[None] < len(tokens)
+    return micro_batch_of(ids, mask, [[len(document) for document in documents]], index=0)
 
 
 def of_documents(model: PackedModel, documents: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the hidden states [tokens, width] of each document of a micro batch."""
-    hidden = model.hidden(together(model.isolation, documents))
-    lengths = [len(document) for document in documents]
-    if model.isolation is Isolation.ONE_A_ROW:
-        return [row[:length] for row, length in zip(hidden, lengths, strict=True)]
-    return list(torch.split(hidden[0], lengths))
+    """Return the hidden states [tokens, width] of each document of a row; no document is shorter than the next one."""
+    parts = model.parts(row_of(documents, model.isolation))
+    if model.isolation is not Isolation.ONE_A_ROW:
+        states = [torch.split(model.hidden(part)[0], part.segments) for part in parts]
+        return [document for row in states for document in row[: len(documents)]]
+    rows = [row for part in parts for row in model.hidden(part)]
+    return [row[: len(document)] for row, document in zip(rows, documents, strict=True)]
 
 
 def median(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -194,7 +194,7 @@ def prove_loss(
 
     Return the rule, which `model` then has, or None where the logits of all tokens are the only way.
     """
-    batch = together(model.isolation, [document])
+    (batch,) = model.parts(row_of([document], model.isolation))
     model.rule = None
     expected = float(model.loss(batch).summed)
     model.rule = logit_rule(model, batch)

@@ -46,6 +46,7 @@ class PackedModel:
         self.rule: LogitRule | None = LogitRule()
         self.own_attention: str = model.config._attn_implementation
         self.auxiliary_weight = auxiliary_weight(model)
+        self.border = length_border(model)
         self.isolate(next(iter(self.ways())))
 
     def ways(self) -> list[Isolation]:
@@ -61,7 +62,7 @@ class PackedModel:
 
     def parts(self, batch: MicroBatch) -> list[MicroBatch]:
         """Return what is to be called for a micro batch: the batch, or its documents in rows of their own."""
-        return one_document_a_row(batch) if self.isolation is Isolation.ONE_A_ROW else [batch]
+        return one_document_a_row(batch, self.border) if self.isolation is Isolation.ONE_A_ROW else [batch]
 
     def loss(self, batch: MicroBatch) -> Loss:
         """Return the loss of one of the `parts`."""
@@ -101,6 +102,12 @@ def output_head(model: PreTrainedModel) -> torch.nn.Module:
     if head is None:
         raise TypeError(f"{type(model).__name__} has no output head")
     return head
+
+
+def length_border(model: PreTrainedModel) -> int | None:
+    """Return the length beyond which a row gets other rotary frequencies (LongRoPE of Phi 3); None: it has none."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    return rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
 
 
 def auxiliary_weight(model: PreTrainedModel) -> float | None:

@@ -87,10 +87,43 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> None:
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Return the names of all linear layers but the head (peft's own word for it takes routers of experts as well)."""
-    head, text = model.get_output_embeddings(), text_parameters(model)
+    """Return the names of the linear layers that get additions by default (peft's word takes routers of experts too).
+
+    All but the head, those that peft takes for experts by their name, and those whose weight a kernel reads by itself.
+    """
+    head, text, experts = model.get_output_embeddings(), text_parameters(model), names_of_experts(model)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    return [name for name, module in linear.items() if module is not head and id(module.weight) in text]
+    return [
+        name
+        for name, module in linear.items()
+        if module is not head
+        and id(module.weight) in text
+        and name.rpartition(".")[2] not in experts
+        and not is_read_by_kernel(model, name)
+    ]
+
+
+def names_of_experts(model: PreTrainedModel) -> Collection[str]:
+    """Return the names by which peft means the fused experts of this kind of model, wherever they stand in it.
+
+    Its tables are private: where a version has none, such names are refused when they are added.
+    """
+    try:
+        from peft.utils import transformers_weight_conversion as tables
+    except ImportError:
+        return ()
+    kinds = getattr(tables, "_MODEL_TO_CONVERSION_PATTERN", {})
+    names: Collection[str] = getattr(tables, "_MOE_TARGET_MODULE_MAPPING", {}).get(
+        kinds.get(model.config.model_type), ()
+    )
+    return names
+
+
+def is_read_by_kernel(model: nn.Module, name: str) -> bool:
+    """Tell whether a Mamba layer's fused kernel takes the weight without calling the module: additions do not count."""
+    mixer, _, own = name.rpartition(".")
+    is_mamba = {"A_log", "D"} <= dict(model.get_submodule(mixer).named_parameters(recurse=False)).keys()
+    return own == "out_proj" and is_mamba
 
 
 def check_additions(model: nn.Module) -> None:
@@ -101,6 +134,11 @@ def check_additions(model: nn.Module) -> None:
             raise ConfigError(
                 f"train.lora.target_modules: {name} is of type {type(layer).__name__}; low-rank additions are for"
                 " linear layers: take it out, or train without lora and freeze what shall stay (train.freeze)"
+            )
+        if isinstance(layer, nn.Module) and is_read_by_kernel(model, name):
+            raise ConfigError(
+                f"train.lora.target_modules: {name} is part of a Mamba layer, whose kernel reads its weight without the"
+                " addition: take it out"
             )
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not (name.endswith("weight") and (LORA_A in name or LORA_B in name)):

@@ -26,6 +26,10 @@ GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
 OPT = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 32}
 WINDOW = {**ROPE, "sliding_window": 8}
 CHUNKS = {**ROPE, "head_dim": 8, "attention_chunk_size": 8, "intermediate_size_mlp": 48, "num_local_experts": 2}
+LONG_ROPE = {
+    "original_max_position_embeddings": 20,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 3.0, 4.0]},
+}
 EXPECTED = {
     "llama": (ROPE, Isolation.BY_ATTENTION, LogitRule()),
     "gpt2": (GPT2, Isolation.BY_ATTENTION, LogitRule()),
@@ -35,6 +39,7 @@ EXPECTED = {
     "granite": ({**ROPE, "logits_scaling": 8.0}, Isolation.BY_ATTENTION, LogitRule(scale=0.125)),
     "llama4_text": (CHUNKS, Isolation.BY_MASK, LogitRule()),
     "falcon": ({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}, Isolation.BY_MASK, LogitRule()),
+    "phi3": ({**ROPE, **LONG_ROPE}, Isolation.ONE_A_ROW, LogitRule()),
     "bloom": ({"hidden_size": 32, "n_layer": 2, "n_head": 4}, Isolation.ONE_A_ROW, LogitRule()),
     "mamba": ({"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}, Isolation.ONE_A_ROW, LogitRule()),
 }
