@@ -1,5 +1,6 @@
 # make demo    the whole line on this machine, in minutes
-# make test    the fast tests; make test TIER=all  adds real ranks, Ray and (as root) a Slurm cluster of two hosts
+# make test    the fast tests; make test TIER=all  adds real ranks, Ray and (as root) a Slurm cluster of two hosts;
+#              TIER=gpu runs those that need a GPU
 # make soak    the long forms of tests, each with a new seed; SOAK_SEED=... repeats one; results are in tests/SOAK.md
 # make lint    ruff, mypy, shellcheck
 
@@ -14,6 +15,7 @@ ARGS ?=
 MARKERS_fast := not slow and not slurm and not gpu and not soak
 MARKERS_slow := slow
 MARKERS_slurm := slurm
+MARKERS_gpu := gpu
 MARKERS_all := not gpu and not soak
 BIN := $(VENV)/bin
 

@@ -137,5 +137,6 @@ def test_every_family_is_trained_resumed_and_exported_as_the_page_says(
     page = PAGE.read_text(encoding="utf-8")
     if os.environ.get("WRITE_DOCS"):
         before, _, after = page.partition(HEAD)
-        PAGE.write_text(before + table + "\n\n" + after.partition("\n\n")[2], encoding="utf-8")
+        page = before + table + "\n\n" + after.partition("\n\n")[2]
+        PAGE.write_text(page, encoding="utf-8")
     assert table in page, "docs/models.md says otherwise; WRITE_DOCS=1 writes what was found"
