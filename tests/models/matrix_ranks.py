@@ -1,9 +1,9 @@
-"""One rank of the matrix: every family is trained in full and by low-rank additions, one after the other.
+"""One rank of the matrix: families are trained in full or by low-rank additions, one after the other.
 
-    python tests/models/matrix_ranks.py ROOT STOP_AFTER NAME ...
+    python tests/models/matrix_ranks.py ROOT NAME:KIND:STOP_AFTER ...
 
-A run is in ROOT/runs/NAME/KIND, its model in ROOT/NAME, the data in ROOT/shards. The second time, with fewer ranks, it
-resumes from its checkpoint; then what the engine makes of a text is kept. What a family was refused for is kept too.
+A run is in ROOT/runs/NAME/KIND, its model in ROOT/NAME, the data in ROOT/shards; one that was stopped resumes from its
+checkpoint. What a run's engine makes of a text at its end is kept, or what the family was refused for.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ def trained(root: Path, name: str, kind: str, stop_after: int, world: World) -> 
         "gradient_norm": journal.record["gradient_norm"],
     }
     if stop_after == STEPS:
-        keep_logits(parts.engine, request.paths.root)
+        keep_logits(parts.engine, request.paths.root, world)
     return found
 
 
-def keep_logits(engine: Any, folder: Path) -> None:
+def keep_logits(engine: Any, folder: Path, world: World) -> None:
     """Keep what the trained model makes of a text when anybody calls it."""
     import torch
     from families import TEXT
@@ -81,10 +81,11 @@ def keep_logits(engine: Any, folder: Path) -> None:
     engine.deepspeed.eval()
     with torch.no_grad():
         logits = engine.deepspeed(input_ids=torch.tensor([TEXT]), use_cache=False).logits
-    save_file({"logits": logits.float().contiguous()}, folder / "logits.safetensors")
+    if world.is_first:
+        save_file({"logits": logits.float().contiguous()}, folder / "logits.safetensors")
 
 
-def main(root: str, stop_after: str, *names: str) -> None:
+def main(root: str, *jobs: str) -> None:
     world = read_world()
     assert world is not None
     enter_world(world)
@@ -92,10 +93,10 @@ def main(root: str, stop_after: str, *names: str) -> None:
 
     join_world(world)
     found = {}
-    for name in names:
-        for kind in KINDS:
-            found[f"{name} {kind}"] = trained(Path(root), name, kind, int(stop_after), world)
-            gc.collect()
+    for job in jobs:
+        name, kind, stop_after = job.split(":")
+        found[f"{name} {kind}"] = trained(Path(root), name, kind, int(stop_after), world)
+        gc.collect()
     if world.is_first:
         Path(root, f"found-{world.size}.json").write_text(json.dumps(found))
     leave_world()
