@@ -13,7 +13,7 @@ from benchmarks.step_ranks import SHAPES
 from cluster.local_ranks import run_ranks
 
 VARIANTS = ("shardline", "shardline as before", "trainer", "ddp")
-RANKS, ROUNDS, STEPS, FIRST = 2, 3, 6, 2  # the first steps of a start are not counted
+RANKS, ROUNDS, STEPS, FIRST = 2, 3, 4, 1  # the first steps of a start are not counted
 LOSS_TOLERANCE = 2e-3  # a mean of the ranks' means is not the mean over their tokens
 
 
@@ -64,6 +64,7 @@ def report(variant: str, runs: dict[str, list[dict[str, float]]], shape: str, pr
 
 
 def main() -> None:
-    """Two CPU ranks, in both precisions."""
-    for precision in ("fp32", "bf16"):
-        compare(VARIANTS, "32m", precision, RANKS, ROUNDS)
+    """Two CPU ranks, two sizes, both precisions."""
+    for shape in ("10m", "32m"):
+        for precision in ("fp32", "bf16"):
+            compare(VARIANTS, shape, precision, RANKS, ROUNDS)

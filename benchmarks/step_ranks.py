@@ -31,6 +31,20 @@ class Shape:
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1}
 SHAPES = {
+    "10m": Shape(
+        config={
+            "hidden_size": 256,
+            "intermediate_size": 688,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "vocab_size": 8192,
+            "max_position_embeddings": 2048,
+            **SPECIAL,
+        },
+        row_tokens=2048,
+        document_tokens=256,
+    ),
     "32m": Shape(
         config={
             "hidden_size": 512,
