@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,8 @@ from transformers import AutoTokenizer
 
 from cluster.errors import ConfigError, DataError, ShardlineError
 from data_prep.shards import Manifest, read_manifest, tokenizer_digest
-from training import model as models
 from training.config import ModelConfig
-from training.model import ModelOrigin, find_model, model_folder
+from training.model import ModelOrigin, find_model
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 
@@ -143,23 +140,3 @@ def test_an_impossible_architecture_is_a_problem_of_the_configuration(
 ) -> None:
     with pytest.raises(ConfigError, match=rf"(?is)model\.new.*{named}"):
         _ = new_model(shards, model_type, **config).skeleton
-
-
-@pytest.mark.parametrize("index", [True, False])
-def test_of_the_hub_only_the_files_that_hold_the_model_are_fetched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: bool
-) -> None:
-    here = ["config.json", "consolidated.safetensors", "adapter_model.safetensors", "original/model.safetensors"]
-    weights = ["part-1.safetensors", "part-2.safetensors"] if index else ["model.safetensors"]
-    fetched: set[str] = set()
-
-    def fetch(name: str, allow_patterns: list[str]) -> str:
-        fetched.update(file for file in [*here, *weights] if any(fnmatch(file, p) for p in allow_patterns))
-        if index:
-            places = {str(number): file for number, file in enumerate(weights)}
-            (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-        return str(tmp_path)
-
-    monkeypatch.setattr(models, "snapshot_download", fetch)
-    assert model_folder("owner/name") == tmp_path
-    assert fetched == {"config.json", *weights}
