@@ -72,9 +72,10 @@ class Family:
     without: dict[int, str] = field(default_factory=dict)
 
 
-def gpt2_of_the_hub(tensors: Tensors) -> Tensors:
+def gpt2_of_the_hub(tensors: Tensors, positions: int = 64) -> Tensors:
     """As openai-community/gpt2: saved without the head, and with the causal masks, once buffers."""
-    masks = {f"h.{n}.attn.bias": torch.ones(64, 64).tril().reshape(1, 1, 64, 64) for n in range(LAYERS)}
+    mask = torch.ones(1, 1, positions, positions).tril()
+    masks = {f"h.{n}.attn.bias": mask.clone() for n in range(LAYERS)}
     return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()} | masks
 
 
@@ -313,8 +314,34 @@ def logits_of(folder: Path) -> torch.Tensor:
     return logits
 
 
+PROMPTS, ANSWERS = "prompts.json", "answers.json"
+ANSWER_TOKENS = 64
+
+
+def answers_of(folder: Path) -> list[list[int]]:
+    """Return what a user's transformers makes of the folder's prompts: their ids and a greedy answer's, in fp32.
+
+    A prompt is a text to go on from, or the messages of a chat. What ends an answer is the folder's own.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    answers = []
+    for prompt in json.loads((folder / PROMPTS).read_text(encoding="utf-8")):
+        if isinstance(prompt, str):
+            inputs = tokenizer(prompt, return_tensors="pt")
+        else:
+            inputs = tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
+        answers.append(model.generate(**inputs, do_sample=False, max_new_tokens=ANSWER_TOKENS)[0].tolist())
+    return answers
+
+
 def main(action: str, *arguments: str) -> None:
-    """Run under another version of transformers: `make FOLDER NAME ...`, or `logits FOLDER ...` (a file in each)."""
+    """Run under another version of transformers: `make FOLDER NAME ...`, or `logits` or `answers` and the FOLDERs.
+
+    The last two leave a file in each folder.
+    """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     failures = {}
@@ -323,6 +350,8 @@ def main(action: str, *arguments: str) -> None:
         try:
             if action == "make":
                 make_family(argument, folder)
+            elif action == "answers":
+                (folder / ANSWERS).write_text(json.dumps(answers_of(folder)), encoding="utf-8")
             else:
                 save_file({"logits": logits_of(folder).contiguous()}, folder / "logits.safetensors")
         except Exception as error:  # noqa: BLE001  (the other process tells which families failed, and why)
