@@ -58,10 +58,10 @@ def put_buffers(model: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
 
 
 def owner_of(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """Return the sub-model that a module belongs to: of a model of several, each has a rule of its own."""
+    """Return the sub-model that a module is or belongs to: of a model of several, each has a rule of its own."""
     while name:
-        name = name.rpartition(".")[0]
         module = model.get_submodule(name)
         if isinstance(module, PreTrainedModel):
             return module
+        name = name.rpartition(".")[0]
     return model

@@ -183,7 +183,17 @@ def read_config(folder: Path, *, weights: bool) -> PretrainedConfig:
             f"model.path: {folder} holds a {config.model_type} that is an encoder (is_decoder is false): each of its "
             "tokens sees those after it; name a causal language model"
         )
+    check_layers_stay(config)
     return config
+
+
+def check_layers_stay(config: PretrainedConfig) -> None:
+    """Raise ConfigError for a model that leaves out layers by chance: ranks that leave out others wait for ever."""
+    if share := getattr(config.get_text_config(), "layerdrop", None):
+        raise ConfigError(
+            f"model: a {config.model_type} with layerdrop {share} leaves out layers by chance, each rank others, and "
+            "all need every layer's weights at once; set layerdrop to 0 in its configuration"
+        )
 
 
 def fitted(
@@ -222,6 +232,7 @@ def new_config(new: NewModel, tokenizer: Any, manifest: Manifest) -> PretrainedC
     if clash:
         raise ConfigError(f"model.new.config: {', '.join(sorted(clash))}: come from the tokenizer; remove them")
     config = made_config(new, manifest.row_tokens, fixed)
+    check_layers_stay(config)
     check_length(config, manifest.row_tokens)
     return config
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from cluster.errors import TrainingError
 from training import documents
 from training.batches import MicroBatch, one_document_a_row
 from training.loss import LogitRule, LossHead, Trained, summed_loss
@@ -72,8 +73,16 @@ class PackedModel:
             summed = summed_loss(output.logits.flatten(0, 1)[trained.places], trained.targets)
         else:
             summed, output = self.loss_in_head(batch, trained, self.rule)
-        auxiliary = None if self.auxiliary_weight is None else output.aux_loss * self.auxiliary_weight
-        return Loss(summed=summed, auxiliary=auxiliary)
+        return Loss(summed=summed, auxiliary=self.auxiliary(output))
+
+    def auxiliary(self, output: Any) -> torch.Tensor | None:
+        """Return the routers' loss as it is weighed; None where none is asked for."""
+        if self.auxiliary_weight is None:
+            return None
+        found: torch.Tensor | None = getattr(output, "aux_loss", None)
+        if found is None:
+            raise no_auxiliary(self.model)
+        return found * self.auxiliary_weight
 
     def loss_in_head(self, batch: MicroBatch, trained: Trained, rule: LogitRule) -> tuple[torch.Tensor, Any]:
         """Return the summed loss, taken in the head, and what the model's forward pass returned beside it."""
@@ -111,8 +120,20 @@ def length_border(model: PreTrainedModel) -> int | None:
 
 
 def auxiliary_weight(model: PreTrainedModel) -> float | None:
-    """Return what the routers' loss counts beside that of the tokens; None where the configuration asks for none."""
+    """Return what the routers' loss counts beside that of the tokens; None where the configuration asks for none.
+
+    Raises TrainingError if it asks for one that the model does not have.
+    """
     config = model.config.get_text_config()
     if not getattr(config, "output_router_logits", False):
         return None
+    if getattr(config, "router_aux_loss_coef", None) is None:
+        raise no_auxiliary(model)
     return float(config.router_aux_loss_coef)
+
+
+def no_auxiliary(model: PreTrainedModel) -> TrainingError:
+    return TrainingError(
+        f"config.json asks for the routers' loss (output_router_logits: true), and {type(model).__name__} has none; set"
+        " it to false there"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -140,3 +142,11 @@ def test_a_mixture_of_experts_is_trained_on_what_its_own_loss_is() -> None:
     expected = model(input_ids=ids, labels=ids, use_cache=False).loss
     assert loss.auxiliary is not None and float(loss.auxiliary) > 0.1
     assert float(loss.summed / 39 + loss.auxiliary) == pytest.approx(float(expected), rel=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("model_type", "config"), [("llama4_text", CHUNKS), ("glm4_moe", {**ROPE, "head_dim": 8})])
+def test_a_loss_of_routers_that_the_model_does_not_have_is_refused(model_type: str, config: dict[str, Any]) -> None:
+    model = made(model_type, {**config, "output_router_logits": True})
+    with pytest.raises(TrainingError, match=f"{type(model).__name__} has none; set it to false"):
+        proved(model)

@@ -103,6 +103,13 @@ def test_an_encoder_without_its_head_is_no_causal_model(folder_of: Callable[...,
         read_config(folder, weights=False)
 
 
+def test_a_model_that_leaves_out_layers_by_chance_is_refused(folder_of: Callable[..., Path]) -> None:
+    small = {"hidden_size": 32, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    folder = folder_of({"config.json": {"model_type": "opt", "layerdrop": 0.1, **small}})
+    with pytest.raises(ConfigError, match=r"a opt with layerdrop 0\.1 leaves out layers by chance"):
+        read_config(folder, weights=False)
+
+
 @pytest.mark.parametrize("kind", ["gpt_neox", "gemma3"])
 def test_a_causal_model_is_none_of_these(folder_of: Callable[..., Path], kind: str) -> None:
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}

@@ -46,6 +46,15 @@ BUFFERED: dict[str, dict[str, Any]] = {
         "mamba_d_head": 16,
     },
     "gpt_neo": {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    "gemma3n_text": {
+        **CONFIGS["qwen3"],
+        "num_hidden_layers": 1,
+        "vocab_size_per_layer_input": 9,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 0,
+        "layer_types": ["full_attention"],
+        "activation_sparsity_pattern": [0.0],
+    },
 }
 
 
@@ -341,7 +350,7 @@ def test_a_routers_balance_is_read_from_the_files_and_stays_in_fp32(tmp_path: Pa
     assert torch.equal(found[name], balance)  # bf16 has no 1.001
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "falcon_h1", "gpt_neo"])
+@pytest.mark.parametrize("model_type", ["gemma2", "falcon_h1", "gpt_neo", "gemma3n_text"])
 def test_buffers_that_are_in_no_file_are_those_of_transformers(model_type: str) -> None:
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, vocab_size=9, **BUFFERED[model_type]))
     made, stored = made_buffers(skeleton_of(model.config)), model.state_dict().keys()
