@@ -125,6 +125,7 @@ def documents_for(model: PackedModel, row_tokens: int) -> list[torch.Tensor]:
     longest = max([LONGEST_ROW, *(2 * SHORT_TOKENS + window for window in windows if isinstance(window, int))])
     row_tokens = min(row_tokens, longest)
     short = max(1, min(SHORT_TOKENS, row_tokens // 4, model.border or SHORT_TOKENS))
+    short -= 1 - short % 2  # odd: a model that works in blocks sees what stands behind the document, if it looks there
     generator = torch.Generator().manual_seed(0)
     lengths = [row_tokens - short, row_tokens - short, short]
     return [torch.randint(config.vocab_size, (length,), generator=generator) for length in lengths]
