@@ -256,14 +256,9 @@ class Engine:
             self.seed(step, part)
             self.deepspeed.set_gradient_accumulation_boundary(number == len(parts))
             loss = self.loss(part)
-            sums[0] += loss.summed.detach()
-            trained = loss.summed
-            if loss.auxiliary is not None:
-                auxiliary = loss.auxiliary * len(part.trained.targets)
-                trained = trained + auxiliary
-                sums[1] += auxiliary.detach()
+            sums += loss.sums()
             # DeepSpeed divides gradients by the number of ranks
-            self.deepspeed.backward(trained * (self.world.size / trained_tokens), scale_wrt_gas=False)
+            self.deepspeed.backward(loss.trained() * (self.world.size / trained_tokens), scale_wrt_gas=False)
             if number < len(parts):
                 self.deepspeed.step()  # only counts the micro batch
         dist.all_reduce(sums)
@@ -319,8 +314,9 @@ class Engine:
         self.deepspeed.eval()
         for batch in batches:
             for part in self.parts_of([batch]):
-                sums[0] += self.loss(part).summed
-                sums[1] += len(part.trained.targets)
+                loss = self.loss(part)
+                sums[0] += loss.summed
+                sums[1] += loss.tokens
         self.deepspeed.train()
         dist.all_reduce(sums)
         nats, tokens = sums.tolist()

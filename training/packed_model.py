@@ -29,13 +29,23 @@ class Isolation(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """The summed loss of trained tokens and, for mixtures of experts, what is trained beside it for each of them.
+    """The summed loss of so many trained tokens and, for mixtures of experts, what each is trained on beside it.
 
     `auxiliary` is the routers' loss as the model's configuration weighs it; None where it asks for none.
     """
 
     summed: torch.Tensor
     auxiliary: torch.Tensor | None
+    tokens: int
+
+    def trained(self) -> torch.Tensor:
+        """Return the sum over tokens that gradients are taken of."""
+        return self.summed if self.auxiliary is None else self.summed + self.auxiliary * self.tokens
+
+    def sums(self) -> torch.Tensor:
+        """Return the sums over tokens of the tokens' loss and of the routers', [2] in fp64, without gradients."""
+        auxiliary = torch.zeros_like(self.summed) if self.auxiliary is None else self.auxiliary * self.tokens
+        return torch.stack([self.summed.detach().double(), auxiliary.detach().double()])
 
 
 class PackedModel:
@@ -73,7 +83,7 @@ class PackedModel:
             summed = summed_loss(output.logits.flatten(0, 1)[trained.places], trained.targets)
         else:
             summed, output = self.loss_in_head(batch, trained, self.rule)
-        return Loss(summed=summed, auxiliary=self.auxiliary(output))
+        return Loss(summed=summed, auxiliary=self.auxiliary(output), tokens=len(trained.targets))
 
     def auxiliary(self, output: Any) -> torch.Tensor | None:
         """Return the routers' loss as it is weighed; None where none is asked for."""

@@ -137,8 +137,8 @@ def check_architecture(folder: Path) -> None:
 
     if kind in CONFIG_MAPPING_NAMES:
         raise ConfigError(
-            f"model.path: {folder} holds {named(settings)}, of which transformers has no causal language model; "
-            "name one that continues a text"
+            f"model.path: {folder} holds {named(settings)}, which transformers' AutoModelForCausalLM does not "
+            "open; name a model of text alone (or of text and images, as Gemma 3) that it does"
         )
     if settings.get("auto_map"):
         raise ConfigError(

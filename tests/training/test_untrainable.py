@@ -75,7 +75,7 @@ def test_what_cannot_be_trained_is_refused_with_what_it_is(folder_of: Callable[.
             {"model_type": "lama"},
             r"the model_type 'lama', which transformers .* does not know \(the nearest is 'llama'",
         ),
-        ({**BERT, "model_type": "vit"}, r"of which transformers has no causal language model"),
+        ({**BERT, "model_type": "vit"}, r"which transformers' AutoModelForCausalLM does not open"),
     ],
 )
 def test_an_architecture_that_transformers_cannot_make_is_named(
