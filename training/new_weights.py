@@ -49,7 +49,7 @@ class NewWeights:
                 if value.is_floating_point():
                     value.fill_(math.nan)
             for name, part in reversed(list(module.named_modules())) if whole else [("", module)]:
-                owner_of(self.model, prefix + name)._init_weights(part)
+                owner_of(self.model, f"{prefix}{name}".rstrip("."))._init_weights(part)
         made = {prefix + name: value.detach() for name, value in own_tensors(module, whole).items()}
         values = {name: value for name, value in made.items() if name in self.units}
         if whole:
