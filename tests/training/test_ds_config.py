@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.schema import parse_yaml
-from training.config import TrainConfig
+from training.config import ExportConfig, TrainConfig
 from training.ds_config import DEFAULT_TEMPLATE, OWNED, deepspeed_config, read_template, stage_of
 from training.plan import Plan
 
@@ -132,6 +132,7 @@ def test_the_page_about_templates_names_each_of_them_and_shows_settings_that_are
     page = (DEFAULT_TEMPLATE.parent.parent / "docs" / "templates.md").read_text()
     assert re.findall(r"^\| `(\w+\.json)`", page, flags=re.MULTILINE) == [path.name for path in TEMPLATES]
     examples = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
-    assert len(examples) == 2
-    for example in examples:
-        TrainConfig.model_validate(parse_yaml(example, "docs/templates.md")["train"])
+    sections = [section for text in examples for section in parse_yaml(text, "docs/templates.md").items()]
+    assert [name for name, _ in sections] == ["train", "train", "export"]
+    for name, values in sections:
+        {"train": TrainConfig, "export": ExportConfig}[name].model_validate(values)
