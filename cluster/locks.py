@@ -82,7 +82,7 @@ class Holder:
 
     def is_alive(self) -> bool | None:
         """Tell whether the process is alive; None if that cannot be seen from here."""
-        if (self.host, self.boot, self.namespace) != (host_name(), boot_id(), pid_namespace()):
+        if (self.boot, self.namespace) != (boot_id(), pid_namespace()):  # a host may change its name
             return None
         return alive_since(self.pid) == self.started
 
@@ -135,18 +135,21 @@ class LockFile:
             raise
         return True
 
-    def break_stale(self, *, spare_living: bool = False) -> None:
+    def break_stale(self, *, spare_living: bool = False, is_silent: bool = False) -> None:
         """Remove the lock if it was not touched for long, or if its process is seen to be dead.
 
         With `spare_living`, one whose process is seen to be alive stays however long it was not touched: the process
-        is stopped, and will go on. The rename can be won by one process only; who finds that it has moved a fresh lock
+        is stopped, and will go on. With `is_silent`, somebody has watched it for long enough: its date tells nothing
+        where a clock was set back. The rename can be won by one process only; who finds that it has moved a fresh lock
         instead puts it back.
         """
         owner = self.owner()
         if owner is None:
             return
         lives = Holder.read(owner).is_alive()
-        if lives is not False and ((lives and spare_living) or not self.is_untouched(Holder.read(owner))):
+        if lives and spare_living:
+            return
+        if lives is not False and not is_silent and not self.is_untouched(Holder.read(owner)):
             return
         aside = self.path.with_name(f"{self.path.name}.{self.token}")
         try:
@@ -213,6 +216,13 @@ class Look:
     lock: LockFile
     owner: str | None = None
     touched_ns: int | None = None
+    since: float = 0.0  # when it was seen like this first, by time.monotonic
+
+    def is_silent(self) -> bool:
+        """Return whether it was watched for so long, and not touched, that its process must be dead."""
+        if self.owner is None or (self.lock.owner(), self.lock.touched_ns()) != (self.owner, self.touched_ns):
+            return False
+        return time.monotonic() - self.since >= self.lock.patience_s(Holder.read(self.owner))
 
     def living(self) -> Holder | None:
         """Return the holder once it is seen to be alive; None if there is none, or that is not known yet."""
@@ -226,7 +236,8 @@ class Look:
         if owner != self.owner and lives is None:
             patience_s = self.lock.patience_s(holder)
             log.info("%s: %s; looking up to %g s whether it lives", self.lock.path, holder.described(), patience_s)
-        self.owner, self.touched_ns = owner, touched_ns
+        if (owner, touched_ns) != (self.owner, self.touched_ns):
+            self.owner, self.touched_ns, self.since = owner, touched_ns, time.monotonic()
         return None
 
     def pause(self) -> None:
@@ -262,7 +273,7 @@ def alone(lock: LockFile, advice: Callable[[Holder], str] = lambda holder: ADVIC
     lock.path.parent.mkdir(parents=True, exist_ok=True)
     look = Look(lock)
     while not lock.try_take():
-        lock.break_stale(spare_living=True)
+        lock.break_stale(spare_living=True, is_silent=look.is_silent())
         holder = look.living()
         if holder is not None:
             raise at_work(lock.path.parent, holder, advice)

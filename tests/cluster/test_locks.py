@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,7 +48,7 @@ def hold(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
 def elsewhere(lock: Path, **facts: str) -> Holder:
     """Write a lock whose holder cannot be seen from here."""
-    holder = replace(Holder.here("shardline train"), host="elsewhere", **facts)
+    holder = replace(Holder.here("shardline train"), host="elsewhere", boot="another", **facts)
     lock.write_text(holder.text)
     return holder
 
@@ -130,6 +131,14 @@ def test_a_process_of_another_host_that_touches_its_lock_is_alive(tmp_path: Path
 
 def test_a_process_of_another_host_that_does_not_touch_its_lock_is_dead(tmp_path: Path) -> None:
     elsewhere(tmp_path / "lock")
+    with alone(LockFile(tmp_path / "lock", stale_s=0.3)):
+        assert Holder.read((tmp_path / "lock").read_text()).host != "elsewhere"
+
+
+def test_a_lock_from_a_clock_that_was_set_back_is_not_waited_for_until_its_date(tmp_path: Path) -> None:
+    elsewhere(tmp_path / "lock")
+    tomorrow = time.time() + 86_400
+    os.utime(tmp_path / "lock", (tomorrow, tomorrow))
     with alone(LockFile(tmp_path / "lock", stale_s=0.3)):
         assert Holder.read((tmp_path / "lock").read_text()).host != "elsewhere"
 

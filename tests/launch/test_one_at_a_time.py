@@ -124,7 +124,7 @@ def test_a_job_is_not_refused_by_an_earlier_launch_of_its_own(
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     yaml, paths = run_yaml(tmp_path), RunPaths(tmp_path / "run")
     paths.root.mkdir()
-    paths.lock.write_text(replace(Holder.here("shardline train"), host="node9").text)
+    paths.lock.write_text(replace(Holder.here("shardline train"), host="node9", boot="another").text)
     then = paths.lock.stat().st_mtime - 31
     os.utime(paths.lock, (then, then))
     assert shardline("train", "--launching", yaml).code == 0
@@ -135,7 +135,7 @@ def test_a_job_is_not_refused_by_an_earlier_launch_of_its_own(
 def test_ctrl_c_while_another_host_is_looked_at_ends_with_130(yaml: Path, verb: str) -> None:
     paths = RunPaths(yaml.parent / "run")
     paths.root.mkdir()
-    paths.lock.write_text(replace(Holder.here("shardline train"), host="node9").text)
+    paths.lock.write_text(replace(Holder.here("shardline train"), host="node9", boot="another").text)
     command = [sys.executable, "-m", "launch", verb, str(yaml)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
