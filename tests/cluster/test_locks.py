@@ -147,7 +147,7 @@ def test_a_number_that_another_process_has_by_now_is_not_taken_for_its_former_ow
     here = Holder.here("shardline train")
     (tmp_path / "lock").write_text(replace(here, started=here.started - 1).text)
     with alone(LockFile(tmp_path / "lock")):
-        pass
+        assert Holder.read((tmp_path / "lock").read_text()).started == here.started
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"host": "a"}', "an older kind of token"])
@@ -155,7 +155,7 @@ def test_a_lock_whose_text_a_crash_cut_short_is_judged_by_its_age(tmp_path: Path
     (tmp_path / "lock").write_text(text)
     os.utime(tmp_path / "lock", (0, 0))
     with alone(LockFile(tmp_path / "lock")):
-        pass
+        assert Holder.read((tmp_path / "lock").read_text()).pid == os.getpid()
 
 
 def test_an_earlier_instance_of_the_same_slurm_job_is_waited_for_a_quarter_of_the_time(

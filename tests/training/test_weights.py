@@ -159,6 +159,7 @@ def test_other_files_beside_the_models_are_not_read(tmp_path: Path) -> None:
     weights = PretrainedWeights(tmp_path, PLAIN)
     read_all(weights, SHAPES)
     weights.finish(elsewhere=())
+    assert weights.tensors.keys() == SHAPES.keys()
 
 
 def test_a_file_that_the_index_names_and_that_is_missing_is_named(tmp_path: Path) -> None:
