@@ -149,6 +149,9 @@ class DataConfig(Section):
     chat_template: str | None = None
     """'plain', which ends turns with the tokenizer's own end token, 'chatml', which needs `<|im_start|>` and
     `<|im_end|>`, or the path of a Jinja file; default: the tokenizer's own."""
+    train_on: Literal["all", "last"] = "all"
+    """Of a conversation, which answers are trained: all, or the last. What a row says of a turn (`weight`, `train`,
+    `loss`, `mask`) goes before it."""
     engine: Literal["auto", "gigatoken", "tokenizers"] = "auto"
     """What turns text into ids. auto: gigatoken from 4 MiB on, where it is installed and proves itself."""
     row_tokens: int = Field(default=1024, ge=16, multiple_of=8)

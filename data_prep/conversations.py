@@ -1,105 +1,268 @@
-"""A chat template over messages: the text, and which stretches of it the assistant says."""
+"""What of a conversation is trained: each answer in exactly the text that a server would have had.
+
+A template may write earlier turns otherwise once others follow: Qwen 3 and DeepSeek R1 leave out what was thought
+before, gpt-oss ends answers otherwise, Mistral moves the tools. A server renders the conversation anew for each answer,
+so each answer is trained in the rendering of what stands before it. Answers whose rendering goes on as another's share
+one sequence; where the template writes turn after turn, that is the whole conversation.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jinja2 import TemplateError
+from cluster.errors import DataError
+from data_prep.chat_templates import TEMPLATES, ChatTemplate, Messages, RefusedError, Span, dated, read_template
+from data_prep.template_forms import ANSWER, REASONING, USER
 
-from cluster.errors import ConfigError, DataError
+__all__ = ["CHATML", "TEMPLATES", "ChatTemplate", "Span", "Written", "check_template", "dated", "read_template"]
 
-Span = tuple[int, int]
-Messages = Sequence[Mapping[str, Any]]
-
-TEMPLATES = {path.stem: path for path in (Path(__file__).parent / "templates").glob("*.jinja")}
 CHATML = TEMPLATES["chatml"]
-MARKERS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 MEND = "put {% generation %} ... {% endgeneration %} around what the assistant says and its stop token (as in "
 MEND += f"{CHATML}) and name the file in data.chat_template, or write `chat_template: plain`"
+THINK = re.compile(r"</?think>")
+OPENED = "<think>"
+
+REFUSED = "refused by the chat template"
+LEFT_OUT = "partly left out by the chat template"
+UNTOLD = "the chat template does not put the answer after the prompt for it"
 
 
-class UntoldMaskError(Exception):
-    """The template does not tell which of its tokens the assistant says; the text says why."""
+class UnusableError(Exception):
+    """A conversation that cannot be trained on: `reason` is one of few, `detail` is its own."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
 
 
-def read_template(name: str | None, own: str | None) -> str | None:
-    """Return the template that `data.chat_template` names, or else the tokenizer's own."""
-    if name is None:
-        return own
-    path = TEMPLATES.get(name) or Path(name).expanduser()
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"data.chat_template: {name}: expected 'plain', 'chatml' or the path of a Jinja file: {error}"
-        ) from None
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One sequence: its text, and the spans of it, in characters, that are trained."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+    @property
+    def through(self) -> str:
+        """The text up to the end of what is trained in it."""
+        return self.text[: self.spans[-1][1]] if self.spans else ""
 
 
-def render(messages: Messages, template: str, tokens: Mapping[str, str]) -> tuple[str, list[Span]]:
-    """Return a conversation's text and the spans of it, in characters, that the assistant says.
+def written(
+    template: ChatTemplate, messages: Messages, variables: Mapping[str, Any], answers: Sequence[int]
+) -> list[Written]:
+    """Return the sequences in which the answers, given by their places in `messages`, are trained.
 
-    `tokens` are the tokenizer's special tokens by name, as the template uses them. Raises UntoldMaskError.
+    Raises UnusableError.
     """
-    if MARKERS.search(template):
-        return rendered(messages, template, tokens, marked=True)
-    text, _ = rendered(messages, template, tokens)
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant":
-            spans.append(span_by_prefix(messages[: index + 1], text, template, tokens))
-    return text, spans
-
-
-def span_by_prefix(messages: Messages, text: str, template: str, tokens: Mapping[str, str]) -> Span:
-    """Return the span that the last of `messages` adds to what a model is given to answer."""
-    before, _ = rendered(messages[:-1], template, tokens, ask=True)
-    through, _ = rendered(messages, template, tokens)
-    if not (through.startswith(before) and text.startswith(through)):
-        raise UntoldMaskError(
-            "it has no {% generation %} markers, and writes a turn otherwise when another one follows"
-        )
-    said = through[len(before) :].rstrip()
-    if not said.lstrip().startswith(messages[-1]["content"].strip()):
-        raise UntoldMaskError(
-            "it has no {% generation %} markers, and does not put the answer right after the prompt for it"
-        )
-    return len(before), len(before) + len(said)
-
-
-def rendered(
-    messages: Messages, template: str, tokens: Mapping[str, str], *, ask: bool = False, marked: bool = False
-) -> tuple[str, list[Span]]:
-    """Render with transformers' own renderer; `ask` ends with the prompt for an answer, `marked` returns the spans."""
-    from transformers.utils.chat_template_utils import render_jinja_template  # 0.6 s; text needs none of it
-
     try:
-        texts, spans = render_jinja_template(
-            conversations=[[dict(message) for message in messages]],
-            chat_template=template,
-            return_assistant_tokens_mask=marked,
-            add_generation_prompt=ask,
-            **tokens,
-        )
-    except TemplateError as error:
-        raise UntoldMaskError(f"it refuses this conversation: {error}") from None
-    return texts[0], [(start, end) for start, end in spans[0]] if marked else []
+        if template.is_marked:
+            at_once = written_at_once(template, messages, variables, answers)
+            if at_once is not None:
+                return [at_once]
+        alone = (answer_written(template, messages[: place + 1], variables) for place in answers)
+        sequences = list(joined(alone))
+    except RefusedError as error:
+        raise UnusableError(REFUSED, str(error)) from None
+    if answers[-1] != len(messages) - 1:
+        sequences[-1] = with_rest(sequences[-1], template, messages, variables)
+    return sequences
+
+
+def written_at_once(
+    template: ChatTemplate, messages: Messages, variables: Mapping[str, Any], answers: Sequence[int]
+) -> Written | None:
+    """Return a conversation as one sequence by its template's markers; None if that writes an earlier answer otherwise."""
+    text, spans = template.marked(messages, variables)
+    every = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if template.is_ours and len(spans) == len(every):
+        check_said(text, [messages[place] for place in answers])
+        return Written(text, tuple(span for place, span in zip(every, spans, strict=True) if place in answers))
+    ends = {}
+    for place in every:
+        upto = template.write(messages[: place + 1], variables).rstrip()
+        if not text.startswith(upto):
+            return None
+        ends[place] = len(upto)
+    check_said(text, [messages[place] for place in answers])
+    begins = [0, *ends.values()]
+    trained = {place: (begin, ends[place]) for place, begin in zip(every, begins, strict=False) if place in answers}
+    chosen = (span for span in spans if any(begin <= span[0] < end for begin, end in trained.values()))
+    return Written(text, tuple(chosen))
+
+
+def answer_written(template: ChatTemplate, messages: Messages, variables: Mapping[str, Any]) -> Written:
+    """Return the last of `messages` as a server has it: after the prompt for it. Raises RefusedError, UnusableError."""
+    through = template.write(messages, variables)
+    before = prompt_written(template, messages, variables, through)
+    said = said_after(before, through, messages)
+    if said is None:
+        raise UnusableError(UNTOLD, shortened(through[common(before, through) :]))
+    check_said(said, messages[-1:])
+    if template.is_marked:
+        text, spans = template.marked(messages, variables)
+        shared = common(before, text)
+        return Written(text, tuple(span for span in spans if span[1] > shared))
+    text = before + said
+    return Written(text, ((len(before), len(text.rstrip())),))
+
+
+def prompt_written(template: ChatTemplate, messages: Messages, variables: Mapping[str, Any], through: str) -> str:
+    """Return what a model is given to answer. Where nothing stands before and the template refuses that, what precedes
+    the first text that is said."""
+    try:
+        return template.write(messages[:-1], variables, ask=True)
+    except RefusedError:
+        if len(messages) > 1:
+            raise
+        first = next(texts_said(messages[-1]), "")
+        return through[: max(through.find(first), 0)]
+
+
+def said_after(before: str, through: str, messages: Messages) -> str | None:
+    """Return what the model is to say after `before`, which `through` holds in some way; None if it cannot be told."""
+    if through.startswith(before):
+        return through[len(before) :]
+    opened = before.rstrip()
+    if opened.endswith(OPENED) and through.startswith(opened.removesuffix(OPENED)):
+        rest = through[len(opened) - len(OPENED) :]
+        return thought_through(messages[-1]) + (rest if rest.startswith("\n") else f"\n\n{rest}")
+    return said_behind_same_end(before, through, messages)
+
+
+def thought_through(message: Mapping[str, Any]) -> str:
+    """Return the reasoning of an answer and its end, for a prompt that has opened it and a template that drops it."""
+    reasoning = next((message[key] for key in REASONING if message.get(key)), None)
+    content = message.get("content")
+    if reasoning is None and isinstance(content, str) and "</think>" in content:
+        reasoning = content.rpartition("</think>")[0].rpartition(OPENED)[2]
+    return f"{(reasoning or '').strip()}\n</think>"
+
+
+def said_behind_same_end(before: str, through: str, messages: Messages) -> str | None:
+    """Return the answer if the last turn and the prompt stand before it as they end `before`, whatever precedes."""
+    first, last = next(texts_said(messages[-1]), None), None
+    if len(messages) > 1:
+        last = list(texts_said(messages[-2]))[-1:] or None
+    if first is None or last is None:
+        return None
+    at = through.find(first, common(before, through))
+    shared = common(before[::-1], through[: max(at, 0)][::-1])
+    return through[at:] if shared and last[0] in before[len(before) - shared :] else None
+
+
+def joined(answers: Iterable[Written]) -> Iterator[Written]:
+    """Yield answers in as few sequences: one goes on with the next if that holds all that is trained in it."""
+    current: Written | None = None
+    for answer in answers:
+        if current is not None and answer.text.startswith(current.through):
+            current = replace(answer, spans=(*current.spans, *answer.spans))
+            continue
+        if current is not None:
+            yield current
+        current = answer
+    if current is not None:
+        yield current
+
+
+def with_rest(last: Written, template: ChatTemplate, messages: Messages, variables: Mapping[str, Any]) -> Written:
+    """Return the last sequence with the turns that follow its answers, if the template writes those as they are."""
+    try:
+        whole = template.write(messages, variables)
+    except RefusedError:
+        return last
+    return replace(last, text=whole) if whole.startswith(last.through) else last
+
+
+def check_said(text: str, messages: Messages) -> None:
+    """Raise UnusableError unless all that the messages say stands in the text."""
+    for message in messages:
+        for said in texts_said(message):
+            if said not in text and not any(
+                json.dumps(said, ensure_ascii=ascii_only)[1:-1] in text for ascii_only in (False, True)
+            ):
+                raise UnusableError(LEFT_OUT, shortened(said))
+
+
+def texts_said(message: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each text of a message as a template may strip it, in the order in which it is said."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    contents = [piece for part in parts for piece in THINK.split(part.get("text") or "")]
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    reasoning = next((message[key] for key in REASONING if message.get(key)), "")
+    said = itertools.chain([reasoning], contents, *([call["name"], *leaves(call.get("arguments"))] for call in calls))
+    return filter(None, map(str.strip, said))
+
+
+def leaves(value: Any) -> Iterator[str]:
+    """Yield the texts in JSON-like data."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield key
+            yield from leaves(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from leaves(item)
+
+
+def common(one: str, other: str) -> int:
+    """Return how many characters two texts begin with in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # `one[:low]` is in common
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def turn_tokens(template: str, tokens: Mapping[str, str], added: Sequence[str]) -> frozenset[str]:
+    """Return which of a tokenizer's added tokens the template begins and ends turns with; all if it cannot be told.
+
+    They are what stands in a conversation whatever is said in it: not what an answer may hold, as `<tool_call>`.
+    """
+    chat, (user, answer) = ChatTemplate(template, tokens), (USER, ANSWER)
+    try:
+        between, ended = chat.write([user, answer, user], {}), chat.write([user, answer], {}).rstrip()
+    except RefusedError:
+        return frozenset(added)
+    return frozenset(token for token in added if token in between or ended.endswith(token)) | {*tokens.values()}
 
 
 def check_template(template: str, tokens: Mapping[str, str], controls: Sequence[str]) -> None:
-    """Raise DataError unless the template tells what the assistant says and ends it with one of `controls`."""
-    probe = [{"role": role, "content": f"{role} {n}"} for n in (1, 2) for role in ("user", "assistant")]
-    try:
-        text, spans = render(probe, template, tokens)
-    except UntoldMaskError as error:
-        raise DataError(f"the chat template does not tell what to train: {error}; {MEND}") from None
-    if len(spans) != 2:
-        raise DataError(f"the chat template marks {len(spans)} of 2 assistant turns; {MEND}")
-    for start, end in spans:
-        if not text[start:end].rstrip().endswith(tuple(controls)):
+    """Raise DataError unless the template tells what the assistant says and ends it with one of `controls`.
+
+    Conversations of several kinds are tried, for rows need only what is in them.
+    """
+    chat = ChatTemplate(template, tokens)
+    asked = [[{"role": role, "content": f"{role} {n}"} for role in ("user", "assistant")] for n in (1, 2)]
+    system = {"role": "system", "content": "system 1"}
+    problem = None
+    for probe in ([*asked[0], *asked[1]], asked[0], [system, *asked[0]]):
+        answers = [place for place, message in enumerate(probe) if message["role"] == "assistant"]
+        try:
+            sequences = written(chat, probe, {}, answers)
+            break
+        except UnusableError as error:
+            problem = problem or error
+    else:
+        raise DataError(f"the chat template does not tell what to train: {problem}; {MEND}")
+    ends = [sequence.text[start:end].rstrip() for sequence in sequences for start, end in sequence.spans]
+    if len(ends) < len(answers):
+        raise DataError(f"the chat template marks {len(ends)} of {len(answers)} assistant turns; {MEND}")
+    for end in ends if len(ends) == len(answers) else ends[-1:]:  # markers may stand around parts of an answer
+        if not end.endswith(tuple(controls)):
             raise DataError(
-                f"the chat template ends what the assistant says with {text[start:end][-16:]!r}, which is no special "
+                f"the chat template ends what the assistant says with {end[-16:]!r}, which is no special "
                 f"token of the tokenizer (it has {', '.join(controls)}): the model would never learn to stop; {MEND}"
             )

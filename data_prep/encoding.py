@@ -5,27 +5,48 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cluster.files import digest_of, write_text
-from data_prep.conversations import Span, UntoldMaskError, render
+from data_prep.conversations import ChatTemplate, Span, UnusableError, Written, written
 from data_prep.documents import Document, Rejected
 from data_prep.engines import REFERENCE, Engine, Ragged, open_engine
 from data_prep.proof import ProvedEngine
 from data_prep.shard_writing import id_type
+from data_prep.template_forms import Fed, Forms
+from data_prep.turns import canonical
 
 BATCH = 256  # documents handed to the engine at once
+MAY_MARK = ("assistant", "system", "developer")  # who may write tokens that mark what is inside a turn
 BATCH_BYTES = 2 * 2**20  # likewise of running text: what the proof looks at stays in the processor's cache
+
+
+TrainOn = Literal["all", "last"]
+
+NO_ANSWER = "no turn has the role 'assistant'"
+NOT_TRAINED = "every answer is marked as not to be trained"
+NO_TOKEN = "no trained token"
+CONTROL_TOKEN = "control token in a message"
+FURTHER = "sequences more than conversations, since the chat template writes earlier turns otherwise"
+ACROSS = "pairs with a token across the end of the prompt, which is trained"
+UNMARKED = "flags of training on turns that are no answers, which are never trained"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """All that encoding depends on. `bos` is None unless the tokenizer adds it by itself; `engine` has its version."""
+    """All that encoding depends on. `bos` is None unless the tokenizer adds it by itself; `engine` has its version.
+
+    `control_tokens` may stand in no message, but for the `marker_tokens` among them, which the system and the
+    assistant may write.
+    """
 
     rules: str
     vocab_size: int
@@ -35,12 +56,15 @@ class EncoderSpec:
     chat_template: str | None
     special_tokens: dict[str, str]
     control_tokens: tuple[str, ...]
+    marker_tokens: tuple[str, ...] = ()
+    train_on: TrainOn = "all"
     engine: str = REFERENCE
 
     def digests(self) -> tuple[str, str]:
         """Return the digest of all that encoding depends on, and of what the encoding of running text does."""
         described = {**asdict(self), "rules": hashlib.sha256(self.rules.encode()).hexdigest()}
-        return digest_of(described), digest_of({**described, "chat_template": None})
+        of_turns = dict.fromkeys(("chat_template", "control_tokens", "marker_tokens", "train_on"))
+        return digest_of(described), digest_of({**described, **of_turns})
 
 
 def trusted_engine(spec: EncoderSpec) -> Engine:
@@ -58,7 +82,8 @@ def write_spec(path: Path, spec: EncoderSpec) -> None:
 
 def read_spec(path: Path) -> EncoderSpec:
     values = json.loads(path.read_text(encoding="utf-8"))
-    return EncoderSpec(**{**values, "control_tokens": tuple(values["control_tokens"])})
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return EncoderSpec(**{**values, **lists})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +94,20 @@ class Encoded:
     loss_mask: npt.NDArray[np.bool_]
 
 
-class UnusableDocumentError(Exception):
-    """A document that cannot be trained on: `record` says which, the text says why."""
-
-    def __init__(self, record: int, reason: str) -> None:
-        super().__init__(record, reason)
-        self.record, self.reason = record, reason
-
-
 class Encoder:
-    """Encodes documents of every shape with one engine."""
+    """Encodes documents of every shape with one engine; `changed` counts what is written otherwise than rows have it."""
 
     def __init__(self, spec: EncoderSpec, engine: Engine | None = None) -> None:
         self.spec = spec
         self.engine = engine or trusted_engine(spec)
         self.start = np.array([] if spec.bos is None else [spec.bos], dtype=np.uint32)
         self.end = np.array([spec.eos], dtype=np.uint32)
+        self.changed: Counter[str] = Counter()
+        self.boundaries = tuple(token for token in spec.control_tokens if token not in set(spec.marker_tokens))
+
+    @cached_property
+    def forms(self) -> Forms:
+        return Forms(ChatTemplate(str(self.spec.chat_template), self.spec.special_tokens), self.changed)
 
     def is_conversation(self, document: Document) -> bool:
         """Tell whether the chat template writes the document."""
@@ -94,7 +117,9 @@ class Encoder:
         """Return the document as it is encoded, or why it is not.
 
         An end token that the source spells after the last text goes: the encoder writes the real one. Any other control
-        token that a message spells would end its turn, so such a conversation is not used.
+        token that a message spells would end its turn, or let a user speak as somebody else, so such a conversation is
+        not used. Tokens that mark what is inside an answer (`<tool_call>` in some tokenizers) are no such thing where
+        the system or the assistant writes them.
         """
         last = document.turns[-1]
         end = self.spec.special_tokens.get("eos_token")
@@ -103,32 +128,35 @@ class Encoder:
             document = replace(document, turns=(*document.turns[:-1], last))
             if not last.said().strip():
                 return Rejected(document.record, "empty")
-        if self.is_conversation(document):
-            said = (turn.role + turn.said() for turn in document.turns)
-            if any(token in text for text in said for token in self.spec.control_tokens):
-                return Rejected(document.record, "control token in a message")
+        if self.is_conversation(document) and self.holds_control(document):
+            return Rejected(document.record, CONTROL_TOKEN)
         return document
+
+    def holds_control(self, document: Document) -> bool:
+        """Tell whether a control token stands where none may."""
+        if document.variables and any(token in canonical(document.variables) for token in self.boundaries):
+            return True
+        for turn in document.turns:
+            tokens = self.boundaries if turn.role in MAY_MARK else self.spec.control_tokens
+            text = turn.role + turn.said()
+            if any(token in text for token in tokens):
+                return True
+        return False
 
     def begin_slice(self) -> None:
         """Begin a slice: its sample for the engine's proof depends on nothing before it."""
         if isinstance(self.engine, ProvedEngine):
             self.engine.begin()
 
-    def encode(self, documents: Sequence[Document]) -> list[Encoded]:
-        """Return the ids and masks of pairs and conversations, in order.
-
-        Raises UnusableDocumentError if nothing in one is trained.
-        """
-        result: dict[int, Encoded] = {}
+    def encode(self, documents: Sequence[Document]) -> list[list[Encoded] | Rejected]:
+        """Return the sequences of each pair and conversation, or why it has none."""
+        result: dict[int, list[Encoded] | Rejected] = {}
         kinds = {False: self.encode_pairs, True: self.encode_conversations}
         for kind, encode in kinds.items():
             chosen = [i for i, document in enumerate(documents) if kind == self.is_conversation(document)]
             for first in range(0, len(chosen), BATCH):
                 batch = chosen[first : first + BATCH]
                 result.update(zip(batch, encode([documents[i] for i in batch]), strict=True))
-        for index, document in enumerate(documents):
-            if not result[index].loss_mask.any():
-                raise UnusableDocumentError(document.record, no_trained_token(document))
         return [result[index] for index in range(len(documents))]
 
     def encode_texts(self, texts: Sequence[bytes]) -> Ragged:
@@ -148,41 +176,78 @@ class Encoder:
             first = first + np.arange(len(first))
         return Ragged(ids, first)
 
-    def encode_pairs(self, documents: Sequence[Document]) -> list[Encoded]:
-        """Prompt, then completion and its end, which are trained."""
-        prompts, answers = (
-            self.engine.encode_plain([document.turns[turn].text.encode() for document in documents]) for turn in (0, 1)
-        )
-        given = np.diff(prompts.first) + len(self.start)
-        first = np.concatenate([[0], np.cumsum(given + np.diff(answers.first) + 1)])
+    def encode_pairs(self, documents: Sequence[Document]) -> list[list[Encoded] | Rejected]:
+        """Prompt and completion as one text, and its end; what holds a character of the completion is trained.
+
+        Parts that are encoded one by one would not be what the model meets: SentencePiece puts a space before each.
+        """
+        prompts = ["\n\n".join(turn.text for turn in document.turns[:-1]).encode() for document in documents]
+        texts = [prompt + document.turns[-1].text.encode() for prompt, document in zip(prompts, documents, strict=True)]
+        encoded, given, begun = self.engine.encode_cut(texts, list(map(len, prompts)))
+        self.changed[ACROSS] += int(np.count_nonzero(begun > given))
+        given = given + len(self.start)
+        first = encoded.first + np.arange(len(encoded.first)) * (len(self.start) + 1)
         ids = np.empty(first[-1], dtype=np.uint32)
         mask = np.ones(first[-1], dtype=np.bool_)
-        result = []
+        result: list[list[Encoded] | Rejected] = []
         for index, (begin, end) in enumerate(itertools.pairwise(first.tolist())):
-            np.concatenate([self.start, prompts[index], answers[index], self.end], out=ids[begin:end])
+            np.concatenate([self.start, encoded[index], self.end], out=ids[begin:end])
             mask[begin : begin + max(int(given[index]), 1)] = False
-            result.append(Encoded(ids[begin:end], mask[begin:end]))
+            result.append(checked([Encoded(ids[begin:end], mask[begin:end])], documents[index].record))
         return result
 
-    def encode_conversations(self, documents: Sequence[Document]) -> list[Encoded]:
+    def encode_conversations(self, documents: Sequence[Document]) -> list[list[Encoded] | Rejected]:
         """The chat template's text; what the assistant says and its stop token are trained."""
-        rendered = [self.rendered(document) for document in documents]
-        encodings = self.engine.encode_marked([text for text, _ in rendered])
-        result = []
-        for (_, spans), (ids, offsets) in zip(rendered, encodings, strict=True):
-            mask = tokens_in(spans, offsets)
-            mask[:1] = False
-            result.append(Encoded(ids, mask))
+        written_as = [self.written(document) for document in documents]
+        sequences = [one for several in written_as if not isinstance(several, Rejected) for one in several]
+        encodings = iter(self.engine.encode_marked([sequence.text for sequence in sequences]))
+        result: list[list[Encoded] | Rejected] = []
+        for document, several in zip(documents, written_as, strict=True):
+            if isinstance(several, Rejected):
+                result.append(several)
+                continue
+            encoded = []
+            for sequence in several:
+                ids, offsets = next(encodings)
+                mask = tokens_in(sequence.spans, offsets)
+                mask[:1] = False
+                encoded.append(Encoded(ids, mask))
+            self.changed[FURTHER] += len(encoded) - 1
+            result.append(checked(encoded, document.record))
         return result
 
-    def rendered(self, document: Document) -> tuple[str, list[Span]]:
-        messages = [turn.message() for turn in document.turns]
+    def written(self, document: Document) -> list[Written] | Rejected:
+        """Return a conversation's sequences as text, or why it has none."""
         try:
-            return render(messages, str(self.spec.chat_template), self.spec.special_tokens)
-        except UntoldMaskError as error:
-            raise UnusableDocumentError(
-                document.record, f"the chat template does not tell what to train: {error}"
-            ) from None
+            fed = self.forms.fed(document)
+            answers = self.trained_answers(fed)
+            return written(self.forms.template, fed.messages, fed.variables, answers)
+        except UnusableError as error:
+            return Rejected(document.record, error.reason, error.detail)
+
+    def trained_answers(self, fed: Fed) -> list[int]:
+        """Return the places of the answers to train: those that the row does not exclude, as `train_on` says.
+
+        One that the row includes by name is trained whatever `train_on` says. Raises UnusableError.
+        """
+        answers = [place for place, message in enumerate(fed.messages) if message["role"] == "assistant"]
+        if not answers:
+            roles = ", ".join(sorted({str(message["role"]) for message in fed.messages}))
+            raise UnusableError(NO_ANSWER, f"roles here: {roles}")
+        self.changed[UNMARKED] += sum(
+            flag is True and message["role"] != "assistant"
+            for flag, message in zip(fed.flags, fed.messages, strict=True)
+        )
+        wanted = answers if self.spec.train_on == "all" else answers[-1:]
+        chosen = [place for place in answers if fed.flags[place] or (place in wanted and fed.flags[place] is None)]
+        if not chosen:
+            raise UnusableError(NOT_TRAINED)
+        return chosen
+
+
+def checked(encoded: list[Encoded], record: int) -> list[Encoded] | Rejected:
+    """Return the sequences in which something is trained, or that there is none."""
+    return [one for one in encoded if one.loss_mask.any()] or Rejected(record, NO_TOKEN)
 
 
 def batches_of(texts: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
@@ -203,11 +268,3 @@ def tokens_in(spans: Sequence[Span], offsets: npt.NDArray[np.int64]) -> npt.NDAr
     for start, end in spans:
         mask |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
     return mask
-
-
-def no_trained_token(document: Document) -> str:
-    """Say why nothing in a document is trained, and what to do."""
-    if document.shape == "messages" and all(turn.role != "assistant" for turn in document.turns):
-        roles = ", ".join(sorted({turn.role for turn in document.turns}))
-        return f"no trained token: no turn has the role 'assistant' (roles here: {roles}); add the answer or delete it"
-    return "no trained token: the template marks nothing that the assistant says; mend the document or the template"

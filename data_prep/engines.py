@@ -46,6 +46,12 @@ class Engine(Protocol):
     def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
         """Return the ids of texts in UTF-8 in which nothing is a control token, whatever it looks like."""
 
+    def encode_cut(self, texts: Sequence[bytes], cuts: Sequence[int]) -> tuple[Ragged, Offsets, Offsets]:
+        """Return what `encode_plain` does, and how many tokens of each text end, and begin, before its byte cuts[i].
+
+        They differ by one where a token lies across the cut, which is the beginning of a character.
+        """
+
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         """Return the ids of texts with control tokens in them, and each token's span: [tokens, 2] characters."""
 
@@ -97,6 +103,15 @@ class HuggingFaceEngine:
         encodings = self.plain.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
         return ragged([np.array(encoding.ids, dtype=np.uint32) for encoding in encodings])
 
+    def encode_cut(self, texts: Sequence[bytes], cuts: Sequence[int]) -> tuple[Ragged, Offsets, Offsets]:
+        encodings = self.plain.encode_batch([text.decode() for text in texts], add_special_tokens=False)
+        counts = np.zeros((2, len(texts)), dtype=np.int64)
+        for number, (encoding, text, cut) in enumerate(zip(encodings, texts, cuts, strict=True)):
+            at = len(text[:cut].decode())
+            offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+            counts[:, number] = np.count_nonzero(offsets[:, 1] <= at), np.count_nonzero(offsets[:, 0] < at)
+        return ragged([np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]), counts[0], counts[1]
+
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         encodings = self.marked.encode_batch(list(texts), add_special_tokens=False)
         return [
@@ -138,6 +153,20 @@ class GigatokenEngine:
 
     def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
         return encode_all(self.plain, list(texts))
+
+    def encode_cut(self, texts: Sequence[bytes], cuts: Sequence[int]) -> tuple[Ragged, Offsets, Offsets]:
+        # The texts lie one after the other, as do the bytes of their tokens: where each token ends follows from how
+        # many bytes the tokens before it have, and a search finds how many of them come before a cut. Where the bytes
+        # of the tokens are not those of the texts (a normalizer, a marked space), `tokenizers` tells the places.
+        encoded = self.encode_plain(texts)
+        ends = np.cumsum(self.outlines.size.take(encoded.ids.astype(np.intp)))
+        begins = np.concatenate([[0], ends])
+        text_ends = np.cumsum([len(text) for text in texts])
+        if not (np.array_equal(begins[encoded.first[1:]], text_ends) and self.spells(encoded.ids, b"".join(texts))):
+            return self.reference.encode_cut(texts, cuts)
+        places = text_ends - [len(text) for text in texts] + np.array(cuts, dtype=np.int64)
+        ended = np.searchsorted(ends, places, side="right") - encoded.first[:-1]
+        return encoded, ended, np.searchsorted(begins[:-1], places, side="left") - encoded.first[:-1]
 
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         raw = [text.encode() for text in texts]

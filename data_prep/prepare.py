@@ -88,7 +88,7 @@ def prepare_alone(
         map_slices = mapper(config, corpus, workers)
         loaded = load_tokenizer(config, model_path, corpus, folder / "work", may_add_tokens=may_add_tokens)
         tokenizer = loaded.tokenizer
-        spec = encoder_spec(tokenizer, corpus)
+        spec = encoder_spec(tokenizer, corpus, config.train_on)
         slices = cut_slices(corpus, config.slice_bytes)
         choice = choose_engine(config.engine, spec.rules, spec.control_tokens, corpus.bytes, is_text=corpus.is_text)
         spec = replace(spec, engine=choice.engine)
@@ -151,6 +151,7 @@ def config_digest(
             "files": [[asdict(file.info), asdict(file.columns)] for file in corpus.files],
             "tokenizer": tokenizer_origin(config, model_path),
             "chat_template": read_template(config.chat_template, None),
+            "train_on": config.train_on,
             "mixture": [[source.label, source.epochs, source.weight] for source in config.sources],
             "rows": [PACKING_VERSION, config.row_tokens, packing_method(config, corpus), config.shard_rows],
             "held_out": [config.validation_fraction, config.test_fraction],
@@ -193,7 +194,6 @@ def encode_slices(
     missing = [
         SliceTask(
             parts=parts,
-            names=tuple(corpus.files[part.file].info.path for part in parts),
             spec=spec_file,
             cleaning=cleaning,
             target=path,

@@ -42,16 +42,13 @@ def preview(
     corpus = fetch_corpus(config, folder)
     loaded = load_tokenizer(config, model_path, corpus, folder / "work", may_add_tokens=may_add_tokens)
     tokenizer = loaded.tokenizer
-    spec = encoder_spec(tokenizer, corpus)
+    spec = encoder_spec(tokenizer, corpus, config.train_on)
     encoder = Encoder(spec)
     by_source = itertools.groupby(
         cut_slices(corpus, PREVIEW_BYTES), key=lambda parts: corpus.files[parts[0].file].info.source
     )
     slices = [next(group) for _, group in by_source]
-    tables = [
-        encode_parts(parts, [corpus.files[p.file].info.path for p in parts], encoder, config.cleaning)
-        for parts in slices
-    ]
+    tables = [encode_parts(parts, encoder, config.cleaning) for parts in slices]
     plan = make_plan(config, corpus, slices, tables, 0, line_ends(tokenizer)).splits["train"]
     row_format = RowFormat(row_tokens=config.row_tokens, vocab_size=spec.vocab_size, pad=spec.pad)
     chosen = {round(n) for n in np.linspace(0, plan.rows - 1, min(count, plan.rows))}
@@ -78,9 +75,13 @@ def show_row(number: int, row: Row, corpus: Corpus, tokenizer: Any, *, colour: b
 
 
 def marked_text(row: Row, begin: int, end: int, tokenizer: Any, *, colour: bool) -> Iterator[str]:
-    """Yield the text of a stretch of a row, what is trained marked."""
+    """Yield the text of a stretch of a row as the model meets it, decoded as a whole, what is trained marked."""
     opening, closing = (GREEN, RESET) if colour else ("⟦", "⟧")
     dim, undim = (DIM, RESET) if colour else ("", "")
+    at = 0
     for trained, run in itertools.groupby(range(begin, end), key=lambda i: bool(row.loss_mask[i])):
-        text = tokenizer.decode(row.input_ids[list(run)].tolist())
+        last = list(run)[-1] + 1
+        upto = str(tokenizer.decode(row.input_ids[begin:last].tolist(), clean_up_tokenization_spaces=False))
+        upto = upto if last == end else upto.rstrip("\ufffd")  # a character that a run cuts stands in the next
+        text, at = upto[at:], len(upto)
         yield f"{opening}{text}{closing}" if trained else f"{dim}{text}{undim}"

@@ -160,6 +160,23 @@ class ProvedEngine:
 
     def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
         encoded = self.engine.encode_plain(texts)
+        self.prove(texts, encoded)
+        return encoded
+
+    def encode_cut(self, texts: Sequence[bytes], cuts: Sequence[int]) -> tuple[Ragged, Offsets, Offsets]:
+        encoded, *counts = self.engine.encode_cut(texts, cuts)
+        whole = self.prove(texts, encoded)
+        _, *expected = self.reference.encode_cut([texts[index] for index in whole], [cuts[index] for index in whole])
+        for ours, theirs in zip(counts, expected, strict=True):
+            for index in np.flatnonzero(ours[whole] != theirs).tolist():
+                raise EngineMismatchError(f"it gave other places of tokens for {shortened(texts[whole[index]])}")
+        return encoded, counts[0], counts[1]
+
+    def prove(self, texts: Sequence[bytes], encoded: Ragged) -> list[int]:
+        """Compare what was encoded at the places of the sample; return the texts that were compared whole.
+
+        Raises EngineMismatchError.
+        """
         joined = b"".join(texts)
         self.check_spelling(encoded, texts, joined)
         excerpts: list[bytes] = []
@@ -173,7 +190,7 @@ class ProvedEngine:
         ours = [*(encoded[index] for index in whole), *self.engine.encode_plain(excerpts)]
         for text, mine, theirs in zip(chosen, ours, self.reference.encode_plain(chosen), strict=True):
             check_same(text, mine, theirs)
-        return encoded
+        return whole
 
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         encoded = self.engine.encode_marked(texts)

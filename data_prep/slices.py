@@ -1,5 +1,8 @@
 """A slice of the corpus as one Arrow file of encoded documents, named by the digest of all it depends on.
 
+A line is a sequence. A document is one sequence, or several where its chat template writes the turns before an answer
+otherwise than it did before: those stand one after the other, with the same part, record, key and signature.
+
 Columns: part (index in the slice), record (in the part), key (16 bytes: the hash of the cleaned content), signature
 (0 bytes if near duplicates are not looked for), trained (tokens), ids, mask (empty if all the documents are running
 text, of which everything is trained). The schema's metadata counts, for each part, the records,
@@ -12,7 +15,7 @@ import json
 import mmap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,17 +27,17 @@ import pyarrow as pa
 from cluster.errors import DataError
 from cluster.files import digest_of, whole_file
 from data_prep.blocks import arrow_array, numpy_array
-from data_prep.cleaning import CLEANING_VERSION
+from data_prep.cleaning import CLEANING_VERSION, excerpt
 from data_prep.config import CleaningConfig
-from data_prep.documents import Part, raw_records
-from data_prep.encoding import Encoder, EncoderSpec, UnusableDocumentError, read_spec
+from data_prep.documents import EXCERPT_BYTES, Rejected
+from data_prep.encoding import NO_TOKEN, Encoder, EncoderSpec, read_spec
 from data_prep.engines import Ragged, ragged
 from data_prep.near_duplicates import SIGNATURE_VERSION
 from data_prep.reading import ReadPart, read_usable
 from data_prep.rejects import Sample, drawn
 from data_prep.sources import Corpus, Slice
 
-SLICE_VERSION = 4  # part of every slice's digest: raise it when reading, encoding or this format changes
+SLICE_VERSION = 5  # part of every slice's digest: raise it when reading, encoding or this format changes
 
 Mask = npt.NDArray[np.uint8]
 
@@ -44,7 +47,6 @@ class SliceTask:
     """One slice to encode: what to read, with what, and where the result goes."""
 
     parts: Slice
-    names: tuple[str, ...]
     spec: Path
     cleaning: CleaningConfig
     target: Path
@@ -85,7 +87,7 @@ def slice_digests(slices: Sequence[Slice], corpus: Corpus, spec: EncoderSpec, cl
 def encode_slice(task: SliceTask) -> Path:
     """Read, clean and encode one slice into its file, whole or not at all; a file that is there is left alone."""
     if not task.target.exists():
-        encoded = encode_parts(task.parts, task.names, cached_encoder(task.spec), task.cleaning)
+        encoded = encode_parts(task.parts, cached_encoder(task.spec), task.cleaning)
         write_slice(task.target, encoded)
     return task.target
 
@@ -96,56 +98,93 @@ def cached_encoder(spec: Path) -> Encoder:
     return Encoder(read_spec(spec))
 
 
-def encode_parts(parts: Slice, names: Sequence[str], encoder: Encoder, cleaning: CleaningConfig) -> EncodedSlice:
-    """Read, clean and encode the documents of a slice. Raises DataError that names a document's file and line."""
+@dataclass(frozen=True, kw_only=True)
+class EncodedPart:
+    """The sequences of a part, one after the other; `document` says of which of the part's usable documents each is.
+
+    `mask` tells which tokens are trained; None: all but the first of each sequence.
+    """
+
+    tokens: Ragged
+    mask: Mask | None
+    document: npt.NDArray[np.int64]
+    rejected: list[Rejected]
+    changed: Counter[str]
+
+
+def encode_parts(parts: Slice, encoder: Encoder, cleaning: CleaningConfig) -> EncodedSlice:
+    """Read, clean and encode the documents of a slice."""
     read = [read_usable(part, encoder, cleaning) for part in parts]
     encoder.begin_slice()
-    encoded: list[tuple[Ragged, Mask | None]] = []
-    for part, name, one in zip(parts, names, read, strict=True):
-        try:
-            encoded.append(encode_part(one, encoder))
-        except UnusableDocumentError as problem:
-            raise DataError(f"{place(part, name, problem.record)}: {problem.reason}") from None
-    rejected = (
+    encoded = [encode_part(one, encoder) for one in read]
+    rejected = [one.rejected + part.rejected for one, part in zip(read, encoded, strict=True)]
+    samples = (
         Sample(reason=item.reason, file=index, record=item.record, text=item.excerpt)
-        for index, one in enumerate(read)
-        for item in one.rejected
+        for index, items in enumerate(rejected)
+        for item in items
     )
-    keys = b"".join(key for one in read for key in one.content_keys())
+    both = list(zip(read, encoded, strict=True))
+    records = [np.array(one.records, dtype=np.int64)[part.document] for one, part in both]
     is_signed = cleaning.near_duplicates != "off"
     return EncodedSlice(
-        part=np.repeat(np.arange(len(parts), dtype=np.int32), [len(one.records) for one in read]),
-        record=np.array([record for one in read for record in one.records], dtype=np.int64),
-        key=np.frombuffer(keys, dtype=">u8").astype(np.uint64).reshape(-1, 2),
-        first=np.cumsum(np.concatenate([[0], *(np.diff(ids.first) for ids, _ in encoded)]), dtype=np.int64),
-        ids=np.concatenate([np.empty(0, np.uint16), *(ids.ids for ids, _ in encoded)]),
-        trained=np.concatenate([trained_tokens(*one) for one in encoded]),
-        mask=whole_mask([mask for _, mask in encoded], [len(ids.ids) for ids, _ in encoded]),
-        signature=np.concatenate([one.signatures() if is_signed else unsigned(one) for one in read]),
+        part=np.repeat(np.arange(len(parts), dtype=np.int32), list(map(len, records))),
+        record=np.concatenate([np.empty(0, np.int64), *records]),
+        key=np.concatenate([np.empty((0, 2), np.uint64), *(keys_of(one)[part.document] for one, part in both)]),
+        first=np.cumsum(np.concatenate([[0], *(np.diff(part.tokens.first) for part in encoded)]), dtype=np.int64),
+        ids=np.concatenate([np.empty(0, np.uint16), *(part.tokens.ids for part in encoded)]),
+        trained=np.concatenate([trained_tokens(part.tokens, part.mask) for part in encoded]),
+        mask=whole_mask([part.mask for part in encoded], [len(part.tokens.ids) for part in encoded]),
+        signature=np.concatenate(
+            [(one.signatures() if is_signed else unsigned(one))[part.document] for one, part in both]
+        ),
         records=[len(one.records) + len(one.rejected) for one in read],
-        rejected=[dict(sorted(Counter(item.reason for item in one.rejected).items())) for one in read],
-        changed=[one.changed for one in read],
-        samples=drawn(rejected, cleaning.rejected_samples),
+        rejected=[dict(sorted(Counter(item.reason for item in items).items())) for items in rejected],
+        changed=[dict(sorted((Counter(one.changed) + part.changed).items())) for one, part in both],
+        samples=drawn(samples, cleaning.rejected_samples),
     )
+
+
+def keys_of(read: ReadPart) -> npt.NDArray[np.uint64]:
+    """Return the hash of each usable document's content, [documents, 2]."""
+    return np.frombuffer(b"".join(read.content_keys()), dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def unsigned(read: ReadPart) -> npt.NDArray[np.uint8]:
     return np.empty((len(read.records), 0), np.uint8)
 
 
-def encode_part(read: ReadPart, encoder: Encoder) -> tuple[Ragged, Mask | None]:
-    """Return the ids of a part's usable records and which are trained; None: all but the first of each.
+def encode_part(read: ReadPart, encoder: Encoder) -> EncodedPart:
+    """Return the sequences of a part's usable records, and those of which there are none."""
+    encoder.changed.clear()
+    if read.texts is not None:
+        return encode_texts(read, read.texts, encoder)
+    outcomes = encoder.encode(read.documents)
+    kept = [(number, one) for number, several in enumerate(outcomes) if isinstance(several, list) for one in several]
+    return EncodedPart(
+        tokens=ragged([one.input_ids for _, one in kept]),
+        mask=np.concatenate([np.empty(0, np.uint8), *(one.loss_mask.view(np.uint8) for _, one in kept)]),
+        document=np.array([number for number, _ in kept], dtype=np.int64),
+        rejected=[
+            replace(one, excerpt=": ".join(filter(None, (one.excerpt, excerpt(document.turns)))))
+            for one, document in zip(outcomes, read.documents, strict=True)
+            if isinstance(one, Rejected)
+        ],
+        changed=+encoder.changed,
+    )
 
-    Raises UnusableDocumentError if nothing in one is trained.
-    """
-    if read.texts is None:
-        encoded = encoder.encode(read.documents)
-        mask = np.concatenate([np.empty(0, np.uint8), *(e.loss_mask.view(np.uint8) for e in encoded)])
-        return ragged([e.input_ids for e in encoded]), mask
-    texts = encoder.encode_texts(read.texts)
-    for number in np.flatnonzero(np.diff(texts.first) < 2).tolist():
-        raise UnusableDocumentError(read.records[number], "no trained token: the tokenizer makes none of its text")
-    return texts, None
+
+def encode_texts(read: ReadPart, texts: list[bytes], encoder: Encoder) -> EncodedPart:
+    """Return the sequences of a part's running texts, and those of which the tokenizer makes no token."""
+    tokens = encoder.encode_texts(texts)
+    is_usable = np.diff(tokens.first) >= len(encoder.start) + len(encoder.end) + 1
+    document = np.flatnonzero(is_usable)
+    if not is_usable.all():
+        tokens = ragged([tokens[number] for number in document.tolist()])
+    rejected = [
+        Rejected(read.records[number], NO_TOKEN, texts[number][:EXCERPT_BYTES].decode(errors="ignore"))
+        for number in np.flatnonzero(~is_usable).tolist()
+    ]
+    return EncodedPart(tokens=tokens, mask=None, document=document, rejected=rejected, changed=Counter())
 
 
 def trained_tokens(encoded: Ragged, mask: Mask | None) -> npt.NDArray[np.int64]:
@@ -164,14 +203,6 @@ def whole_mask(masks: Sequence[Mask | None], lengths: Sequence[int]) -> Mask:
         return np.broadcast_to(np.uint8(1), sum(lengths))
     parts = [np.ones(n, np.uint8) if mask is None else mask for mask, n in zip(masks, lengths, strict=True)]
     return np.concatenate(parts)
-
-
-def place(part: Part, name: str, record: int) -> str:
-    """Return a record's file and number, counted from 1 as editors count lines."""
-    if not part.columns.names:
-        return name
-    before = sum(1 for _ in raw_records(Path(part.location), part.columns.format, 0, part.start)) if part.start else 0
-    return f"{name}:{before + record + 1}"
 
 
 def write_slice(path: Path, encoded: EncodedSlice) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -12,9 +13,9 @@ from cluster.errors import ConfigError, DataError
 from cluster.files import digest_of, sha256_of, whole_folder
 from data_prep.cleaning import Cleaner
 from data_prep.config import CleaningConfig, DataConfig
-from data_prep.conversations import check_template, read_template
+from data_prep.conversations import check_template, dated, read_template, turn_tokens
 from data_prep.documents import Rejected, read_part
-from data_prep.encoding import EncoderSpec
+from data_prep.encoding import EncoderSpec, TrainOn
 from data_prep.model_files import CONFIG, found_folder, read_settings
 from data_prep.shards import tokenizer_digest
 from data_prep.sources import Corpus, parts_of
@@ -212,9 +213,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     return tokenizer
 
 
-def encoder_spec(tokenizer: Any, corpus: Corpus) -> EncoderSpec:
-    """Return what the workers need of a tokenizer. Raises DataError if its template cannot serve the corpus."""
+def encoder_spec(tokenizer: Any, corpus: Corpus, train_on: TrainOn = "all") -> EncoderSpec:
+    """Return what the workers need of a tokenizer. Raises DataError if its template cannot serve the corpus.
+
+    The template gets the date of today where it writes one.
+    """
     controls, tokens, template = control_tokens(tokenizer), tokens_by_role(tokenizer), tokenizer.chat_template
+    markers: tuple[str, ...] = ()
     for file in corpus.files:
         if template is None and file.columns.shape == "messages":
             raise DataError(
@@ -223,6 +228,11 @@ def encoder_spec(tokenizer: Any, corpus: Corpus) -> EncoderSpec:
             )
     if template is not None and not corpus.is_text:
         check_template(template, tokens, controls)
+        template = dated(template, datetime.date.today())
+        added = added_tokens(tokenizer)
+        of_turns = turn_tokens(template, tokens, tuple(added))
+        markers = tuple(token for token in controls if token not in of_turns)
+        controls = tuple(token for token, is_special in added.items() if is_special or token in of_turns)
     return EncoderSpec(
         rules=tokenizer.backend_tokenizer.to_str(),
         vocab_size=vocabulary_size(tokenizer),
@@ -232,13 +242,20 @@ def encoder_spec(tokenizer: Any, corpus: Corpus) -> EncoderSpec:
         chat_template=template,
         special_tokens=tokens,
         control_tokens=controls,
+        marker_tokens=markers,
+        train_on=train_on,
     )
 
 
 def control_tokens(tokenizer: Any) -> tuple[str, ...]:
     """Return the special tokens, in the order of their ids."""
+    return tuple(token for token, is_special in added_tokens(tokenizer).items() if is_special)
+
+
+def added_tokens(tokenizer: Any) -> dict[str, bool]:
+    """Return the tokens that are looked for in a text first, in the order of their ids, and which are special."""
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-    return tuple(added[i].content for i in sorted(added) if added[i].special)
+    return {added[i].content: bool(added[i].special) for i in sorted(added)}
 
 
 def tokens_by_role(tokenizer: Any) -> dict[str, str]:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ConfigError, DataError
-from data_prep.conversations import CHATML, UntoldMaskError, check_template, read_template, render
+from data_prep.conversations import CHATML, check_template, read_template
 from data_prep.documents import Document, Rejected, Turn
-from data_prep.encoding import Encoder, UnusableDocumentError
+from data_prep.encoding import ACROSS, Encoder
 from data_prep.slices import trained_tokens
 from data_prep.sources import find_corpus
 from data_prep.tokenizer import SPECIAL_TOKENS, encoder_spec
@@ -41,17 +41,27 @@ def test_everything_but_the_first_token_of_a_text_is_trained_and_it_ends_with_eo
 
 
 def test_a_pair_without_a_template_trains_the_completion_and_eos_only(encoder_with, tokenizer):
-    pair = Document(0, "pair", (Turn("user", "Hello "), Turn("assistant", "world")))
+    pair = Document(0, "pair", (Turn("user", "Hello"), Turn("assistant", " world")))
 
-    (encoded,) = encoder_with(None, bos=1).encode([pair])
+    ((encoded,),) = encoder_with(None, bos=1).encode([pair])
 
     assert tokenizer.decode(encoded.input_ids.tolist()) == "<|im_start|>Hello world<|endoftext|>"
-    assert trained_text(encoded, tokenizer) == "world<|endoftext|>"
+    assert trained_text(encoded, tokenizer) == " world<|endoftext|>"
+
+
+def test_a_token_that_holds_the_end_of_the_prompt_and_the_completion_is_trained_and_counted(encoder_with, tokenizer):
+    encoder = encoder_with(None)
+    pair = Document(0, "pair", (Turn("user", "Hello "), Turn("assistant", "world")))
+
+    ((encoded,),) = encoder.encode([pair])
+
+    assert trained_text(encoded, tokenizer) == " world<|endoftext|>"
+    assert +encoder.changed == {ACROSS: 1}
 
 
 @pytest.mark.parametrize("template", [CHATML.read_text(), PLAIN_CHATML], ids=["markers", "no markers"])
 def test_what_the_assistant_says_and_its_stop_token_are_trained_and_nothing_else(encoder_with, tokenizer, template):
-    (encoded,) = encoder_with(template).encode([messages(*DIALOGUE)])
+    ((encoded,),) = encoder_with(template).encode([messages(*DIALOGUE)])
 
     assert trained_text(encoded, tokenizer) == "Hello,\n wörld! <|im_end|>Bye.<|im_end|>"
 
@@ -60,7 +70,7 @@ def test_ids_and_mask_are_those_of_transformers(encoder_with, tokenizer):
     chat = [{"role": role, "content": text} for role, text in DIALOGUE]
     theirs = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
 
-    (ours,) = encoder_with(CHATML.read_text()).encode([messages(*DIALOGUE)])
+    ((ours,),) = encoder_with(CHATML.read_text()).encode([messages(*DIALOGUE)])
 
     assert ours.input_ids.tolist() == theirs["input_ids"]
     assert ours.loss_mask.tolist() == [bool(value) for value in theirs["assistant_masks"]]
@@ -70,18 +80,18 @@ def test_a_pair_with_a_template_is_a_conversation_of_two(encoder_with):
     encoder = encoder_with(CHATML.read_text())
     pair = Document(0, "pair", (Turn("user", "Hi"), Turn("assistant", "Bye")))
 
-    a, b = encoder.encode([pair, messages(("user", "Hi"), ("assistant", "Bye"))])
+    (a,), (b,) = encoder.encode([pair, messages(("user", "Hi"), ("assistant", "Bye"))])
 
     assert a.input_ids.tolist() == b.input_ids.tolist() and a.loss_mask.tolist() == b.loss_mask.tolist()
 
 
-def test_a_conversation_without_an_assistant_is_named_with_its_record(encoder_with):
+def test_a_conversation_without_an_assistant_is_rejected_and_the_others_stay(encoder_with):
     lonely = Document(7, "messages", (Turn("user", "Hi"),))
 
-    with pytest.raises(UnusableDocumentError, match="no turn has the role 'assistant'") as caught:
-        encoder_with(CHATML.read_text()).encode([messages(*DIALOGUE), lonely])
+    (kept,), rejected = encoder_with(CHATML.read_text()).encode([messages(*DIALOGUE), lonely])
 
-    assert caught.value.record == 7
+    assert kept.loss_mask.any()
+    assert rejected == Rejected(7, "no turn has the role 'assistant'") and rejected.excerpt == "roles here: user"
 
 
 def test_control_tokens_spelled_in_a_document_never_become_control_tokens(encoder_with):
@@ -110,10 +120,10 @@ def test_an_end_token_spelled_at_the_end_of_a_completion_is_not_trained_twice(en
     ("template", "message"),
     [
         (SCRIPT, "no special token"),
-        (PLAIN_CHATML.replace("add_generation_prompt", "false"), "does not put the answer right after"),
         (CHATML.read_text().replace("message['content'] + '<|im_end|>'", "message['content']"), "no special token"),
-        ("{{ raise_exception('only poems') }}", "refuses this conversation: only poems"),
-        ("{% generation %}{% endgeneration %}", "marks 1 of 2"),
+        ("{{ raise_exception('only poems') }}", "refused by the chat template: only poems"),
+        ("{% generation %}{% endgeneration %}", "partly left out by the chat template"),
+        (PLAIN_CHATML + "{% generation %}{% endgeneration %}", "marks 0 of 2"),
     ],
 )
 def test_a_template_that_does_not_tell_what_to_train_is_refused(template, message):
@@ -121,11 +131,15 @@ def test_a_template_that_does_not_tell_what_to_train_is_refused(template, messag
         check_template(template, {}, SPECIAL_TOKENS)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused():
-    template = PLAIN_CHATML.replace("message['content']", "(message['content'] if loop.last else '...')")
+def test_answers_that_are_written_otherwise_later_are_trained_in_a_sequence_of_their_own(encoder_with, tokenizer):
+    earlier = "(message['content'][:3] if loop.index == 2 and not loop.last else message['content'])"
+    template = PLAIN_CHATML.replace("message['content']", earlier)
+    said = ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "Bye.")
 
-    with pytest.raises(UntoldMaskError, match="otherwise when another one follows"):
-        render([{"role": role, "content": text} for role, text in DIALOGUE], template, {})
+    ((first, second),) = encoder_with(template).encode([messages(*said)])
+
+    assert trained_text(first, tokenizer) == "Hello<|im_end|>" and trained_text(second, tokenizer) == "Bye.<|im_end|>"
+    assert "Hel<|im_end|>" in tokenizer.decode(second.input_ids.tolist())
 
 
 def test_a_template_that_is_not_there_is_refused():

@@ -41,7 +41,7 @@ def test_the_answers_and_their_stop_tokens_are_trained_and_nothing_else(
     for asked, answered in turns:
         said += [Turn("user", asked), Turn("assistant", answered)]
 
-    (encoded,) = encoder_with(template, engine=engine).encode([Document(0, "messages", tuple(said))])
+    ((encoded,),) = encoder_with(template, engine=engine).encode([Document(0, "messages", tuple(said))])
 
     assert trained_text(encoded, tokenizer) == "".join(f"{answered}<|im_end|>" for _, answered in turns)
 
@@ -51,7 +51,7 @@ def test_what_a_tool_says_is_not_trained(encoder_with, tokenizer, template):
     said = [("user", "2+2?"), ("assistant", "calc 2+2"), ("tool", "four"), ("assistant", "It is 4.")]
 
     document = Document(0, "messages", tuple(Turn(*turn) for turn in said))
-    (encoded,) = encoder_with(template).encode([document])
+    ((encoded,),) = encoder_with(template).encode([document])
 
     assert trained_text(encoded, tokenizer) == "calc 2+2<|im_end|>It is 4.<|im_end|>"
 
@@ -68,14 +68,14 @@ def test_the_plain_template_trains_the_answers_whatever_a_user_types(encoder_wit
         said += [Turn("user", asked), Turn("assistant", answered)]
     encoder = encoder_with(OURS["plain"].read_text(), special_tokens={**tokenizer.special_tokens_map, **bos})
 
-    (encoded,) = encoder.encode([Document(0, "messages", tuple(said))])
+    ((encoded,),) = encoder.encode([Document(0, "messages", tuple(said))])
 
     assert trained_text(encoded, tokenizer) == "".join(f" {answered}<|endoftext|>" for _, answered in turns)
 
 
 def test_a_prompt_in_the_plain_template_ends_where_the_trained_tokens_begin(encoder_with, tokenizer):
     encoder = encoder_with(OURS["plain"].read_text())
-    (encoded,) = encoder.encode([Document(0, "messages", (Turn("user", "Hi"), Turn("assistant", "Hello")))])
+    ((encoded,),) = encoder.encode([Document(0, "messages", (Turn("user", "Hi"), Turn("assistant", "Hello")))])
 
     question, template = [{"role": "user", "content": "Hi"}], OURS["plain"].read_text()
     prompt = tokenizer.apply_chat_template(
@@ -90,7 +90,7 @@ def test_a_stop_token_that_the_next_turn_writes_is_trained(encoder_with, tokeniz
     said = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "Bye.")]
 
     document = Document(0, "messages", tuple(Turn(*turn) for turn in said))
-    (encoded,) = encoder_with(STOP_BY_NEXT).encode([document])
+    ((encoded,),) = encoder_with(STOP_BY_NEXT).encode([document])
 
     assert trained_text(encoded, tokenizer) == "Hello<|im_end|>Bye.<|im_end|>"
 
@@ -104,7 +104,7 @@ def test_a_template_that_leaves_the_last_answer_without_a_stop_token_is_refused(
 
 def test_a_conversation_longer_than_a_row_is_split_after_a_turn(encoder_with, tokenizer):
     said = [Turn(("user", "assistant")[n % 2], f"line {n} " * 5) for n in range(20)]
-    (encoded,) = encoder_with(PLAIN_CHATML).encode([Document(0, "messages", tuple(said))])
+    ((encoded,),) = encoder_with(PLAIN_CHATML).encode([Document(0, "messages", tuple(said))])
 
     split = split_document(encoded.input_ids, encoded.loss_mask.view("uint8"), 256, line_ends(tokenizer))
 

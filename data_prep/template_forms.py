@@ -1,0 +1,257 @@
+"""In which form a chat template is given what a conversation holds: found by rendering small probes, each only once."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from data_prep.chat_templates import ChatTemplate, RefusedError
+from data_prep.turns import Document, Turn
+
+Message = dict[str, Any]
+
+REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is what most templates read
+EMPTY: tuple[Message, ...] = ({}, {"content": ""}, {"content": None})  # how nothing but a call may be said
+SYSTEM = ("system", "developer")
+SHORT_ID = 9  # characters of the ids that Mistral's templates demand
+
+USER, ANSWER = {"role": "user", "content": "Probe?"}, {"role": "assistant", "content": "Probed."}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe_tool",
+        "description": "Probes.",
+        "parameters": {"type": "object", "properties": {"probe_key": {"type": "string", "description": "What."}}},
+    },
+}
+
+TOOLS_TOLD = "conversations whose tools stand in a system turn, since the chat template writes none"
+CALLS_TOLD = "tool calls in <tool_call>, since the chat template writes none"
+RESULTS_TOLD = "tool results in <tool_response>, since the chat template writes none"
+REASONING_TOLD = "reasonings in <think>, since the chat template reads none"
+SYSTEM_MOVED = "system turns put before the user's, since the chat template takes none"
+IDS_MADE = "ids of tool calls replaced, since the chat template takes no others"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallForm:
+    """How a template takes tool calls; `empty` is the content of a message that only calls."""
+
+    as_text: bool  # the arguments are JSON text, not an object
+    empty: Message
+    short_ids: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fed:
+    """A conversation as its template is given it; `flags` is what the row says of the training of each message."""
+
+    messages: list[Message]
+    flags: list[bool | None]
+    variables: Mapping[str, Any]
+
+
+class Forms:
+    """What a template takes as it is. `changed` is where it counts what is given to it in another form."""
+
+    def __init__(self, template: ChatTemplate, changed: Counter[str]) -> None:
+        self.template, self.changed = template, changed
+
+    def shows(self, messages: Sequence[Message], wanted: str, variables: Mapping[str, Any] | None = None) -> str:
+        """Return the text of probes if it holds `wanted`, else nothing."""
+        try:
+            text = self.template.write(messages, variables or {})
+        except RefusedError:
+            return ""
+        return text if wanted in text else ""
+
+    @cached_property
+    def takes_system(self) -> bool:
+        return bool(
+            self.shows([{"role": "system", "content": "Probe system."}, USER, ANSWER], "Probe system.")
+        ) or bool(self.shows([{"role": "system", "content": "Probe system."}, USER], "Probe system."))
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        parts = [{"type": "text", "text": "probe part"}]
+        text = self.shows([{"role": "user", "content": parts}, {"role": "assistant", "content": parts}], "probe part")
+        return text.count("probe part") == 2 and "'type'" not in text and '"type"' not in text
+
+    @cached_property
+    def reasoning(self) -> str | None:
+        """The key under which the template reads an answer's reasoning."""
+        asked = [[USER, {**ANSWER, key: "probe thought"}] for key in REASONING]
+        return next((key for key, probe in zip(REASONING, asked, strict=True) if self.shows(probe, "thought")), None)
+
+    @cached_property
+    def writes_tools(self) -> bool:
+        return bool(self.shows([USER], "probe_tool", {"tools": [TOOL]})) or bool(
+            self.shows([USER, ANSWER], "probe_tool", {"tools": [TOOL]})
+        )
+
+    @cached_property
+    def calls(self) -> CallForm | None:
+        """How the template takes calls; None: it writes none."""
+        for as_text, empty, call_id in itertools.product((False, True), EMPTY, ("call_1", "a" * SHORT_ID)):
+            form = CallForm(as_text=as_text, empty=empty, short_ids=call_id != "call_1")
+            text = self.shows([USER, probe_call(form, call_id)], "probe_tool")
+            garbled = any(sign in text for sign in ("'probe_key'", r"\"probe_key", "None"))
+            if "probe value" in text and not garbled:
+                return form
+        return None
+
+    @cached_property
+    def writes_results(self) -> bool:
+        call = ANSWER if self.calls is None else probe_call(self.calls, "a" * SHORT_ID)
+        result = {"role": "tool", "name": "probe_tool", "tool_call_id": "a" * SHORT_ID, "content": "probe result"}
+        return bool(self.shows([USER, call, result], "probe result"))
+
+    def fed(self, document: Document) -> Fed:
+        """Return a document as the template takes it, and count what had to take another form."""
+        variables = {key: value for key, value in document.variables.items() if key != "tools" or value}
+        lines = [(self.message(turn), turn.is_trained) for turn in document.turns]
+        if any(message["role"] == "tool" for message, _ in lines) and not (self.calls and self.writes_results):
+            lines = list(self.told_results(lines))
+        if variables.get("tools") and not self.writes_tools:
+            lines = self.with_system(lines, tools_text(variables.pop("tools"), are_calls_ours=self.calls is None))
+            self.changed[TOOLS_TOLD] += 1
+        if lines[0][0]["role"] in SYSTEM and not self.takes_system:
+            lines = self.without_system(lines)
+        return Fed(messages=[message for message, _ in lines], flags=[flag for _, flag in lines], variables=variables)
+
+    def message(self, turn: Turn) -> Message:
+        """Return one turn as the template takes it."""
+        if not turn.more:
+            return {"role": turn.role, "content": turn.text}
+        rest = {key: value for key, value in turn.more.items() if value and key not in ("content", *REASONING)}
+        content = turn.more.get("content", turn.text)
+        if isinstance(content, list) and not self.takes_parts:
+            content = text_of(content)
+        said = {"role": turn.role, "content": content or "", **rest}
+        if "tool_call_id" in said and self.calls is not None and self.calls.short_ids:
+            said["tool_call_id"] = self.short_id(str(said["tool_call_id"]))
+        if turn.role == "assistant":
+            said = self.with_calls(said, is_null=content is None) if rest.get("tool_calls") else said
+            reasoning = next((turn.more[key] for key in REASONING if turn.more.get(key)), None)
+            said = said if reasoning is None else self.with_reasoning(said, reasoning)
+        return said
+
+    def with_reasoning(self, message: Message, reasoning: str) -> Message:
+        if self.reasoning is not None:
+            return {**message, self.reasoning: reasoning}
+        self.changed[REASONING_TOLD] += 1
+        content = message.get("content") or ""
+        return {**message, "content": f"<think>\n{reasoning.strip()}\n</think>\n\n{content if content else ''}"}
+
+    def with_calls(self, message: Message, *, is_null: bool) -> Message:
+        """Return a message that calls tools in the template's form, or with the calls as text if it has none."""
+        form, calls = self.calls, message["tool_calls"]
+        if form is None:
+            self.changed[CALLS_TOLD] += len(calls)
+            told = [call_text(call["function"]) for call in calls]
+            rest = {key: value for key, value in message.items() if key != "tool_calls"}
+            return {**rest, "content": "\n".join(filter(None, (message["content"], *told)))}
+        if not message["content"]:
+            is_kept = not is_null and self.calls_beside_nothing
+            message = message if is_kept else {**without_content(message), **form.empty}
+        return {**message, "tool_calls": [self.call(call, form) for call in calls]}
+
+    @cached_property
+    def calls_beside_nothing(self) -> bool:
+        """Whether the template writes calls beside a content that is an empty text."""
+        form = self.calls
+        call = {} if form is None else {**probe_call(form, "a" * SHORT_ID), "content": ""}
+        return form is not None and bool(self.shows([USER, call], "probe value"))
+
+    def call(self, call: Mapping[str, Any], form: CallForm) -> Message:
+        function = dict(call["function"])
+        if form.as_text:
+            function["arguments"] = json.dumps(function.get("arguments", {}), ensure_ascii=False)
+        made = {"type": "function", **call, "function": function}
+        if form.short_ids:
+            made["id"] = self.short_id(str(call.get("id", "")))
+        return made
+
+    def short_id(self, call_id: str) -> str:
+        """Return an id as it is if Mistral's templates take it, else one made of it."""
+        if len(call_id) == SHORT_ID and call_id.isalnum():
+            return call_id
+        self.changed[IDS_MADE] += 1
+        return hashlib.sha256(call_id.encode()).hexdigest()[:SHORT_ID]
+
+    def told_results(self, lines: Sequence[tuple[Message, bool | None]]) -> Iterator[tuple[Message, bool | None]]:
+        """Yield the messages, each run of tools' results as one that tells them as text."""
+        for is_result, run in itertools.groupby(lines, key=lambda line: line[0]["role"] == "tool"):
+            if not is_result:
+                yield from run
+                continue
+            told = [f"<tool_response>\n{text_of(message['content'])}\n</tool_response>" for message, _ in run]
+            self.changed[RESULTS_TOLD] += len(told)
+            if self.writes_results:
+                yield from (({"role": "tool", "content": text}, None) for text in told)
+            else:
+                yield {"role": "user", "content": "\n".join(told)}, None
+
+    def with_system(self, lines: list[tuple[Message, bool | None]], told: str) -> list[tuple[Message, bool | None]]:
+        """Return the messages with a text at the end of the system's turn."""
+        first, flag = lines[0]
+        if first["role"] in SYSTEM:
+            return [({**first, "content": f"{text_of(first['content'])}\n\n{told}"}, flag), *lines[1:]]
+        return [({"role": "system", "content": told}, None), *lines]
+
+    def without_system(self, lines: list[tuple[Message, bool | None]]) -> list[tuple[Message, bool | None]]:
+        """Return the messages with the system's turn put before the first of the user's, as Gemma's templates do."""
+        (system, _), *rest = lines
+        if not rest or rest[0][0]["role"] != "user":
+            return lines
+        self.changed[SYSTEM_MOVED] += 1
+        first, flag = rest[0]
+        told = f"{text_of(system['content'])}\n\n{text_of(first['content'])}"
+        return [({**first, "content": told}, flag), *rest[1:]]
+
+
+def probe_call(form: CallForm, call_id: str) -> Message:
+    """Return a message that calls the probes' tool."""
+    arguments: Any = {"probe_key": "probe value"}
+    function = {"name": "probe_tool", "arguments": json.dumps(arguments) if form.as_text else arguments}
+    return {
+        "role": "assistant",
+        **form.empty,
+        "tool_calls": [{"id": call_id, "type": "function", "function": function}],
+    }
+
+
+def text_of(content: Any) -> str:
+    """Return a content as one text: of parts, a line or more each."""
+    if isinstance(content, list):
+        return "\n".join(filter(None, (str(part.get("text") or "") for part in content)))
+    return content or ""
+
+
+def without_content(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key != "content"}
+
+
+def call_text(function: Mapping[str, Any]) -> str:
+    """Return a call as Hermes' and Qwen's models write it."""
+    told = {"name": function["name"], "arguments": function.get("arguments", {})}
+    return f"<tool_call>\n{json.dumps(told, ensure_ascii=False)}\n</tool_call>"
+
+
+def tools_text(tools: Sequence[Any], *, are_calls_ours: bool) -> str:
+    """Return what a system turn says of tools; of the form of calls only if the template has none."""
+    listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    told = f"You can call these tools:\n<tools>\n{listed}\n</tools>"
+    if not are_calls_ours:
+        return told
+    return (
+        f"{told}\nTo call one, write its name and the arguments as JSON:\n"
+        '<tool_call>\n{"name": "NAME", "arguments": {}}\n</tool_call>\n'
+        "What it returns follows in <tool_response></tool_response>."
+    )
