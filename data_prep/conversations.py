@@ -77,7 +77,7 @@ def written(
 def written_at_once(
     template: ChatTemplate, messages: Messages, variables: Mapping[str, Any], answers: Sequence[int]
 ) -> Written | None:
-    """Return a conversation as one sequence by its template's markers; None if that writes an earlier answer otherwise."""
+    """Return a conversation as one sequence by its template's markers; None if that changes an earlier answer."""
     text, spans = template.marked(messages, variables)
     every = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     if template.is_ours and len(spans) == len(every):
@@ -113,15 +113,15 @@ def answer_written(template: ChatTemplate, messages: Messages, variables: Mappin
 
 
 def prompt_written(template: ChatTemplate, messages: Messages, variables: Mapping[str, Any], through: str) -> str:
-    """Return what a model is given to answer. Where nothing stands before and the template refuses that, what precedes
-    the first text that is said."""
+    """Return what a model is given to answer; before a first answer, if the template refuses that, its first prompt."""
     try:
         return template.write(messages[:-1], variables, ask=True)
     except RefusedError:
         if len(messages) > 1:
             raise
-        first = next(texts_said(messages[-1]), "")
-        return through[: max(through.find(first), 0)]
+    asked = template.write([USER], variables, ask=True).removeprefix(template.write([USER], variables))
+    begin = through.find(asked) + len(asked) if asked in through else 0
+    return through[:begin] if begin else through[: max(through.find(next(texts_said(messages[0]), "")), 0)]
 
 
 def said_after(before: str, through: str, messages: Messages) -> str | None:
@@ -131,8 +131,13 @@ def said_after(before: str, through: str, messages: Messages) -> str | None:
     opened = before.rstrip()
     if opened.endswith(OPENED) and through.startswith(opened.removesuffix(OPENED)):
         rest = through[len(opened) - len(OPENED) :]
+        if "</think>" in rest:
+            return rest.lstrip().removeprefix(OPENED).lstrip("\n")
         return thought_through(messages[-1]) + (rest if rest.startswith("\n") else f"\n\n{rest}")
-    return said_behind_same_end(before, through, messages)
+    last = list(texts_said(messages[-2]))[-1:] if len(messages) > 1 else []
+    at = before.rfind(last[0]) if last else -1  # the turn before and the prompt stand in both, whatever precedes them
+    found = through.rfind(before[at:]) if at >= 0 else -1
+    return through[found + len(before) - at :] if found >= 0 else None
 
 
 def thought_through(message: Mapping[str, Any]) -> str:
@@ -142,18 +147,6 @@ def thought_through(message: Mapping[str, Any]) -> str:
     if reasoning is None and isinstance(content, str) and "</think>" in content:
         reasoning = content.rpartition("</think>")[0].rpartition(OPENED)[2]
     return f"{(reasoning or '').strip()}\n</think>"
-
-
-def said_behind_same_end(before: str, through: str, messages: Messages) -> str | None:
-    """Return the answer if the last turn and the prompt stand before it as they end `before`, whatever precedes."""
-    first, last = next(texts_said(messages[-1]), None), None
-    if len(messages) > 1:
-        last = list(texts_said(messages[-2]))[-1:] or None
-    if first is None or last is None:
-        return None
-    at = through.find(first, common(before, through))
-    shared = common(before[::-1], through[: max(at, 0)][::-1])
-    return through[at:] if shared and last[0] in before[len(before) - shared :] else None
 
 
 def joined(answers: Iterable[Written]) -> Iterator[Written]:

@@ -36,6 +36,8 @@ NOT_TRAINED = "every answer is marked as not to be trained"
 NO_TOKEN = "no trained token"
 CONTROL_TOKEN = "control token in a message"
 FURTHER = "sequences more than conversations, since the chat template writes earlier turns otherwise"
+UNSTOPPED = "answers that the chat template ends without a stop token"
+EMPTY_THOUGHT = "answers that begin with an empty reasoning, since the chat template's prompt opens one"
 ACROSS = "pairs with a token across the end of the prompt, which is trained"
 UNMARKED = "flags of training on turns that are no answers, which are never trained"
 
@@ -95,7 +97,7 @@ class Encoded:
 
 
 class Encoder:
-    """Encodes documents of every shape with one engine; `changed` counts what is written otherwise than rows have it."""
+    """Encodes documents of every shape with one engine; `changed` counts what is not written as rows have it."""
 
     def __init__(self, spec: EncoderSpec, engine: Engine | None = None) -> None:
         self.spec = spec
@@ -221,9 +223,14 @@ class Encoder:
         try:
             fed = self.forms.fed(document)
             answers = self.trained_answers(fed)
-            return written(self.forms.template, fed.messages, fed.variables, answers)
+            sequences = written(self.forms.template, fed.messages, fed.variables, answers)
         except UnusableError as error:
             return Rejected(document.record, error.reason, error.detail)
+        said = [one.text[start:end] for one in sequences for start, end in one.spans]
+        if not self.forms.template.is_marked:  # markers may stand around parts of an answer
+            self.changed[UNSTOPPED] += sum(not text.endswith(self.spec.control_tokens) for text in said)
+        self.changed[EMPTY_THOUGHT] += sum(text.startswith("\n</think>") for text in said)
+        return sequences
 
     def trained_answers(self, fed: Fed) -> list[int]:
         """Return the places of the answers to train: those that the row does not exclude, as `train_on` says.

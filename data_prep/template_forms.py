@@ -34,6 +34,7 @@ TOOL = {
 TOOLS_TOLD = "conversations whose tools stand in a system turn, since the chat template writes none"
 CALLS_TOLD = "tool calls in <tool_call>, since the chat template writes none"
 RESULTS_TOLD = "tool results in <tool_response>, since the chat template writes none"
+TEXT_LEFT = "texts beside tool calls left out, since the chat template writes only the calls"
 REASONING_TOLD = "reasonings in <think>, since the chat template reads none"
 SYSTEM_MOVED = "system turns put before the user's, since the chat template takes none"
 IDS_MADE = "ids of tool calls replaced, since the chat template takes no others"
@@ -143,8 +144,8 @@ class Forms:
         return said
 
     def with_reasoning(self, message: Message, reasoning: str) -> Message:
-        if self.reasoning is not None:
-            return {**message, self.reasoning: reasoning}
+        if self.reasoning is not None or self.opens_reasoning:
+            return {**message, self.reasoning or REASONING[0]: reasoning}
         self.changed[REASONING_TOLD] += 1
         content = message.get("content") or ""
         return {**message, "content": f"<think>\n{reasoning.strip()}\n</think>\n\n{content if content else ''}"}
@@ -157,10 +158,28 @@ class Forms:
             told = [call_text(call["function"]) for call in calls]
             rest = {key: value for key, value in message.items() if key != "tool_calls"}
             return {**rest, "content": "\n".join(filter(None, (message["content"], *told)))}
+        if message["content"] and not self.calls_beside_text:
+            self.changed[TEXT_LEFT] += 1
+            message, is_null = {**message, "content": ""}, True
         if not message["content"]:
             is_kept = not is_null and self.calls_beside_nothing
             message = message if is_kept else {**without_content(message), **form.empty}
         return {**message, "tool_calls": [self.call(call, form) for call in calls]}
+
+    @cached_property
+    def calls_beside_text(self) -> bool:
+        """Whether the template writes what is said beside a call, and the call."""
+        form = self.calls
+        call = {} if form is None else {**probe_call(form, "a" * SHORT_ID), "content": "Probe text."}
+        return form is not None and "probe value" in self.shows([USER, call], "Probe text.")
+
+    @cached_property
+    def opens_reasoning(self) -> bool:
+        """Whether the prompt for an answer opens a reasoning, which the model then ends."""
+        try:
+            return self.template.write([USER], {}, ask=True).rstrip().endswith("<think>")
+        except RefusedError:
+            return False
 
     @cached_property
     def calls_beside_nothing(self) -> bool:

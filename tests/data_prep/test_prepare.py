@@ -175,9 +175,12 @@ def test_a_run_that_fails_leaves_the_old_data_as_it_was(corpus, prepared, tmp_pa
     prepared(corpus, **SMALL)
     before = {path: path.read_bytes() for path in (tmp_path / "data").glob("[mtv]*/*.arrow")}
     with (corpus / "chats.jsonl").open("a") as stream:
-        stream.write(json.dumps({"messages": [{"role": "user", "content": "Hello?"}]}) + "\n")
+        for n in range(100):
+            stream.write(json.dumps({"messages": [{"role": "user", "content": f"Hello {n}?"}]}) + "\n")
 
-    with pytest.raises(DataError, match=r"chats.jsonl:21: no trained token: no turn has the role 'assistant'"):
+    with pytest.raises(
+        DataError, match=r"100 of 192 records .* no turn has the role 'assistant' .*chats.jsonl:\d+: 'roles here: user"
+    ):
         prepared(corpus, **SMALL)
 
     assert read_manifest(tmp_path / "data")
