@@ -146,7 +146,7 @@ def thought_through(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if reasoning is None and isinstance(content, str) and "</think>" in content:
         reasoning = content.rpartition("</think>")[0].rpartition(OPENED)[2]
-    return f"{(reasoning or '').strip()}\n</think>"
+    return f"{reasoning.strip()}\n</think>" if reasoning and reasoning.strip() else "</think>"
 
 
 def joined(answers: Iterable[Written]) -> Iterator[Written]:

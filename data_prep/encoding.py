@@ -38,6 +38,7 @@ CONTROL_TOKEN = "control token in a message"
 FURTHER = "sequences more than conversations, since the chat template writes earlier turns otherwise"
 UNSTOPPED = "answers that the chat template ends without a stop token"
 EMPTY_THOUGHT = "answers that begin with an empty reasoning, since the chat template's prompt opens one"
+JOINED = "answers whose first token also holds the end of the prompt, which no server gives"
 ACROSS = "pairs with a token across the end of the prompt, which is trained"
 UNMARKED = "flags of training on turns that are no answers, which are never trained"
 
@@ -212,6 +213,7 @@ class Encoder:
             for sequence in several:
                 ids, offsets = next(encodings)
                 mask = tokens_in(sequence.spans, offsets)
+                self.changed[JOINED] += begun_before(sequence.spans, offsets)
                 mask[:1] = False
                 encoded.append(Encoded(ids, mask))
             self.changed[FURTHER] += len(encoded) - 1
@@ -229,7 +231,7 @@ class Encoder:
         said = [one.text[start:end] for one in sequences for start, end in one.spans]
         if not self.forms.template.is_marked:  # markers may stand around parts of an answer
             self.changed[UNSTOPPED] += sum(not text.endswith(self.spec.control_tokens) for text in said)
-        self.changed[EMPTY_THOUGHT] += sum(text.startswith("\n</think>") for text in said)
+        self.changed[EMPTY_THOUGHT] += sum(text.startswith("</think>") for text in said)
         return sequences
 
     def trained_answers(self, fed: Fed) -> list[int]:
@@ -250,6 +252,13 @@ class Encoder:
         if not chosen:
             raise UnusableError(NOT_TRAINED)
         return chosen
+
+
+def begun_before(spans: Sequence[Span], offsets: npt.NDArray[np.int64]) -> int:
+    """Return in how many spans the first token begins before the span; `offsets` is [tokens, 2]."""
+    starts = np.array([start for start, _ in spans], dtype=np.int64)
+    holding = np.searchsorted(offsets[:, 1], starts, side="right")
+    return int(np.count_nonzero(offsets[np.minimum(holding, len(offsets) - 1), 0] < starts)) if len(offsets) else 0
 
 
 def checked(encoded: list[Encoded], record: int) -> list[Encoded] | Rejected:
