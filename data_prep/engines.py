@@ -49,7 +49,8 @@ class Engine(Protocol):
     def encode_cut(self, texts: Sequence[bytes], cuts: Sequence[int]) -> tuple[Ragged, Offsets, Offsets]:
         """Return what `encode_plain` does, and how many tokens of each text end, and begin, before its byte cuts[i].
 
-        They differ by one where a token lies across the cut, which is the beginning of a character.
+        They differ by one where a token lies across the cut, which is where a character begins. An engine that counts
+        them by the tokens' bytes has seen that these spell the texts.
         """
 
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:

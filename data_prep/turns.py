@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Shape = Literal["text", "pair", "messages"]
@@ -33,9 +33,8 @@ class Turn:
 
     def mended(self, mend: Callable[[str], str]) -> Turn:
         """Return the turn with every text that is said in it mended; names and ids stay as they are."""
-        if not self.more:
-            return replace(self, text=mend(self.text))
-        return replace(self, text=mend(self.text), more=mended(self.more, mend, NAMES))
+        more = mended(self.more, mend, NAMES) if self.more else self.more
+        return Turn(self.role, mend(self.text), more, self.is_trained)
 
     def said(self) -> str:
         """Return all that the turn says as one text: what is counted, compared and searched."""
