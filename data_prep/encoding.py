@@ -17,6 +17,7 @@ from data_prep.conversations import Span, UntoldMaskError, render
 from data_prep.documents import Document, Rejected
 from data_prep.engines import REFERENCE, Engine, Ragged, open_engine
 from data_prep.proof import ProvedEngine
+from data_prep.shapes import folded
 from data_prep.shard_writing import id_type
 
 BATCH = 256  # documents handed to the engine at once
@@ -96,6 +97,10 @@ class Encoder:
         An end token that the source spells after the last text goes: the encoder writes the real one. Any other control
         token that a message spells would end its turn, so such a conversation is not used.
         """
+        if document.shape == "pair" and self.spec.chat_template is None:
+            if document.variables.get("tools"):
+                return Rejected(document.record, "tools, and no chat template to write them with")
+            document = replace(document, turns=folded(document.turns))
         last = document.turns[-1]
         end = self.spec.special_tokens.get("eos_token")
         if end and last.text.rstrip().endswith(end):

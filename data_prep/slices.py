@@ -34,7 +34,7 @@ from data_prep.reading import ReadPart, read_usable
 from data_prep.rejects import Sample, drawn
 from data_prep.sources import Corpus, Slice
 
-SLICE_VERSION = 4  # part of every slice's digest: raise it when reading, encoding or this format changes
+SLICE_VERSION = 5  # part of every slice's digest: raise it when reading, encoding or this format changes
 
 Mask = npt.NDArray[np.uint8]
 
@@ -168,7 +168,7 @@ def whole_mask(masks: Sequence[Mask | None], lengths: Sequence[int]) -> Mask:
 
 def place(part: Part, name: str, record: int) -> str:
     """Return a record's file and number, counted from 1 as editors count lines."""
-    if not part.columns.names:
+    if part.columns.layout is None:
         return name
     before = sum(1 for _ in raw_records(Path(part.location), part.columns.format, 0, part.start)) if part.start else 0
     return f"{name}:{before + record + 1}"

@@ -104,6 +104,20 @@ def read_as(corpus: Corpus, label: str) -> str:
     return "; ".join(f"{count} with {kind}" for kind, count in sorted(kinds.items()))
 
 
+def not_read(corpus: Corpus, label: str) -> list[str]:
+    """Return the columns of a source's files that hold text and are not used."""
+    return list(
+        dict.fromkeys(name for file in corpus.files if file.info.source == label for name in file.columns.unused)
+    )
+
+
+def notes_of(corpus: Corpus, label: str) -> list[str]:
+    """Return what a person is to know of how a source's files are read."""
+    unused = [f"columns with text that are not used: {shortened(names)}"] if (names := not_read(corpus, label)) else []
+    told = (note for file in corpus.files if file.info.source == label for note in file.columns.notes)
+    return list(dict.fromkeys([*unused, *told]))
+
+
 def expanded(
     source: SourceConfig, name: str, location: Path, cache: Path | None, passed_over: Counter[str]
 ) -> Iterator[FoundFile]:
@@ -140,10 +154,12 @@ def corpus_file(found: FoundFile) -> CorpusFile:
     if size == 0:
         columns = Columns(shape="text")  # one empty document, whatever it wanted to be
     elif form.has_rows:
-        columns = find_columns(location, source.label, source.fields, form)
+        columns = find_columns(location, source, form)
     else:
         columns = Columns(shape="text", format=form)
-    info = SourceFile(source=source.label, path=found.name, bytes=size, sha256=sha256_of(location))
+    layout = columns.layout
+    how = layout.changes() if layout is not None and layout.is_whole else {}
+    info = SourceFile(source=source.label, path=found.name, bytes=size, sha256=sha256_of(location), joined=how)
     return CorpusFile(info=info, location=location.resolve(), columns=columns)
 
 
@@ -222,7 +238,7 @@ def cut_slices(corpus: Corpus, slice_bytes: int) -> list[Slice]:
 def parts_of(index: int, file: CorpusFile, slice_bytes: int) -> list[Part]:
     """Return one file as parts of at most `slice_bytes`, or as one part if it must not be cut."""
     form = file.columns.format
-    is_cut = form.may_be_cut and (form.has_rows or file.info.bytes > DOCUMENT_BYTES)
+    is_cut = file.columns.may_be_cut and (form.has_rows or file.info.bytes > DOCUMENT_BYTES)
     step = slice_bytes if is_cut else max(file.info.bytes, 1)
     return [
         Part(
