@@ -13,9 +13,9 @@ from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.formats import Format
 from data_prep.grouping import JOINED_BYTES, inner_rows, joined
-from data_prep.kinds import kinds_of
+from data_prep.kinds import DIALOGUES, kinds_of
 from data_prep.layouts import EXTRA_COLUMNS, Layout
-from data_prep.looks import columns_of
+from data_prep.looks import columns_of, is_messages
 from data_prep.pages import extract_text, limit_of
 from data_prep.paths import without_nulls
 from data_prep.samples import decide
@@ -198,9 +198,10 @@ def find_columns(location: Path, source: SourceConfig, form: Format = JSONL) -> 
     inner = source.fields.rows or (inner_key(rows, source) if form.kind == "json" else None)
     if inner is not None:
         rows, objections = parsed_rows(itertools.islice(inner_rows(rows, inner, parsed), SNIFFED_RECORDS))
-    elif form.kind == "json" and len(records) == 1 and not source.fields.given and not is_understood(rows):
-        note = objections[0] if objections else "one JSON value, not rows"
-        return Columns(shape="text", format=Format(kind="refused", note=note))
+    elif form.kind == "json" and len(records) == 1 and not source.fields.given:
+        note = one_value(rows, objections)
+        if note is not None:
+            return Columns(shape="text", format=Format(kind="refused", note=note))
     if not rows:
         raise DataError(no_rows(location, objections))
     decision = decide(rows, source, str(location))
@@ -239,15 +240,28 @@ def parsed_rows(records: Iterable[Raw]) -> tuple[list[Mapping[str, Any]], list[s
 
 def inner_key(rows: Sequence[Mapping[str, Any]], source: SourceConfig) -> str | None:
     """Return under which key of the one JSON object of a file its rows lie, if that is plain."""
-    if len(rows) != 1 or source.fields.given or is_understood(rows):
+    if len(rows) != 1 or source.fields.given:
         return None
-    lists = [name for name, value in rows[0].items() if isinstance(value, list) and value]
-    found = [name for name in lists if all(isinstance(item, dict) for item in rows[0][name])]
-    return found[0] if len(found) == 1 else None
+    lists = [(name, value) for name, value in rows[0].items() if isinstance(value, list) and value]
+    found = [name for name, value in lists if all(isinstance(item, dict) for item in value) and not is_messages(value)]
+    said = [name for name in found if name != "data" and name in DIALOGUES]  # questions with their answers
+    return found[0] if len(found) == 1 and not said else None
 
 
-def is_understood(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return bool(kinds_of(rows))
+def one_value(rows: Sequence[Mapping[str, Any]], objections: Sequence[str]) -> str | None:
+    """Return why the one JSON value of a file is no row; None if it is one."""
+    if objections:
+        return objections[0]
+    kinds = kinds_of(rows)
+    names = [name for name in rows[0] if isinstance(rows[0][name], list)]
+    are_texts = any(
+        isinstance(item, str) for kind in kinds for name in kind.layout.columns(names) for item in rows[0][name]
+    )
+    if kinds and not are_texts:
+        return None
+    hint = f"; name the list in it, for example `fields: {{rows: {names[0]}, ...}}`" if names else ""
+    hint += f", or `fields: {{messages: {names[0]}}}` if it is one conversation" if are_texts else ""
+    return f"one JSON value, not rows{hint}"
 
 
 def check_size(location: Path, layout: Layout) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from data_prep.layouts import EXTRA_COLUMNS, Layout
 from data_prep.messages import KNOWN_KEYS
 from data_prep.paths import MISSING, value_at
-from data_prep.roles import known_role
+from data_prep.roles import known_role, speaker
 from data_prep.shapes import ROWS
 from data_prep.streams import ObjectionError
 
@@ -154,7 +154,8 @@ def paths_from(
 
 def asks(row: Row, layout: Layout) -> bool:
     name = value_at(row, layout.role or "role")
-    return isinstance(name, str) and known_role(name, dict(layout.roles)) == "user"
+    called = speaker(name)
+    return called is not None and known_role(called, layout.roles) == "user"
 
 
 def below(names: Iterable[Any], answers: Mapping[Any, list[Any]]) -> set[Any]:

@@ -64,7 +64,7 @@ def kinds_of(rows: Rows) -> list[Kind]:
     preferred = list(preferences(rows, names))
     if preferred:
         return preferred
-    found = [*trees(rows, names), *conversations(rows, names), *numbered(names)]
+    found = [*trees(names), *conversations(rows, names), *numbered(names)]
     pairs = list(pairs_of(rows, names))
     told = [pair for pair in pairs if not any(repeats(rows, pair.layout, other.layout) for other in found)]
     if found or told:
@@ -124,15 +124,23 @@ def chosen_layouts(rows: Rows, names: Sequence[str], chosen: str) -> Iterator[La
     asked = [name for name in QUESTIONS if is_text(rows, name)]
     before = next((name for name in (*DIALOGUES, "prompt") if are_messages(rows, name)), None)
     if values and all(isinstance(value, list) for value in values):
-        is_answer = all(is_messages(value) and len(value) == 1 for value in values)
-        first = [before] if before == "prompt" or (before and is_answer) else asked[:1]
-        yield Layout(messages=(*first, chosen) if is_answer and first else (chosen,))
+        answers_only = all(is_messages(value) and begins_with_answer(value) for value in values)
+        first = [] if not answers_only else [before] if before else asked
+        yield from (Layout(messages=(name, chosen)) for name in first)
+        if not first:
+            yield Layout(messages=(chosen,))
     elif before is not None:
         yield Layout(messages=(before, chosen))
     elif is_text(rows, chosen) and asked:
         yield from (Layout(prompt=(name,), completion=(chosen,)) for name in asked)
     elif is_text(rows, chosen) and all(has_marks(text, HH) for text in values):
         yield Layout(messages=(chosen,), markers=HH)
+
+
+def begins_with_answer(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether the assistant speaks first."""
+    name = messages[0].get("role", messages[0].get("from"))
+    return known_role(str(name)) == "assistant"
 
 
 def opened_safely(value: Any) -> Any:
@@ -147,14 +155,11 @@ def are_messages(rows: Rows, name: str) -> bool:
     return bool(values) and all(is_messages(value) for value in values if value != [])
 
 
-def trees(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
+def trees(names: Sequence[str]) -> Iterator[Kind]:
     """Yield Open Assistant's messages, which answer each other."""
     if {"message_id", "parent_id", "role", "text"} <= set(names):
         rank = "rank" if "rank" in names else None
-        layout = Layout(id="message_id", parent_id="parent_id", role="role", content="text", rank=rank)
-        yield Kind(
-            layout, "of each tree the conversation of the best ranked answers is read; `paths: all` reads every one"
-        )
+        yield Kind(Layout(id="message_id", parent_id="parent_id", role="role", content="text", rank=rank))
 
 
 def conversations(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
@@ -236,7 +241,7 @@ def texts(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
         (column for column in names if re.fullmatch(r"(conversation|dialog(ue)?|thread)_?id", column.casefold())), None
     )
     speaker = next((column for column in names if column.casefold() in ("role", "speaker", "from")), None)
-    if group and speaker and any(known_role(str(value), {}) for value in values_of(rows, speaker)):
+    if group and speaker and any(known_role(str(value)) for value in values_of(rows, speaker)):
         yield Kind(Layout(group_by=group, role=speaker, content=name))
 
 

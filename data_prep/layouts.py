@@ -12,8 +12,8 @@ from data_prep.turns import Shape
 Names = tuple[str, ...]
 
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-TOOLS, VARIABLES, THINKING = "tools", "chat_template_kwargs", "enable_thinking"
-EXTRA_COLUMNS = (TOOLS, VARIABLES, THINKING, *MEDIA)  # read beside a row's own
+VARIABLES, THINKING = "chat_template_kwargs", "enable_thinking"  # what a row sets for its chat template
+EXTRA_COLUMNS = (VARIABLES, THINKING, *MEDIA)  # read beside a row's own
 READ = ("text", "system", "history", "context", "prompt", "input", "completion", "messages", "tools", "label")
 JOINING = ("group_by", "order_by", "id", "parent_id", "rank")  # columns by which several rows are one conversation
 KEYS = ("role", "content", "user", "assistant", "train", "masked")  # of a message; columns, if a row is a message

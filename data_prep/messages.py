@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.layouts import Layout
 from data_prep.paths import opened
-from data_prep.roles import CALLING, role_of
+from data_prep.roles import CALLING, role_of, speaker
 from data_prep.streams import ObjectionError
 from data_prep.turns import Turn
 
@@ -17,7 +17,9 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 FLAG_KEYS = ("weight", "train", "training", "loss", "loss_weight")
 MASK_KEY = "mask"  # some mean by it what is hidden, some what is trained
 CALL_KEYS = ("tool_calls", "function_call")
-KNOWN_KEYS = {*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *FLAG_KEYS, *CALL_KEYS, MASK_KEY, "tool_call_id", "name"}
+PLAIN_KEYS = {"role", "content"}
+NAME_KEYS = ("tool_call_id", "name")
+KNOWN_KEYS = {*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *FLAG_KEYS, *CALL_KEYS, MASK_KEY, *NAME_KEYS}
 MEDIA_PARTS = ("image", "audio", "video", "file", "input_image", "input_audio")
 TEXT_PARTS, REASONING_PARTS = ("text", "input_text", "output_text"), ("reasoning", "thinking")
 
@@ -31,19 +33,35 @@ UNTOLD_MASK = "a turn's mask does not tell whether it hides or trains"
 def turns_of_message(message: Mapping[str, Any], layout: Layout) -> Iterator[Turn]:
     """Yield the turn of a message, or the two of a question with its answer. Raises ObjectionError."""
     if layout.user is not None:
-        for key, role in ((layout.user, "user"), (layout.assistant, "assistant")):
-            if not isinstance(text := message.get(str(key)), str):
-                raise ObjectionError(NOT_MESSAGES)
-            yield Turn(role, text, is_trained=flag_of(message, layout) if role == "assistant" else None)
+        yield from exchange(message, layout)
         return
-    name = first_of(message, (layout.role,) if layout.role else ROLE_KEYS)
-    content = first_of(message, (layout.content,) if layout.content else CONTENT_KEYS)
-    if not isinstance(name, str):
+    if layout.role is None and layout.content is None and message.keys() == PLAIN_KEYS:
+        name, content = message["role"], message["content"]
+        if isinstance(name, str) and isinstance(content, str):  # most are so, and this is four times as fast
+            yield Turn(role_of(name, layout.roles), content)
+            return
+    yield turn_of_message(message, layout)
+
+
+def exchange(message: Mapping[str, Any], layout: Layout) -> Iterator[Turn]:
+    """Yield a question and its answer."""
+    question, answer = message.get(str(layout.user)), message.get(str(layout.assistant))
+    if not isinstance(question, str) or not isinstance(answer, str):
         raise ObjectionError(NOT_MESSAGES)
-    role = role_of(name, dict(layout.roles))
-    text, more = words_of(content, role)
+    yield Turn("user", question)
+    yield Turn("assistant", answer, is_trained=flag_of(message, layout))
+
+
+def turn_of_message(message: Mapping[str, Any], layout: Layout) -> Turn:
+    """Return the turn of a message with all that it holds. Raises ObjectionError."""
+    name = speaker(first_of(message, (layout.role,) if layout.role else ROLE_KEYS))
+    content = first_of(message, (layout.content,) if layout.content else CONTENT_KEYS)
+    if name is None:
+        raise ObjectionError(NOT_MESSAGES)
+    role = role_of(name, layout.roles)
     if name.strip().casefold() in CALLING:
-        text, more = "", {"content": None, "tool_calls": calls_of(content)}
+        content, message = None, {**message, "tool_calls": calls_of(content)}
+    text, more = words_of(content, role)
     calls = [call for key in CALL_KEYS for call in calls_of(message.get(key))]
     if calls:
         more["tool_calls"] = [*more.get("tool_calls", ()), *calls]
@@ -52,10 +70,8 @@ def turns_of_message(message: Mapping[str, Any], layout: Layout) -> Iterator[Tur
         if not more:
             raise ObjectionError(NOT_MESSAGES)
         more = {"content": None, **more}
-    names = {
-        key: message[key] for key in ("tool_call_id", "name") if isinstance(message.get(key), str) and message[key]
-    }
-    yield Turn(role, text, {**more, **names}, flag_of(message, layout))
+    names = {key: message[key] for key in NAME_KEYS if isinstance(message.get(key), str) and message[key]}
+    return Turn(role, text, {**more, **names}, flag_of(message, layout))
 
 
 def first_of(message: Mapping[str, Any], keys: tuple[str, ...]) -> Any:

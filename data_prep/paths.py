@@ -44,6 +44,8 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
     """
     if path in row:
         return row[path]
+    if "." not in path and "[" not in path:
+        return MISSING
     value: Any = row
     for step in steps_of(path) or ("",):
         value = step_into(opened(value) if isinstance(value, str) else value, step)

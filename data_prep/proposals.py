@@ -89,13 +89,13 @@ def propose(rows: Rows) -> tuple[Proposal, Markers]:
         return [("messages", marked[0], "")], marked[1]
     asked = [name for name in texts if name.casefold() in QUESTIONS]
     answered = [name for name in texts if name.casefold() in ANSWERS]
-    if len(texts) == 1:
+    if len(texts) == 1 and not asked:
         return [
             ("text", texts[0], f"or, if it answers something, prompt: {PLACEHOLDER} and completion: {texts[0]}")
         ], ()
     if not texts:
         return [("text", PLACEHOLDER, f"no column looks like text; columns: {', '.join(looks) or 'none'}")], ()
-    one_of = f"one of: {', '.join(texts)}"
+    one_of = f"one of: {', '.join(name for name in (texts if len(texts) > 1 else looks) if [name] != asked)}"
     prompt = asked[0] if len(asked) == 1 and len(answered) <= 1 else PLACEHOLDER
     completion = answered[0] if len(answered) == 1 and len(asked) <= 1 else PLACEHOLDER
     return [
@@ -163,7 +163,7 @@ def message_rows(rows: Rows, looks: Mapping[str, str]) -> Proposal:
 
 def are_roles(values: Sequence[Any]) -> bool:
     names = {value for value in values if isinstance(value, str)}
-    return bool(names) and all(known_role(name, {}) for name in names)
+    return bool(names) and all(known_role(name) for name in names)
 
 
 def marked_column(rows: Rows, texts: Sequence[str]) -> tuple[str, Markers] | None:

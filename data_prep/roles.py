@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, Literal
 
 from data_prep.streams import ObjectionError
 
 Role = Literal["system", "user", "assistant", "tool"]
-ROLES: tuple[Role, ...] = get_args(Role)
+Own = tuple[tuple[str, str], ...]  # a source's `roles`: name, role
 
 ALIASES: dict[str, Role] = {
     **dict.fromkeys(("system", "developer", "sys", "system_prompt"), "system"),
@@ -27,24 +28,32 @@ CALLING = ("function_call", "tool_call")  # what these say is a call, as JSON
 UNKNOWN = "unknown role"
 
 
-def role_of(name: str, own: Mapping[str, str]) -> str:
-    """Return the role of who is called `name`: by the source's `own` names, else by what is known, in any case.
-
-    Raises ObjectionError.
-    """
+def role_of(name: str, own: Own) -> str:
+    """Return the role of who is called `name`. Raises ObjectionError."""
     role = known_role(name, own)
     if role is None:
         raise ObjectionError(UNKNOWN)
     return role
 
 
-def known_role(name: str, own: Mapping[str, str]) -> str | None:
-    """Return the role of who is called `name`, None if nobody knows."""
-    if name in own:
-        return own[name]
+@lru_cache(maxsize=1024)
+def known_role(name: str, own: Own = ()) -> str | None:
+    """Return the role of who is called `name`: by the source's own names, else by what is known, in any case.
+
+    None if nobody knows.
+    """
+    if name in dict(own):
+        return dict(own)[name]
     plain = name.strip().casefold()
-    folded = {key.strip().casefold(): role for key, role in own.items()}
+    folded = {key.strip().casefold(): role for key, role in own}
     return folded.get(plain) or ALIASES.get(plain)
+
+
+def speaker(value: Any) -> str | None:
+    """Return what somebody is called, also by a number or a truth (0, true); None if it is no name."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, str | int) else None
 
 
 def line_to_write(unknown: Iterable[str], known: Iterable[str]) -> str:
@@ -58,4 +67,6 @@ def line_to_write(unknown: Iterable[str], known: Iterable[str]) -> str:
 
 def quoted(name: str) -> str:
     """Return a name as YAML within braces."""
+    if name in ("true", "false", "null"):
+        return f'"{name}"'
     return name if name.replace("_", "").replace("-", "").isalnum() and not name.isdigit() else f'"{name}"'

@@ -8,8 +8,8 @@ from typing import Any
 
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
-from data_prep.kinds import Kind, kinds_of
-from data_prep.layouts import EXTRA_COLUMNS, Layout, layout_from
+from data_prep.kinds import Kind, kinds_of, opened_safely
+from data_prep.layouts import THINKING, VARIABLES, Layout, layout_from
 from data_prep.looks import Rows, columns_of, look_of, values_of
 from data_prep.messages import CONTENT_KEYS, KNOWN_KEYS, MASK_KEY, ROLE_KEYS, UNTOLD_MASK
 from data_prep.paths import MISSING, matching, value_at
@@ -19,6 +19,8 @@ from data_prep.shapes import shortened, turns_of_row
 from data_prep.speakers import messages_of, speakers, unknown_speakers
 from data_prep.streams import ObjectionError
 
+TOOLS = "tools"
+TREES = "of each tree the conversation of the best ranked answers is read; `paths: all` reads every one"
 IGNORED_COLUMNS = 12  # so many that hold no text are named
 
 
@@ -37,11 +39,17 @@ def decide(rows: Rows, source: SourceConfig, place: str) -> Decision:
     Raises DataError with the columns seen and the lines to write if that cannot be told.
     """
     kind = Kind(named_layout(rows, source, place)) if source.fields.given - {"rows"} else single_kind(rows, place)
-    layout = with_own(kind.layout, source)
+    layout = with_own(replace(kind.layout, tools=tools_column(rows, kind.layout)), source)
+    check_own(rows, layout, source, place)
     check_speakers(rows, layout, place)
     check_flags(rows, layout, place)
     texts, others = unused_columns(rows, layout)
-    notes = [kind.note, *conversation_hint(rows, layout), *told_rejections(rows, layout)]
+    notes = [
+        kind.note,
+        TREES if layout.parent_id and source.paths is None else "",
+        *conversation_hint(rows, layout),
+        *told_rejections(rows, layout),
+    ]
     idle = idle_roles(rows, layout)
     if idle:
         notes.append(f"roles: nobody in the rows looked at is called {', '.join(idle)}")
@@ -49,6 +57,23 @@ def decide(rows: Rows, source: SourceConfig, place: str) -> Decision:
         listed = [*others[:IGNORED_COLUMNS], *(["..."] if len(others) > IGNORED_COLUMNS else [])]
         notes.append(f"not read either: {shortened(listed)}")
     return Decision(layout, texts, tuple(filter(None, notes)))
+
+
+def tools_column(rows: Rows, layout: Layout) -> str | None:
+    """Return the column of the tools that a conversation has: one of that name, unless it holds something else."""
+    if layout.tools or layout.text:
+        return layout.tools
+    held = [opened_safely(value) for value in values_of(rows, TOOLS)]
+    return TOOLS if all(isinstance(value, list | Mapping) for value in held) else None
+
+
+def check_own(rows: Rows, layout: Layout, source: SourceConfig, place: str) -> None:
+    """Raise DataError if what a source says beside its `fields` would say nothing."""
+    if layout.text and (source.system or source.roles):
+        raise DataError(f"{place}: is running text, in which nobody speaks: `system` and `roles` say nothing here")
+    held = (value_at(row, name) for row in rows for pattern in layout.messages for name in matching(pattern, row))
+    if source.markers and not any(isinstance(value, str) for value in held):
+        raise DataError(f"{place}: markers: {', '.join(layout.messages)} holds no text that they could be found in")
 
 
 def single_kind(rows: Rows, place: str) -> Kind:
@@ -130,7 +155,7 @@ def check_keys(rows: Rows, layout: Layout, place: str) -> None:
 
 def check_speakers(rows: Rows, layout: Layout, place: str) -> None:
     """Raise DataError with the line to write if nobody knows who somebody is."""
-    own = dict(layout.roles)
+    own = layout.roles
     said, unknown = speakers(rows, layout), unknown_speakers(rows, layout)
     if unknown:
         known = [str(known_role(name, own)) for name in said]
@@ -160,7 +185,7 @@ def check_flags(rows: Rows, layout: Layout, place: str) -> None:
 def unused_columns(rows: Rows, layout: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the columns that are not read: those that hold text, and others."""
     names = columns_of(rows)
-    used = {*layout.columns(names), *EXTRA_COLUMNS[: 3 if layout.text == () else 0]}
+    used = {*layout.columns(names), *(() if layout.text else (VARIABLES, THINKING))}
     looks = {name: look_of(name, values_of(rows, name)) for name in names if name not in used}
     texts = [name for name, look in looks.items() if look in ("text", "messages") or holds_prose(rows, name, look)]
     others = [name for name, look in looks.items() if name not in texts and look != "empty"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from data_prep.layouts import MEDIA, THINKING, TOOLS, VARIABLES, Layout, Names
+from data_prep.layouts import MEDIA, THINKING, VARIABLES, Layout, Names
 from data_prep.markers import marked_turns
 from data_prep.messages import NEEDS_MEDIA, NOT_MESSAGES, ROLE_KEYS, turns_of_message
 from data_prep.paths import MISSING, matching, opened, value_at
@@ -44,8 +44,8 @@ def variables_of_row(row: Mapping[str, Any], layout: Layout) -> Mapping[str, Any
     thinks = row.get(THINKING)
     if thinks is not None:
         found[THINKING] = truth(thinks, f"{THINKING} is neither true nor false")
-    if tools := in_form(value_at(row, layout.tools or TOOLS), list | Mapping, "tools are no JSON"):
-        found[TOOLS] = [as_function(tool) for tool in (tools if isinstance(tools, list) else [tools])]
+    if tools := in_form(value_at(row, layout.tools) if layout.tools else None, list | Mapping, "tools are no JSON"):
+        found["tools"] = [as_function(tool) for tool in (tools if isinstance(tools, list) else [tools])]
     return found or NO_VARIABLES
 
 

@@ -83,6 +83,8 @@ def find_corpus(
             found += expanded(source, name, location, cache, counter)
     with ThreadPoolExecutor() as pool:
         files = list(pool.map(corpus_file, found))
+    for source in sources:
+        check_used(source, [file.columns for file in files if file.info.source == source.label])
     for file in files:
         if file.columns.format.note:
             log.warning("%s: cannot be read: %s", file.info.path, file.columns.format.note)
@@ -92,6 +94,17 @@ def find_corpus(
             f"data.sources: the corpus is empty: {len(files)} files hold 0 bytes; name files with documents"
         )
     return corpus
+
+
+def check_used(source: SourceConfig, columns: Sequence[Columns]) -> None:
+    """Raise DataError if a source says how rows are read, and none of its files has rows."""
+    said = [name for name in ("fields", "system", "roles", "markers") if name in source.model_fields_set]
+    is_text = all(one.layout is None and one.format.kind != "refused" for one in columns)
+    if said and columns and is_text:
+        raise DataError(
+            f"data.sources: {source.label}: {' and '.join(said)} say how rows are read, and no file here has rows; "
+            "remove them, or give the files with rows a source of their own"
+        )
 
 
 def read_as(corpus: Corpus, label: str) -> str:

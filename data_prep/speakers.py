@@ -9,7 +9,7 @@ from data_prep.layouts import Layout
 from data_prep.looks import Rows
 from data_prep.messages import ROLE_KEYS
 from data_prep.paths import matching, opened, value_at
-from data_prep.roles import known_role
+from data_prep.roles import known_role, speaker
 from data_prep.streams import ObjectionError
 
 
@@ -35,10 +35,10 @@ def speakers(rows: Rows, layout: Layout) -> list[str]:
         return []
     keys = (layout.role,) if layout.role else ROLE_KEYS
     names = (message.get(key) for message in messages_of(rows, layout) for key in keys)
-    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
+    return list(dict.fromkeys(called for name in names if (called := speaker(name)) is not None))
 
 
 def unknown_speakers(rows: Rows, layout: Layout) -> list[str]:
     """Return the names that nobody knows."""
-    own = dict(layout.roles)
+    own = layout.roles
     return [name for name in speakers(rows, layout) if known_role(name, own) is None]
