@@ -64,8 +64,9 @@ def kinds_of(rows: Rows) -> list[Kind]:
     preferred = list(preferences(rows, names))
     if preferred:
         return preferred
-    found = [*trees(names), *conversations(rows, names), *numbered(names)]
     pairs = list(pairs_of(rows, names))
+    past = next((name for name in names if name.casefold() == "history"), None) if pairs else None
+    found = [*trees(names), *conversations(rows, [name for name in names if name != past]), *numbered(names)]
     told = [pair for pair in pairs if not any(repeats(rows, pair.layout, other.layout) for other in found)]
     if found or told:
         return [*found, *told]
@@ -132,7 +133,10 @@ def chosen_layouts(rows: Rows, names: Sequence[str], chosen: str) -> Iterator[La
     elif before is not None:
         yield Layout(messages=(before, chosen))
     elif is_text(rows, chosen) and asked:
-        yield from (Layout(prompt=(name,), completion=(chosen,)) for name in asked)
+        for name in asked:
+            is_marked = all(text.rstrip().endswith("\n\nAssistant:") for text in values_of(rows, name))
+            marked = Layout(messages=(name, chosen), markers=HH)
+            yield marked if is_marked else Layout(prompt=(name,), completion=(chosen,))
     elif is_text(rows, chosen) and all(has_marks(text, HH) for text in values):
         yield Layout(messages=(chosen,), markers=HH)
 
@@ -141,6 +145,13 @@ def begins_with_answer(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Tell whether the assistant speaks first."""
     name = messages[0].get("role", messages[0].get("from"))
     return known_role(str(name)) == "assistant"
+
+
+def never_answers(rows: Rows, name: str) -> bool:
+    """Tell whether no conversation of a column ends with the assistant."""
+    held = [opened_safely(value) for value in values_of(rows, name)]
+    lasts = [str(value[-1].get("role", value[-1].get("from"))) for value in held if value]
+    return bool(lasts) and all(known_role(last) != "assistant" for last in lasts)
 
 
 def opened_safely(value: Any) -> Any:
@@ -163,7 +174,19 @@ def trees(names: Sequence[str]) -> Iterator[Kind]:
 
 
 def conversations(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
-    """Yield each column that holds conversations, but those that say the same as an earlier one."""
+    """Yield each column that holds conversations, but those that say the same as an earlier one.
+
+    One that ends with a question goes on with its answer, if one column holds that.
+    """
+    asked = [
+        name for name in names if are_messages(rows, name) and not REJECTED.search(name) and never_answers(rows, name)
+    ]
+    answers = [
+        name for name in names if name.casefold() in ANSWERS and (is_text(rows, name) or are_messages(rows, name))
+    ]
+    if len(asked) == 1 and len(answers) == 1:
+        yield Kind(completed(Layout(messages=(asked[0], answers[0])), rows, names))
+        return
     found: list[str] = []
     for name in sorted(names, key=lambda name: DIALOGUES.index(name) if name in DIALOGUES else len(DIALOGUES)):
         layout = None if REJECTED.search(name) else conversation_layout(rows, name)
@@ -223,7 +246,11 @@ def pairs_of(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
         texts = [(plain.get(q, q), plain.get(a, a)) for q, a in ONLY_TOGETHER]
         together = [(q, a) for q, a in texts if is_text(rows, q) and is_text(rows, a)]
     for question, answer in together:
-        yield Kind(completed(Layout(prompt=(question,), completion=(answer,)), rows, names))
+        kind = Kind(completed(Layout(prompt=(question,), completion=(answer,)), rows, names))
+        yield kind
+        label = plain.get("label")
+        if label and all(str(value) in ("0", "1") for value in values_of(rows, label)) and values_of(rows, label):
+            yield replace(kind, layout=replace(kind.layout, label=label))  # wanted or not, or anything else
 
 
 def opened_keys(value: Any) -> set[str]:
@@ -233,7 +260,7 @@ def opened_keys(value: Any) -> set[str]:
 
 def texts(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
     """Yield running text; where each is what somebody says, also the conversation that it may belong to."""
-    name = next((name for name in names if name.casefold() == "text"), None)
+    name = next((name for name in names if name.casefold() == "text" and is_text(rows, name)), None)
     if name is None:
         return
     yield Kind(Layout(text=(name,)))

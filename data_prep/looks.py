@@ -55,6 +55,8 @@ def look_of_texts(name: str, texts: Sequence[str]) -> Look:
         return "number"
     if most(ADDRESS.fullmatch(text.strip()) for text in texts):
         return "address"
+    if most(looks_opened(text) for text in texts):
+        return "object"
     name = HUMP.sub("_", name)
     words = sorted(len(text.split()) for text in texts)[len(texts) // 2]
     if most(len(text.split()) <= 1 and len(text) < 80 and text.isascii() for text in texts):
@@ -64,6 +66,11 @@ def look_of_texts(name: str, texts: Sequence[str]) -> Look:
     if len(texts) >= 20 and len(set(texts)) <= FEW * len(texts) and words <= 4:
         return "label"
     return "text"
+
+
+def looks_opened(text: str) -> bool:
+    """Tell whether a text is a list or an object that somebody wrote into a cell."""
+    return text.lstrip().startswith(("[{", "{'", '{"', "['", '["', "[["))
 
 
 def most(flags: Iterable[Any]) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_prep.fields import PLACEHOLDER
-from data_prep.kinds import ANSWERS, DIALOGUES, NUMBERED, QUESTIONS, REJECTED, kinds_of, opened_safely
+from data_prep.kinds import ANSWERS, NUMBERED, QUESTIONS, REJECTED, kinds_of, opened_safely
 from data_prep.layouts import Layout, as_fields, layout_from
-from data_prep.looks import Rows, columns_of, look_of, values_of
+from data_prep.looks import Rows, columns_of, look_of, looks_opened, values_of
 from data_prep.markers import STYLES, Markers, has_marks
 from data_prep.roles import known_role, quoted
 from data_prep.shapes import shortened
@@ -21,10 +21,11 @@ UNDERSTOOD = (
 )
 EXAMPLE = 60  # characters of a value that a person is shown
 ROLE_LIKE, CONTENT_LIKE = (
-    ("role", "from", "speaker", "author", "sender", "name", "user"),
+    ("role", "from", "speaker", "author", "sender"),
     ("content", "value", "text", "utterance", "message", "body"),
 )
 
+SAID_LOOKS = ("text", "label", "id", "empty")  # of short texts among longer ones
 Proposal = list[tuple[str, Any, str]]  # key, value, comment
 
 
@@ -62,10 +63,23 @@ def quoted_path(name: str) -> str:
 def ask(rows: Rows) -> str:
     """Return what a person is told of rows that are not understood."""
     proposal, markers = propose(rows)
+    told = f"{remarks(proposal)}{printed_remark(rows)}"
     return (
         f"columns seen: {shortened(columns_of(rows))}. Understood by themselves are {UNDERSTOOD} (docs/rows.md). For "
-        f"others write below this source in data.sources, for example: `{joined(proposal, markers)}`{remarks(proposal)}"
+        f"others write below this source in data.sources, for example: `{joined(proposal, markers)}`{told}"
     )
+
+
+def printed_remark(rows: Rows) -> str:
+    """Return what is said of columns that were written as a program prints them."""
+    printed = [name for name in columns_of(rows) if is_printed(values_of(rows, name))]
+    return f"; {', '.join(printed)} holds printed lists, which cannot be read back: write JSON" if printed else ""
+
+
+def is_printed(values: Sequence[Any]) -> bool:
+    """Tell whether a column's texts are lists as numpy prints them, without commas."""
+    texts = [value for value in values if isinstance(value, str) and looks_opened(value)]
+    return bool(texts) and all(isinstance(opened_safely(text), str) for text in texts)
 
 
 def remarks(proposal: Proposal) -> str:
@@ -81,62 +95,77 @@ def propose(rows: Rows) -> tuple[Proposal, Markers]:
     """
     looks = {name: look_of(name, values_of(rows, name)) for name in columns_of(rows) if not REJECTED.search(name)}
     texts = [name for name, look in looks.items() if look == "text"]
-    for guess in (message_rows(rows, looks), nested_messages(rows), numbered_columns(rows, looks)):
-        if guess:
-            return guess, ()
     marked = marked_column(rows, texts)
     if marked is not None:
         return [("messages", marked[0], "")], marked[1]
+    for guess in (message_rows(rows, looks), nested_messages(rows, looks, texts), numbered_columns(looks)):
+        if guess:
+            return guess, ()
+    return pair_or_text(rows, looks, texts), ()
+
+
+def pair_or_text(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> Proposal:
+    """Return a question with its answer, or one text, out of the columns that look like text."""
+    nested = [name for name, look in looks.items() if look in ("list", "object")]
+    choices = [*texts, *(path for name in nested for path in inside(rows, name))]
     asked = [name for name in texts if name.casefold() in QUESTIONS]
     answered = [name for name in texts if name.casefold() in ANSWERS]
-    if len(texts) == 1 and not asked:
-        return [
-            ("text", texts[0], f"or, if it answers something, prompt: {PLACEHOLDER} and completion: {texts[0]}")
-        ], ()
-    if not texts:
-        return [("text", PLACEHOLDER, f"no column looks like text; columns: {', '.join(looks) or 'none'}")], ()
-    one_of = f"one of: {', '.join(name for name in (texts if len(texts) > 1 else looks) if [name] != asked)}"
+    if len(choices) == 1 and not asked:
+        return [("text", choices[0], f"or, if it answers something: prompt: {PLACEHOLDER}, completion: {choices[0]}")]
+    if not choices:
+        return [("text", PLACEHOLDER, f"no column looks like text; columns: {', '.join(looks) or 'none'}")]
     prompt = asked[0] if len(asked) == 1 and len(answered) <= 1 else PLACEHOLDER
     completion = answered[0] if len(answered) == 1 and len(asked) <= 1 else PLACEHOLDER
+    others = [name for name in choices if name not in (prompt, completion)]
+    one_of = (
+        f"one of: {', '.join(others)}" if others else f"no other column looks like text; columns: {', '.join(looks)}"
+    )
     return [
         ("prompt", prompt, one_of if prompt == PLACEHOLDER else ""),
         ("completion", completion, one_of if completion == PLACEHOLDER else ""),
-    ], ()
+    ]
 
 
-def numbered_columns(rows: Rows, looks: Mapping[str, str]) -> Proposal:
-    """Return the columns that differ in their number only as a dialogue."""
-    bases = [name.rstrip("0123456789") for name in looks if name[-1:].isdigit() and look_is_said(looks[name])]
+def inside(rows: Rows, name: str) -> list[str]:
+    """Return the paths to texts of several words right inside a column of lists or objects."""
+    paths: dict[str, None] = {}
+    for value in values_of(rows, name):
+        held = opened_safely(value)
+        inner = held.items() if isinstance(held, dict) else enumerate(held[:1]) if isinstance(held, list) else ()
+        for key, text in inner:
+            if isinstance(text, str) and len(text.split()) > 2:
+                paths[f"{name}[{key}]" if isinstance(key, int) else f"{name}.{key}"] = None
+    return list(paths)
+
+
+def numbered_columns(looks: Mapping[str, str]) -> Proposal:
+    """Return the columns that differ in their number only as a dialogue, if they hold texts."""
+    bases = [name.rstrip("0123456789") for name, look in looks.items() if name[-1:].isdigit() and look in SAID_LOOKS]
     often = max(bases, key=bases.count, default="")
-    return [("messages", f"{often}*", "")] if often and bases.count(often) >= NUMBERED else []
+    are_texts = any(look == "text" and name.rstrip("0123456789") == often for name, look in looks.items())
+    return [("messages", f"{often}*", "")] if are_texts and often and bases.count(often) >= NUMBERED else []
 
 
-def look_is_said(look: str) -> bool:
-    return look in ("text", "label", "id", "empty")
-
-
-def nested_messages(rows: Rows) -> Proposal:
-    """Return a column of lists of objects, or of texts, as a conversation."""
-    for name in columns_of(rows):
-        items = [
-            item for value in values_of(rows, name) if isinstance(held := opened_safely(value), list) for item in held
-        ]
-        if not items or REJECTED.search(name):
-            continue
-        if all(isinstance(item, dict) for item in items):
+def nested_messages(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> Proposal:
+    """Return a column of lists of objects, or of texts, as a conversation, where it is plain or all that there is."""
+    for name in (name for name, look in looks.items() if look in ("list", "messages", "object") and name != "tools"):
+        held = (opened_safely(value) for value in values_of(rows, name))
+        items = [item for value in held if isinstance(value, list) for item in value]
+        if items and all(isinstance(item, dict) for item in items):
             keys = list(dict.fromkeys(key for item in items for key in item))
-            return [
-                ("messages", name, ""),
-                ("role", *chosen_key(keys, ROLE_LIKE, items)),
-                ("content", *chosen_key(keys, CONTENT_LIKE, items)),
-            ]
-        if name in DIALOGUES or all(isinstance(item, str) and len(item.split()) > 2 for item in items):
+            if not texts or set(keys) & set(ROLE_LIKE):
+                return [
+                    ("messages", name, ""),
+                    ("role", *chosen_key(keys, ROLE_LIKE, items)),
+                    ("content", *chosen_key(keys, CONTENT_LIKE, items)),
+                ]
+        elif not texts and len(items) > 1 and all(isinstance(item, str) and len(item.split()) > 2 for item in items):
             return [("messages", name, "texts that two people say in turn, the first of them the user")]
     return []
 
 
 def chosen_key(keys: Sequence[str], like: Sequence[str], items: Sequence[Any]) -> tuple[str, str]:
-    found = [key for key in keys if key in like and any(isinstance(item.get(key), str) for item in items)]
+    found = [key for key in keys if key in like and any(isinstance(item.get(key), str | int) for item in items)]
     return (found[0], "") if len(found) == 1 else (PLACEHOLDER, f"one of: {', '.join(keys)}")
 
 

@@ -151,11 +151,11 @@ def conversation_turns(values: Sequence[Any], layout: Layout) -> Iterator[Turn]:
 
     A text after a conversation answers it; a single text has its turns marked, or is a list as JSON.
     """
+    if layout.markers and all(isinstance(value, str) for value in values):
+        yield from marked_turns("".join(values), layout.markers)
+        return
     last = "assistant"
     for value in values:
-        if isinstance(value, str) and layout.markers:
-            yield from marked_turns(value, layout.markers)
-            continue
         if isinstance(value, str):
             value = opened_conversation(value, is_alone=len(values) == 1)
         for turn in turns_of_item(value, last, layout):

@@ -84,7 +84,7 @@ def find_corpus(
     with ThreadPoolExecutor() as pool:
         files = list(pool.map(corpus_file, found))
     for source in sources:
-        check_used(source, [file.columns for file in files if file.info.source == source.label])
+        check_used(source, [file.columns for file in files if file.info.source == source.label and file.info.bytes])
     for file in files:
         if file.columns.format.note:
             log.warning("%s: cannot be read: %s", file.info.path, file.columns.format.note)

@@ -16,6 +16,7 @@ from data_prep.originals import read_document
 from data_prep.shards import Manifest
 from data_prep.sources import find_corpus, not_read, parts_of
 
+MARKS = {"user": "U:", "assistant": "A:"}
 PAIR = [("user", "Hi"), ("assistant", "Ho")]
 
 
@@ -265,6 +266,39 @@ def test_rows_inside_of_a_json_value_are_read_from_their_path(tmp_path):
     found = read(tmp_path / "a.json", fields={"rows": "set.rows", "prompt": "q", "completion": "a"})
 
     assert found == [PAIR, "not a JSON object"]
+
+
+def test_speakers_may_be_numbers_or_truths(lines_file):
+    rows = [{"talk": [{"by": a, "text": "Hi"}, {"by": b, "text": "Ho"}]} for a, b in ((1, 0), (True, False))]
+    fields = {"messages": "talk", "role": "by", "content": "text"}
+
+    with pytest.raises(DataError, match=r'roles: \{"1": user, "0": assistant\}'):
+        read(lines_file(rows[0]), fields=fields)
+    roles = {"1": "user", "true": "user", "0": "assistant", "false": "assistant"}
+    assert read(lines_file(*rows), fields=fields, roles=roles) == [PAIR, PAIR]
+
+
+@pytest.mark.parametrize(
+    ("row", "source", "message"),
+    [
+        ({"text": "a"}, {"system": "Be kind."}, "nobody speaks"),
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            {"fields": {"messages": "messages"}, "markers": MARKS},
+            "no text",
+        ),
+    ],
+)
+def test_settings_that_say_nothing_about_these_rows_are_refused(lines_file, row, source, message):
+    with pytest.raises(DataError, match=message):
+        read(lines_file(row), **source)
+
+
+def test_fields_of_files_without_rows_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a book")
+
+    with pytest.raises(DataError, match="fields say how rows are read, and no file here has rows"):
+        read(tmp_path / "a.txt", fields={"text": "text"})
 
 
 def test_columns_that_fields_leave_out_are_named(lines_file):

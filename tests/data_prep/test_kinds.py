@@ -123,6 +123,16 @@ KINDS = {
         {"system": SYSTEM[1], "question": USER[1], "chosen": SAID[1], "rejected": "No idea."},
         [SYSTEM, USER, SAID],
     ),
+    "prompt and completion as messages": ({"prompt": [ASKED], "completion": [ANSWERED]}, [USER, SAID]),
+    "prompt as messages": ({"input": [ASKED], "output": SAID[1]}, [USER, SAID]),
+    "hh-rlhf with prompt": (
+        {"prompt": f"\n\nHuman: {USER[1]}\n\nAssistant:", "chosen": f" {SAID[1]}", "rejected": " No idea."},
+        [USER, SAID],
+    ),
+    "history of messages": (
+        {"instruction": USER[1], "output": SAID[1], "history": [{"role": "user", "content": "A"}, WORSE]},
+        [("user", "A"), ("assistant", WORSE["content"]), USER, SAID],
+    ),
     "kto": ({"prompt": USER[1], "completion": SAID[1], "label": True}, [USER, SAID]),
 }
 
@@ -207,6 +217,10 @@ def test_an_input_that_only_a_late_row_has_is_read(lines_file):
             ["{messages: messages}", "{prompt: question, completion: answer}"],
         ),
         (
+            {"prompt": "How deep is it?", "completion": "Nine metres.", "label": 1},
+            ["{prompt: prompt, completion: completion}", "{prompt: prompt, completion: completion, label: label}"],
+        ),
+        (
             {"conversation_id": 1, "role": "user", "text": "Hello there, you."},
             ["{text: text}", "{role: role, content: text, group_by: conversation_id}"],
         ),
@@ -276,6 +290,27 @@ def test_rows_under_the_one_key_of_a_json_file_are_found(tmp_path):
     found = read(tmp_path / "a.json")
 
     assert found == [[("user", f"Do {n}"), ("assistant", f"Done {n}")] for n in range(3)]
+
+
+def test_questions_with_their_answers_in_one_json_object_are_rows_not_one_conversation(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"question": "A", "answer": "B"}] * 2}))
+
+    assert read(tmp_path / "a.json") == [[("user", "A"), ("assistant", "B")]] * 2
+
+
+def test_one_json_object_with_a_list_of_texts_may_be_either_and_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"data": ["one text", "another text"]}))
+
+    (reason,) = read(tmp_path / "a.json")
+
+    assert "`fields: {rows: data, ...}`, or `fields: {messages: data}` if it is one conversation" in reason
+
+
+def test_a_column_of_tools_that_are_no_tools_is_not_read(lines_file):
+    path = lines_file({"prompt": "Build a chair.", "completion": "Saw.", "tools": "a hammer and a saw"})
+
+    assert read(path) == [[("user", "Build a chair."), ("assistant", "Saw.")]]
+    assert not_read(corpus_of(path), "source") == ["tools"]
 
 
 def test_open_assistants_trees_are_read_by_their_best_answers(lines_file):
