@@ -12,7 +12,7 @@ from typing import Any
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.formats import Format
-from data_prep.grouping import JOINED_BYTES, inner_rows, joined
+from data_prep.grouping import JOINED_BYTES, columns_read, inner_rows, joined
 from data_prep.kinds import DIALOGUES, kinds_of
 from data_prep.layouts import EXTRA_COLUMNS, Layout
 from data_prep.looks import columns_of, is_messages
@@ -210,7 +210,7 @@ def find_columns(location: Path, source: SourceConfig, form: Format = JSONL) -> 
     return Columns(
         shape=layout.shape,
         layout=layout,
-        names=(str(inner).partition(".")[0],) if inner is not None else layout.columns(columns_of(rows)),
+        names=(str(inner).partition(".")[0],) if inner is not None else columns_read(layout, columns_of(rows)),
         format=form,
         unused=decision.unused,
         notes=decision.notes,

@@ -37,13 +37,18 @@ def joined(records: Iterable[Any], layout: Layout, parse: Parse) -> Iterator[Row
             row = parse(record)
             if row.get(DELETED) is True:
                 raise ObjectionError("marked as deleted")
-            used = layout.columns(row)
-            rows.append(
-                {name: row[name] for name in dict.fromkeys((*used, *KNOWN_KEYS, *EXTRA_COLUMNS)) if name in row}
-            )
+            kept = (*columns_read(layout, row), *(name for name in EXTRA_COLUMNS if name in row))
+            rows.append({name: row[name] for name in kept})
         except ObjectionError as objection:
             yield objection
     yield from grouped(rows, layout) if layout.group_by is not None else paths_of_trees(rows, layout)
+
+
+def columns_read(layout: Layout, seen: Iterable[str]) -> tuple[str, ...]:
+    """Return the columns among those `seen` that are read; of rows that are messages also a message's usual keys."""
+    there = list(seen)
+    keys = (name for name in there if layout.is_joined and (name in KNOWN_KEYS or name == DELETED))
+    return tuple(dict.fromkeys([*layout.columns(there), *keys]))
 
 
 def inner_rows(records: Iterable[Any], path: str, parse: Parse) -> Iterator[Row | ObjectionError]:

@@ -98,7 +98,8 @@ def find_corpus(
 
 def check_used(source: SourceConfig, columns: Sequence[Columns]) -> None:
     """Raise DataError if a source says how rows are read, and none of its files has rows."""
-    said = [name for name in ("fields", "system", "roles", "markers") if name in source.model_fields_set]
+    given = {"fields": source.fields.given, "system": source.system, "roles": source.roles, "markers": source.markers}
+    said = [name for name, value in given.items() if value]
     is_text = all(one.layout is None and one.format.kind != "refused" for one in columns)
     if said and columns and is_text:
         raise DataError(

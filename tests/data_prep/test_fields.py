@@ -15,6 +15,7 @@ from data_prep.documents import Rejected, read_part
 from data_prep.originals import read_document
 from data_prep.shards import Manifest
 from data_prep.sources import find_corpus, not_read, parts_of
+from data_prep.turns import Turn
 
 MARKS = {"user": "U:", "assistant": "A:"}
 PAIR = [("user", "Hi"), ("assistant", "Ho")]
@@ -195,6 +196,23 @@ def test_rows_of_one_conversation_are_joined_wherever_they_stand(lines_file):
 
     system = ("system", "the port")
     assert found == ["bad JSON", "missing column", [system, *PAIR], [system, ("assistant", "A"), ("user", "B")]]
+
+
+def test_of_rows_that_are_messages_all_that_a_message_may_have_is_read_from_parquet(tmp_path):
+    rows = [
+        {"c": 1, "role": "user", "content": "Hi", "weight": None, "reasoning": None, "n": 0},
+        {"c": 1, "role": "assistant", "content": "Ho", "weight": 0, "reasoning": "Well.", "n": 1},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    corpus = find_corpus([source_of(tmp_path / "a.parquet", name="s", fields={"group_by": "c"})], {})
+
+    (document,) = read_part(*parts_of(0, corpus.files[0], 2**30))
+
+    assert document.turns == (
+        Turn("user", "Hi"),
+        Turn("assistant", "Ho", {"reasoning_content": "Well."}, is_trained=False),
+    )
+    assert not_read(corpus, "s") == []
 
 
 def test_a_conversation_whose_order_is_not_told_is_rejected(lines_file):
