@@ -17,7 +17,7 @@ import orjson
 import pyarrow as pa
 
 from data_prep.documents import Document, Part, Raw, Rejected, document_of, records_of
-from data_prep.layouts import MEDIA
+from data_prep.row_layouts import MEDIA
 from data_prep.streams import END, ObjectionError, open_stream, read_lines
 from data_prep.tables import parquet_batches, rows_of
 

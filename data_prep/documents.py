@@ -14,10 +14,10 @@ from data_prep.config import SourceConfig
 from data_prep.formats import Format
 from data_prep.grouping import JOINED_BYTES, columns_read, inner_rows, joined
 from data_prep.kinds import DIALOGUES, kinds_of
-from data_prep.layouts import EXTRA_COLUMNS, Layout
 from data_prep.looks import columns_of, is_messages
 from data_prep.pages import extract_text, limit_of
 from data_prep.paths import without_nulls
+from data_prep.row_layouts import EXTRA_COLUMNS, Layout
 from data_prep.samples import decide
 from data_prep.shapes import turns_of_row, variables_of_row
 from data_prep.streams import ObjectionError, open_stream, read_lines, read_texts
@@ -253,12 +253,13 @@ def one_value(rows: Sequence[Mapping[str, Any]], objections: Sequence[str]) -> s
     if objections:
         return objections[0]
     kinds = kinds_of(rows)
-    names = [name for name in rows[0] if isinstance(rows[0][name], list)]
+    names = [name for name, value in rows[0].items() if isinstance(value, list)]
     are_texts = any(
         isinstance(item, str) for kind in kinds for name in kind.layout.columns(names) for item in rows[0][name]
     )
     if kinds and not are_texts:
         return None
+    names = [name for name in names if are_texts or any(isinstance(item, dict) for item in rows[0][name])]
     hint = f"; name the list in it, for example `fields: {{rows: {names[0]}, ...}}`" if names else ""
     hint += f", or `fields: {{messages: {names[0]}}}` if it is one conversation" if are_texts else ""
     return f"one JSON value, not rows{hint}"

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, model_validator
 
 from cluster.schema import Section
-from data_prep.layouts import KEYS
+from data_prep.row_layouts import KEYS
 
 PLACEHOLDER = "???"
 ROW_KEYS = ("role", "content", "train", "masked")  # of a message that is a row

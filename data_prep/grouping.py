@@ -9,10 +9,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from data_prep.layouts import EXTRA_COLUMNS, Layout
 from data_prep.messages import KNOWN_KEYS
 from data_prep.paths import MISSING, value_at
 from data_prep.roles import known_role, speaker
+from data_prep.row_layouts import EXTRA_COLUMNS, Layout
 from data_prep.shapes import ROWS
 from data_prep.streams import ObjectionError
 
@@ -78,10 +78,12 @@ def grouped(rows: Iterable[Row], layout: Layout) -> Iterator[Row | ObjectionErro
         yield ordered(members, layout.order_by)
 
 
-def key_at(row: Row, path: str | None) -> Any:
-    """Return what a row names at a path: a text or a number; None if nothing."""
+def key_at(row: Row, path: str | None) -> str | None:
+    """Return what a row names at a path, as text; None if nothing."""
     value = value_at(row, str(path))
-    return value if isinstance(value, str | int | float) and value != "" else None
+    if not isinstance(value, str | int | float) or value in ("", None) or value != value:
+        return None
+    return str(value).removesuffix(".0")  # what pandas made of whole numbers beside absent ones
 
 
 def ordered(rows: list[Row], order_by: str | None) -> Row | ObjectionError:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_prep.layouts import Layout, Names
 from data_prep.looks import Rows, columns_of, is_messages, values_of
 from data_prep.markers import HH, has_marks
 from data_prep.paths import opened, value_at
 from data_prep.roles import known_role
+from data_prep.row_layouts import Layout, Names
 from data_prep.streams import ObjectionError
 
 QUESTIONS = ("instruction", "prompt", "question", "query", "problem")

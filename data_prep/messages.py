@@ -6,20 +6,21 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_prep.layouts import Layout
 from data_prep.paths import opened
-from data_prep.roles import CALLING, role_of, speaker
+from data_prep.roles import is_calling, role_of, speaker
+from data_prep.row_layouts import Layout
 from data_prep.streams import ObjectionError
 from data_prep.turns import Turn
 
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-FLAG_KEYS = ("weight", "train", "training", "loss", "loss_weight")
+FLAG_KEYS = ("weight", "train", "training", "trainable", "loss", "loss_weight", "loss_mask")
+PARTLY = "train_detail"  # of Axolotl: which characters of a turn are trained
 MASK_KEY = "mask"  # some mean by it what is hidden, some what is trained
 CALL_KEYS = ("tool_calls", "function_call")
 PLAIN_KEYS = {"role", "content"}
 NAME_KEYS = ("tool_call_id", "name")
-KNOWN_KEYS = {*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *FLAG_KEYS, *CALL_KEYS, MASK_KEY, *NAME_KEYS}
+KNOWN_KEYS = {*ROLE_KEYS, *CONTENT_KEYS, *REASONING_KEYS, *FLAG_KEYS, *CALL_KEYS, MASK_KEY, PARTLY, *NAME_KEYS}
 MEDIA_PARTS = ("image", "audio", "video", "file", "input_image", "input_audio")
 TEXT_PARTS, REASONING_PARTS = ("text", "input_text", "output_text"), ("reasoning", "thinking")
 
@@ -27,6 +28,7 @@ NOT_MESSAGES = "not a list of role and content"
 NEEDS_MEDIA = "needs an image, audio or video"
 NOT_A_CALL = "a tool call without a name, or with arguments that are no JSON object"
 NOT_A_FLAG = "a turn's weight, train or loss is neither 0 nor 1"
+PART_FLAG = "a turn of which only parts are trained"
 UNTOLD_MASK = "a turn's mask does not tell whether it hides or trains"
 
 
@@ -37,7 +39,8 @@ def turns_of_message(message: Mapping[str, Any], layout: Layout) -> Iterator[Tur
         return
     if layout.role is None and layout.content is None and message.keys() == PLAIN_KEYS:
         name, content = message["role"], message["content"]
-        if isinstance(name, str) and isinstance(content, str):  # most are so, and this is four times as fast
+        is_said = isinstance(name, str) and isinstance(content, str) and not is_calling(name)
+        if is_said:  # most are so, and this is four times as fast
             yield Turn(role_of(name, layout.roles), content)
             return
     yield turn_of_message(message, layout)
@@ -59,7 +62,7 @@ def turn_of_message(message: Mapping[str, Any], layout: Layout) -> Turn:
     if name is None:
         raise ObjectionError(NOT_MESSAGES)
     role = role_of(name, layout.roles)
-    if name.strip().casefold() in CALLING:
+    if is_calling(name):
         content, message = None, {**message, "tool_calls": calls_of(content)}
     text, more = words_of(content, role)
     calls = [call for key in CALL_KEYS for call in calls_of(message.get(key))]
@@ -96,6 +99,8 @@ def flag_of(message: Mapping[str, Any], layout: Layout) -> bool | None:
         return None if hidden is None else not hidden
     if layout.train is not None:
         return as_flag(message.get(layout.train))
+    if message.get(PARTLY):
+        raise ObjectionError(PART_FLAG)
     if message.get(MASK_KEY) is not None:
         raise ObjectionError(UNTOLD_MASK)
     flags = {as_flag(message[key]) for key in FLAG_KEYS if message.get(key) is not None}
@@ -141,6 +146,8 @@ def read_part(part: Any) -> tuple[str, Any]:
     """Return what one part of a content adds to, and what. Raises ObjectionError."""
     if not isinstance(part, Mapping) or not isinstance(kind := part.get("type", "text"), str):
         raise ObjectionError(NOT_MESSAGES)
+    if any(part.get(key) is not None for key in (*FLAG_KEYS, MASK_KEY)):
+        raise ObjectionError(PART_FLAG)
     value = first_of(part, ("value", "text", kind))
     if kind in ("tool_call", "function_call"):
         return "tool_calls", calls_of(value)

@@ -15,7 +15,7 @@ from data_prep.archives import SEPARATOR, unpack
 from data_prep.documents import Raw, decoded, parsed, raw_records
 from data_prep.formats import Format, format_of
 from data_prep.grouping import joined
-from data_prep.layouts import layout_from
+from data_prep.row_layouts import layout_from
 from data_prep.shards import Manifest, SourceFile
 from data_prep.streams import DOCUMENT_BYTES, END, open_stream
 

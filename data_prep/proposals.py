@@ -8,10 +8,10 @@ from typing import Any
 
 from data_prep.fields import PLACEHOLDER
 from data_prep.kinds import ANSWERS, NUMBERED, QUESTIONS, REJECTED, kinds_of, opened_safely
-from data_prep.layouts import Layout, as_fields, layout_from
 from data_prep.looks import Rows, columns_of, look_of, looks_opened, values_of
 from data_prep.markers import STYLES, Markers, has_marks
 from data_prep.roles import known_role, quoted
+from data_prep.row_layouts import Layout, as_fields, layout_from
 from data_prep.shapes import shortened
 from data_prep.speakers import unknown_speakers
 

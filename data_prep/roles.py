@@ -49,6 +49,12 @@ def known_role(name: str, own: Own = ()) -> str | None:
     return folded.get(plain) or ALIASES.get(plain)
 
 
+@lru_cache(maxsize=1024)
+def is_calling(name: str) -> bool:
+    """Tell whether what somebody of this name says is a tool call, as JSON."""
+    return name.strip().casefold() in CALLING
+
+
 def speaker(value: Any) -> str | None:
     """Return what somebody is called, also by a number or a truth (0, true); None if it is no name."""
     if isinstance(value, bool):

@@ -10,12 +10,12 @@ from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.grouping import columns_read
 from data_prep.kinds import Kind, kinds_of, opened_safely
-from data_prep.layouts import THINKING, VARIABLES, Layout, layout_from
 from data_prep.looks import Rows, columns_of, look_of, values_of
 from data_prep.messages import CONTENT_KEYS, KNOWN_KEYS, MASK_KEY, ROLE_KEYS, UNTOLD_MASK
 from data_prep.paths import MISSING, matching, value_at
 from data_prep.proposals import ask, conversation_hint, written
 from data_prep.roles import known_role, line_to_write
+from data_prep.row_layouts import THINKING, VARIABLES, Layout, layout_from
 from data_prep.shapes import shortened, turns_of_row
 from data_prep.speakers import messages_of, speakers, unknown_speakers
 from data_prep.streams import ObjectionError
@@ -190,7 +190,8 @@ def unused_columns(rows: Rows, layout: Layout) -> tuple[tuple[str, ...], tuple[s
     looks = {name: look_of(name, values_of(rows, name)) for name in names if name not in used}
     texts = [name for name, look in looks.items() if look in ("text", "messages") or holds_prose(rows, name, look)]
     others = [name for name, look in looks.items() if name not in texts and look != "empty"]
-    return (*texts, *unused_keys(rows, layout)), tuple(others)
+    said, unsaid = unused_keys(rows, layout)
+    return (*texts, *said), (*others, *unsaid)
 
 
 def holds_prose(rows: Rows, name: str, look: str) -> bool:
@@ -208,10 +209,10 @@ def texts_in(value: Any) -> Iterator[str]:
         yield from texts_in(item)
 
 
-def unused_keys(rows: Rows, layout: Layout) -> list[str]:
-    """Return the keys of messages that hold text and are not read."""
+def unused_keys(rows: Rows, layout: Layout) -> tuple[list[str], list[str]]:
+    """Return the keys of messages that are not read: those that hold text, and others."""
     if layout.is_joined or not layout.messages:
-        return []
+        return [], []
     used = {layout.role, layout.content, layout.user, layout.assistant, layout.train, layout.masked}
     used |= set() if layout.user else KNOWN_KEYS
     found: dict[str, list[Any]] = {}
@@ -220,7 +221,10 @@ def unused_keys(rows: Rows, layout: Layout) -> list[str]:
             if key not in used and value not in (None, ""):
                 found.setdefault(key, []).append(value)
     column = layout.messages[0]
-    return [f"{column}[].{key}" for key, values in found.items() if look_of(key, values) in ("text", "messages")]
+    keys: dict[bool, list[str]] = {True: [], False: []}
+    for key, values in found.items():
+        keys[look_of(key, values) in ("text", "messages")].append(f"{column}[].{key}")
+    return keys[True], keys[False]
 
 
 def told_rejections(rows: Rows, layout: Layout) -> Iterator[str]:

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from data_prep.layouts import MEDIA, THINKING, VARIABLES, Layout, Names
 from data_prep.markers import marked_turns
 from data_prep.messages import NEEDS_MEDIA, NOT_MESSAGES, ROLE_KEYS, turns_of_message
 from data_prep.paths import MISSING, matching, opened, value_at
+from data_prep.row_layouts import MEDIA, THINKING, VARIABLES, Layout, Names
 from data_prep.streams import ObjectionError
 from data_prep.turns import Turn
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_prep.layouts import Layout
 from data_prep.looks import Rows
 from data_prep.messages import ROLE_KEYS
 from data_prep.paths import matching, opened, value_at
 from data_prep.roles import known_role, speaker
+from data_prep.row_layouts import Layout
 from data_prep.streams import ObjectionError
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data_prep.documents import PLAIN, Columns, Document, Part, Rejected, read_part
 from data_prep.formats import Format
-from data_prep.layouts import Layout
+from data_prep.row_layouts import Layout
 
 JSONL = Format(kind="jsonl")
 PAIR = Columns(shape="pair", layout=Layout(prompt=("prompt",), completion=("completion",)), format=JSONL)

@@ -240,6 +240,12 @@ def test_a_file_that_would_not_fit_into_memory_is_refused_before_it_is_read(line
         read(lines_file({"c": "x", "role": "user", "content": "a"}), fields={"group_by": "c"})
 
 
+def test_ids_are_the_same_whether_numbers_or_texts(tmp_path):
+    (tmp_path / "a.csv").write_text("id,up,role,content\n1,,user,Hi\n2,1.0,assistant,Ho\n")
+
+    assert read(tmp_path / "a.csv", fields={"id": "id", "parent_id": "up"}) == [PAIR]
+
+
 def test_trees_with_a_circle_or_a_name_twice_end(lines_file):
     rows = [
         {"id": a, "up": b, "role": "user", "content": a}

@@ -96,6 +96,7 @@ def test_a_row_beyond_the_sample_in_which_nobody_knows_who_speaks_is_a_counted_r
         {"role": "assistant", "content": None, "tool_calls": [{"name": "add", "arguments": {"a": 1}}]},
         {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": '{"a": 1}'}},
         {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+        {"role": "tool_call", "content": '{"name": "add", "arguments": {"a": 1}}'},
     ],
 )
 def test_a_tool_call_of_any_form_has_its_arguments_parsed(lines_file, message):
@@ -187,7 +188,7 @@ def test_what_a_row_sets_for_the_template_is_handed_on(lines_file):
     assert third.reason == "enable_thinking is neither true nor false"
 
 
-@pytest.mark.parametrize("key", ["weight", "train", "training", "loss", "loss_weight"])
+@pytest.mark.parametrize("key", ["weight", "train", "training", "trainable", "loss", "loss_weight", "loss_mask"])
 def test_a_turn_that_is_marked_as_not_to_be_learnt_says_so(lines_file, key):
     for value, expected in ((0, False), (1, True), (False, False), (1.0, True), (None, None)):
         assert turn_of(lines_file, {**SAY, key: value}).is_trained is expected
@@ -198,6 +199,17 @@ def test_a_weight_that_is_neither_0_nor_1_is_rejected(lines_file, value):
     found = turns(lines_file, {"messages": [ASK, {**SAY, "weight": value}]})
 
     assert found == ["a turn's weight, train or loss is neither 0 nor 1"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {**SAY, "train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]},
+        {**SAY, "content": [{"type": "text", "text": "a", "train": False}, {"type": "text", "text": "b"}]},
+    ],
+)
+def test_a_turn_of_which_only_parts_are_trained_is_rejected(lines_file, message):
+    assert turns(lines_file, {"messages": [ASK, message]}) == ["a turn of which only parts are trained"]
 
 
 def test_flags_that_contradict_each_other_are_rejected(lines_file):
