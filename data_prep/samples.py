@@ -16,7 +16,7 @@ from data_prep.paths import MISSING, matching, value_at
 from data_prep.proposals import ask, conversation_hint, written
 from data_prep.roles import known_role, line_to_write
 from data_prep.row_layouts import THINKING, VARIABLES, Layout, layout_from
-from data_prep.shapes import shortened, turns_of_row
+from data_prep.shapes import shortened, turns_of_row, variables_of_row
 from data_prep.speakers import messages_of, speakers, unknown_speakers
 from data_prep.streams import ObjectionError
 
@@ -235,6 +235,7 @@ def told_rejections(rows: Rows, layout: Layout) -> Iterator[str]:
     for row in rows:
         try:
             turns_of_row(row, layout)
+            variables_of_row(row, layout)
         except ObjectionError as objection:
             reasons[str(objection)] = reasons.get(str(objection), 0) + 1
     for reason, count in reasons.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -154,6 +155,7 @@ def conversation_turns(values: Sequence[Any], layout: Layout) -> Iterator[Turn]:
     if layout.markers and all(isinstance(value, str) for value in values):
         yield from marked_turns("".join(values), layout.markers)
         return
+    check_gaps(values)
     last = "assistant"
     for value in values:
         if isinstance(value, str):
@@ -163,6 +165,13 @@ def conversation_turns(values: Sequence[Any], layout: Layout) -> Iterator[Turn]:
             last = turn.role
         if not isinstance(value, str):
             last = "user"
+
+
+def check_gaps(values: Sequence[Any]) -> None:
+    """Raise ObjectionError if a text of several is empty, and not the last: who says the next one is not known."""
+    are_blank = [isinstance(value, str) and not value.strip() for value in values]
+    if any(before and not after for before, after in itertools.pairwise(are_blank)):
+        raise ObjectionError("an empty turn between others")
 
 
 def opened_conversation(text: str, *, is_alone: bool) -> Any:
@@ -185,6 +194,7 @@ def turns_of_item(value: Any, last: str, layout: Layout) -> Iterator[Turn]:
     elif isinstance(value, Mapping):
         yield from turns_of_message(value, layout)
     elif isinstance(value, list):
+        check_gaps(value)
         for item in value:
             is_exchange = isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item)
             if isinstance(item, list) and not is_exchange:

@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.documents import Rejected, read_part
-from data_prep.sources import find_corpus, not_read, notes_of, parts_of
+from data_prep.sources import find_corpus, parts_of
 
 USER, SAID = ("user", "How deep is it?"), ("assistant", "Nine metres.")
 ASKED = {"role": "user", "content": USER[1]}
@@ -239,50 +239,6 @@ def test_a_question_is_not_trained_without_the_choices_that_it_is_about(lines_fi
         read(lines_file({"question": "Which of these is it?", "choices": ["a", "b"], "answer": "a"}))
 
 
-def test_what_is_trained_of_a_preference_and_what_is_not_read_is_told(lines_file):
-    row = {
-        "prompt": USER[1],
-        "chosen": SAID[1],
-        "rejected": "I have no idea at all.",
-        "prompt_id": "a1",
-        "origin": "http://a.b/c",
-    }
-
-    corpus = corpus_of(lines_file(row, row))
-
-    assert not_read(corpus, "source") == ["rejected"]
-    assert notes_of(corpus, "source") == [
-        "columns with text that are not used: rejected",
-        "the answers in chosen are trained, those in rejected are not",
-        "not read either: prompt_id, origin",
-    ]
-
-
-def test_a_title_and_a_key_of_messages_that_are_not_read_are_named(lines_file):
-    messages = [ASKED, {**ANSWERED, "comment": "said by the harbour master"}]
-
-    corpus = corpus_of(lines_file({"title": "A day at the harbour", "messages": messages}))
-
-    assert not_read(corpus, "source") == ["title", "messages[].comment"]
-
-
-def test_running_text_that_looks_like_a_conversation_is_read_as_text_and_the_line_to_write_told(lines_file):
-    text = "### Human: Hello\n### Assistant: Hi there"
-    path = lines_file({"text": text})
-
-    assert read(path) == [[("text", text)]]
-    (note,) = notes_of(corpus_of(path), "source")
-    assert 'fields: {messages: text}, markers: {user: "### Human:", assistant: "### Assistant:"}' in note
-
-
-def test_many_rows_that_will_be_rejected_are_told_at_the_start(lines_file):
-    good, bad = {"prompt": "a", "completion": "b"}, {"prompt": "a", "reply": "b"}
-
-    notes = notes_of(corpus_of(lines_file(*[good] * 5, *[bad] * 5)), "source")
-
-    assert "5 of the 10 rows looked at are rejected: missing column" in notes
-
-
 def test_rows_under_the_one_key_of_a_json_file_are_found(tmp_path):
     rows = [{"instruction": f"Do {n}", "output": f"Done {n}"} for n in range(3)]
     (tmp_path / "a.json").write_text(json.dumps({"version": "1.0", "data": rows}))
@@ -304,40 +260,3 @@ def test_one_json_object_with_a_list_of_texts_may_be_either_and_is_refused(tmp_p
     (reason,) = read(tmp_path / "a.json")
 
     assert "`fields: {rows: data, ...}`, or `fields: {messages: data}` if it is one conversation" in reason
-
-
-def test_a_column_of_tools_that_are_no_tools_is_not_read(lines_file):
-    path = lines_file({"prompt": "Build a chair.", "completion": "Saw.", "tools": "a hammer and a saw"})
-
-    assert read(path) == [[("user", "Build a chair."), ("assistant", "Saw.")]]
-    assert not_read(corpus_of(path), "source") == ["tools"]
-
-
-def test_open_assistants_trees_are_read_by_their_best_answers(lines_file):
-    def message(name, parent, role, rank=None):
-        return {
-            "message_id": name,
-            "parent_id": parent,
-            "role": role,
-            "text": f"says {name}",
-            "rank": rank,
-            "lang": "en",
-        }
-
-    path = lines_file(
-        message("a", None, "prompter"),
-        message("b", "a", "assistant", 1),
-        message("c", "a", "assistant", 0),
-        message("e", "d", "assistant", 0),
-        message("d", "c", "prompter"),
-        message("f", "b", "prompter"),
-        message("x", "gone", "assistant", 0),
-        message("y", None, "prompter"),
-    )
-
-    best = [("user", "says a"), ("assistant", "says c"), ("user", "says d"), ("assistant", "says e")]
-    lost = ["nobody answers", "no way to it from a first message"]
-    assert read(path) == [best, *lost]
-    other = [("user", "says a"), ("assistant", "says b")]
-    fields = {"id": "message_id", "parent_id": "parent_id", "role": "role", "content": "text", "rank": "rank"}
-    assert read(path, fields=fields, paths="all") == [best, other, *lost]

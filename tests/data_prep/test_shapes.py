@@ -305,6 +305,11 @@ def test_numbered_columns_that_are_called_something_said_are_a_dialogue(lines_fi
     assert dialogue == [(("user", "assistant")[(n - 1) % 2], f"said {n}") for n in range(1, 11)]
 
 
+@pytest.mark.parametrize("row", [{"turn1": "a", "turn2": " ", "turn3": "c"}, {"dialog": ["a", "", "c"]}])
+def test_an_empty_turn_between_others_is_rejected_for_nobody_knows_who_goes_on(lines_file, row):
+    assert turns(lines_file, row) == ["an empty turn between others"]
+
+
 @pytest.mark.parametrize(
     "names", [("sentence1", "sentence2"), ("turn1", "turn2", "turn4"), ("turn1", "turn2", "turn3", "message1")]
 )
