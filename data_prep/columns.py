@@ -16,8 +16,8 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from data_prep.documents import Document, Part, Raw, Rejected, document_of, raw_records
-from data_prep.shapes import EXTRA_COLUMNS
+from data_prep.documents import Document, Part, Raw, Rejected, document_of, records_of
+from data_prep.row_layouts import MEDIA
 from data_prep.streams import END, ObjectionError, open_stream, read_lines
 from data_prep.tables import parquet_batches, rows_of
 
@@ -58,17 +58,17 @@ def column_or_raw(part: Part) -> Iterator[Texts | Sequence[Raw]]:
     """Yield the records of a part, those that are texts without objection as such."""
     columns = part.columns
     path, form = Path(part.location), columns.format
-    wanted = (*columns.names, *EXTRA_COLUMNS)
+    single = None if columns.layout is None else columns.layout.single
     try:
-        if len(columns.names) == 1 and form.kind == "jsonl":
+        if single is not None and form.kind == "jsonl":
             with open_stream(path, form.compression) as stream:
                 whole = form.compression is not None
-                yield from json_columns(stream, 0 if whole else part.start, END if whole else part.end, *columns.names)
-        elif len(columns.names) == 1 and form.kind == "parquet":
-            for found in parquet_batches(path, part.start, part.end, wanted):
-                yield [found] if isinstance(found, ObjectionError) else table_column(found, *columns.names)
+                yield from json_columns(stream, 0 if whole else part.start, END if whole else part.end, single)
+        elif single is not None and form.kind == "parquet":
+            for found in parquet_batches(path, part.start, part.end, columns.wanted):
+                yield [found] if isinstance(found, ObjectionError) else table_column(found, single)
         else:
-            for raw in raw_records(path, form, part.start, part.end, wanted):
+            for raw in records_of(path, columns, part.start, part.end):
                 yield [raw]
     except ObjectionError as objection:
         yield [objection]
@@ -98,7 +98,7 @@ def json_column(lines: Sequence[bytes | ObjectionError], name: str) -> Texts | N
         for line in lines:
             row = {} if isinstance(line, ObjectionError) else orjson.loads(line)
             text = row.get(name) if isinstance(row, dict) else None
-            if not isinstance(text, str) or any(row.get(extra) is not None for extra in EXTRA_COLUMNS if extra != name):
+            if not isinstance(text, str) or any(row.get(extra) is not None for extra in MEDIA if extra != name):
                 return None
             texts.append(text.encode())
     except orjson.JSONDecodeError:

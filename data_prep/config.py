@@ -7,6 +7,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from cluster.schema import PathValue, Section
+from data_prep.fields import Fields
+from data_prep.roles import Role
 
 
 class SourceConfig(Section):
@@ -29,9 +31,19 @@ class SourceConfig(Section):
     """How long the fetched file must be."""
     name: str | None = None
     """What tables and `inspect` call it; default: the path, URL or dataset."""
-    fields: dict[Literal["text", "prompt", "completion", "messages"], str] = Field(default_factory=dict)
-    """Which of the rows' columns play a role, where their names do not tell. `messages: "turn*"` takes all columns of
-    such names for what two people say in turn."""
+    fields: Fields = Fields()
+    """Which of the rows' columns are what, where their names do not tell (docs/rows.md)."""
+    system: str | None = Field(default=None, min_length=1)
+    """The system turn of every pair or conversation that has none of its own: a text, not a column."""
+    roles: dict[str, Role] = Field(default_factory=dict)
+    """Who is who, where the names that the data has for them do not tell: {speaker1: user, speaker2: assistant}."""
+    markers: dict[Literal["system", "user", "assistant", "tool", "ignore"], str | list[str]] = Field(
+        default_factory=dict
+    )
+    """What a turn begins with, in texts that hold a conversation: {user: "\\nQ:", assistant: "\\nA:"}. What stands
+    under `ignore` is left out."""
+    paths: Literal["best", "all"] | None = None
+    """Which conversations a tree of messages holds: that of the best ranked answers (default), or all."""
     html: Literal["article", "plain"] = "article"
     """article: a web page's article without menus and comments. plain: all of its text."""
 
@@ -39,6 +51,18 @@ class SourceConfig(Section):
     """How often its documents are trained on in one epoch of the whole; with weights: at most."""
     weight: float | None = Field(default=None, gt=0)
     """Its share of the trained tokens, relative to the other sources' weights; default: what there is."""
+
+    @model_validator(mode="after")
+    def check_rows(self) -> Self:
+        if self.paths is not None and self.fields.parent_id is None:
+            raise ValueError("'paths' is for trees: name the column of each message's parent in fields.parent_id")
+        if self.markers and not self.fields.messages:
+            raise ValueError("'markers' need the column that holds the texts: write `fields: {messages: COLUMN}`")
+        if self.markers and not {"user", "assistant"} <= set(self.markers):
+            raise ValueError("'markers' need both 'user' and 'assistant'")
+        if self.fields.text and (self.system or self.roles):
+            raise ValueError("running text ('fields.text') has nobody who speaks: remove 'system' and 'roles'")
+        return self
 
     @model_validator(mode="after")
     def check_one_place(self) -> Self:

@@ -4,35 +4,59 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import DataError
+from data_prep.config import SourceConfig
 from data_prep.formats import Format
+from data_prep.grouping import JOINED_BYTES, columns_read, inner_rows, joined
+from data_prep.kinds import DIALOGUES, kinds_of
+from data_prep.looks import columns_of, is_messages
 from data_prep.pages import extract_text, limit_of
-from data_prep.shapes import EXTRA_COLUMNS, Fields, columns_of, example_fields, shortened, turns_of_row
+from data_prep.paths import without_nulls
+from data_prep.row_layouts import EXTRA_COLUMNS, Layout
+from data_prep.samples import decide
+from data_prep.shapes import turns_of_row, variables_of_row
 from data_prep.streams import ObjectionError, open_stream, read_lines, read_texts
 from data_prep.tables import read_arrow, read_csv, read_parquet, split_json
 from data_prep.turns import Document, Shape, Turn
 
 __all__ = ["Columns", "Document", "Part", "Rejected", "Turn", "document_of", "find_columns", "raw_records", "read_part"]
 
-SNIFFED_RECORDS = 100
+SNIFFED_RECORDS = 200
 EXCERPT_BYTES = 500
 TEXT, JSONL = Format(), Format(kind="jsonl")
+PLAIN = Layout(text=("text",))
 
 Raw = bytes | str | Mapping[str, Any] | ObjectionError  # bytes: JSON of a row, or a text; str: an extracted text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """How a file is read and what its documents are made of. Without names, a document is one text."""
+    """How a file is read and what its documents are made of. Without a layout, a document is one text.
+
+    `names` are the columns that are read, `unused` those that hold text and are not; `notes` tell a person more.
+    """
 
     shape: Shape
+    layout: Layout | None = None
     names: tuple[str, ...] = ()
     format: Format = TEXT
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The columns that are read of a table."""
+        return (*self.names, *EXTRA_COLUMNS)
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether several tasks may read a large file."""
+        return self.format.may_be_cut and not (self.layout is not None and self.layout.is_whole)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +81,28 @@ class Rejected:
 
 def read_part(part: Part) -> Iterator[Document | Rejected]:
     """Yield one document or rejection for each record of a part, in order; nothing is cleaned yet."""
-    columns = part.columns
-    wanted = (*columns.names, *EXTRA_COLUMNS)
-    records = raw_records(Path(part.location), columns.format, part.start, part.end, wanted)
+    records = records_of(Path(part.location), part.columns, part.start, part.end)
     for record, raw in enumerate(records):
-        yield document_of(record, raw, columns)
+        yield document_of(record, raw, part.columns)
+
+
+def records_of(path: Path, columns: Columns, start: int, end: int) -> Iterator[Raw]:
+    """Yield the records of a range of a file, one for each document: rows that are one conversation put together."""
+    layout = columns.layout
+    records = raw_records(path, columns.format, start, end, columns.wanted)
+    return joined(records, layout, parsed) if layout is not None and layout.is_whole else records
 
 
 def document_of(record: int, raw: Raw, columns: Columns) -> Document | Rejected:
     """Return what a record is: a document, or why it is none."""
+    layout = columns.layout
     try:
-        return Document(record, columns.shape, turns_of(raw, columns))
+        if layout is None:
+            return Document(record, "text", (Turn("text", text_of(raw)),))
+        row = parsed(raw)
+        if layout.text:
+            return Document(record, "text", turns_of_row(row, layout))
+        return Document(record, layout.shape, turns_of_row(row, layout), variables_of_row(row, layout))
     except ObjectionError as objection:
         return Rejected(record, str(objection), excerpt_of(raw))
 
@@ -115,21 +150,19 @@ def streamed_records(path: Path, form: Format, start: int, end: int) -> Iterator
             yield extract_text(form.kind, data)
 
 
-def turns_of(raw: Raw, columns: Columns) -> tuple[Turn, ...]:
-    """Return a record's turns. Raises ObjectionError."""
+def text_of(raw: Raw) -> str:
+    """Return a record as a text. Raises ObjectionError."""
     if isinstance(raw, ObjectionError):
         raise raw
-    if columns.names:
-        return turns_of_row(parsed(raw), columns.shape, columns.names)
-    return (Turn("text", decoded(raw) if isinstance(raw, bytes) else str(raw)),)
+    return decoded(raw) if isinstance(raw, bytes) else str(raw)
 
 
 def parsed(raw: Raw) -> Mapping[str, Any]:
     """Return a record as a row; a text alone is the row {text: ...}. Raises ObjectionError."""
-    if isinstance(raw, Mapping):
-        return raw
     if isinstance(raw, ObjectionError):
         raise raw
+    if isinstance(raw, Mapping):
+        return {name: without_nulls(value) if isinstance(value, list | dict) else value for name, value in raw.items()}
     text = decoded(raw) if isinstance(raw, bytes) else raw
     if not text.strip():
         raise ObjectionError("blank line")
@@ -153,43 +186,98 @@ def decoded(raw: bytes) -> str:
         raise ObjectionError("invalid UTF-8") from None
 
 
-def find_columns(location: Path, label: str, fields: Fields, form: Format = JSONL) -> Columns:
-    """Return the columns of a file of rows from its first ones, `fields` overriding what their names tell.
+def find_columns(location: Path, source: SourceConfig, form: Format = JSONL) -> Columns:
+    """Return how a file of rows is read, from a sample of them; the source's `fields` override what names tell.
 
-    Raises DataError with the columns seen and the line to write, if they cannot be told.
+    Raises DataError with the columns seen and the line to write, if that cannot be told.
     """
-    seen: dict[str, Any] = {}
-    objections: list[str] = []
-    records = list(itertools.islice(raw_records(location, form, 0, location.stat().st_size), SNIFFED_RECORDS))
+    records = sampled(location, form)
+    rows, objections = parsed_rows(records)
+    if not rows and all(isinstance(raw, ObjectionError) for raw in records) and len(records) < SNIFFED_RECORDS:
+        return Columns(shape="text", layout=PLAIN, names=PLAIN.text, format=form)  # damaged: each objection is counted
+    inner = source.fields.rows or (inner_key(rows, source) if form.kind == "json" else None)
+    if inner is not None:
+        rows, objections = parsed_rows(itertools.islice(inner_rows(rows, inner, parsed), SNIFFED_RECORDS))
+    elif form.kind == "json" and len(records) == 1 and not source.fields.given:
+        note = one_value(rows, objections)
+        if note is not None:
+            return Columns(shape="text", format=Format(kind="refused", note=note))
+    if not rows:
+        raise DataError(no_rows(location, objections))
+    decision = decide(rows, source, str(location))
+    layout = decision.layout if inner is None else replace(decision.layout, rows=inner)
+    check_size(location, layout)
+    return Columns(
+        shape=layout.shape,
+        layout=layout,
+        names=(str(inner).partition(".")[0],) if inner is not None else columns_read(layout, columns_of(rows)),
+        format=form,
+        unused=decision.unused,
+        notes=decision.notes,
+    )
+
+
+def sampled(location: Path, form: Format) -> list[Raw]:
+    """Return a file's first records and, where it can be read from anywhere, some of its middle and its end."""
+    size = location.stat().st_size
+    found = list(itertools.islice(raw_records(location, form, 0, size), SNIFFED_RECORDS))
+    if form.may_be_cut and len(found) == SNIFFED_RECORDS:
+        for start in (size // 2, size * 9 // 10):
+            found += itertools.islice(raw_records(location, form, start, size), SNIFFED_RECORDS // 4)
+    return found
+
+
+def parsed_rows(records: Iterable[Raw]) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Return the rows among some records, and what is wrong with the others."""
+    rows, objections = [], []
     for raw in records:
         try:
-            row = parsed(raw)
+            rows.append(parsed(raw))
         except ObjectionError as objection:
             objections.append(str(objection))
-            continue
-        found = columns_of(row, label, fields)
-        if found is not None:
-            return Columns(shape=found[0], names=found[1], format=form)
-        seen = {**row, **seen}
-    if all(isinstance(raw, ObjectionError) for raw in records) and len(records) < SNIFFED_RECORDS:
-        return Columns(shape="text", names=("text",), format=form)  # damaged: each objection is counted
-    if form.kind == "json" and len(records) == 1 and not fields:
-        note = objections[0] if objections else "one JSON value, not rows"
-        return Columns(shape="text", format=Format(kind="refused", note=note))
-    raise DataError(untold(location, seen, objections, fields))
+    return rows, objections
 
 
-def untold(location: Path, seen: Mapping[str, Any], objections: list[str], fields: Fields) -> str:
-    """Say what was found instead of known columns, and what to write."""
-    if not seen:
-        reasons = ", ".join(sorted(set(objections)))
-        return (
-            f"{location}: none of its first {SNIFFED_RECORDS} records is a row ({reasons}); "
-            'expected one object on each line, such as {"prompt": "...", "completion": "..."}, or a table with a header'
+def inner_key(rows: Sequence[Mapping[str, Any]], source: SourceConfig) -> str | None:
+    """Return under which key of the one JSON object of a file its rows lie, if that is plain."""
+    if len(rows) != 1 or source.fields.given:
+        return None
+    lists = [(name, value) for name, value in rows[0].items() if isinstance(value, list) and value]
+    found = [name for name, value in lists if all(isinstance(item, dict) for item in value) and not is_messages(value)]
+    said = [name for name in found if name != "data" and name in DIALOGUES]  # questions with their answers
+    return found[0] if len(found) == 1 and not said else None
+
+
+def one_value(rows: Sequence[Mapping[str, Any]], objections: Sequence[str]) -> str | None:
+    """Return why the one JSON value of a file is no row; None if it is one."""
+    if objections:
+        return objections[0]
+    kinds = kinds_of(rows)
+    names = [name for name, value in rows[0].items() if isinstance(value, list)]
+    are_texts = any(
+        isinstance(item, str) for kind in kinds for name in kind.layout.columns(names) for item in rows[0][name]
+    )
+    if kinds and not are_texts:
+        return None
+    names = [name for name in names if are_texts or any(isinstance(item, dict) for item in rows[0][name])]
+    hint = f"; name the list in it, for example `fields: {{rows: {names[0]}, ...}}`" if names else ""
+    hint += f", or `fields: {{messages: {names[0]}}}` if it is one conversation" if are_texts else ""
+    return f"one JSON value, not rows{hint}"
+
+
+def check_size(location: Path, layout: Layout) -> None:
+    """Raise DataError if a file is too large for its rows to be put together in memory."""
+    size = location.stat().st_size
+    if layout.is_joined and size > JOINED_BYTES:
+        raise DataError(
+            f"{location}: {size / 1e9:.1f} GB; rows that are put together are held in memory, which is done for files "
+            f"of up to {JOINED_BYTES / 1e9:.1f} GB; split it, each conversation within one file"
         )
-    problem = f"no columns {' and '.join(sorted(fields.values()))}" if fields else "cannot tell what its columns are"
+
+
+def no_rows(location: Path, objections: Iterable[str]) -> str:
+    reasons = ", ".join(sorted(set(objections)))
     return (
-        f"{location}: {problem}; columns seen: {shortened(seen)}. Understood by themselves are text; prompt and "
-        "completion; instruction, input and output; question and answer; messages; conversations; chosen. For others "
-        f"write below this source in data.sources, for example: `fields: {{{example_fields(seen)}}}`"
+        f"{location}: none of its first {SNIFFED_RECORDS} records is a row ({reasons}); "
+        'expected one object on each line, such as {"prompt": "...", "completion": "..."}, or a table with a header'
     )

@@ -20,6 +20,7 @@ from data_prep.conversations import ChatTemplate, Span, UnusableError, Written, 
 from data_prep.documents import Document, Rejected
 from data_prep.engines import REFERENCE, Engine, Ragged, open_engine
 from data_prep.proof import ProvedEngine
+from data_prep.shapes import folded
 from data_prep.shard_writing import id_type
 from data_prep.template_forms import Fed, Forms
 from data_prep.turns import canonical
@@ -124,6 +125,10 @@ class Encoder:
         not used. Tokens that mark what is inside an answer (`<tool_call>` in some tokenizers) are no such thing where
         the system or the assistant writes them.
         """
+        if document.shape == "pair" and self.spec.chat_template is None:
+            if document.variables.get("tools"):
+                return Rejected(document.record, "tools, and no chat template to write them with")
+            document = replace(document, turns=folded(document.turns))
         last = document.turns[-1]
         end = self.spec.special_tokens.get("eos_token")
         if end and last.text.rstrip().endswith(end):

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from cluster.errors import DataError
 from data_prep.selection import Documents, Records, Selection
+from data_prep.shapes import shortened
 from data_prep.shards import Manifest, ShardInfo
-from data_prep.sources import Corpus
+from data_prep.sources import Corpus, not_read
 
 FULL, MANY_ROWS = 0.9, 20  # of many rows that are less full, a person is told what would fill them
 
@@ -48,7 +49,7 @@ def count_documents(
     for file, read, rejected, changed, keeps, left_out, tokens, trained in columns:
         label = file.info.source
         empty = {"files": 0, "read": 0, "kept": 0, "rejected": Counter(), "tokens": 0, "trained_tokens": 0}
-        extra = {"changed": Counter(), "passed_over": corpus.passed_over[label]}
+        extra = {"changed": Counter(), "passed_over": corpus.passed_over[label], "unused": not_read(corpus, label)}
         entry = counts.setdefault(label, {**empty, **extra})
         for name, count in (("files", 1), ("read", read), ("kept", keeps), ("tokens", tokens)):
             entry[name] += count
@@ -107,6 +108,9 @@ def summary(manifest: Manifest) -> str:
     changed: Counter[str] = sum((Counter(entry.get("changed", {})) for entry in manifest.documents.values()), Counter())
     if changed:
         table.append("mended: " + ", ".join(f"{count:,} {what}" for what, count in sorted(changed.items())))
+    for label, entry in manifest.documents.items():
+        if entry.get("unused"):
+            table.append(f"columns not used of {label}: {shortened(entry['unused'])}")
     rows = {split: manifest.rows(split) for split in manifest.splits}
     hint = f"; few documents fit together into {manifest.row_tokens} tokens: a larger data.row_tokens leaves less empty"
     used = manifest.tokens["trained"] + manifest.tokens["masked"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,8 +12,10 @@ from urllib.parse import urlsplit
 from cluster.errors import DataError
 from cluster.files import sha256_of
 from data_prep.archives import SEPARATOR, unpack
-from data_prep.documents import Raw, decoded, raw_records
+from data_prep.documents import Raw, decoded, parsed, raw_records
 from data_prep.formats import Format, format_of
+from data_prep.grouping import joined
+from data_prep.row_layouts import layout_from
 from data_prep.shards import Manifest, SourceFile
 from data_prep.streams import DOCUMENT_BYTES, END, open_stream
 
@@ -33,7 +36,10 @@ def read_document(folder: Path, manifest: Manifest, source: int, position: int, 
         with open_stream(location, form.compression) as stream:
             raw: Raw = stream.read()
     else:
-        raw = next(itertools.islice(raw_records(location, form, 0, END), position, None), b"")
+        records: Iterator[Raw] = raw_records(location, form, 0, END)
+        if file.joined:
+            records = joined(records, layout_from(file.joined), parsed)
+        raw = next(itertools.islice(records, position, None), b"")
     if isinstance(raw, bytes):
         return decoded(raw).rstrip("\r\n")
     return raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
@@ -55,7 +61,7 @@ def location_of(folder: Path, file: SourceFile, relative_to: Path) -> Path:
 def document_place(file: SourceFile, position: int) -> str:
     """Return a document's file and, if it may have several, its line as editors count them, or its number."""
     form = form_of(file)
-    if form.kind == "jsonl" and form.compression is None:
+    if form.kind == "jsonl" and form.compression is None and not file.joined:
         return f"{file.path}:{position + 1}"
     return f"{file.path}, record {position + 1}" if form.has_rows or file.bytes > DOCUMENT_BYTES else file.path
 

@@ -41,7 +41,7 @@ from data_prep.shards import (
     tokenizer_digest,
 )
 from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digests
-from data_prep.sources import Corpus, Slice, cut_slices, find_corpus, read_as
+from data_prep.sources import Corpus, Slice, cut_slices, find_corpus, notes_of, read_as
 from data_prep.splitting import line_ends
 from data_prep.tokenizer import DataTokenizer, encoder_spec, load_tokenizer, save_tokenizer, tokenizer_origin
 from data_prep.tokenizer_files import vocabulary_size
@@ -116,6 +116,8 @@ def fetch_corpus(config: DataConfig, folder: Path) -> Corpus:
     log.info("corpus: %d files, %d bytes", len(corpus.files), corpus.bytes)
     for label, suffixes in corpus.passed_over.items():
         log.info("%s: %s", label, read_as(corpus, label) or "nothing that can be read")
+        for note in notes_of(corpus, label):
+            log.info("%s: %s", label, note)
         if suffixes:
             named = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.items())
             log.warning("%s: passed over files of kinds that are not read: %s", label, named)

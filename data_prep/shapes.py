@@ -1,96 +1,242 @@
-"""From a row's columns to who says what: shapes are found by looking at the rows."""
+"""From a row's columns to who says what, as a layout tells which column is what."""
 
 from __future__ import annotations
 
-import fnmatch
-import json
+import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from cluster.errors import ConfigError
+from data_prep.markers import marked_turns
+from data_prep.messages import NEEDS_MEDIA, NOT_MESSAGES, ROLE_KEYS, turns_of_message
+from data_prep.paths import MISSING, matching, opened, value_at
+from data_prep.row_layouts import MEDIA, THINKING, VARIABLES, Layout, Names
 from data_prep.streams import ObjectionError
-from data_prep.turns import Shape, Turn
+from data_prep.turns import Turn
 
-Role = Literal["text", "prompt", "completion", "messages"]
-Fields = Mapping[Role, str]
-
-KNOWN_COLUMNS: tuple[tuple[Shape, tuple[str, ...]], ...] = (
-    ("messages", ("chosen_messages",)),  # preference pairs: the better answer is learnt
-    ("messages", ("conversations", "chosen")),
-    ("messages", ("conversations",)),
-    ("messages", ("messages",)),
-    ("pair", ("prompt", "completion")),
-    ("pair", ("prompt", "chosen")),
-    ("pair", ("instruction", "output")),
-    ("pair", ("question", "answer")),
-    ("text", ("text",)),
-)
-SPEAKERS = {  # what ShareGPT files call them
-    "human": "user",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    "function": "tool",
-}
-MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-EXTRA_COLUMNS = ("tools", *MEDIA)  # read beside a row's own
-NUMBERED = 3  # so many columns that differ in their number only may be the turns of a dialogue,
-SPOKEN = re.compile(r"(.*(?:turn|utterance|sentence|message)[ _.-]?)(\d+)", re.IGNORECASE)  # and are, if so called
+ROWS = "rows"  # where `grouping` puts the rows that are one conversation
+SAID_ROLES = ("user", "assistant")
+BETWEEN = "\n\n"  # what one person says from several columns
+NO_VARIABLES: Mapping[str, Any] = {}
 
 
-def columns_of(row: Mapping[str, Any], label: str, fields: Fields) -> tuple[Shape, tuple[str, ...]] | None:
-    """Return the shape and columns that a row's names, or else `fields`, tell; None if the row lacks them."""
-    choices = [named_columns(label, fields)] if fields else known_columns(row)
-    for shape, patterns in choices:
-        names = tuple(name for pattern in patterns for name in matching(pattern, row))
-        if names and all(matching(pattern, row) for pattern in patterns):
-            return shape, names
-    return None
+def turns_of_row(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
+    """Return the turns of a row. Raises ObjectionError."""
+    if any(row.get(name) for name in MEDIA) and any(row.get(name) for name in MEDIA if name not in layout.columns(row)):
+        raise ObjectionError(NEEDS_MEDIA)
+    if layout.text:
+        return (Turn("text", BETWEEN.join(texts_at(row, layout.text))),)
+    if layout.label is not None and not wanted(value_at(row, layout.label)):
+        raise ObjectionError("label says it is not wanted")
+    if layout.prompt:
+        turns = pair_of(row, layout)
+    else:
+        turns = with_context(conversation_of(row, layout), optional_texts(row, layout.context))
+    return with_system(turns, BETWEEN.join(optional_texts(row, layout.system)), layout.said)
 
 
-def known_columns(row: Mapping[str, Any]) -> Iterator[tuple[Shape, tuple[str, ...]]]:
-    """Yield what can be understood by itself, completed by the columns that go with it in this row."""
-    if isinstance(row.get("chosen"), list) and isinstance(row.get("prompt", ""), str):
-        yield "messages", ("chosen",)  # holds the prompt too
-    for shape, names in KNOWN_COLUMNS:
-        if names == ("instruction", "output") and "input" in row:
-            names = ("instruction", "input", "output")
-        if isinstance(row.get("label"), bool) and shape != "text":
-            names = (*names, "label")  # one answer to a line, marked as wanted or not
-        yield shape, names
-    spoken = sorted((int(match[2]), match[1], match[0]) for match in map(SPOKEN.fullmatch, row) if match)
-    first = spoken[0][0] if spoken else 0
-    is_gapless = [number for number, _, _ in spoken] == list(range(first, first + len(spoken)))
-    if len(spoken) >= NUMBERED and first < 2 and is_gapless and len({prefix for _, prefix, _ in spoken}) == 1:
-        yield "messages", tuple(name for _, _, name in spoken)
+def variables_of_row(row: Mapping[str, Any], layout: Layout) -> Mapping[str, Any]:
+    """Return what the chat template gets beside the messages. Raises ObjectionError."""
+    found: dict[str, Any] = {}
+    if settings := in_form(row.get(VARIABLES), Mapping, f"{VARIABLES} is no JSON object"):
+        found |= settings
+    thinks = row.get(THINKING)
+    if thinks is not None:
+        found[THINKING] = truth(thinks, f"{THINKING} is neither true nor false")
+    if tools := in_form(value_at(row, layout.tools) if layout.tools else None, list | Mapping, "tools are no JSON"):
+        found["tools"] = [as_function(tool) for tool in (tools if isinstance(tools, list) else [tools])]
+    return found or NO_VARIABLES
 
 
-def named_columns(label: str, fields: Fields) -> tuple[Shape, tuple[str, ...]]:
-    """Return the shape and column names that a source's `fields` give."""
-    roles = set(fields)
-    if roles == {"text"}:
-        return "text", (fields["text"],)
-    if roles == {"messages"}:
-        return "messages", (fields["messages"],)
-    if roles <= {"prompt", "completion"}:
-        return "pair", (fields.get("prompt", "prompt"), fields.get("completion", "completion"))
-    raise ConfigError(
-        f"data.sources: {label}: fields names {', '.join(sorted(roles))} together; "
-        "give text, or prompt and completion, or messages"
-    )
+def in_form(value: Any, form: Any, objection: str) -> Any:
+    """Return a value, or what its JSON holds, in this form; None if there is nothing. Raises ObjectionError."""
+    if isinstance(value, str):
+        value = opened(value) if value.strip() else None
+    if value is None or value is MISSING or value in ([], {}):
+        return None
+    if not isinstance(value, form):
+        raise ObjectionError(objection)
+    return value
 
 
-def matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """Return the names that a pattern with `*` matches, numbers in their order; a plain name matches itself."""
-    if pattern in names:
-        return [pattern]
-    found = [name for name in names if "*" in pattern and fnmatch.fnmatchcase(name, pattern)]
-    return sorted(
-        found, key=lambda name: [(len(part), part) if part.isdigit() else (0, part) for part in numbers(name)]
-    )
+def as_function(tool: Any) -> Any:
+    """Return a tool in OpenAI's form, which servers hand to templates."""
+    if isinstance(tool, str):
+        tool = opened(tool)
+    if not isinstance(tool, Mapping):
+        raise ObjectionError("tools are no JSON")
+    return tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool}
+
+
+def truth(value: Any, objection: str) -> bool:
+    """Return whether a value says yes: true, 1 or their text. Raises ObjectionError if it says neither."""
+    if isinstance(value, str):
+        value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        raise ObjectionError(objection)
+    return bool(value)
+
+
+def wanted(label: Any) -> bool:
+    return truth(label, "label is neither true nor false")
+
+
+def pair_of(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
+    """Return a question and its answer, after what was said before. Raises ObjectionError."""
+    asked = required_texts(row, layout.prompt)
+    answer = BETWEEN.join(required_texts(row, layout.completion))
+    asked = [*optional_texts(row, layout.context), *asked, *optional_texts(row, layout.input)]
+    question = BETWEEN.join(text for text in asked if text)
+    before = conversation_turns([said], layout) if (said := history_at(row, layout.history)) else ()
+    return *before, Turn("user", question), Turn("assistant", answer)
+
+
+def history_at(row: Mapping[str, Any], path: str | None) -> Any:
+    """Return what stands at an optional path; None if it is empty."""
+    value = None if path is None else value_at(row, path)
+    if value is MISSING or value in (None, []) or (isinstance(value, str) and value.strip() in ("", "[]")):
+        return None
+    return value
+
+
+def required_texts(row: Mapping[str, Any], names: Names) -> list[str]:
+    """Return the text of one column, or of those of several that a row has. Raises ObjectionError if it has none."""
+    found = texts_at(row, names)
+    return [text for text in found if text] or found[:1]
+
+
+def texts_at(row: Mapping[str, Any], names: Names) -> list[str]:
+    """Return the texts of the columns that a row has: of a pattern's columns one, a line for each.
+
+    Raises ObjectionError if it has none.
+    """
+    found = []
+    for pattern in names:
+        values = [value_at(row, name) for name in matching(pattern, row)]
+        there = [value for value in values if value is not MISSING and (value is not None or len(names) == 1)]
+        if not all(isinstance(value, str) for value in there):
+            raise ObjectionError("not text")
+        found += ["\n".join(there)] if there else []
+    if not found:
+        raise ObjectionError("missing column")
+    return found
+
+
+def optional_texts(row: Mapping[str, Any], names: Names) -> list[str]:
+    """Return the texts of the columns that a row has and that say something. Raises ObjectionError."""
+    values = [value_at(row, name) for name in names]
+    there = [value for value in values if value is not MISSING and value is not None]
+    if not all(isinstance(value, str) for value in there):
+        raise ObjectionError("not text")
+    return [text for text in there if text.strip()]
+
+
+def conversation_of(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
+    """Return what is said in a row, or in the rows that are one conversation. Raises ObjectionError."""
+    if layout.is_joined:
+        turns = tuple(turn for message in row[ROWS] for turn in turns_of_message(message, layout))
+    else:
+        values = [value_at(row, name) for pattern in layout.messages for name in matching(pattern, row)]
+        if not values or any(value is MISSING for value in values):
+            raise ObjectionError("missing column")
+        turns = tuple(conversation_turns(values, layout))
+    if not turns:
+        raise ObjectionError("empty")
+    return turns
+
+
+def conversation_turns(values: Sequence[Any], layout: Layout) -> Iterator[Turn]:
+    """Yield the turns of lists of messages, single messages, and texts that two people say in turn.
+
+    A text after a conversation answers it; a single text has its turns marked, or is a list as JSON.
+    """
+    if layout.markers and all(isinstance(value, str) for value in values):
+        yield from marked_turns("".join(values), layout.markers)
+        return
+    check_gaps(values)
+    last = "assistant"
+    for value in values:
+        if isinstance(value, str):
+            value = opened_conversation(value, is_alone=len(values) == 1)
+        for turn in turns_of_item(value, last, layout):
+            yield turn
+            last = turn.role
+        if not isinstance(value, str):
+            last = "user"
+
+
+def check_gaps(values: Sequence[Any]) -> None:
+    """Raise ObjectionError if a text of several is empty, and not the last: who says the next one is not known."""
+    are_blank = [isinstance(value, str) and not value.strip() for value in values]
+    if any(before and not after for before, after in itertools.pairwise(are_blank)):
+        raise ObjectionError("an empty turn between others")
+
+
+def opened_conversation(text: str, *, is_alone: bool) -> Any:
+    """Return the list or message that a text is the JSON of; among other columns only what is plainly messages."""
+    value = opened(text)
+    if is_alone:
+        if isinstance(value, str):
+            raise ObjectionError(NOT_MESSAGES)
+        return value
+    items = value if isinstance(value, list) else [value]
+    is_said = all(isinstance(item, Mapping) and not item.keys().isdisjoint(ROLE_KEYS) for item in items)
+    return value if items and is_said else text
+
+
+def turns_of_item(value: Any, last: str, layout: Layout) -> Iterator[Turn]:
+    """Yield the turns of a text, a message, a question with its answer, or a list of such. Raises ObjectionError."""
+    if isinstance(value, str):
+        if value.strip():
+            yield Turn(SAID_ROLES[last == "user"], value)
+    elif isinstance(value, Mapping):
+        yield from turns_of_message(value, layout)
+    elif isinstance(value, list):
+        check_gaps(value)
+        for item in value:
+            is_exchange = isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item)
+            if isinstance(item, list) and not is_exchange:
+                raise ObjectionError(NOT_MESSAGES)
+            exchange = (Turn(*said) for said in zip(SAID_ROLES, item, strict=True)) if is_exchange else None
+            for turn in exchange or turns_of_item(item, last, layout):
+                yield turn
+                last = turn.role
+    else:
+        raise ObjectionError(NOT_MESSAGES)
+
+
+def with_system(turns: tuple[Turn, ...], told: str, said: str | None) -> tuple[Turn, ...]:
+    """Return a conversation that begins with its row's system text; `said` is the source's, for those without one.
+
+    Where a conversation has its own and its row another, both are said.
+    """
+    has_own = bool(turns) and turns[0].role == "system"
+    if not told and not has_own:
+        told = said or ""
+    if not told or (has_own and turns[0].text.strip() == told.strip()):
+        return turns
+    if has_own:
+        return replace(turns[0], text=f"{told}{BETWEEN}{turns[0].text}"), *turns[1:]
+    return Turn("system", told), *turns
+
+
+def with_context(turns: tuple[Turn, ...], context: Sequence[str]) -> tuple[Turn, ...]:
+    """Return a conversation whose first question has the context before it. Raises ObjectionError if none asks."""
+    if not context:
+        return turns
+    first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        raise ObjectionError("a context, and nobody who asks")
+    asked = replace(turns[first], text=BETWEEN.join([*context, turns[first].text]))
+    return *turns[:first], asked, *turns[first + 1 :]
+
+
+def folded(turns: Sequence[Turn]) -> tuple[Turn, Turn]:
+    """Return a pair for a model without a chat template: all that is said before the answer is its prompt."""
+    *asked, answer = turns
+    return Turn("user", BETWEEN.join(turn.text for turn in asked if turn.text)), answer
 
 
 def shortened(names: Iterable[str]) -> str:
@@ -99,102 +245,3 @@ def shortened(names: Iterable[str]) -> str:
     return ", ".join(
         name if count == 1 and "*" not in name else f"{name} ({count})" for name, count in families.items()
     )
-
-
-def numbers(name: str) -> list[str]:
-    return re.split(r"(\d+)", name)
-
-
-def example_fields(row: Mapping[str, Any]) -> str:
-    """Return the `fields` that a person may want to write for a row that is not understood."""
-    texts = [name for name, value in row.items() if isinstance(value, str)]
-    numbered = [re.sub(r"\d+$", "*", name) for name in texts if name[-1:].isdigit()]
-    often = max(numbered, key=numbered.count, default="")
-    if numbered.count(often) >= NUMBERED:
-        return f"messages: {often}"
-    return f"prompt: {texts[0]}, completion: {texts[1]}" if len(texts) > 1 else f"text: {(texts or ['COLUMN'])[0]}"
-
-
-def turns_of_row(row: Mapping[str, Any], shape: Shape, names: tuple[str, ...]) -> tuple[Turn, ...]:
-    """Return the turns of a row. Raises ObjectionError."""
-    if not all(name in row for name in names):
-        raise ObjectionError("missing column")
-    if any(row.get(name) for name in MEDIA if name not in names):
-        raise ObjectionError("needs an image, audio or video")
-    values = [row[name] for name in names if not isinstance(row[name], bool)]
-    if any(row[name] is False for name in names):
-        raise ObjectionError("label says it is not wanted")
-    if shape == "messages":
-        return with_tools(tuple(turns_of_messages(values)), row.get("tools"))
-    if names[:2] == ("instruction", "input"):
-        values[1] = values[1] or ""
-    if not all(isinstance(value, str) for value in values):
-        raise ObjectionError("not text")
-    if shape == "text":
-        return (Turn("text", "\n".join(values)),)
-    *asked, answer = values
-    return Turn("user", "\n\n".join(text for text in asked if text) or asked[0]), Turn("assistant", answer)
-
-
-def turns_of_messages(values: list[Any]) -> Iterator[Turn]:
-    """Yield the turns of lists of messages, of a single message, or of texts that two people say in turn."""
-    spoken = sum(isinstance(value, list) for value in values)  # a text after a conversation is the answer to it
-    for value in values:
-        if isinstance(value, str) and len(values) > 1:
-            if value.strip():
-                yield Turn(("user", "assistant")[spoken % 2], value)
-                spoken += 1
-            continue
-        messages = value if isinstance(value, list) else [value]
-        for message in messages:
-            if not isinstance(message, Mapping):
-                raise ObjectionError("not a list of role and content")
-            yield turn_of(message)
-
-
-def turn_of(message: Mapping[str, Any]) -> Turn:
-    """Return one message's turn; its words are under role and content, or under from and value."""
-    role = message.get("role", message.get("from"))
-    content = message.get("content", message.get("value"))
-    if not isinstance(role, str) or not isinstance(content, str | list | None):
-        raise ObjectionError("not a list of role and content")
-    parts = [text_of_part(part) for part in content] if isinstance(content, list) else [content or ""]
-    if role == "function_call":
-        parts = [tool_call(content)]
-    parts += [
-        tool_call(call.get("function", call)) for call in message.get("tool_calls") or () if isinstance(call, dict)
-    ]
-    if content is None and not message.get("tool_calls"):
-        raise ObjectionError("not a list of role and content")
-    return Turn(SPEAKERS.get(role, role), "\n".join(part for part in parts if part))
-
-
-def text_of_part(part: Any) -> str:
-    """Return one part of a message that is made of parts."""
-    if not isinstance(part, Mapping):
-        raise ObjectionError("not a list of role and content")
-    kind = part.get("type", "text")
-    value = part.get("value", part.get("text", part.get(kind) if isinstance(kind, str) else None))
-    if kind == "tool_call":
-        return tool_call(value)
-    if kind not in ("text", "reasoning"):
-        raise ObjectionError("needs an image, audio or video")
-    if not isinstance(value, str):
-        raise ObjectionError("not a list of role and content")
-    return f"<think>\n{value}\n</think>\n" if kind == "reasoning" else value
-
-
-def tool_call(value: Any) -> str:
-    """Return a call as the models that know tools write it."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return f"<tool_call>\n{text}\n</tool_call>"
-
-
-def with_tools(turns: tuple[Turn, ...], tools: Any) -> tuple[Turn, ...]:
-    """Return a conversation whose system turn tells which tools there are: without it, calls come from nowhere."""
-    if not tools or tools == "[]":
-        return turns
-    told = "Tools:\n" + (tools if isinstance(tools, str) else json.dumps(tools, ensure_ascii=False))
-    if turns and turns[0].role == "system":
-        return (Turn("system", f"{turns[0].text}\n\n{told}"), *turns[1:])
-    return (Turn("system", told), *turns)

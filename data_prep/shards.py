@@ -83,12 +83,13 @@ class ListedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One file that documents were read from."""
+    """One file that documents were read from; `joined` says how its rows were put together, if they were."""
 
     source: str
     path: str
     bytes: int
     sha256: str
+    joined: dict[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)

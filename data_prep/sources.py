@@ -83,6 +83,8 @@ def find_corpus(
             found += expanded(source, name, location, cache, counter)
     with ThreadPoolExecutor() as pool:
         files = list(pool.map(corpus_file, found))
+    for source in sources:
+        check_used(source, [file.columns for file in files if file.info.source == source.label and file.info.bytes])
     for file in files:
         if file.columns.format.note:
             log.warning("%s: cannot be read: %s", file.info.path, file.columns.format.note)
@@ -94,6 +96,18 @@ def find_corpus(
     return corpus
 
 
+def check_used(source: SourceConfig, columns: Sequence[Columns]) -> None:
+    """Raise DataError if a source says how rows are read, and none of its files has rows."""
+    given = {"fields": source.fields.given, "system": source.system, "roles": source.roles, "markers": source.markers}
+    said = [name for name, value in given.items() if value]
+    is_text = all(one.layout is None and one.format.kind != "refused" for one in columns)
+    if said and columns and is_text:
+        raise DataError(
+            f"data.sources: {source.label}: {' and '.join(said)} say how rows are read, and no file here has rows; "
+            "remove them, or give the files with rows a source of their own"
+        )
+
+
 def read_as(corpus: Corpus, label: str) -> str:
     """Say what a source's files were taken for: how many are texts, and which columns make pairs or conversations."""
     kinds = Counter(
@@ -102,6 +116,20 @@ def read_as(corpus: Corpus, label: str) -> str:
         if file.info.source == label and file.columns.format.kind != "refused"
     )
     return "; ".join(f"{count} with {kind}" for kind, count in sorted(kinds.items()))
+
+
+def not_read(corpus: Corpus, label: str) -> list[str]:
+    """Return the columns of a source's files that hold text and are not used."""
+    return list(
+        dict.fromkeys(name for file in corpus.files if file.info.source == label for name in file.columns.unused)
+    )
+
+
+def notes_of(corpus: Corpus, label: str) -> list[str]:
+    """Return what a person is to know of how a source's files are read."""
+    unused = [f"columns with text that are not used: {shortened(names)}"] if (names := not_read(corpus, label)) else []
+    told = (note for file in corpus.files if file.info.source == label for note in file.columns.notes)
+    return list(dict.fromkeys([*unused, *told]))
 
 
 def expanded(
@@ -140,10 +168,12 @@ def corpus_file(found: FoundFile) -> CorpusFile:
     if size == 0:
         columns = Columns(shape="text")  # one empty document, whatever it wanted to be
     elif form.has_rows:
-        columns = find_columns(location, source.label, source.fields, form)
+        columns = find_columns(location, source, form)
     else:
         columns = Columns(shape="text", format=form)
-    info = SourceFile(source=source.label, path=found.name, bytes=size, sha256=sha256_of(location))
+    layout = columns.layout
+    how = layout.changes() if layout is not None and layout.is_whole else {}
+    info = SourceFile(source=source.label, path=found.name, bytes=size, sha256=sha256_of(location), joined=how)
     return CorpusFile(info=info, location=location.resolve(), columns=columns)
 
 
@@ -222,7 +252,7 @@ def cut_slices(corpus: Corpus, slice_bytes: int) -> list[Slice]:
 def parts_of(index: int, file: CorpusFile, slice_bytes: int) -> list[Part]:
     """Return one file as parts of at most `slice_bytes`, or as one part if it must not be cut."""
     form = file.columns.format
-    is_cut = form.may_be_cut and (form.has_rows or file.info.bytes > DOCUMENT_BYTES)
+    is_cut = file.columns.may_be_cut and (form.has_rows or file.info.bytes > DOCUMENT_BYTES)
     step = slice_bytes if is_cut else max(file.info.bytes, 1)
     return [
         Part(

@@ -226,6 +226,17 @@ def encoder_spec(tokenizer: Any, corpus: Corpus, train_on: TrainOn = "all") -> E
                 f"{file.info.path}: holds conversations, and the tokenizer has no chat template to write them with; "
                 "write `chat_template: plain`, `chat_template: chatml` or `chat_template: FILE.jinja` below data"
             )
+        layout = file.columns.layout
+        if (
+            template is None
+            and layout is not None
+            and (layout.said or {*layout.system, layout.history} & {*file.columns.names})
+        ):
+            log.warning(
+                "%s: no chat template: what the system says and what was said before stands before the prompt, with an "
+                "empty line between them",
+                file.info.path,
+            )
     if template is not None and not corpus.is_text:
         check_template(template, tokens, controls)
         template = dated(template, datetime.date.today())

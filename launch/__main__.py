@@ -52,7 +52,12 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="shardline", description=__doc__)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     found = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
-    found["init"].add_argument("kind", choices=("text", "pairs", "conversations"), help="what your data is")
+    found["init"].add_argument(
+        "kind",
+        nargs="?",
+        choices=("text", "pairs", "conversations"),
+        help="what your data is; default: it is looked at",
+    )
     found["init"].add_argument("--data", default="data", help="your file, folder or glob (default: %(default)s)")
     found["init"].add_argument("--model", help="a Hugging Face folder or hub id to fine-tune; default: a new small one")
     found["init"].add_argument("--output", type=Path, default=Path("run.yaml"), help="default: %(default)s")

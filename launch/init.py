@@ -8,6 +8,8 @@ from pathlib import Path
 
 from cluster.errors import ConfigError
 from cluster.files import write_text
+from data_prep.fields import PLACEHOLDER
+from data_prep.first_look import look_at
 
 ROW_TOKENS = 1024  # for a model that is fine-tuned
 SHAPES = {
@@ -25,7 +27,7 @@ data:
   sources:
     - path: {data}                 # a file, a folder or a glob; or  url: https://...
       # {shape}
-  row_tokens: {row_tokens}                  # tokens the model sees at a time
+{fields}  row_tokens: {row_tokens}                  # tokens the model sees at a time
   validation_fraction: 0.05        # held out, to be scored before and after
   # cleaning:                      # texts are repaired, repeated and nearly repeated ones left out; more by choice:
   #   private: {{email: replace, phone: replace}}
@@ -65,16 +67,24 @@ UNSEEN = """\
 TEMPLATE_LINES = {None: OWN_TEMPLATE, "chatml": CHATML, "plain": PLAIN}
 
 
-def write_init(kind: str, data: str, model: str | None, output: Path) -> str:
-    """Write the YAML for a kind of data; return what to type next."""
+def write_init(kind: str | None, data: str, model: str | None, output: Path) -> str:
+    """Write the YAML for some data; return what to type next. Without a `kind`, the data tells it."""
     if output.exists():
         raise ConfigError(f"{output}: exists already; choose another --output, or remove it")
+    found = look_at(data)
+    kind = kind or found.kind
+    if kind is None:
+        raise ConfigError(
+            f"--data {data}: nothing here tells what your data is; name a file or folder that is here, or say it: "
+            f"`shardline init {' | '.join(SHAPES)}`"
+        )
     folder = folder_here(model) if model else None
     text = TEMPLATE.format(
         file=output,
         name=scalar(re.sub(r"[^A-Za-z0-9._-]+", "-", output.stem).lstrip("._-") or "run"),
         data=scalar(data),
         shape=SHAPES[kind],
+        fields="".join(f"      {line}\n" for line in found.lines),
         row_tokens=longest_rows(folder) if model else 512,
         tokenizer=(template_lines(model, folder) if kind == "conversations" else "") if model else NEW_TOKENIZER,
         model=f"  path: {scalar(model)}\n" if model else NEW_MODEL,
@@ -83,7 +93,9 @@ def write_init(kind: str, data: str, model: str | None, output: Path) -> str:
         rate="2e-5" if model else "1e-3",
     )
     write_text(output, text)
-    return f"{output}\nnext: shardline check {output}"
+    is_open = any(PLACEHOLDER in line for line in found.lines)
+    choose = f"put a column in the place of each {PLACEHOLDER} in {output}, then " if is_open else ""
+    return f"{output}\nnext: {choose}shardline check {output}"
 
 
 def folder_here(model: str) -> Path | None:

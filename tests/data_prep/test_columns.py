@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from data_prep import columns
 from data_prep.cleaning import Cleaner
 from data_prep.columns import Texts, read_batches
 from data_prep.config import CleaningConfig
-from data_prep.documents import Columns, Document, Part, Rejected, Turn, read_part
+from data_prep.documents import PLAIN, Columns, Document, Part, Rejected, Turn, read_part
 from data_prep.formats import Format
 from data_prep.untouched import ANYTHING, NOTHING, SPACES, may_change
 
@@ -39,15 +40,14 @@ PECULIAR = [
     b'{"text": "a"',
 ]
 TEXTS = ["a", "\u0000 \n b \u2028", "é\u0301 \U0001f600", "", '"\\/\b\t'] * 3
+TEXTS_ALONE = Columns(shape="text", layout=PLAIN, names=("text",))
 MARKS = " \t\n\r\x0b\x7f\x85\xa0\u0301\u1680\u2000\u2009\u201c\u202f\u205f\u20ac\u3000\ufeff\u00c3\u00a9\u0152aé.界"
 
 
 def part_of(path, kind):
     form = Format(kind=kind)
     size = path.stat().st_size
-    return Part(
-        file=0, location=str(path), start=0, end=size, columns=Columns(shape="text", names=("text",), format=form)
-    )
+    return Part(file=0, location=str(path), start=0, end=size, columns=replace(TEXTS_ALONE, format=form))
 
 
 def as_documents(part):

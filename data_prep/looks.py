@@ -1,0 +1,90 @@
+"""What a column looks like: prose, a label, an id, an address, a number; told from a sample of rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+Look = Literal["empty", "text", "label", "id", "address", "number", "messages", "list", "object"]
+Rows = Sequence[Mapping[str, Any]]
+
+ADDRESS = re.compile(
+    r"(https?|ftp|s3|hf|file)://\S+|\S+@\S+\.\w+|(/|\./)[\w./-]+|[\w-]+\.(jpg|png|txt|json|html)", re.IGNORECASE
+)
+NUMBER = re.compile(r"[-+]?[\d.,:/-]+([eE][-+]?\d+)?( ?[\d:.]+)?Z?|true|false|yes|no", re.IGNORECASE)
+IDS = re.compile(
+    r"(.*_)?(id|ids|uuid|guid|hash|sha|sha256|md5|key|index|idx|url|uri|link|path|file|filename)", re.IGNORECASE
+)
+LABELS = re.compile(
+    r"(.*_)?(label|category|type|kind|source|data_source|dataset|lang|language|split|task|model|license|status|name|tag"
+    r"|tags|keywords|topic|subject|difficulty|score|rating|rank)",
+    re.IGNORECASE,
+)
+DATES = re.compile(r"(.*_)?(date|time|created|updated|timestamp|expiration|at)", re.IGNORECASE)
+HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|[ -]+")  # where a name's words meet
+FEW = 0.2  # so few different values for each row are labels
+
+
+def columns_of(rows: Rows) -> list[str]:
+    """Return every column of some rows, in the order in which they are met."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def values_of(rows: Rows, name: str) -> list[Any]:
+    """Return what a column holds where it holds something."""
+    return [row[name] for row in rows if row.get(name) is not None and row[name] != ""]
+
+
+def look_of(name: str, values: Sequence[Any]) -> Look:
+    """Return what a column looks like, by its name and what it holds."""
+    if not values:
+        return "empty"
+    if all(isinstance(value, bool | int | float) for value in values):
+        return "number"
+    if all(isinstance(value, str) for value in values):
+        return look_of_texts(name, values)
+    if any(is_messages(value) for value in values):
+        return "messages"
+    return "list" if any(isinstance(value, list) for value in values) else "object"
+
+
+def look_of_texts(name: str, texts: Sequence[str]) -> Look:
+    """Return what a column of texts looks like: prose has several words, and says more than a name could."""
+    if most(NUMBER.fullmatch(text.strip()) for text in texts):
+        return "number"
+    if most(ADDRESS.fullmatch(text.strip()) for text in texts):
+        return "address"
+    if most(looks_opened(text) for text in texts):
+        return "object"
+    name = HUMP.sub("_", name)
+    words = sorted(len(text.split()) for text in texts)[len(texts) // 2]
+    if most(len(text.split()) <= 1 and len(text) < 80 and text.isascii() for text in texts):
+        return "id" if IDS.fullmatch(name) or len(set(texts)) > FEW * len(texts) + 2 else "label"
+    if (LABELS.fullmatch(name) and words <= 4) or (DATES.fullmatch(name) and words <= 8):
+        return "label"
+    if len(texts) >= 20 and len(set(texts)) <= FEW * len(texts) and words <= 4:
+        return "label"
+    return "text"
+
+
+def looks_opened(text: str) -> bool:
+    """Tell whether a text is a list or an object that somebody wrote into a cell."""
+    return text.lstrip().startswith(("[{", "{'", '{"', "['", '["', "[["))
+
+
+def most(flags: Iterable[Any]) -> bool:
+    found = [bool(flag) for flag in flags]
+    return sum(found) > 0.8 * len(found)
+
+
+def is_messages(value: Any) -> bool:
+    """Tell whether a value is a list of messages with a role and a content, under their usual names."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(
+        isinstance(item, Mapping)
+        and any(isinstance(item.get(key), str) for key in ("role", "from"))
+        and not item.keys().isdisjoint(("content", "value", "tool_calls", "function_call"))
+        for item in value
+    )

@@ -1,0 +1,249 @@
+"""What a person may want to write for rows that are not understood: the `fields`, open where a person has to choose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from data_prep.fields import PLACEHOLDER
+from data_prep.kinds import ANSWERS, NUMBERED, QUESTIONS, REJECTED, kinds_of, opened_safely
+from data_prep.looks import Rows, columns_of, look_of, looks_opened, values_of
+from data_prep.markers import STYLES, Markers, has_marks
+from data_prep.roles import known_role, quoted
+from data_prep.row_layouts import Layout, as_fields, layout_from
+from data_prep.shapes import shortened
+from data_prep.speakers import unknown_speakers
+
+UNDERSTOOD = (
+    "text; prompt, instruction, question, query or problem with completion, output, response, answer or solution; "
+    "messages, conversations or conversation; chosen"
+)
+EXAMPLE = 60  # characters of a value that a person is shown
+ROLE_LIKE, CONTENT_LIKE = (
+    ("role", "from", "speaker", "author", "sender"),
+    ("content", "value", "text", "utterance", "message", "body"),
+)
+
+SAID_LOOKS = ("text", "label", "id", "empty")  # of short texts among longer ones
+Proposal = list[tuple[str, Any, str]]  # key, value, comment
+
+
+def written(layout: Layout, rows: Rows) -> str:
+    """Return the lines of YAML, in one, by which rows are read with a layout."""
+    fields = as_fields(layout, columns_of(rows))
+    return joined([(name, value, "") for name, value in fields.items()], layout.markers)
+
+
+def joined(proposal: Proposal, markers: Markers = ()) -> str:
+    """Return a proposal on one line."""
+    fields = ", ".join(f"{name}: {value_text(value)}" for name, value, _ in proposal)
+    marks = (
+        f", markers: {{{', '.join(f'{role}: {value_text(list(marks))}' for role, marks in markers)}}}"
+        if markers
+        else ""
+    )
+    return f"fields: {{{fields}}}{marks}"
+
+
+def value_text(value: Any) -> str:
+    """Return a column's name, or a list of them, as YAML."""
+    if isinstance(value, list):
+        return value_text(value[0]) if len(value) == 1 else f"[{', '.join(map(value_text, value))}]"
+    if value == PLACEHOLDER:
+        return PLACEHOLDER
+    return json.dumps(value, ensure_ascii=False) if "\n" in value or "*" in value else quoted_path(value)
+
+
+def quoted_path(name: str) -> str:
+    plain = name.replace(".", "").replace("_", "")
+    return name if plain.isalnum() and not plain[:1].isdigit() else json.dumps(name, ensure_ascii=False)
+
+
+def ask(rows: Rows) -> str:
+    """Return what a person is told of rows that are not understood."""
+    proposal, markers = propose(rows)
+    told = f"{remarks(proposal)}{printed_remark(rows)}"
+    return (
+        f"columns seen: {shortened(columns_of(rows))}. Understood by themselves are {UNDERSTOOD} (docs/rows.md). For "
+        f"others write below this source in data.sources, for example: `{joined(proposal, markers)}`{told}"
+    )
+
+
+def printed_remark(rows: Rows) -> str:
+    """Return what is said of columns that were written as a program prints them."""
+    printed = [name for name in columns_of(rows) if is_printed(values_of(rows, name))]
+    return f"; {', '.join(printed)} holds printed lists, which cannot be read back: write JSON" if printed else ""
+
+
+def is_printed(values: Sequence[Any]) -> bool:
+    """Tell whether a column's texts are lists as numpy prints them, without commas."""
+    texts = [value for value in values if isinstance(value, str) and looks_opened(value)]
+    return bool(texts) and all(isinstance(opened_safely(text), str) for text in texts)
+
+
+def remarks(proposal: Proposal) -> str:
+    """Return a proposal's comments on one line."""
+    told = [f"{name}: {comment}" for name, value, comment in proposal if comment]
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def propose(rows: Rows) -> tuple[Proposal, Markers]:
+    """Return `fields` for rows, with placeholders where it is not sure, and markers that go with them.
+
+    An id, an address, a label or a rejected answer is never proposed for what is trained.
+    """
+    looks = {name: look_of(name, values_of(rows, name)) for name in columns_of(rows) if not REJECTED.search(name)}
+    texts = [name for name, look in looks.items() if look == "text"]
+    marked = marked_column(rows, texts)
+    if marked is not None:
+        return [("messages", marked[0], "")], marked[1]
+    for guess in (message_rows(rows, looks), nested_messages(rows, looks, texts), numbered_columns(looks)):
+        if guess:
+            return guess, ()
+    return pair_or_text(rows, looks, texts), ()
+
+
+def pair_or_text(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> Proposal:
+    """Return a question with its answer, or one text, out of the columns that look like text."""
+    nested = [name for name, look in looks.items() if look in ("list", "object")]
+    choices = [*texts, *(path for name in nested for path in inside(rows, name))]
+    asked = [name for name in texts if name.casefold() in QUESTIONS]
+    answered = [name for name in texts if name.casefold() in ANSWERS]
+    if len(choices) == 1 and not asked:
+        return [("text", choices[0], f"or, if it answers something: prompt: {PLACEHOLDER}, completion: {choices[0]}")]
+    if not choices:
+        return [("text", PLACEHOLDER, f"no column looks like text; columns: {', '.join(looks) or 'none'}")]
+    prompt = asked[0] if len(asked) == 1 and len(answered) <= 1 else PLACEHOLDER
+    completion = answered[0] if len(answered) == 1 and len(asked) <= 1 else PLACEHOLDER
+    others = [name for name in choices if name not in (prompt, completion)]
+    one_of = (
+        f"one of: {', '.join(others)}" if others else f"no other column looks like text; columns: {', '.join(looks)}"
+    )
+    return [
+        ("prompt", prompt, one_of if prompt == PLACEHOLDER else ""),
+        ("completion", completion, one_of if completion == PLACEHOLDER else ""),
+    ]
+
+
+def inside(rows: Rows, name: str) -> list[str]:
+    """Return the paths to texts of several words right inside a column of lists or objects."""
+    paths: dict[str, None] = {}
+    for value in values_of(rows, name):
+        held = opened_safely(value)
+        inner = held.items() if isinstance(held, dict) else enumerate(held[:1]) if isinstance(held, list) else ()
+        for key, text in inner:
+            if isinstance(text, str) and len(text.split()) > 2:
+                paths[f"{name}[{key}]" if isinstance(key, int) else f"{name}.{key}"] = None
+    return list(paths)
+
+
+def numbered_columns(looks: Mapping[str, str]) -> Proposal:
+    """Return the columns that differ in their number only as a dialogue, if they hold texts."""
+    bases = [name.rstrip("0123456789") for name, look in looks.items() if name[-1:].isdigit() and look in SAID_LOOKS]
+    often = max(bases, key=bases.count, default="")
+    are_texts = any(look == "text" and name.rstrip("0123456789") == often for name, look in looks.items())
+    return [("messages", f"{often}*", "")] if are_texts and often and bases.count(often) >= NUMBERED else []
+
+
+def nested_messages(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> Proposal:
+    """Return a column of lists of objects, or of texts, as a conversation, where it is plain or all that there is."""
+    for name in (name for name, look in looks.items() if look in ("list", "messages", "object") and name != "tools"):
+        held = (opened_safely(value) for value in values_of(rows, name))
+        items = [item for value in held if isinstance(value, list) for item in value]
+        if items and all(isinstance(item, dict) for item in items):
+            keys = list(dict.fromkeys(key for item in items for key in item))
+            if not texts or set(keys) & set(ROLE_LIKE):
+                return [
+                    ("messages", name, ""),
+                    ("role", *chosen_key(keys, ROLE_LIKE, items)),
+                    ("content", *chosen_key(keys, CONTENT_LIKE, items)),
+                ]
+        elif not texts and len(items) > 1 and all(isinstance(item, str) and len(item.split()) > 2 for item in items):
+            return [("messages", name, "texts that two people say in turn, the first of them the user")]
+    return []
+
+
+def chosen_key(keys: Sequence[str], like: Sequence[str], items: Sequence[Any]) -> tuple[str, str]:
+    found = [key for key in keys if key in like and any(isinstance(item.get(key), str | int) for item in items)]
+    return (found[0], "") if len(found) == 1 else (PLACEHOLDER, f"one of: {', '.join(keys)}")
+
+
+def message_rows(rows: Rows, looks: Mapping[str, str]) -> Proposal:
+    """Return rows that are each one message as conversations, if a column tells who speaks."""
+    speakers = [name for name in looks if name.casefold() in ROLE_LIKE and are_roles(values_of(rows, name))]
+    said = [name for name in looks if name.casefold() in CONTENT_LIKE and looks[name] in ("text", "label", "id")]
+    groups = [
+        name
+        for name in looks
+        if name.casefold().replace("_", "")
+        in ("conversationid", "dialogid", "dialogueid", "threadid", "chatid", "sessionid")
+    ]
+    if not speakers or not said:
+        return []
+    group = groups[0] if len(groups) == 1 else PLACEHOLDER
+    one_of = f"the rows of one conversation have the same in it; one of: {', '.join(looks)}"
+    return [
+        ("group_by", group, one_of if group == PLACEHOLDER else ""),
+        ("role", speakers[0], ""),
+        ("content", said[0], ""),
+    ]
+
+
+def are_roles(values: Sequence[Any]) -> bool:
+    names = {value for value in values if isinstance(value, str)}
+    return bool(names) and all(known_role(name) for name in names)
+
+
+def marked_column(rows: Rows, texts: Sequence[str]) -> tuple[str, Markers] | None:
+    """Return a column whose texts have their turns marked, and how."""
+    for name in texts:
+        values = [str(value) for value in values_of(rows, name)]
+        for style in STYLES:
+            if values and all(has_marks(value, style) for value in values):
+                return name, style
+    return None
+
+
+def conversation_hint(rows: Rows, layout: Layout) -> Iterator[str]:
+    """Yield what to write if running texts look like conversations."""
+    found = marked_column(rows, [name for name in layout.text if name in columns_of(rows)]) if layout.text else None
+    if found is not None:
+        lines = joined([("messages", found[0], "")], found[1])
+        yield (
+            f"the texts in {found[0]} look like conversations and are trained whole; to train the answers only, write "
+            f"`{lines}`"
+        )
+
+
+def proposal_lines(rows: Rows) -> list[str]:
+    """Return the YAML that `shardline init` writes below a source whose rows are not understood by themselves."""
+    found = kinds_of(rows)
+    if len(found) > 1:
+        ways = [f"#   {written(kind.layout, rows)}" for kind in found]
+        told = f"# its columns can be read in {len(found)} ways; put one of these lines in the place of `fields`:"
+        return [told, *ways, "fields:", f"  messages: {PLACEHOLDER}"]
+    proposal, markers = ([], ()) if found else propose(rows)
+    lines = ["fields:"] if proposal else []
+    for name, value, comment in proposal:
+        line = f"  {name}: {value_text(value)}"
+        lines.append(f"{line:<32} # {comment}" if comment else line)
+    if markers:
+        marks = ", ".join(f"{role}: {json.dumps(list(marks), ensure_ascii=False)}" for role, marks in markers)
+        lines.append(f"markers: {{{marks}}}")
+    layout = found[0].layout if found else layout_of(proposal)
+    unknown = unknown_speakers(rows, layout) if layout else []
+    if unknown:
+        lines += [
+            "roles:",
+            *(f"  {quoted(name)}: {PLACEHOLDER}  # user, assistant, system or tool" for name in unknown),
+        ]
+    return lines
+
+
+def layout_of(proposal: Proposal) -> Layout | None:
+    """Return the layout of a proposal about messages in which nothing is open."""
+    given = {name: value for name, value, _ in proposal}
+    if PLACEHOLDER in given.values() or not {"messages", "group_by"} & given.keys():
+        return None
+    return layout_from({name: (value,) if name == "messages" else value for name, value in given.items()})

@@ -1,0 +1,82 @@
+"""What a person is shown for rows that are not understood: never a line that trains what nobody wants learnt."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.errors import DataError
+from data_prep.config import SourceConfig
+from data_prep.documents import find_columns
+from data_prep.kinds import kinds_of
+from data_prep.proposals import proposal_lines, propose
+
+
+def fields_of(*rows):
+    proposal, _ = propose(rows)
+    return {name: value for name, value, _ in proposal}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"title": "A day at the port", "body": "It was a fine day there."}, {"prompt": "???", "completion": "???"}),
+        (
+            {"question": "How deep is the water?", "reply": "It is nine metres."},
+            {"prompt": "question", "completion": "???"},
+        ),
+        ({"id": "a1", "url": "http://a.b", "body": "It was a fine day there."}, {"text": "body"}),
+        ({"id": "a1", "label": "good", "score": "0.5", "link": "http://a.b/c"}, {"text": "???"}),
+        ({"good": "It was a fine day.", "rejected_answer": "It was not so fine."}, {"text": "good"}),
+        (
+            {"utterances": [{"speaker": "x", "text": "Hi"}]},
+            {"messages": "utterances", "role": "speaker", "content": "text"},
+        ),
+        ({"talk": [{"by": "x", "says": "Hi"}]}, {"messages": "talk", "role": "???", "content": "???"}),
+        ({"lines": ["How deep is it?", "It is nine metres."]}, {"messages": "lines"}),
+        (
+            {"conversation_id": 1, "role": "user", "message": "Hi there"},
+            {"group_by": "conversation_id", "role": "role", "content": "message"},
+        ),
+        (
+            {"chat": 1, "speaker": "user", "message": "Hi there"},
+            {"group_by": "???", "role": "speaker", "content": "message"},
+        ),
+        ({"id": "x", "line1": "a b c", "line2": "b c d", "line3": "c d e"}, {"messages": "line*"}),
+        ({"log": "User: Hello\nBot: Hi there"}, {"messages": "log"}),
+    ],
+)
+def test_a_proposal_is_open_where_it_is_not_sure(row, expected):
+    assert not kinds_of([row]) and fields_of(row) == expected
+
+
+def test_a_label_with_few_different_values_is_not_proposed():
+    rows = [
+        {"review": f"The film number {n} was a fine one.", "verdict": ("rather good", "rather bad")[n % 2]}
+        for n in range(40)
+    ]
+
+    assert fields_of(*rows) == {"text": "review"}
+
+
+def test_the_refusal_shows_the_columns_and_the_line(lines_file):
+    path = lines_file({"id": 1, "ask": "How deep is it?", "reply": "It is nine metres."})
+
+    with pytest.raises(
+        DataError, match=r"columns seen: id, ask, reply.*`fields: \{prompt: \?\?\?, completion: \?\?\?\}`"
+    ):
+        find_columns(path, SourceConfig(path=str(path)))
+
+
+def test_a_file_without_any_json_object_is_refused(lines_file):
+    path = lines_file(b"[", b"1,")
+
+    with pytest.raises(DataError, match="one object on each line"):
+        find_columns(path, SourceConfig(path=str(path)))
+
+
+def test_lines_for_texts_with_marks_and_for_unknown_speakers_are_yaml():
+    marked = proposal_lines([{"log": "User: Hello\nBot: Hi there"}])
+    spoken = proposal_lines([{"messages": [{"role": "Dr. Bob", "content": "Hi"}]}])
+
+    assert marked == ["fields:", "  messages: log", 'markers: {user: ["\\nUser:"], assistant: ["\\nBot:"]}']
+    assert spoken == ["roles:", '  "Dr. Bob": ???  # user, assistant, system or tool']
