@@ -1,0 +1,302 @@
+"""What stands in two splits: documents that are alike, or of which one holds the other, told by their marks.
+
+Two documents cross if they are in different splits and have so many marks in common that their shingles may have a
+Jaccard similarity of JACCARD, or that as much as CONTAINMENT of the one with fewer may stand in the other.
+
+Only the held-out documents are indexed; the others pass by, slice after slice. Most have no mark of a held-out
+document and are done with. The rest are not compared with whatever has a mark in common, but with what has a rare one:
+of two documents that cross, any marks of the one with fewer include a common one if there are more of them than it may
+lack (prefix filtering: Bayardo, Ma, Srikant 2007). A held-out document that crosses with more than TEMPLATE others is a
+template rather than a document, and leaves the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.near_duplicates import MARK_BYTES, Sketches
+from data_prep.pouring import Integers
+from data_prep.shingles import Hashes
+from data_prep.slices import EncodedSlice
+
+JACCARD, CONTAINMENT = 0.7, 0.9
+TEMPLATE = 20  # documents of other splits that a held-out document may be like, and more held-out documents
+COMMON = 1000  # a mark by which more held-out documents are looked for finds none of them
+SLOTS = 16  # of the filter, for each mark
+MARKS = 2**21  # looked at together
+PAIR_BITS = np.uint64(8 * MARK_BYTES)
+
+Flags = npt.NDArray[np.bool_]
+
+
+def enough(fewer: Integers, more: Integers) -> Integers:
+    """Return how many common marks make two documents cross that have so many marks.
+
+    Marks are a sample of the shingles, and the fewer the less sure: what is taken off was measured on planted pairs, so
+    that of those exactly at the bounds hardly one in a hundred is missed.
+    """
+    contained = CONTAINMENT * fewer
+    alike = JACCARD / (1 + JACCARD) * (fewer + more)
+    needed = np.minimum(contained, alike) - 0.75 * np.sqrt(fewer) - 0.02 * fewer
+    return np.asarray(np.maximum(1, np.ceil(needed)), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """Documents by their marks, each mark once: document d's are marks[first[d]:first[d + 1]].
+
+    `number` is the document's place in the corpus, `split` its split.
+    """
+
+    marks: Hashes
+    first: Integers
+    number: Integers
+    split: npt.NDArray[np.int8]
+
+    @property
+    def counts(self) -> Integers:
+        return np.diff(self.first)
+
+    def owners(self) -> Integers:
+        return np.repeat(np.arange(len(self.number), dtype=np.int64), self.counts)
+
+    def chosen(self, documents: Flags) -> Marked:
+        """Return the documents that are flagged."""
+        counts = self.counts
+        marks = self.marks[np.repeat(documents, counts)]
+        return Marked(marks, starts(counts[documents]), self.number[documents], self.split[documents])
+
+    def rarest(self, frequency: Integers) -> Flags:
+        """Return which marks are looked for: the rarest, more than the document may lack, if it has fewer marks."""
+        counts, owner = self.counts, self.owners()
+        order = np.lexsort((frequency, owner))
+        rank = np.arange(len(order)) - np.repeat(self.first[:-1], counts)
+        result = np.zeros(len(order), np.bool_)
+        result[order] = rank <= (counts - enough(counts, counts))[owner]
+        return result
+
+
+def starts(counts: Integers) -> Integers:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def distinct(marks: Hashes, counts: Integers, number: Integers, split: npt.NDArray[np.int8]) -> Marked:
+    """Return documents by their marks, those of each once."""
+    owner = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+    order = np.lexsort((marks, owner))
+    marks = marks[order]
+    fresh = np.ones(len(marks), np.bool_)
+    fresh[1:] = (marks[1:] != marks[:-1]) | (owner[1:] != owner[:-1])
+    return Marked(marks[fresh], starts(np.bincount(owner[fresh], minlength=len(counts))), number, split)
+
+
+def places(first: Integers, counts: Integers) -> Integers:
+    """Return the numbers first[i] to first[i] + counts[i], for one i after the other."""
+    return np.arange(int(counts.sum())) + np.repeat(first - np.cumsum(counts) + counts, counts)
+
+
+def batches(sizes: Integers, owner: Integers) -> Iterator[tuple[int, int]]:
+    """Yield begins and ends of about MARKS together by `sizes`, never between two of the same owner."""
+    if len(sizes):
+        cuts = np.searchsorted(np.cumsum(sizes), np.arange(0, int(sizes.sum()), MARKS))
+        cuts = np.unique(np.searchsorted(owner, owner[cuts])).tolist()
+        yield from zip(cuts, [*cuts[1:], len(sizes)], strict=True)
+
+
+class Postings:
+    """Which held-out documents each mark is of."""
+
+    def __init__(self, marks: Hashes, owner: Integers) -> None:
+        order = np.argsort(marks, kind="stable")
+        self.holder = owner[order].astype(np.int32)
+        self.marks, first = np.unique(marks[order], return_index=True)
+        self.first = np.append(first, len(order))
+
+    def frequency(self, marks: Hashes) -> Integers:
+        """Return how many documents have each mark."""
+        if not len(self.marks):
+            return np.zeros(len(marks), np.int64)
+        place = np.minimum(np.searchsorted(self.marks, marks), len(self.marks) - 1)
+        return np.where(self.marks[place] == marks, np.diff(self.first)[place], 0)
+
+    def found(self, marks: Hashes, owner: Integers) -> Iterator[tuple[Integers, Integers]]:
+        """Yield pairs of the documents `owner`, in their order, and those that have their marks.
+
+        About MARKS pairs at a time, those of one document at once.
+        """
+        frequency = self.frequency(marks)
+        known = frequency > 0
+        marks, owner, frequency = marks[known], owner[known], frequency[known]
+        first = self.first[np.searchsorted(self.marks, marks)]
+        for begin, end in batches(frequency, owner):
+            holder = self.holder[places(first[begin:end], frequency[begin:end])]
+            yield np.repeat(owner[begin:end], frequency[begin:end]), holder.astype(np.int64)
+
+
+class Index:
+    """The held-out documents by their marks; by those that are `common` none is found."""
+
+    def __init__(self, held: Marked, common: Hashes | None = None) -> None:
+        self.held = held
+        self.every = Postings(held.marks, held.owners())
+        counts = np.diff(self.every.first)
+        self.common = self.every.marks[counts > COMMON] if common is None else common
+        frequency = self.frequency(held.marks)
+        looked_for = held.rarest(frequency) & (frequency <= COMMON)
+        self.rare = Postings(held.marks[looked_for], held.owners()[looked_for])
+        slots = 1 << max(10, (SLOTS * len(self.every.marks)).bit_length())
+        self.mask = np.uint64(slots - 1)
+        self.slots = np.zeros(slots, np.bool_)
+        self.slots[self.every.marks & self.mask] = True
+
+    def frequency(self, marks: Hashes) -> Integers:
+        """Return how many held-out documents have each mark, of common ones more than COMMON."""
+        frequency = self.every.frequency(marks)
+        frequency[np.isin(marks, self.common)] = COMMON + 1
+        return frequency
+
+    def may_have(self, marks: Hashes) -> Flags:
+        """Return which marks may be of a held-out document; hardly any other."""
+        found: Flags = self.slots[marks & self.mask]
+        return found
+
+    def pairs(self, others: Marked) -> Iterator[tuple[Integers, Integers]]:
+        """Yield pairs of another document and a held-out one of another split that may cross, each once."""
+        owner, counts = others.owners(), others.counts
+        frequency = self.frequency(others.marks)
+        known = np.bincount(owner[frequency > 0], minlength=len(counts))
+        may_lie_here = known >= enough(counts, counts)  # in a held-out document with more marks
+        sought = others.rarest(frequency) & may_lie_here[owner] & (frequency <= COMMON)
+        for is_fewer, found in (
+            (False, self.rare.found(others.marks, owner)),
+            (True, self.every.found(others.marks[sought], owner[sought])),
+        ):
+            for other, held in found:
+                chosen = (counts[other] < self.held.counts[held]) == is_fewer
+                chosen &= others.split[other] != self.held.split[held]
+                both = np.unique(other[chosen] * len(self.held.number) + held[chosen])
+                yield both // len(self.held.number), both % len(self.held.number)
+
+
+def in_common(one: Marked, left: Integers, other: Marked, right: Integers) -> Integers:
+    """Return how many marks the documents `left` of one and `right` of the other have in common, pair by pair."""
+    result = np.zeros(len(left), np.int64)
+    for begin, end in batches(one.counts[left] + other.counts[right], np.arange(len(left))):
+        keys = []
+        for documents, numbers in ((one, left[begin:end]), (other, right[begin:end])):
+            counts = documents.counts[numbers]
+            pair = np.repeat(np.arange(len(numbers), dtype=np.uint64), counts)
+            keys.append(pair << PAIR_BITS | documents.marks[places(documents.first[numbers], counts)])
+        key = np.sort(np.concatenate(keys))
+        twice = (key[1:][key[1:] == key[:-1]] >> PAIR_BITS).astype(np.int64)
+        result[begin:end] = np.bincount(twice, minlength=end - begin)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """The lines of documents that are left out, and of one that each crosses with: templates, and the later of two."""
+
+    templates: tuple[Integers, Integers]
+    later: tuple[Integers, Integers]
+
+
+def crossing(tables: Sequence[EncodedSlice], wanted: Flags, split: npt.NDArray[np.int8]) -> LeftOut:
+    """Return the documents that are left out because they cross with others.
+
+    Of two that cross the later is left out, unless the earlier is; a template always. `wanted` are the lines to look
+    at, `split` counts SPLITS.
+    """
+    held = joined([marked(*part, split) for part in parts_of(tables, wanted & (split > 0))])
+    finds = Finds(held)
+    for sketches, chosen, before in parts_of(tables, wanted & (split != 1)):  # validation is in the index, all of it
+        finds.look_up(marked(sketches, chosen, before, split, finds.index))
+    return finds.resolved()
+
+
+def parts_of(tables: Sequence[EncodedSlice], wanted: Flags) -> Iterator[tuple[Sketches, Flags, int]]:
+    """Yield the sketches of each slice, which documents in it are wanted, and how many documents stand before it."""
+    before = 0
+    for table in tables:
+        yield table.sketches, wanted[before : before + len(table.part)], before
+        before += len(table.part)
+
+
+def marked(
+    sketches: Sketches, wanted: Flags, before: int, split: npt.NDArray[np.int8], index: Index | None = None
+) -> Marked:
+    """Return the wanted documents of a slice by their marks; of an index, those that may have a mark in it."""
+    number = np.flatnonzero(wanted)
+    marks, counts = sketches.marks(wanted)
+    if index is not None:
+        owner = np.repeat(np.arange(len(number)), counts)
+        met = np.bincount(owner[index.may_have(marks)], minlength=len(number)) > 0
+        marks, counts, number = marks[met[owner]], counts[met], number[met]
+    return distinct(marks, counts, number + before, split[number + before])
+
+
+def joined(parts: Sequence[Marked]) -> Marked:
+    """Return the documents of all parts."""
+    counts = np.concatenate([part.counts for part in parts])
+    marks, number = (np.concatenate([getattr(part, name) for part in parts]) for name in ("marks", "number"))
+    return Marked(marks, starts(counts), number, np.concatenate([part.split for part in parts]))
+
+
+class Finds:
+    """The held-out documents that are still looked for, and the pairs found: the places in the corpus of both."""
+
+    def __init__(self, held: Marked) -> None:
+        self.index = Index(held)
+        self.degree = np.zeros(len(held.number), np.int64)  # of each in the index
+        self.like = np.full(len(held.number), np.iinfo(np.int64).max)  # the first that it crosses with
+        self.held: list[Integers] = []
+        self.other: list[Integers] = []
+        self.templates: list[Integers] = []
+        self.of_templates: list[Integers] = []
+
+    def look_up(self, others: Marked) -> None:
+        """Find what crosses with these documents."""
+        for other, held in self.index.pairs(others):
+            alive = self.degree[held] <= TEMPLATE
+            other, held = other[alive], held[alive]
+            counts = others.counts[other], self.index.held.counts[held]
+            crosses = in_common(others, other, self.index.held, held) >= enough(
+                np.minimum(*counts), np.maximum(*counts)
+            )
+            other, held = others.number[other[crosses]], held[crosses]
+            np.add.at(self.degree, held, 1)
+            np.minimum.at(self.like, held, other)
+            self.held.append(self.index.held.number[held])
+            self.other.append(other)
+        if np.count_nonzero(self.degree > TEMPLATE) * 16 > len(self.degree):
+            self.forget_templates()
+
+    def forget_templates(self) -> None:
+        """Take what is a template out of the index."""
+        is_template = self.degree > TEMPLATE
+        self.templates.append(self.index.held.number[is_template])
+        self.of_templates.append(self.like[is_template])
+        self.index = Index(self.index.held.chosen(~is_template), self.index.common)
+        self.degree, self.like = self.degree[~is_template], self.like[~is_template]
+
+    def resolved(self) -> LeftOut:
+        """Return what is left out of all that was found."""
+        self.forget_templates()
+        templates = np.concatenate(self.templates)
+        pairs = np.stack([np.concatenate([np.empty(0, np.int64), *found]) for found in (self.held, self.other)], axis=1)
+        pairs = np.sort(pairs[~np.isin(pairs, templates).any(axis=1)])
+        drops, leaders = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        while len(pairs):
+            first, later = pairs.T
+            kept = first[~np.isin(first, later)]
+            goes = np.isin(first, kept)
+            out, at = np.unique(later[goes], return_index=True)
+            drops.append(out)
+            leaders.append(first[goes][at])
+            pairs = pairs[~np.isin(first, out) & ~np.isin(later, out)]
+        later = np.concatenate(drops), np.concatenate(leaders)
+        return LeftOut((templates, np.concatenate(self.of_templates)), later)
