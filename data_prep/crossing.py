@@ -1,7 +1,4 @@
-"""What stands in two splits: documents that are alike, or of which one holds the other, told by their marks.
-
-Two documents cross if they are in different splits and have so many marks in common that their shingles may have a
-Jaccard similarity of JACCARD, or that as much as CONTAINMENT of the one with fewer may stand in the other.
+"""What stands in two splits: documents that are alike, or of which one holds the other, as `marked` tells.
 
 Only the held-out documents are indexed; the others pass by, slice after slice. Most have no mark of a held-out
 document and are done with. The rest are not compared with whatever has a mark in common, but with what has a rare one:
@@ -18,93 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.near_duplicates import MARK_BYTES, Sketches
+from data_prep.marked import Flags, Marked, batches, distinct, do_cross, joined, may_lack, places
+from data_prep.near_duplicates import Sketches
 from data_prep.pouring import Integers
 from data_prep.shingles import Hashes
 from data_prep.slices import EncodedSlice
 
-JACCARD, CONTAINMENT = 0.7, 0.9
 TEMPLATE = 20  # documents of other splits that a held-out document may be like, and more held-out documents
-COMMON = 1000  # a mark by which more held-out documents are looked for finds none of them
+COMMON = 1000  # a mark that more held-out documents have finds none of them
 SLOTS = 16  # of the filter, for each mark
-MARKS = 2**21  # looked at together
-PAIR_BITS = np.uint64(8 * MARK_BYTES)
-
-Flags = npt.NDArray[np.bool_]
-
-
-def enough(fewer: Integers, more: Integers) -> Integers:
-    """Return how many common marks make two documents cross that have so many marks.
-
-    Marks are a sample of the shingles, and the fewer the less sure: what is taken off was measured on planted pairs, so
-    that of those exactly at the bounds hardly one in a hundred is missed.
-    """
-    contained = CONTAINMENT * fewer
-    alike = JACCARD / (1 + JACCARD) * (fewer + more)
-    needed = np.minimum(contained, alike) - 0.75 * np.sqrt(fewer) - 0.02 * fewer
-    return np.asarray(np.maximum(1, np.ceil(needed)), dtype=np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Marked:
-    """Documents by their marks, each mark once: document d's are marks[first[d]:first[d + 1]].
-
-    `number` is the document's place in the corpus, `split` its split.
-    """
-
-    marks: Hashes
-    first: Integers
-    number: Integers
-    split: npt.NDArray[np.int8]
-
-    @property
-    def counts(self) -> Integers:
-        return np.diff(self.first)
-
-    def owners(self) -> Integers:
-        return np.repeat(np.arange(len(self.number), dtype=np.int64), self.counts)
-
-    def chosen(self, documents: Flags) -> Marked:
-        """Return the documents that are flagged."""
-        counts = self.counts
-        marks = self.marks[np.repeat(documents, counts)]
-        return Marked(marks, starts(counts[documents]), self.number[documents], self.split[documents])
-
-    def rarest(self, frequency: Integers) -> Flags:
-        """Return which marks are looked for: the rarest, more than the document may lack, if it has fewer marks."""
-        counts, owner = self.counts, self.owners()
-        order = np.lexsort((frequency, owner))
-        rank = np.arange(len(order)) - np.repeat(self.first[:-1], counts)
-        result = np.zeros(len(order), np.bool_)
-        result[order] = rank <= (counts - enough(counts, counts))[owner]
-        return result
-
-
-def starts(counts: Integers) -> Integers:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-
-
-def distinct(marks: Hashes, counts: Integers, number: Integers, split: npt.NDArray[np.int8]) -> Marked:
-    """Return documents by their marks, those of each once."""
-    owner = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-    order = np.lexsort((marks, owner))
-    marks = marks[order]
-    fresh = np.ones(len(marks), np.bool_)
-    fresh[1:] = (marks[1:] != marks[:-1]) | (owner[1:] != owner[:-1])
-    return Marked(marks[fresh], starts(np.bincount(owner[fresh], minlength=len(counts))), number, split)
-
-
-def places(first: Integers, counts: Integers) -> Integers:
-    """Return the numbers first[i] to first[i] + counts[i], for one i after the other."""
-    return np.arange(int(counts.sum())) + np.repeat(first - np.cumsum(counts) + counts, counts)
-
-
-def batches(sizes: Integers, owner: Integers) -> Iterator[tuple[int, int]]:
-    """Yield begins and ends of about MARKS together by `sizes`, never between two of the same owner."""
-    if len(sizes):
-        cuts = np.searchsorted(np.cumsum(sizes), np.arange(0, int(sizes.sum()), MARKS))
-        cuts = np.unique(np.searchsorted(owner, owner[cuts])).tolist()
-        yield from zip(cuts, [*cuts[1:], len(sizes)], strict=True)
 
 
 class Postings:
@@ -169,7 +88,7 @@ class Index:
         owner, counts = others.owners(), others.counts
         frequency = self.frequency(others.marks)
         known = np.bincount(owner[frequency > 0], minlength=len(counts))
-        may_lie_here = known >= enough(counts, counts)  # in a held-out document with more marks
+        may_lie_here = known >= counts - may_lack(counts)  # in a held-out document with more marks
         sought = others.rarest(frequency) & may_lie_here[owner] & (frequency <= COMMON)
         for is_fewer, found in (
             (False, self.rare.found(others.marks, owner)),
@@ -180,21 +99,6 @@ class Index:
                 chosen &= others.split[other] != self.held.split[held]
                 both = np.unique(other[chosen] * len(self.held.number) + held[chosen])
                 yield both // len(self.held.number), both % len(self.held.number)
-
-
-def in_common(one: Marked, left: Integers, other: Marked, right: Integers) -> Integers:
-    """Return how many marks the documents `left` of one and `right` of the other have in common, pair by pair."""
-    result = np.zeros(len(left), np.int64)
-    for begin, end in batches(one.counts[left] + other.counts[right], np.arange(len(left))):
-        keys = []
-        for documents, numbers in ((one, left[begin:end]), (other, right[begin:end])):
-            counts = documents.counts[numbers]
-            pair = np.repeat(np.arange(len(numbers), dtype=np.uint64), counts)
-            keys.append(pair << PAIR_BITS | documents.marks[places(documents.first[numbers], counts)])
-        key = np.sort(np.concatenate(keys))
-        twice = (key[1:][key[1:] == key[:-1]] >> PAIR_BITS).astype(np.int64)
-        result[begin:end] = np.bincount(twice, minlength=end - begin)
-    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,19 +135,12 @@ def marked(
 ) -> Marked:
     """Return the wanted documents of a slice by their marks; of an index, those that may have a mark in it."""
     number = np.flatnonzero(wanted)
-    marks, counts = sketches.marks(wanted)
+    hashes, counts = sketches.hashes(wanted)
     if index is not None:
         owner = np.repeat(np.arange(len(number)), counts)
-        met = np.bincount(owner[index.may_have(marks)], minlength=len(number)) > 0
-        marks, counts, number = marks[met[owner]], counts[met], number[met]
-    return distinct(marks, counts, number + before, split[number + before])
-
-
-def joined(parts: Sequence[Marked]) -> Marked:
-    """Return the documents of all parts."""
-    counts = np.concatenate([part.counts for part in parts])
-    marks, number = (np.concatenate([getattr(part, name) for part in parts]) for name in ("marks", "number"))
-    return Marked(marks, starts(counts), number, np.concatenate([part.split for part in parts]))
+        met = np.bincount(owner[index.may_have(hashes)], minlength=len(number)) > 0
+        hashes, counts, number = hashes[met[owner]], counts[met], number[met]
+    return distinct(hashes, counts, number + before, split[number + before])
 
 
 class Finds:
@@ -263,10 +160,7 @@ class Finds:
         for other, held in self.index.pairs(others):
             alive = self.degree[held] <= TEMPLATE
             other, held = other[alive], held[alive]
-            counts = others.counts[other], self.index.held.counts[held]
-            crosses = in_common(others, other, self.index.held, held) >= enough(
-                np.minimum(*counts), np.maximum(*counts)
-            )
+            crosses = do_cross(others, other, self.index.held, held)
             other, held = others.number[other[crosses]], held[crosses]
             np.add.at(self.degree, held, 1)
             np.minimum.at(self.like, held, other)

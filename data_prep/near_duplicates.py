@@ -6,7 +6,8 @@ empty classes filled from others (optimal densification: Shrivastava 2017), and 
 hashing: Li, König 2010). The share of equal bytes estimates the Jaccard similarity of the two sets of shingles. A text
 of fewer than MIN_WORDS words has none: its few shingles would say little, and its neighbours differ in what matters.
 
-A sketch holds the marks of a document, by which `crossing` finds what stands in two splits.
+A sketch holds the marks of a document, and all shingles of a short one, by which `crossing` finds what stands in two
+splits.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ SIGNATURE_VERSION = 3  # part of every slice's digest: raise it when a signature
 
 MIN_WORDS = 20  # of a text that has a signature
 MIN_SKETCHED_WORDS = 10  # of a text that has marks
+SHORT_WORDS = 40  # up to which a text's sketch has all its shingles beside the marks
 BINS = 128
 MARK_BYTES = 5  # of a mark in a sketch: a million documents by a million share one by chance once in some hundred
 BATCH = 1024  # documents whose smallest hashes are held at once, 1 KiB each
@@ -49,7 +51,10 @@ NO_WORDS = 0xFF  # every byte of the signature of a text that has none, which is
 
 @dataclass(frozen=True, slots=True)
 class Sketches:
-    """The marks of several documents, MARK_BYTES each; document i's are numbers first[i] to first[i + 1]."""
+    """The hashes of several documents, MARK_BYTES each; document i's are numbers first[i] to first[i + 1].
+
+    Those that are odd are marks, the even ones are all the shingles of a short document.
+    """
 
     data: Bytes
     first: Integers
@@ -57,8 +62,8 @@ class Sketches:
     def __len__(self) -> int:
         return len(self.first) - 1
 
-    def marks(self, chosen: npt.NDArray[np.bool_]) -> tuple[Hashes, Integers]:
-        """Return the marks of the chosen documents and how many each has."""
+    def hashes(self, chosen: npt.NDArray[np.bool_]) -> tuple[Hashes, Integers]:
+        """Return the hashes of the chosen documents and how many each has."""
         counts = np.diff(self.first)
         begin, end = MARK_BYTES * self.first[[0, -1]]
         padded = np.concatenate([self.data[begin:end], np.zeros(8, np.uint8)])
@@ -101,22 +106,29 @@ def summaries_of_batch(texts: Sequence[bytes]) -> Summaries:
     """Return the summaries of at most BATCH texts."""
     lowest = np.full(len(texts) * BINS, EMPTY)
     sizes = np.zeros(len(texts), np.int64)  # in shingles
-    marks, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for numbers, chunk in chunks(list(map(lowered, texts))):
         shingles, owner = shingle_hashes(*word_hashes(chunk))
         of = numbers[owner]
         np.minimum.at(lowest, of * BINS + (shingles >> np.uint64(57)).astype(np.int64), shingles)
-        sizes += np.bincount(of, minlength=len(texts))
-        mark, owner = winnowed(shingles, of)
-        marks.append(mark)
-        owners.append(owner)
+        here = np.bincount(of, minlength=len(texts))
+        sizes += here
+        is_short = here[of] <= SHORT_WORDS - SHINGLE_WORDS + 1
+        marks, owner = winnowed(shingles, of)
+        hashes += [marks | np.uint64(1), shingles[is_short] & ~np.uint64(1)]
+        owners += [owner, of[is_short]]
     signature = densified(lowest.reshape(-1, BINS))
     signature[sizes <= MIN_WORDS - SHINGLE_WORDS] = NO_WORDS
-    of, mark = np.concatenate(owners), np.concatenate(marks)
-    long = sizes[of] > MIN_SKETCHED_WORDS - SHINGLE_WORDS
-    first = np.concatenate([[0], np.cumsum(np.bincount(of[long], minlength=len(texts)))])
-    data = mark[long].astype("<u8").view(np.uint8).reshape(-1, 8)[:, :MARK_BYTES]
-    return Summaries(signature, Sketches(data.ravel(), first))
+    return Summaries(signature, sketches_of(np.concatenate(hashes), np.concatenate(owners), sizes))
+
+
+def sketches_of(hashes: Hashes, owner: Integers, sizes: Integers) -> Sketches:
+    """Return the sketches of texts of so many shingles, of hashes in any order."""
+    order = np.argsort(owner, kind="stable")
+    order = order[sizes[owner[order]] > MIN_SKETCHED_WORDS - SHINGLE_WORDS]
+    counts = np.bincount(owner[order], minlength=len(sizes))
+    data = hashes[order].astype("<u8").view(np.uint8).reshape(-1, 8)[:, :MARK_BYTES]
+    return Sketches(data.ravel(), np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]))
 
 
 def densified(lowest: Hashes) -> Bytes:
