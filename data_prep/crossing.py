@@ -35,13 +35,14 @@ class Postings:
         self.holder = owner[order].astype(np.int32)
         self.marks, first = np.unique(marks[order], return_index=True)
         self.first = np.append(first, len(order))
+        self.counts = np.diff(self.first)
 
     def frequency(self, marks: Hashes) -> Integers:
         """Return how many documents have each mark."""
         if not len(self.marks):
             return np.zeros(len(marks), np.int64)
         place = np.minimum(np.searchsorted(self.marks, marks), len(self.marks) - 1)
-        return np.where(self.marks[place] == marks, np.diff(self.first)[place], 0)
+        return np.where(self.marks[place] == marks, self.counts[place], 0)
 
     def found(self, marks: Hashes, owner: Integers) -> Iterator[tuple[Integers, Integers]]:
         """Yield pairs of the documents `owner`, in their order, and those that have their marks.
@@ -63,8 +64,7 @@ class Index:
     def __init__(self, held: Marked, common: Hashes | None = None) -> None:
         self.held = held
         self.every = Postings(held.marks, held.owners())
-        counts = np.diff(self.every.first)
-        self.common = self.every.marks[counts > COMMON] if common is None else common
+        self.common = self.every.marks[self.every.counts > COMMON] if common is None else common
         frequency = self.frequency(held.marks)
         looked_for = held.rarest(frequency) & (frequency <= COMMON)
         self.rare = Postings(held.marks[looked_for], held.owners()[looked_for])
@@ -178,19 +178,20 @@ class Finds:
             self.held.append(self.index.held.number[held])
             self.other.append(other)
         if np.count_nonzero(self.degree > TEMPLATE) * 16 > len(self.degree):
-            self.forget_templates()
+            documents = ~self.note_templates()
+            self.index = Index(self.index.held.chosen(documents), self.index.common)
+            self.degree, self.like = self.degree[documents], self.like[documents]
 
-    def forget_templates(self) -> None:
-        """Take what is a template out of the index."""
-        is_template = self.degree > TEMPLATE
+    def note_templates(self) -> Flags:
+        """Note what is a template, and return which in the index are."""
+        is_template: Flags = self.degree > TEMPLATE
         self.templates.append(self.index.held.number[is_template])
         self.of_templates.append(self.like[is_template])
-        self.index = Index(self.index.held.chosen(~is_template), self.index.common)
-        self.degree, self.like = self.degree[~is_template], self.like[~is_template]
+        return is_template
 
     def resolved(self) -> LeftOut:
         """Return what is left out of all that was found."""
-        self.forget_templates()
+        self.note_templates()
         templates = np.concatenate(self.templates)
         pairs = np.stack([np.concatenate([np.empty(0, np.int64), *found]) for found in (self.held, self.other)], axis=1)
         pairs = np.sort(pairs[~np.isin(pairs, templates).any(axis=1)])

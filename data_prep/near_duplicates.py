@@ -207,22 +207,33 @@ def band_rows(threshold: float) -> int:
 def candidates(signature: Bytes, chosen: Integers, first: int, rows: int) -> tuple[Integers, Integers]:
     """Return pairs of places in `chosen` that agree in a band: each with the one before it and the first of its group.
 
-    A band's hash and the place are sorted as one number: several times faster than an order of the hashes, and half the
-    memory. Few of the hash's bits are left, so that a group may hold strangers, which are compared in vain.
+    There may be strangers among them, which are compared in vain.
     """
-    bits = np.uint64(max(1, len(chosen) - 1).bit_length())
     key = np.empty(len(chosen), np.uint64)
     for begin in range(0, len(chosen), PAIRS):
-        band = band_hashes(signature, chosen[begin : begin + PAIRS], first, rows)
-        key[begin : begin + PAIRS] = band >> bits << bits | np.arange(begin, begin + len(band), dtype=np.uint64)
-    key.sort()
-    place = (key & np.uint64(2 ** int(bits) - 1)).astype(np.int64)
-    key >>= bits
+        key[begin : begin + PAIRS] = band_hashes(signature, chosen[begin : begin + PAIRS], first, rows)
+    place = sort_with_places(key)
     members = np.flatnonzero(key[1:] == key[:-1]) + 1
     begins = np.ones(len(members), np.bool_)  # of a group's second member, whose neighbour is the first
     begins[1:] = members[1:] != members[:-1] + 1
     group = np.maximum.accumulate(np.where(begins, members - 1, 0))
     return np.concatenate([place[members - 1], place[group]]), np.concatenate([place[members]] * 2)
+
+
+def sort_with_places(hashes: Hashes) -> Integers:
+    """Sort hashes in place, less their low bits, and return where each stood; of equal ones the first stays first.
+
+    A hash and its place are sorted as one number: several times faster than an order of the hashes, and half the
+    memory. The bits that the place takes are lost, so that different hashes may become equal.
+    """
+    bits = np.uint64(max(1, len(hashes) - 1).bit_length())
+    for begin in range(0, len(hashes), PAIRS):
+        part = hashes[begin : begin + PAIRS]
+        part[:] = part >> bits << bits | np.arange(begin, begin + len(part), dtype=np.uint64)
+    hashes.sort()
+    places = (hashes & np.uint64(2 ** int(bits) - 1)).astype(np.int64)
+    hashes >>= bits
+    return places
 
 
 def band_hashes(signature: Bytes, chosen: Integers, first: int, rows: int) -> Hashes:

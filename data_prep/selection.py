@@ -24,7 +24,7 @@ import numpy.typing as npt
 from cluster.errors import DataError
 from data_prep.config import DataConfig
 from data_prep.crossing import crossing
-from data_prep.near_duplicates import BINS, clusters
+from data_prep.near_duplicates import BINS, clusters, sort_with_places
 from data_prep.pouring import Integers, Small
 from data_prep.rejects import Repeat, Sample
 from data_prep.shards import SPLITS
@@ -236,11 +236,16 @@ def drawn_repeats(documents: Documents, selection: Selection, limit: int) -> lis
 
 def first_equal(key: Keys) -> Integers:
     """Return the first document that has the content of each."""
-    order = np.lexsort((key[:, 1], key[:, 0]))  # stable: of equal keys, the first document stays first
-    differs = np.ones(len(key), np.bool_)
+    hashes = key[:, 0].copy()
+    place = sort_with_places(hashes)
+    same = np.zeros(len(key) + 1, np.bool_)
+    same[1:-1] = hashes[1:] == hashes[:-1]
+    some = np.sort(place[same[1:] | same[:-1]])  # the only ones that can be equal to another
+    order = some[np.lexsort((key[some, 1], key[some, 0]))]  # stable: of equal keys, the first document stays first
+    differs = np.ones(len(order), np.bool_)
     differs[1:] = (key[order][1:] != key[order][:-1]).any(axis=1)
-    result = np.empty(len(key), np.int64)
-    result[order] = order[np.maximum.accumulate(np.where(differs, np.arange(len(key)), 0))]
+    result = np.arange(len(key))
+    result[order] = order[np.maximum.accumulate(np.where(differs, np.arange(len(order)), 0))]
     return result
 
 
