@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.marked import Flags, Marked, batches, distinct, do_cross, joined, may_lack, places
+from data_prep.marked import EXACT, Flags, Marked, batches, distinct, do_cross, in_common, joined, may_lack, places
 from data_prep.near_duplicates import Sketches
 from data_prep.pouring import Integers
 from data_prep.shingles import Hashes
@@ -131,6 +131,27 @@ def crossing(tables: Sequence[EncodedSlice], wanted: Flags, split: npt.NDArray[n
     for sketches, chosen, before in parts_of(tables, wanted & (split != 1)):  # validation is in the index, all of it
         finds.look_up(marked(sketches, chosen, before, split, finds.index))
     return finds.resolved()
+
+
+def short_ones_agree(tables: Sequence[EncodedSlice], left: Integers, right: Integers, threshold: float) -> Flags:
+    """Return which pairs of lines are as similar as their signatures say.
+
+    A signature says little of a short document. Where both are short all their shingles are compared; of others this
+    says yes.
+    """
+    wanted = np.zeros(sum(len(table.part) for table in tables), np.bool_)
+    wanted[left] = wanted[right] = True
+    split = np.zeros(len(wanted), np.int8)
+    parts = [marked(*part, split) for part in parts_of(tables, wanted)]
+    short = joined([part.chosen(np.diff(part.first_shingle) > 0) for part in parts])
+    result = np.ones(len(left), np.bool_)
+    pairs = np.flatnonzero(np.isin(left, short.number) & np.isin(right, short.number))
+    places = [np.searchsorted(short.number, lines[pairs]) for lines in (left, right)]
+    sizes = [np.diff(short.first_shingle)[place] for place in places]
+    sets = [(short.shingles, short.first_shingle[place], size) for place, size in zip(places, sizes, strict=True)]
+    common = in_common(sets[0], sets[1])
+    result[pairs] = common >= threshold * (sizes[0] + sizes[1] - common) - EXACT
+    return result
 
 
 def parts_of(tables: Sequence[EncodedSlice], wanted: Flags) -> Iterator[tuple[Sketches, Flags, int]]:

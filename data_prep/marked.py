@@ -18,6 +18,7 @@ from data_prep.pouring import Integers
 from data_prep.shingles import Hashes
 
 JACCARD, CONTAINMENT = 0.7, 0.9
+EXACT = 1e-9  # what a product of fractions may lack
 MARKS = 2**21  # looked at together
 PAIR_BITS = np.uint64(8 * MARK_BYTES)
 
@@ -149,7 +150,7 @@ def do_cross(one: Marked, left: Integers, other: Marked, right: Integers) -> Fla
     sizes = sizes[0][short], sizes[1][short]
     first = one.first_shingle[left[short]], other.first_shingle[right[short]]
     common = in_common((one.shingles, first[0], sizes[0]), (other.shingles, first[1], sizes[1]))
-    result[short] = common >= needed(np.minimum(*sizes), np.maximum(*sizes)) - 1e-9
+    result[short] = common >= needed(np.minimum(*sizes), np.maximum(*sizes)) - EXACT
     return result
 
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from cluster.errors import DataError
 from data_prep.config import DataConfig
-from data_prep.crossing import crossing
+from data_prep.crossing import crossing, short_ones_agree
 from data_prep.near_duplicates import BINS, clusters, sort_with_places
 from data_prep.pouring import Integers, Small
 from data_prep.rejects import Repeat, Sample
@@ -147,14 +147,14 @@ def select(
     dropped = {DUPLICATE: repeats}
     if config.cleaning.near_duplicates != "off":
         may_drop = is_text(head) if config.cleaning.near_duplicates == "text" else np.ones(len(head), np.bool_)
-        near = drop_near(tables, documents.is_head, leader, may_drop, config.cleaning.near_threshold)
+        near = drop_near(tables, head, leader, may_drop, config.cleaning.near_threshold)
         dropped[NEAR_DUPLICATE] = near
         dropped |= drop_crossing(tables, head, leader, split, ~repeats & ~near)
     return spread(Selection(split=split, leader=leader, dropped=dropped), documents.is_head, head)
 
 
 def drop_near(
-    tables: Sequence[EncodedSlice], is_head: Flags, leader: Integers, may_drop: Flags, threshold: float
+    tables: Sequence[EncodedSlice], head: Integers, leader: Integers, may_drop: Flags, threshold: float
 ) -> Flags:
     """Return which documents are nearly an earlier one and may be dropped; note in `leader` which one that is."""
     near = np.zeros(len(leader), np.bool_)
@@ -162,25 +162,24 @@ def drop_near(
     if not (may_drop & unique).any():
         return near
     chosen = np.flatnonzero(unique)
-    first = chosen[clusters(signatures_of(tables, is_head, unique), threshold)]
+    first = chosen[clusters(signatures_of(tables, head[chosen]), threshold)]
     follows = (first != chosen) & may_drop[chosen]
-    near[chosen[follows]] = True
-    leader[chosen[follows]] = first[follows]
+    chosen, first = chosen[follows], first[follows]
+    alike = short_ones_agree(tables, head[chosen], head[first], threshold)
+    near[chosen[alike]] = True
+    leader[chosen[alike]] = first[alike]
     leader[:] = leader[leader]
     return near
 
 
-def signatures_of(tables: Sequence[EncodedSlice], is_head: Flags, chosen: Flags) -> npt.NDArray[np.uint8]:
-    """Return the signatures of the chosen documents, [chosen, BINS]."""
-    result = np.empty((np.count_nonzero(chosen), BINS), np.uint8)
-    lines = documents = end = 0
+def signatures_of(tables: Sequence[EncodedSlice], lines: Integers) -> npt.NDArray[np.uint8]:
+    """Return the signatures of these lines, which are in order: [lines, BINS]."""
+    result = np.empty((len(lines), BINS), np.uint8)
+    before = begin = 0
     for table in tables:
-        here = np.flatnonzero(is_head[lines : lines + len(table.part)])
-        here = here[chosen[documents : documents + len(here)]]
-        documents += int(np.count_nonzero(is_head[lines : lines + len(table.part)]))
-        lines += len(table.part)
-        begin, end = end, end + len(here)
-        result[begin:end] = table.signature[here]
+        end = int(np.searchsorted(lines, before + len(table.part)))
+        result[begin:end] = table.signature[lines[begin:end] - before]
+        before, begin = before + len(table.part), end
     return result
 
 
