@@ -216,6 +216,7 @@ class Finds:
         templates = np.concatenate(self.templates)
         pairs = np.stack([np.concatenate([np.empty(0, np.int64), *found]) for found in (self.held, self.other)], axis=1)
         pairs = np.sort(pairs[~np.isin(pairs, templates).any(axis=1)])
+        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]  # so that who is noted below is the first
         drops, leaders = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         while len(pairs):
             first, later = pairs.T
