@@ -150,7 +150,7 @@ class CleaningConfig(Section):
     near_duplicates: Literal["off", "text", "all"] = "text"
     """Leave out documents that are nearly an earlier one: running text only, or all. Unless it is off, no document of
     any kind is in one split while one that is nearly the same stands before it in another."""
-    near_threshold: float = Field(default=0.8, ge=0.5, le=1)
+    near_threshold: float = Field(default=0.63, ge=0.5, le=1)
     """How much of their runs of five words documents share that are nearly the same (the Jaccard similarity)."""
     rejected_samples: int = Field(default=20, ge=0)
     """How many rejected documents of each reason are kept in the folder `rejected` beside the shards."""

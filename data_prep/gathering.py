@@ -76,7 +76,7 @@ def gathered(plan: RowPlan, slices: Mapping[int, EncodedSlice], form: RowFormat)
         loss_mask=mask.reshape(plan.rows, form.row_tokens),
         first=plan.first,
         tokens=plan.tokens,
-        source=plan.file,
+        source=plan.file.astype(np.int64),
         position=plan.position,
         start=plan.start,
     )

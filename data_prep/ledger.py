@@ -32,14 +32,14 @@ def count_documents(
         return [int(n) for n in np.bincount(documents.file, weights=values, minlength=len(corpus.files))]
 
     kept = selection.kept
-    dropped = {reason: by_file(flags) for reason, flags in selection.dropped.items()}
+    dropped = {reason: by_file(flags & documents.is_head) for reason, flags in selection.dropped.items()}
     dropped_by_file = [{reason: counts[n] for reason, counts in dropped.items()} for n in range(len(corpus.files))]
     columns = zip(
         corpus.files,
         records.read,
         records.rejected,
         records.changed,
-        by_file(kept),
+        by_file(kept & documents.is_head),
         dropped_by_file,
         by_file(documents.tokens * kept),
         by_file(documents.trained * kept),

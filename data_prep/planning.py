@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from data_prep.config import DataConfig
 from data_prep.ledger import count_documents, reasons_of
 from data_prep.mixture import mixed
 from data_prep.packing import Packing, Split, pack
-from data_prep.pouring import Integers
+from data_prep.pouring import Integers, Small
 from data_prep.refusals import check_refused
 from data_prep.rejects import Repeat, Sample, drawn
 from data_prep.selection import Documents, collect, drawn_repeats, select
@@ -36,11 +36,11 @@ class RowPlan:
     """
 
     first: Integers
-    slice: Integers
-    number: Integers
+    slice: Small
+    number: Small
     start: Integers
     tokens: Integers
-    file: Integers
+    file: Small
     position: Integers
 
     @property
@@ -86,7 +86,7 @@ def make_plan(
     config: DataConfig,
     corpus: Corpus,
     slices: Sequence[Slice],
-    tables: Iterable[EncodedSlice],
+    tables: Sequence[EncodedSlice],
     seed: int,
     ends: npt.NDArray[np.uint8],
 ) -> Plan:
@@ -95,21 +95,20 @@ def make_plan(
     Raises DataError if nothing is left to train on.
     """
     method = packing_method(config, corpus)
-    splits_of: dict[int, Split] = {}
-    if method == "best_fit":
-        tables = noting_splits(tables, config.row_tokens, ends, splits_of)
+    splits_of = long_splits(tables, config.row_tokens, ends) if method == "best_fit" else {}
     documents, records = collect(slices, tables, len(corpus.files))
     check_refused(corpus, records)
     is_text = np.array([file.columns.shape == "text" for file in corpus.files])
-    selection = select(documents, is_text[documents.file], config)
+    selection = select(documents, tables, lambda lines: is_text[documents.file[lines]], config)
     counts = count_documents(corpus, records, documents, selection)
     chosen = {s: np.flatnonzero(selection.kept & (selection.split == number)) for number, s in enumerate(SPLITS)}
     chosen["train"] = mixed(config, corpus, documents, chosen["train"], counts)
-    check_splits({split: len(numbers) for split, numbers in chosen.items()}, counts, config)
+    sizes = {split: int(np.count_nonzero(documents.is_head[numbers])) for split, numbers in chosen.items()}
+    check_splits(sizes, counts, config)
     splits = {}
     for split, numbers in chosen.items():
         here = {place: splits_of[number] for place, number in enumerate(numbers.tolist()) if number in splits_of}
-        packing = pack(method, documents.tokens[numbers], config.row_tokens, seed, here)
+        packing = pack(method, documents.tokens[numbers].astype(np.int64), config.row_tokens, seed, here)
         splits[split] = plan_rows(packing, documents, numbers)
     used = np.concatenate(list(chosen.values()))
     return Plan(
@@ -124,17 +123,16 @@ def make_plan(
     )
 
 
-def noting_splits(
-    tables: Iterable[EncodedSlice], row_tokens: int, ends: npt.NDArray[np.uint8], splits_of: dict[int, Split]
-) -> Iterator[EncodedSlice]:
-    """Yield the tables; note in `splits_of` how each document that is longer than a row is split, by its number."""
+def long_splits(tables: Iterable[EncodedSlice], row_tokens: int, ends: npt.NDArray[np.uint8]) -> dict[int, Split]:
+    """Return how each sequence that is longer than a row is split, by its number."""
+    splits_of: dict[int, Split] = {}
     before = 0
     for table in tables:
         for number in np.flatnonzero(np.diff(table.first) > row_tokens).tolist():
             tokens = np.s_[table.first[number] : table.first[number + 1]]
             splits_of[before + number] = split_document(table.ids[tokens], table.mask[tokens], row_tokens, ends)
         before += len(table.part)
-        yield table
+    return splits_of
 
 
 def plan_rows(packing: Packing, documents: Documents, chosen: Integers) -> RowPlan:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Integers = npt.NDArray[np.int64]
+Small = npt.NDArray[np.int32]
 
 NEAR_SHARE = 128  # of a row
 STUMP_SHARE = 32  # of a row: no cut leaves a shorter piece

@@ -40,7 +40,7 @@ from data_prep.shards import (
     template_digest,
     tokenizer_digest,
 )
-from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digests
+from data_prep.slices import SLICE_VERSION, SliceFiles, SliceTask, encode_slice, read_slice, slice_digests
 from data_prep.sources import Corpus, Slice, cut_slices, find_corpus, notes_of, read_as
 from data_prep.splitting import line_ends
 from data_prep.tokenizer import DataTokenizer, encoder_spec, load_tokenizer, save_tokenizer, tokenizer_origin
@@ -98,7 +98,7 @@ def prepare_alone(
             choice = refused(spec.engine, problem)
             spec = replace(spec, engine=choice.engine)
             paths = encode_slices(slices, corpus, spec, config.cleaning, folder / "work", map_slices)
-        plan = make_plan(config, corpus, slices, map(read_slice, paths), seed, line_ends(tokenizer))
+        plan = make_plan(config, corpus, slices, SliceFiles(paths), seed, line_ends(tokenizer))
         write_rejected(folder / REJECTED, rejected_lines(plan, corpus, paths, tokenizer))
         unseal(folder)
         splits = write_splits(config, folder, spec, plan, paths, map_slices)

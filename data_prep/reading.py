@@ -6,15 +6,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from data_prep.cleaning import Cleaner, excerpt
 from data_prep.columns import Batch, Texts, read_batches
 from data_prep.config import CleaningConfig
 from data_prep.documents import Document, Part, Rejected, Turn, read_part
 from data_prep.encoding import Encoder
-from data_prep.near_duplicates import signatures, signatures_of_bytes
+from data_prep.near_duplicates import Summaries, summaries
 from data_prep.turns import canonical
 from data_prep.untouched import NOTHING, SPACES, may_change
 
@@ -38,11 +35,12 @@ class ReadPart:
             return map(content_key, self.documents)
         return map(text_key, self.texts)
 
-    def signatures(self) -> npt.NDArray[np.uint8]:
-        """Return what near duplicates are told by, [records, BINS]."""
+    def summaries(self) -> Summaries:
+        """Return what near duplicates are told by."""
         if self.texts is None:
-            return signatures(["\n".join(turn.said() for turn in document.turns) for document in self.documents])
-        return signatures_of_bytes(self.texts)
+            said = ["\n".join(turn.said() for turn in document.turns) for document in self.documents]
+            return summaries([text.encode("utf-8", "replace") for text in said])
+        return summaries(self.texts)
 
 
 def read_usable(part: Part, encoder: Encoder, config: CleaningConfig) -> ReadPart:

@@ -4,9 +4,9 @@ A line is a sequence. A document is one sequence, or several where its chat temp
 otherwise than it did before: those stand one after the other, with the same part, record, key and signature.
 
 Columns: part (index in the slice), record (in the part), key (16 bytes: the hash of the cleaned content), signature
-(0 bytes if near duplicates are not looked for), trained (tokens), ids, mask (empty if all the documents are running
-text, of which everything is trained). The schema's metadata counts, for each part, the records,
-the rejected ones by reason and what was mended, and holds samples of what was rejected.
+and sketch (0 bytes if near duplicates are not looked for), trained (tokens), ids, mask (empty if all the documents are
+running text, of which everything is trained). The schema's metadata counts, for each part, the records, the rejected
+ones by reason and what was mended, and holds samples of what was rejected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +32,13 @@ from data_prep.config import CleaningConfig
 from data_prep.documents import EXCERPT_BYTES, Rejected
 from data_prep.encoding import NO_TOKEN, Encoder, EncoderSpec, read_spec
 from data_prep.engines import Ragged, ragged
-from data_prep.near_duplicates import SIGNATURE_VERSION
+from data_prep.near_duplicates import (
+    MARK_BYTES,
+    SIGNATURE_VERSION,
+    Sketches,
+    Summaries,
+    joined_summaries,
+)
 from data_prep.reading import ReadPart, read_usable
 from data_prep.rejects import Sample, drawn
 from data_prep.sources import Corpus, Slice
@@ -64,6 +70,7 @@ class EncodedSlice:
     trained: npt.NDArray[np.int64]  # tokens of each document
     mask: Mask
     signature: npt.NDArray[np.uint8]  # [documents, BINS], or [documents, 0]
+    sketches: Sketches
     records: list[int]
     rejected: list[dict[str, int]]
     changed: list[dict[str, int]]
@@ -126,6 +133,9 @@ def encode_parts(parts: Slice, encoder: Encoder, cleaning: CleaningConfig) -> En
     both = list(zip(read, encoded, strict=True))
     records = [np.array(one.records, dtype=np.int64)[part.document] for one, part in both]
     is_signed = cleaning.near_duplicates != "off"
+    summed = joined_summaries(
+        [(one.summaries() if is_signed else unsigned(one)).of(part.document) for one, part in both]
+    )
     return EncodedSlice(
         part=np.repeat(np.arange(len(parts), dtype=np.int32), list(map(len, records))),
         record=np.concatenate([np.empty(0, np.int64), *records]),
@@ -134,9 +144,8 @@ def encode_parts(parts: Slice, encoder: Encoder, cleaning: CleaningConfig) -> En
         ids=np.concatenate([np.empty(0, np.uint16), *(part.tokens.ids for part in encoded)]),
         trained=np.concatenate([trained_tokens(part.tokens, part.mask) for part in encoded]),
         mask=whole_mask([part.mask for part in encoded], [len(part.tokens.ids) for part in encoded]),
-        signature=np.concatenate(
-            [(one.signatures() if is_signed else unsigned(one))[part.document] for one, part in both]
-        ),
+        signature=summed.signature,
+        sketches=summed.sketches,
         records=[len(one.records) + len(one.rejected) for one in read],
         rejected=[dict(sorted(Counter(item.reason for item in items).items())) for items in rejected],
         changed=[dict(sorted((Counter(one.changed) + part.changed).items())) for one, part in both],
@@ -149,8 +158,9 @@ def keys_of(read: ReadPart) -> npt.NDArray[np.uint64]:
     return np.frombuffer(b"".join(read.content_keys()), dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
-def unsigned(read: ReadPart) -> npt.NDArray[np.uint8]:
-    return np.empty((len(read.records), 0), np.uint8)
+def unsigned(read: ReadPart) -> Summaries:
+    count = len(read.records)
+    return Summaries(np.empty((count, 0), np.uint8), Sketches(np.empty(0, np.uint8), np.zeros(count + 1, np.int64)))
 
 
 def encode_part(read: ReadPart, encoder: Encoder) -> EncodedPart:
@@ -221,6 +231,9 @@ def write_slice(path: Path, encoded: EncodedSlice) -> None:
         "record": arrow_array(encoded.record),
         "key": fixed_bytes(encoded.key.astype(">u8")),
         "signature": fixed_bytes(encoded.signature),
+        "sketch": pa.LargeListArray.from_arrays(
+            arrow_array(encoded.sketches.first * MARK_BYTES), arrow_array(encoded.sketches.data)
+        ),
         "trained": arrow_array(encoded.trained),
         "ids": pa.LargeListArray.from_arrays(arrow_array(encoded.first), arrow_array(narrowed(encoded.ids))),
         "mask": pa.LargeListArray.from_arrays(
@@ -259,6 +272,7 @@ def read_slice(path: Path) -> EncodedSlice:
     counts = json.loads(batch.schema.metadata[b"counts"])
     ids, mask = (numpy_array(batch.column(name).values) for name in ("ids", "mask"))
     signature = np.frombuffer(batch.column("signature").buffers()[1] or b"", dtype=np.uint8)
+    sketch = batch.column("sketch")
     return EncodedSlice(
         part=numpy_array(batch.column("part")),
         record=numpy_array(batch.column("record")),
@@ -268,8 +282,25 @@ def read_slice(path: Path) -> EncodedSlice:
         trained=numpy_array(batch.column("trained")),
         mask=mask if len(mask) else whole_mask([None], [len(ids)]),
         signature=signature.reshape(batch.num_rows, batch.column("signature").type.byte_width),
+        sketches=Sketches(numpy_array(sketch.values), numpy_array(sketch.offsets) // MARK_BYTES),
         records=counts["records"],
         rejected=counts["rejected"],
         changed=counts["changed"],
         samples=[Sample(**sample) for sample in counts["samples"]],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SliceFiles(Sequence[EncodedSlice]):
+    """The slices in these files, each mapped when it is looked at and no longer."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> EncodedSlice:  # type: ignore[override]  # no part of it is ever asked for
+        return read_slice(self.paths[index])
+
+    def __iter__(self) -> Iterator[EncodedSlice]:
+        return map(read_slice, self.paths)
