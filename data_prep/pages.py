@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import io
-import posixpath
 import signal
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from data_prep import pdf_text
+from data_prep.books import book_chapters
+from data_prep.markup import decoded_page, html_text
 from data_prep.streams import DOCUMENT_BYTES, TOO_LONG, ObjectionError
+from data_prep.xml_text import name_of, xml_text
 
 ARTICLE_BYTES = 4 * 2**20  # of HTML whose article is looked for: 7 s and 80 MiB of memory for each MiB of tags
 PAGE_BYTES = 16 * 2**20  # of HTML or XML all of whose text is taken: 30 times its bytes in memory, and a second
 BOOK_BYTES = 256 * 2**20  # of a PDF, Word file or book, which are mostly pictures; unpacked too
 PDF_CPU_S = 20  # of CPU, and as much again for each MiB
 PDF_MEMORY_BYTES = 4 * 2**30
-
-CONTAINER = "{urn:oasis:names:tc:opendocument:xmlns:container}"
-PACKAGE = "{http://www.idpf.org/2007/opf}"
 
 
 def extract_text(kind: str, data: bytes) -> str:
@@ -55,18 +53,13 @@ def article_of(data: bytes) -> str:
 
 def page_of(data: bytes) -> str:
     """Return all text of a web page, one line for each block."""
-    from selectolax.lexbor import LexborHTMLParser
-
-    tree = LexborHTMLParser(data)
-    tree.strip_tags(["script", "style", "noscript", "template", "head"])
-    text = tree.body.text(separator="\n") if tree.body is not None else ""
-    return "\n".join(line for line in map(str.strip, text.split("\n")) if line)
+    return html_text(decoded_page(data))
 
 
 def xml_of(data: bytes) -> str:
-    """Return all text of an XML file, one line for each stretch of it; expat refuses entities that blow up."""
+    """Return all text of an XML document but its header; expat refuses entities that blow up."""
     root = ElementTree.parse(io.BytesIO(data)).getroot()
-    return "\n".join(line for line in map(str.strip, root.itertext()) if line)
+    return page_of(data) if name_of(root) == "html" else xml_text(root)
 
 
 def pdf_of(data: bytes) -> str:
@@ -100,15 +93,7 @@ def docx_of(data: bytes) -> str:
 
 def epub_of(data: bytes) -> str:
     """Return the chapters of an electronic book in reading order."""
-    book = opened_archive(data)
-    container = ElementTree.fromstring(book.read("META-INF/container.xml"))
-    package = container.find(f".//{CONTAINER}rootfile").attrib["full-path"]  # type: ignore[union-attr]
-    tree = ElementTree.fromstring(book.read(package))
-    places = {item.attrib["id"]: item.attrib["href"] for item in tree.iter(f"{PACKAGE}item")}
-    chapters = [places[item.attrib["idref"]] for item in tree.iter(f"{PACKAGE}itemref")]
-    folder = posixpath.dirname(package)
-    paths = (posixpath.normpath(posixpath.join(folder, unquote(chapter))) for chapter in chapters)
-    return "\n\n".join(within_limit(page_of(book.read(path)) for path in paths))
+    return "\n\n".join(within_limit(book_chapters(opened_archive(data))))
 
 
 def opened_archive(data: bytes) -> zipfile.ZipFile:

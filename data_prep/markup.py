@@ -1,0 +1,208 @@
+"""Running text out of marked-up documents: what stands on a line of its own, what runs on, and what is left out."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from data_prep.streams import ObjectionError
+
+Display = Literal["block", "inline", "break", "space", "cell", "row", "note", "preformatted", "skip"]
+
+SPACES = re.compile(r"[ \t\n\r\f]+")  # as HTML has it: a no-break space is a character that somebody meant
+BLANKS = re.compile(r" *\n *| +")
+
+
+@dataclass(slots=True)
+class Frame:
+    """An element that is open: how it is shown, and what is set aside until it is closed."""
+
+    display: Display
+    blocks: list[str]
+    parts: list[str]
+    notes: list[str]
+    cells: list[list[str]] = field(default_factory=list)
+
+
+class Flow:
+    """Text as it comes, in lines: `open` and `close` an element, `write` what stands between; `text` ends it.
+
+    A block is a paragraph, a heading, an item: its source's own line ends and runs of spaces are one space, and only a
+    `break` ends a line in it. The cells of a row are one line with tabs between, unless one holds several blocks; then
+    it is a page laid out by a table, and they follow each other. A note within a line follows that line.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[str] = []
+        self.parts: list[str] = []
+        self.notes: list[str] = []
+        self.frames: list[Frame] = []
+        self.preformatted = 0
+
+    def open(self, display: Display) -> None:
+        """Begin an element."""
+        if display == "cell" and not (self.frames and self.frames[-1].display == "row"):
+            display = "block"
+        if display == "note" and not "".join(self.parts).strip():
+            display = "block"
+        if display not in ("inline", "space", "break", "note"):
+            self.end_block()
+        self.frames.append(Frame(display, self.blocks, self.parts, self.notes))
+        if display == "break":
+            self.parts.append("\n")
+        elif display == "space":
+            self.parts.append(" ")
+        elif display in ("cell", "note"):
+            self.blocks, self.parts, self.notes = [], [], []
+        self.preformatted += display == "preformatted"
+
+    def close(self) -> None:
+        """End the element that was opened last."""
+        frame = self.frames.pop()
+        if frame.display in ("inline", "space", "break"):
+            return
+        self.end_block()
+        self.preformatted -= frame.display == "preformatted"
+        if frame.display == "row":
+            self.blocks += row_of(frame.cells)
+        elif frame.display in ("cell", "note"):
+            content = self.blocks
+            self.blocks, self.parts, self.notes = frame.blocks, frame.parts, frame.notes
+            if frame.display == "note":
+                self.notes += content
+            else:
+                self.frames[-1].cells.append(content)
+
+    def write(self, text: str) -> None:
+        """Add the text of the element that is open."""
+        self.parts.append(text if self.preformatted else SPACES.sub(" ", text))
+
+    def end_block(self) -> None:
+        """End the block that is begun, if it has any text, and let its notes follow."""
+        if self.parts:
+            text = "".join(self.parts)
+            text = text.strip("\n") if self.preformatted else BLANKS.sub(one_blank, text).strip(" \n")
+            if text.strip():
+                self.blocks.append(text)
+            self.parts.clear()
+        if self.notes:
+            self.blocks += self.notes
+            self.notes.clear()
+
+    def text(self) -> str:
+        """Return all of the text."""
+        self.end_block()
+        return "\n".join(self.blocks)
+
+
+def one_blank(match: re.Match[str]) -> str:
+    return "\n" if "\n" in match.group() else " "
+
+
+def row_of(cells: list[list[str]]) -> list[str]:
+    """Return a row of a table as one line, or as its blocks if a cell has several."""
+    if any(len(cell) > 1 for cell in cells):
+        return [block for cell in cells for block in cell]
+    line = "\t".join(" ".join("".join(cell).split("\n")) for cell in cells).rstrip("\t")
+    return [line] if line.strip() else []
+
+
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+DECLARED = re.compile(rb"""<(?:meta|\?xml)\b[^>]*?\b(?:charset|encoding)\s*=\s*["']?([\w.:-]+)""", re.I)
+DECLARED_WITHIN = 4096  # bytes of a page's beginning
+
+
+def names(listed: str) -> frozenset[str]:
+    return frozenset(listed.split())
+
+
+HTML_SKIPPED = names("script style noscript template head title iframe rp rt rtc annotation annotation-xml -comment")
+HTML_BLOCKS = names(
+    "address article aside blockquote body button caption center dd details dialog dir div dl dt fieldset figcaption "
+    "figure footer form frameset h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol optgroup option p "
+    "search section select summary svg table tbody text tfoot thead ul"
+)
+NOTE_SIGNS = frozenset(("*", "**", "***", "\u2020", "\u2021", "\u00a7"))
+HTML_DISPLAY: dict[str, Display] = {
+    **dict.fromkeys(HTML_SKIPPED, "skip"),
+    **dict.fromkeys(HTML_BLOCKS, "block"),
+    **dict.fromkeys(("pre", "listing", "xmp", "plaintext", "textarea"), "preformatted"),
+    **dict.fromkeys(("td", "th"), "cell"),
+    "tr": "row",
+    "br": "break",
+}
+
+
+def html_text(page: str, skipped: frozenset[str] = frozenset()) -> str:
+    """Return all text of a page, without the elements named in `skipped`; elements may nest as deep as they like."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    flow = Flow()
+    node: Any = LexborHTMLParser(page).body
+    depth = 0
+    while node is not None:
+        below = None
+        name = str(node.tag)
+        if name == "-text":
+            flow.write(node.text_content or "")
+        elif name == "a" and is_note_mark(node):
+            flow.write(f"[{node.text().strip()}]")
+        elif (display := HTML_DISPLAY.get(name, "inline")) != "skip" and name not in skipped:
+            flow.open(display)
+            below = node.child
+            if below is None:
+                flow.close()
+        if below is None:
+            node, depth = following(node, depth, flow)
+        else:
+            node, depth = below, depth + 1
+    return flow.text()
+
+
+def following(node: Any, depth: int, flow: Flow) -> tuple[Any, int]:
+    """Return the node after one and all that is in it, or None at the end, closing the elements that end before."""
+    while depth and node.next is None:
+        node, depth = node.parent, depth - 1
+        flow.close()
+    return (node.next if depth else None), depth
+
+
+def is_note_mark(link: Any) -> bool:
+    """Tell whether a link is a note's number or sign without brackets, which would be taken for a part of its word."""
+    holder = link.child if link.child is not None and link.child.tag in ("sup", "span") else link
+    if holder.child is None or holder.child.tag != "-text" or holder.child.next is not None:
+        return False
+    mark = (holder.child.text_content or "").strip()
+    if not mark.isdecimal() and mark not in NOTE_SIGNS:
+        return False
+    told = link.attributes
+    raised = "sup" in (link.parent.tag, holder.tag)
+    return "noteref" in f"{told.get('epub:type')} {told.get('role')}" or (raised and "#" in (told.get("href") or ""))
+
+
+def decoded_page(data: bytes) -> str:
+    """Return a page's characters: of UTF-8, or of the encoding that it declares itself.
+
+    Raises ObjectionError if neither fits: a guess would put other letters in the place of those that were meant.
+    """
+    mark = next((mark for mark in BYTE_ORDER_MARKS if data.startswith(mark)), b"")
+    if mark:
+        return decoded_as(data, BYTE_ORDER_MARKS[mark])
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        declared = DECLARED.search(data, 0, DECLARED_WITHIN)
+    if declared is None:
+        raise ObjectionError("invalid UTF-8")
+    return decoded_as(data, declared[1].decode())
+
+
+def decoded_as(data: bytes, encoding: str) -> str:
+    """Decode a page as browsers do, to whom Latin-1 is Windows-1252."""
+    try:
+        name = codecs.lookup(encoding).name
+        return data.decode("cp1252" if name in ("iso8859-1", "ascii") else name)
+    except (LookupError, UnicodeDecodeError):
+        raise ObjectionError(f"not in the encoding that it declares ({encoding[:20].lower()})") from None
