@@ -44,7 +44,8 @@ class Cleaner:
 
     def cleaned(self, document: Document) -> Document | Rejected:
         """Return a document mended, or why it is left out and how it begins."""
-        turns = tuple(Turn(turn.role, self.mended(turn.text, document.shape == "text")) for turn in document.turns)
+        is_running = document.shape == "text"
+        turns = tuple(turn.mended(lambda text: self.mended(text, is_running)) for turn in document.turns)
         return self.judged(document, turns)
 
     def without_spaces(self, document: Document) -> Document | Rejected:
@@ -63,7 +64,7 @@ class Cleaner:
             objection = objection or private_objection
         if objection is not None:
             return Rejected(document.record, objection, excerpt(turns))
-        return Document(document.record, document.shape, turns)
+        return replace(document, turns=turns)
 
     def mended(self, text: str, is_running: bool) -> str:
         """Return a text repaired and in its normal form; in a prompt, spaces can be meant, and stay."""
@@ -92,32 +93,34 @@ class Cleaner:
     def objection(self, shape: str, turns: Sequence[Turn]) -> str | None:
         """Say why turns are left out whatever their quality."""
         learnt = turns[-1:] if shape == "pair" else turns
-        if not any(turn.text.strip() for turn in learnt):
+        if not any(turn.said().strip() for turn in learnt):
             return "empty"
-        size = sum(len(turn.text) for turn in turns)
+        size = sum(len(turn.said()) for turn in turns)
         if size < self.config.min_chars:
             return f"shorter than {self.config.min_chars} characters"
         if self.config.max_chars is not None and size > self.config.max_chars:
             return f"longer than {self.config.max_chars} characters"
         if not self.config.languages:
             return None
-        language, probability = find_language("\n".join(turn.text for turn in turns))
+        language, probability = find_language("\n".join(turn.said() for turn in turns))
         if probability < self.config.language_probability:
             return "language: uncertain"
         return None if language in self.config.languages else f"language: {language}"
 
     def scrubbed(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], str | None]:
         """Return turns without their private data, and why they are left out, or None."""
-        result = []
         counts: Counter[str] = Counter()
-        for turn in turns:
-            text, found = scrub(turn.text, self.private)
-            result.append(Turn(turn.role, text))
+
+        def scrubbed(text: str) -> str:
+            text, found = scrub(text, self.private)
             counts.update(found)
+            return text
+
+        result = tuple(turn.mended(scrubbed) for turn in turns)
         dropped = next((kind for kind in self.dropped if counts[kind]), None)
         if dropped is None:
             self.changed.update(counts)
-        return tuple(result), None if dropped is None else f"private data: {dropped}"
+        return result, None if dropped is None else f"private data: {dropped}"
 
     def without_private(self, rejected: Rejected) -> Rejected:
         """Return what could not be read with its excerpt scrubbed: samples are kept."""
@@ -136,7 +139,7 @@ def without_trailing_spaces(text: str) -> str:
 
 def excerpt(turns: Sequence[Turn]) -> str:
     """Return how a document begins, for people."""
-    said = (turn.text if turn.role == "text" else f"{turn.role}: {turn.text}" for turn in turns)
+    said = (turn.text if turn.role == "text" else f"{turn.role}: {turn.said()}" for turn in turns)
     return "\n".join(said)[:EXCERPT_CHARS]
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from cluster.errors import DataError
 from data_prep.formats import Format
 from data_prep.pages import extract_text, limit_of
-from data_prep.shapes import EXTRA_COLUMNS, Fields, Shape, Turn, columns_of, example_fields, shortened, turns_of_row
+from data_prep.shapes import EXTRA_COLUMNS, Fields, columns_of, example_fields, shortened, turns_of_row
 from data_prep.streams import ObjectionError, open_stream, read_lines, read_texts
 from data_prep.tables import read_arrow, read_csv, read_parquet, split_json
+from data_prep.turns import Document, Shape, Turn
 
 __all__ = ["Columns", "Document", "Part", "Rejected", "Turn", "document_of", "find_columns", "raw_records", "read_part"]
 
@@ -43,15 +44,6 @@ class Part:
     start: int
     end: int
     columns: Columns
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One document; `record` counts the records of its part from 0."""
-
-    record: int
-    shape: Shape
-    turns: tuple[Turn, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cluster.files import digest_of, write_text
 from data_prep.conversations import Span, UntoldMaskError, render
-from data_prep.documents import Document, Rejected, Turn
+from data_prep.documents import Document, Rejected
 from data_prep.engines import REFERENCE, Engine, Ragged, open_engine
 from data_prep.proof import ProvedEngine
 from data_prep.shard_writing import id_type
@@ -99,12 +99,12 @@ class Encoder:
         last = document.turns[-1]
         end = self.spec.special_tokens.get("eos_token")
         if end and last.text.rstrip().endswith(end):
-            last = Turn(last.role, last.text.rstrip().removesuffix(end))
-            document = Document(document.record, document.shape, (*document.turns[:-1], last))
-            if not last.text.strip():
+            last = replace(last, text=last.text.rstrip().removesuffix(end))
+            document = replace(document, turns=(*document.turns[:-1], last))
+            if not last.said().strip():
                 return Rejected(document.record, "empty")
         if self.is_conversation(document):
-            said = (turn.role + turn.text for turn in document.turns)
+            said = (turn.role + turn.said() for turn in document.turns)
             if any(token in text for text in said for token in self.spec.control_tokens):
                 return Rejected(document.record, "control token in a message")
         return document
@@ -176,7 +176,7 @@ class Encoder:
         return result
 
     def rendered(self, document: Document) -> tuple[str, list[Span]]:
-        messages = [{"role": turn.role, "content": turn.text} for turn in document.turns]
+        messages = [turn.message() for turn in document.turns]
         try:
             return render(messages, str(self.spec.chat_template), self.spec.special_tokens)
         except UntoldMaskError as error:

@@ -15,6 +15,7 @@ from data_prep.config import CleaningConfig
 from data_prep.documents import Document, Part, Rejected, Turn, read_part
 from data_prep.encoding import Encoder
 from data_prep.near_duplicates import signatures, signatures_of_bytes
+from data_prep.turns import canonical
 from data_prep.untouched import NOTHING, SPACES, may_change
 
 
@@ -40,7 +41,7 @@ class ReadPart:
     def signatures(self) -> npt.NDArray[np.uint8]:
         """Return what near duplicates are told by, [records, BINS]."""
         if self.texts is None:
-            return signatures(["\n".join(turn.text for turn in document.turns) for document in self.documents])
+            return signatures(["\n".join(turn.said() for turn in document.turns) for document in self.documents])
         return signatures_of_bytes(self.texts)
 
 
@@ -119,7 +120,11 @@ def usable(item: Document | Rejected, encoder: Encoder, cleaner: Cleaner, *, onl
 
 def content_key(document: Document) -> bytes:
     """Return the 128-bit hash of a document's cleaned content."""
-    return hashed(document.shape, [part.encode() for turn in document.turns for part in (turn.role, turn.text)])
+    parts = [part for turn in document.turns for part in (turn.role, turn.text)]
+    rest = [turn.more if turn.is_trained is None else [turn.more, turn.is_trained] for turn in document.turns]
+    if document.variables or any(rest):
+        parts.append(canonical([rest, document.variables]))
+    return hashed(document.shape, [part.encode() for part in parts])
 
 
 def text_key(text: bytes) -> bytes:

@@ -7,13 +7,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.errors import ConfigError
 from data_prep.streams import ObjectionError
+from data_prep.turns import Shape, Turn
 
-Shape = Literal["text", "pair", "messages"]
 Role = Literal["text", "prompt", "completion", "messages"]
 Fields = Mapping[Role, str]
 
@@ -40,14 +39,6 @@ MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 EXTRA_COLUMNS = ("tools", *MEDIA)  # read beside a row's own
 NUMBERED = 3  # so many columns that differ in their number only may be the turns of a dialogue,
 SPOKEN = re.compile(r"(.*(?:turn|utterance|sentence|message)[ _.-]?)(\d+)", re.IGNORECASE)  # and are, if so called
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """Who says what. A text is one turn of the role 'text'; a pair is a user's and an assistant's."""
-
-    role: str
-    text: str
 
 
 def columns_of(row: Mapping[str, Any], label: str, fields: Fields) -> tuple[Shape, tuple[str, ...]] | None:
