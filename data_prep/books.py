@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 from data_prep.markup import decoded_page, html_text
 from data_prep.streams import ObjectionError
 
-PAGES = ("application/xhtml+xml", "text/html", "text/x-oeb1-document", "application/x-dtbook+xml", "application/xml")
+NOT_TEXT = ("image/", "audio/", "video/", "font/", "text/css", "application/pdf")  # a spine may list pictures
 NAVIGATION = frozenset({"nav"})  # of a book: its contents, its pages of the print, its landmarks
 # As HTML is read, these would hold all that follows; in XHTML `/>` ends them.
 ENDED = re.compile(
@@ -70,7 +70,7 @@ def spine_of(package: Element, folder: str) -> list[Item]:
     if any(reference.attrib["idref"] not in items for reference in references):
         raise ObjectionError(LACKING)
     listed = dict.fromkeys(items[reference.attrib["idref"]] for reference in references)
-    pages = [item for item in listed if item.kind.lower() in PAGES]
+    pages = [item for item in listed if not item.kind.startswith(NOT_TEXT)]
     contents = {
         path_of(place.attrib["href"])
         for place in named(package, "reference")  # version 2's guide; with a fragment, a part of a page that has more

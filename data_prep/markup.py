@@ -12,7 +12,8 @@ from data_prep.streams import ObjectionError
 Display = Literal["block", "inline", "break", "space", "cell", "row", "note", "preformatted", "skip"]
 
 SPACES = re.compile(r"[ \t\n\r\f]+")  # as HTML has it: a no-break space is a character that somebody meant
-BLANKS = re.compile(r" *\n *| +")
+BLANKS = re.compile(r" *\n[ \n]*| +")
+INVISIBLE = "\u200b\u2060\ufeff"
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ class Flow:
         if self.parts:
             text = "".join(self.parts)
             text = text.strip("\n") if self.preformatted else BLANKS.sub(one_blank, text).strip(" \n")
-            if text.strip():
+            if text.strip().strip(INVISIBLE):
                 self.blocks.append(text)
             self.parts.clear()
         if self.notes:
@@ -98,7 +99,8 @@ class Flow:
 
 
 def one_blank(match: re.Match[str]) -> str:
-    return "\n" if "\n" in match.group() else " "
+    """Return what a run of spaces and breaks is: a space, an end of a line, or an empty line."""
+    return "\n\n"[: match.group().count("\n")] or " "
 
 
 def row_of(cells: list[list[str]]) -> list[str]:
@@ -125,6 +127,7 @@ HTML_BLOCKS = names(
     "search section select summary svg table tbody text tfoot thead ul"
 )
 NOTE_SIGNS = frozenset(("*", "**", "***", "\u2020", "\u2021", "\u00a7"))
+BACK = "\u21a9"  # the arrow back from a note to its place
 HTML_DISPLAY: dict[str, Display] = {
     **dict.fromkeys(HTML_SKIPPED, "skip"),
     **dict.fromkeys(HTML_BLOCKS, "block"),
@@ -147,8 +150,8 @@ def html_text(page: str, skipped: frozenset[str] = frozenset()) -> str:
         name = str(node.tag)
         if name == "-text":
             flow.write(node.text_content or "")
-        elif name == "a" and is_note_mark(node):
-            flow.write(f"[{node.text().strip()}]")
+        elif name == "a" and (mark := note_mark(node)) is not None:
+            flow.write(mark)
         elif (display := HTML_DISPLAY.get(name, "inline")) != "skip" and name not in skipped:
             flow.open(display)
             below = node.child
@@ -169,17 +172,22 @@ def following(node: Any, depth: int, flow: Flow) -> tuple[Any, int]:
     return (node.next if depth else None), depth
 
 
-def is_note_mark(link: Any) -> bool:
-    """Tell whether a link is a note's number or sign without brackets, which would be taken for a part of its word."""
+def note_mark(link: Any) -> str | None:
+    """Return what stands for the link to a note or back; None if a link is neither.
+
+    A note's number or sign without brackets would be taken for a part of its word: it gets them.
+    """
     holder = link.child if link.child is not None and link.child.tag in ("sup", "span") else link
     if holder.child is None or holder.child.tag != "-text" or holder.child.next is not None:
-        return False
+        return None
     mark = (holder.child.text_content or "").strip()
+    if mark.startswith(BACK):
+        return ""
     if not mark.isdecimal() and mark not in NOTE_SIGNS:
-        return False
+        return None
     told = link.attributes
-    raised = "sup" in (link.parent.tag, holder.tag)
-    return "noteref" in f"{told.get('epub:type')} {told.get('role')}" or (raised and "#" in (told.get("href") or ""))
+    raised = "sup" in (link.parent.tag, holder.tag) and "#" in (told.get("href") or "")
+    return f"[{mark}]" if raised or "noteref" in f"{told.get('epub:type')} {told.get('role')}" else None
 
 
 def decoded_page(data: bytes) -> str:
