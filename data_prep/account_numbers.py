@@ -23,9 +23,9 @@ IBAN_CHARS = {  # by country, from the registry of ISO 13616
 IBAN_DIGITS = 8  # at least, besides the two check digits: a sentence that happens to pass their test has fewer
 GROUPED = re.compile(rb"[a-z0-9]+|(?:[a-z0-9]{4}[^a-z0-9]{1,3})+[a-z0-9]{1,4}")
 
-CARD = re.compile(
-    rb"(?<![0-9A-Za-z.+])(?<![0-9][ .-])[2-6][0-9]{3}"
-    rb"(?:[0-9]{8,15}|(?P<gap>" + GAP + rb")[0-9]{4,6}(?:(?P=gap)[0-9]{2,5}){1,3})(?![0-9A-Za-z]|[ .-][0-9])"
+CARD = re.compile(  # in one, also beside others; in groups, not where more groups follow or stand before
+    rb"(?<![0-9A-Za-z.+])(?<![0-9][.-])(?:[2-6][0-9]{11,18}(?![0-9A-Za-z]|[.-][0-9])"
+    rb"|(?<![0-9] )[2-6][0-9]{3}(?P<gap>" + GAP + rb")[0-9]{4,6}(?:(?P=gap)[0-9]{2,5}){1,3}(?![0-9A-Za-z]|[ .-][0-9]))"
 )
 ISSUED = re.compile(  # Visa, Mastercard, American Express, Diners, JCB, Discover, UnionPay, Maestro
     rb"4[0-9]{12}(?:[0-9]{3}){0,2}|5[1-5][0-9]{14}|2(?:22[1-9]|2[3-9][0-9]|[3-6][0-9]{2}|7[01][0-9]|720)[0-9]{12}"

@@ -41,8 +41,8 @@ VERSION_BEFORE = re.compile(
     re.I,
 )
 VERSION_BEHIND = re.compile(
-    rb"(?:\s(?:versions?|releases?|builds?|firmware|drivers?|updates?)(?![A-Za-z])"
-    rb"|[.](?:tar|t?gz|zip|exe|msi|deb|rpm|jar|whl|dll|so|nupkg)(?![A-Za-z])|-?(?:rc|beta|alpha|snapshot))",
+    rb"(?:\s+(?:#\s?)?(?:[A-Za-z]{1,20}\s)?(?:versions?|releases?|builds?|firmware|drivers?|updates?)(?![A-Za-z])"
+    rb"|[.](?:tar|t?gz|zip|exe|msi|deb|rpm|jar|whl|dll|so|nupkg)(?![A-Za-z])|[ (-]{0,2}(?:rc|beta|alpha|snapshot))",
     re.I,
 )
 CONTEXT_BYTES = 48

@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
-LANGUAGE_VERSION = 1  # part of every slice's digest: raise it when the model or the stretches below change
+LANGUAGE_VERSION = 2  # part of every slice's digest: raise it when the model or what it is given changes
 
 STRETCH = 400  # characters looked at, at each of STRETCHES places of a text
 STRETCHES = 3
+NO_LANGUAGE = "zxx"  # ISO 639-2: no linguistic content
+LEAST_BYTES = 20  # of prose: from "ok" and "thanks" no language can be told
+LEAST_SHARE = 0.6  # of a text that is prose: what is left of code are its keywords
+FENCED = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.M | re.S)
+CODE = re.compile(r"[0-9{}\[\]<>=_/\\|@#$^&*+~`]|[A-Za-z)\"'][.(:]+[A-Za-z(]|[()]{2}")
 
 
 def find_language(text: str) -> tuple[str, float]:
     """Return the ISO 639-1 code of a text's most likely language and its probability."""
     code, probability = identifier().classify(stretches_of(text))
     return str(code), float(probability)
+
+
+def prose_of(text: str) -> str:
+    """Return what of a text tells its language; nothing if it is too little, or if the text is mostly something else.
+
+    Left out are fenced blocks, and words that hold digits or the signs of programs, markup and addresses.
+    """
+    if "```" in text or "~~~" in text:
+        text = FENCED.sub("\n", text)
+    return prose_in(stretches_of(text)) or (prose_in(text) if len(text) > STRETCH * STRETCHES else "")
+
+
+def prose_in(text: str) -> str:
+    if CODE.search(text) is not None:
+        words = text.split()
+        prose = [word for word in words if is_prose(word)]
+        if sum(map(len, prose)) < LEAST_SHARE * sum(map(len, words)):
+            return ""
+        text = " ".join(prose)
+    return text if len(text.encode("utf-8", "replace")) >= LEAST_BYTES and any(map(str.isalpha, text)) else ""
+
+
+def is_prose(word: str) -> bool:
+    """Tell whether what stands between two spaces is of a sentence; without spaces, a sentence is one word."""
+    if CODE.search(word) is not None:
+        return sum(char > "\x7f" for char in word) * 2 > len(word)
+    return any(map(str.isalpha, word))
 
 
 def stretches_of(text: str) -> str:

@@ -48,7 +48,11 @@ def article_of(data: bytes) -> str:
     """Return a web page's article, without menus, advertisements and comments."""
     import trafilatura
 
-    return trafilatura.extract(data, include_comments=False, favor_precision=True) or ""
+    try:
+        page: str | bytes = decoded_page(data)
+    except ObjectionError:  # it declares no encoding, or a false one: trafilatura looks at the bytes
+        page = data
+    return trafilatura.extract(page, include_comments=False, favor_precision=True) or ""
 
 
 def page_of(data: bytes) -> str:

@@ -77,8 +77,8 @@ def is_near_power_of_two(number: int) -> bool:
 
 
 def is_area(digits: str) -> bool:
-    """Tell whether digits can be an area code or an exchange of the North American plan: 211 to 911 are services."""
-    return digits[0] >= "2" and digits[1] != "9" and digits[1:] != "11"
+    """Tell whether digits can be an area code of the North American plan: 211 to 911 are services, 200 is none."""
+    return digits[0] >= "2" and digits[1] != "9" and digits[1:] != "11" and (digits[1:] != "00" or digits[0] in "5789")
 
 
 def is_north_american(text: bytes, begin: int, end: int) -> bool:
