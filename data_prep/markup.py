@@ -128,6 +128,8 @@ HTML_BLOCKS = names(
 )
 NOTE_SIGNS = frozenset(("*", "**", "***", "\u2020", "\u2021", "\u00a7"))
 BACK = "\u21a9"  # the arrow back from a note to its place
+ASIDE = names("article aside footer form nav")
+ARTICLES = 50  # of a page that are looked at; a page of more is a list of them
 HTML_DISPLAY: dict[str, Display] = {
     **dict.fromkeys(HTML_SKIPPED, "skip"),
     **dict.fromkeys(HTML_BLOCKS, "block"),
@@ -142,8 +144,37 @@ def html_text(page: str, skipped: frozenset[str] = frozenset()) -> str:
     """Return all text of a page, without the elements named in `skipped`; elements may nest as deep as they like."""
     from selectolax.lexbor import LexborHTMLParser
 
+    return text_below(LexborHTMLParser(page).body, skipped)
+
+
+def article_paragraphs(page: str) -> list[list[str]]:
+    """Return the paragraphs of each article element, without what stands in others inside it.
+
+    Headings are left out: those of its own sections look like those of the lists of other articles.
+    """
+    from selectolax.lexbor import LexborHTMLParser
+
+    articles = LexborHTMLParser(page).css("article")
+    return [
+        [text for part in article.css("p") if is_own(part, article) and (text := text_below(part))]
+        for article in articles[:ARTICLES]
+    ]
+
+
+def is_own(part: Any, article: Any) -> bool:
+    """Tell whether part of an article is of its text, and not of a comment, a form or a list of other articles."""
+    node = part.parent
+    while node.mem_id != article.mem_id:
+        if node.tag in ASIDE or "comment" in f"{node.attributes.get('id')} {node.attributes.get('class')}":
+            return False
+        node = node.parent
+    return True
+
+
+def text_below(top: Any, skipped: frozenset[str] = frozenset()) -> str:
+    """Return the text of a node and all that is in it."""
     flow = Flow()
-    node: Any = LexborHTMLParser(page).body
+    node = top
     depth = 0
     while node is not None:
         below = None

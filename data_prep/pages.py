@@ -7,19 +7,21 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 from xml.etree import ElementTree
 
 from data_prep import pdf_text
 from data_prep.books import book_chapters
-from data_prep.markup import decoded_page, html_text
+from data_prep.markup import article_paragraphs, decoded_page, html_text
 from data_prep.streams import DOCUMENT_BYTES, TOO_LONG, ObjectionError
 from data_prep.xml_text import name_of, xml_text
 
 ARTICLE_BYTES = 4 * 2**20  # of HTML whose article is looked for: 7 s and 80 MiB of memory for each MiB of tags
 PAGE_BYTES = 16 * 2**20  # of HTML or XML all of whose text is taken: 30 times its bytes in memory, and a second
 BOOK_BYTES = 256 * 2**20  # of a PDF, Word file or book, which are mostly pictures; unpacked too
+MUCH_MORE, NEARLY_ALL = 1.8, 0.9  # of the words that were found: see `whole_article`
 PDF_CPU_S = 20  # of CPU, and as much again for each MiB
 PDF_MEMORY_BYTES = 4 * 2**30
 
@@ -52,7 +54,25 @@ def article_of(data: bytes) -> str:
         page: str | bytes = decoded_page(data)
     except ObjectionError:  # it declares no encoding, or a false one: trafilatura looks at the bytes
         page = data
-    return trafilatura.extract(page, include_comments=False, favor_precision=True) or ""
+    found = trafilatura.extract(page, include_comments=False, favor_precision=True) or ""
+    return whole_article(found, page) if isinstance(page, str) else found
+
+
+def whole_article(found: str, page: str) -> str:
+    """Return an article as it was found, or all of its element's paragraphs where only a section of it was.
+
+    Of an article that its page cuts into sections, trafilatura takes one. What was found must then be among the
+    paragraphs, and they must be far more than the captions and asides that it leaves out of other articles.
+    """
+    words = found.split()
+    if "<article" not in page or not words:
+        return found
+    paragraphs = max(map("\n".join, article_paragraphs(page)), key=len, default="")
+    whole = paragraphs.split()
+    if len(whole) < MUCH_MORE * len(words):
+        return found
+    is_within = (Counter(words) & Counter(whole)).total() >= NEARLY_ALL * len(words)
+    return paragraphs if is_within else found
 
 
 def page_of(data: bytes) -> str:

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from data_prep.markup import html_text
-from data_prep.pages import extract_text
+from data_prep.pages import extract_text, whole_article
 from data_prep.streams import ObjectionError
 
 pytest.importorskip("selectolax", reason="pip install --editable '.[docs]'")
@@ -93,6 +93,19 @@ def test_a_page_is_read_in_the_encoding_that_it_declares_or_not_at_all():
         extract_text("page", b"<p>caf\xe9")
     with pytest.raises(ObjectionError, match=r"not in the encoding that it declares \(utf-8\)"):
         extract_text("page", b'<meta charset="UTF-8"><p>caf\xe9')
+
+
+def test_an_article_of_which_only_a_section_was_found_is_taken_whole_and_any_other_as_it_was_found():
+    first, second = ("".join(f"<p>Goose {n} of the {part} pond is <i>grey</i>.</p>" for n in range(9)) for part in "ab")
+    comments = "<div id='comments'>" + "<p>I have a goose too, and many words to say of it.</p>" * 90 + "</div>"
+    found = page(first)
+
+    whole = whole_article(found, f"<article><div>{first}</div><div>{second}</div>{comments}</article>")
+
+    assert whole == page(first + second)
+    assert whole_article(found, f"<article>{first}{comments}</article>") == found
+    assert whole_article(found, f"<article>{second}{second}{second}</article>") == found
+    assert whole_article(found, f"<div>{first}{second}</div>") == found
 
 
 def test_markup_that_nests_without_end_is_read():
