@@ -27,6 +27,9 @@ class Frame:
     cells: list[list[str]] = field(default_factory=list)
 
 
+PART_OF_LINE = Frame("inline", [], [], [])
+
+
 class Flow:
     """Text as it comes, in lines: `open` and `close` an element, `write` what stands between; `text` ends it.
 
@@ -44,11 +47,14 @@ class Flow:
 
     def open(self, display: Display) -> None:
         """Begin an element."""
+        if display == "inline":
+            self.frames.append(PART_OF_LINE)
+            return
         if display == "cell" and not (self.frames and self.frames[-1].display == "row"):
             display = "block"
         if display == "note" and not "".join(self.parts).strip():
             display = "block"
-        if display not in ("inline", "space", "break", "note"):
+        if display not in ("space", "break", "note"):
             self.end_block()
         self.frames.append(Frame(display, self.blocks, self.parts, self.notes))
         if display == "break":
@@ -113,6 +119,18 @@ def row_of(cells: list[list[str]]) -> list[str]:
 
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 DECLARED = re.compile(rb"""<(?:meta|\?xml)\b[^>]*?\b(?:charset|encoding)\s*=\s*["']?([\w.:-]+)""", re.I)
+AS_BROWSERS_READ = {  # what pages mean that declare them (encoding.spec.whatwg.org); with such a line, none is UTF-16
+    "iso8859-1": "cp1252",
+    "ascii": "cp1252",
+    "iso8859-9": "cp1254",
+    "tis-620": "cp874",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "big5": "big5hkscs",
+    **dict.fromkeys(("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-7"), "utf-8"),
+}
 DECLARED_WITHIN = 4096  # bytes of a page's beginning
 
 
@@ -227,10 +245,8 @@ def decoded_page(data: bytes) -> str:
     Raises ObjectionError if neither fits: a guess would put other letters in the place of those that were meant.
     """
     mark = next((mark for mark in BYTE_ORDER_MARKS if data.startswith(mark)), b"")
-    if mark:
-        return decoded_as(data, BYTE_ORDER_MARKS[mark])
     try:
-        return data.decode()
+        return data.decode(BYTE_ORDER_MARKS.get(mark, "utf-8"))
     except UnicodeDecodeError:
         declared = DECLARED.search(data, 0, DECLARED_WITHIN)
     if declared is None:
@@ -239,9 +255,9 @@ def decoded_page(data: bytes) -> str:
 
 
 def decoded_as(data: bytes, encoding: str) -> str:
-    """Decode a page as browsers do, to whom Latin-1 is Windows-1252."""
+    """Decode a page as browsers do. Raises ObjectionError if it is not in this encoding."""
     try:
         name = codecs.lookup(encoding).name
-        return data.decode("cp1252" if name in ("iso8859-1", "ascii") else name)
+        return data.decode(AS_BROWSERS_READ.get(name, name))
     except (LookupError, UnicodeDecodeError):
-        raise ObjectionError(f"not in the encoding that it declares ({encoding[:20].lower()})") from None
+        raise ObjectionError("page that is not in the encoding it declares") from None

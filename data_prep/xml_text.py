@@ -50,15 +50,17 @@ def xml_text(root: Element) -> str:
         if child is None:
             opened.pop()
             flow.close()
-            flow.write((parent.tail or "") if opened else "")
+            if parent.tail and opened:
+                flow.write(parent.tail)
             continue
         display = display_of(child, name_of(parent), in_line=in_line)
         if display == "skip":
             flow.write(child.tail or "")
             continue
         flow.open(display)
-        flow.write(child.text or "")
-        opened.append((child, iter(child), runs_on(child, inherited=display == "inline")))
+        if child.text:
+            flow.write(child.text)
+        opened.append((child, iter(child), len(child) > 0 and runs_on(child, inherited=display == "inline")))
     return flow.text()
 
 

@@ -1,5 +1,7 @@
-"""Private data as people write it, each between « and », and what only looks like it. All of it is made up, or is of the
-ranges and examples that standards keep for such use."""
+"""Private data as people write it, each between « and », and what only looks like it.
+
+All of it is made up, or is of the ranges and examples that standards keep for such use.
+"""
 
 from __future__ import annotations
 
