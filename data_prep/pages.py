@@ -19,7 +19,7 @@ from data_prep.streams import DOCUMENT_BYTES, TOO_LONG, ObjectionError
 from data_prep.xml_text import name_of, xml_text
 
 ARTICLE_BYTES = 4 * 2**20  # of HTML whose article is looked for: 7 s and 80 MiB of memory for each MiB of tags
-PAGE_BYTES = 16 * 2**20  # of HTML or XML all of whose text is taken: 30 times its bytes in memory, and 12 s of nothing but tags
+PAGE_BYTES = 16 * 2**20  # of HTML or XML all of whose text is taken: 30 times its bytes in memory, 12 s of mere tags
 BOOK_BYTES = 256 * 2**20  # of a PDF, Word file or book, which are mostly pictures; unpacked too
 MUCH_MORE, NEARLY_ALL = 1.8, 0.9  # of the words that were found: see `whole_article`
 PDF_CPU_S = 20  # of CPU, and as much again for each MiB
