@@ -13,7 +13,7 @@ from data_prep.config import CleaningConfig
 from data_prep.documents import Document, Rejected, Turn
 from data_prep.language import LANGUAGE_VERSION, NO_LANGUAGE, find_language, known_languages, prose_of
 from data_prep.privacy import KINDS, PRIVACY_VERSION, scrub
-from data_prep.quality import QUALITY_VERSION, judged, removed_from
+from data_prep.quality import QUALITY_VERSION, judged
 
 CLEANING_VERSION = (3, PRIVACY_VERSION, QUALITY_VERSION, LANGUAGE_VERSION)  # part of every slice's digest
 
@@ -76,8 +76,9 @@ class Cleaner:
     def without_poor_lines(self, text: str) -> tuple[tuple[Turn, ...], str | None]:
         """Return a running text as the rules of quality leave it, and why it is left out, or None."""
         left, objection = judged(text, self.config.quality)
-        if lines := removed_from(text, left):
-            self.pending += Counter(dict(zip(C4_COUNTS, (1, lines, len(text) - len(left)), strict=True)))
+        if len(left) < len(text):
+            removed = (1, text.count("\n") - left.count("\n"), len(text) - len(left))
+            self.pending.update(dict(zip(C4_COUNTS, removed, strict=True)))
         return (Turn("text", left),), objection
 
     def mended(self, text: str, is_running: bool) -> str:

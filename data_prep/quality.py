@@ -135,14 +135,6 @@ def without_broken_lines(text: str) -> str:
     return "\n".join(kept).strip("\n")
 
 
-def removed_from(text: str, left: str) -> int:
-    """Return how many lines with text were removed; none is ever changed."""
-    if left == text:
-        return 0
-    before, after = (sum(not line.isspace() and line != "" for line in part.split("\n")) for part in (text, left))
-    return before - after
-
-
 def is_sentence_line(line: str) -> bool:
     end = line.rstrip()
     if not end.endswith(SENTENCE_ENDS) or end.endswith("...") or len(end.split(maxsplit=3)) < 3:

@@ -112,11 +112,11 @@ def test_lines_that_c4_removes_are_counted_and_told(lines_file, prepared):
     entry = manifest.documents[str(path)]
     assert entry["changed"] == {
         "quality c4: documents": 7,
-        "quality c4: lines": 14,
+        "quality c4: lines": 21,
         "quality c4: characters": 7 * len(menu),
     }
     assert entry["read"] == 9 and entry["kept"] == 8 and entry["rejected"] == {"quality: c4: fewer than 5 sentences": 1}
-    assert "mended: 7 documents with 14 lines / 105 characters removed by quality c4" in summary(manifest)
+    assert "mended: 7 documents with 21 lines / 105 characters removed by quality c4" in summary(manifest)
 
 
 @pytest.mark.parametrize(
