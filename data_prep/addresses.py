@@ -31,7 +31,7 @@ IP_V6_GLOBAL = ipaddress.ip_network("2000::/3")
 # What says that four numbers are a version, or count the sections of a text: a word before, with others of its kind
 # between; the name of a package or product that they are part of; a word or a file's suffix behind.
 VERSION_WORDS = (
-    rb"versions?|ver\.?|v\.?|releases?|rel\.?|builds?|revisions?|rev\.?|firmware|drivers?|updates?|upgrades?|patch|"
+    rb"versions?|semver|ver\.?|v\.?|releases?|rel\.?|builds?|revisions?|rev\.?|firmware|drivers?|updates?|upgrades?|patch|"
     rb"sections?|sec\.|chapters?|clauses?|paragraphs?|appendix|tables?|figures?|rules?|articles?|oid"
 )
 VERSION_BEFORE = re.compile(
@@ -68,7 +68,7 @@ def local_part(text: bytes, at: int, end: int) -> bytes:
     if before and (before >= b"\x80" or before == b"'"):
         wide = LOCAL_END.search(head)
         local = wide.group() if wide is not None else b""
-        if text[end : end + 1] == b"'":  # 'me@x.org' is in quotes, o'neil@x.org is a name
+        if text[end : end + 1] == b"'" and not local.startswith(b"'"):  # u'me@x.org' is in quotes, o'neil@x.org a name
             local = local.rpartition(b"'")[2]
         local = local.lstrip(b"'")
     local = local.lstrip(b".")

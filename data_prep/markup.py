@@ -13,6 +13,10 @@ Display = Literal["block", "inline", "break", "space", "cell", "row", "note", "p
 
 SPACES = re.compile(r"[ \t\n\r\f]+")  # as HTML has it: a no-break space is a character that somebody meant
 BLANKS = re.compile(r" *\n[ \n]*| +")
+IDEOGRAPH = (
+    "[\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]"  # Chinese and Japanese put no spaces where lines end
+)
+IDEOGRAPH_BREAK = re.compile(f"(?<={IDEOGRAPH})[ \t]*[\n\r\f][ \t\n\r\f]*(?={IDEOGRAPH})")
 INVISIBLE = "\u200b\u2060\ufeff"
 
 
@@ -84,7 +88,11 @@ class Flow:
 
     def write(self, text: str) -> None:
         """Add the text of the element that is open."""
-        self.parts.append(text if self.preformatted else SPACES.sub(" ", text))
+        if not self.preformatted:
+            if not text.isascii() and "\n" in text:
+                text = IDEOGRAPH_BREAK.sub("", text)
+            text = SPACES.sub(" ", text)
+        self.parts.append(text)
 
     def end_block(self) -> None:
         """End the block that is begun, if it has any text, and let its notes follow."""
@@ -202,6 +210,8 @@ def text_below(top: Any, skipped: frozenset[str] = frozenset()) -> str:
         elif name == "a" and (mark := note_mark(node)) is not None:
             flow.write(mark)
         elif (display := HTML_DISPLAY.get(name, "inline")) != "skip" and name not in skipped:
+            if name == "a" and node.prev is not None and node.prev.tag == "a":
+                flow.write(" ")  # two links side by side, which a page's style keeps apart
             flow.open(display)
             below = node.child
             if below is None:

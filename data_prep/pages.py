@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from html.entities import html5
 from typing import Any
 from xml.etree import ElementTree
 
@@ -21,6 +22,7 @@ from data_prep.xml_text import name_of, xml_text
 ARTICLE_BYTES = 4 * 2**20  # of HTML whose article is looked for: 7 s and 80 MiB of memory for each MiB of tags
 PAGE_BYTES = 16 * 2**20  # of HTML or XML all of whose text is taken: 30 times its bytes in memory, 12 s of mere tags
 BOOK_BYTES = 256 * 2**20  # of a PDF, Word file or book, which are mostly pictures; unpacked too
+ENTITIES = {name.rstrip(";"): text for name, text in html5.items()}  # for a DTD that is not at hand: &nbsp; &eacute;
 MUCH_MORE, NEARLY_ALL = 1.8, 0.9  # of the words that were found: see `whole_article`
 PDF_CPU_S = 20  # of CPU, and as much again for each MiB
 PDF_MEMORY_BYTES = 4 * 2**30
@@ -82,8 +84,11 @@ def page_of(data: bytes) -> str:
 
 def xml_of(data: bytes) -> str:
     """Return all text of an XML document but its header; expat refuses entities that blow up."""
-    root = ElementTree.parse(io.BytesIO(data)).getroot()
-    return page_of(data) if name_of(root) == "html" else xml_text(root)
+    parser = ElementTree.XMLParser()
+    parser.entity.update(ENTITIES)
+    page = decoded_page(data)
+    root = ElementTree.fromstring(page, parser)
+    return html_text(page) if name_of(root) == "html" else xml_text(root)
 
 
 def pdf_of(data: bytes) -> str:

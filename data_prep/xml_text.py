@@ -13,14 +13,14 @@ from data_prep.markup import Display, Flow, names
 
 HEADERS = ("teiheader", "cesheader", "journal-meta")  # they tell of the document and are none of its text
 VARIANTS = ("rdg", "fw")  # TEI: what other witnesses read; the page's running head, number and catchword
-PARAGRAPHS = names("p para simpara head l speaker title subtitle")  # what is in them runs on
+PARAGRAPHS = names("p para simpara head l s speaker title subtitle")  # what is in them runs on
 BLOCKS = names(  # also within a paragraph
     "p para simpara head l lg sp speaker div section sec list itemizedlist orderedlist variablelist simplelist ul ol "
     "item listitem list-item li table blockquote poem stanza verse v"
 )
 TYPOGRAPHY = names(
     "b bold em emph emphasis hi i italic roman sc small span strike strong styled-content sub subscript sup "
-    "superscript tt u underline"
+    "superscript tt u underline w pc"
 )
 DISPLAY: dict[str, Display] = {
     **dict.fromkeys((*HEADERS, *VARIANTS, "script", "style"), "skip"),
@@ -40,7 +40,7 @@ SPACE = "{http://www.w3.org/XML/1998/namespace}space"
 def xml_text(root: Element) -> str:
     """Return all text of a document but its header; elements may nest as deep as they like."""
     flow = Flow()
-    flow.open("block")
+    flow.open("preformatted" if root.get(SPACE) == "preserve" else "block")
     flow.write(root.text or "")
     # of each open element: itself, what of it is still to come, and whether its elements are parts of a line
     opened: list[tuple[Element, Iterator[Element], bool]] = [(root, iter(root), runs_on(root, inherited=False))]

@@ -15,6 +15,7 @@ From: "Jane Doe" <«jane.doe+news@mail.example.co.uk»>
 mailto:«sales-team@my-company.example.com»?subject=hello
 Адрес: «почта@пример.рф», в теме письма имя.
 Γράψτε στο «nikos@παράδειγμα.gr».
+he wrote '«o'brien@example.ie»'
 see «j_smith%work@dept.example.edu».
 联系«wang@example.cn»或致电
 («a@b.io»); «x@xn--mller-kva.de»; «y@example.xn--p1ai»
@@ -92,7 +93,7 @@ the offsets +134217728, +268435456, +4294967295 and -2147483648
 +1000000000 points, +12345678 more, +999 12 34 56 78
 version 1.2.3.4 of the driver, v 4.3.2.1, Version: 10.2.19.4
 the 1.2.3.4 release; the 8.0.0.1 build; 9.1.2.3 (beta)
-versions 1.2.3.4 and 1.2.3.5, or 1.2.3.6
+SemVer 1.2.3.4 and versions 1.2.3.4 and 1.2.3.5, or 1.2.3.6
 Release 12.2.0.1 and build 14.0.1.9 were pulled
 pip install thing==1.2.3.4 other>=2.0.0.1
 thing-1.2.3.4.tar.gz and thing_5.6.7.8 and Opera/9.80.1.2

@@ -75,6 +75,7 @@ def spine(*names: str, more: str = "") -> str:
         ("<table><tr><th>a<th>b<tr><td><p>1</p><td>2<br>3<tr><td><td>only</table>", ["a\tb", "1\t2 3", "\tonly"]),
         ("<table><tr><td><h2>Menu</h2><p>home<td><p>Text.<p>More.</table>", ["Menu", "home", "Text.", "More."]),
         ("<p>a</p><!-- no --><script>let x</script><style>p{}</style><noscript>no</noscript><p>b", ["a", "b"]),
+        ("<p>日本\n  語 and\nmore<p><a href='x'>Home</a><a href='y'>About</a>", ["日本語 and more", "Home About"]),
         ("<p>&nbsp;</p><p>\u200b</p><p>10&nbsp;km</p>", ["10\u00a0km"]),
         ("<p><ruby>漢<rp>(</rp><rt>kan</rt><rp>)</rp>字<rt>ji</rt></ruby>", ["漢字"]),
         ("<p>word<sup><a href='#n1'>1</a></sup> x<a href='#a'>1</a><p><a href='#r1'>↩</a> A note", [
@@ -90,6 +91,7 @@ def test_a_page_is_read_in_the_encoding_that_it_declares_or_not_at_all():
     assert extract_text("page", latin) == "café “ok”"
     assert extract_text("page", "<p>café".encode("utf-16")) == "café"
     assert extract_text("page", '<?xml version="1.0" encoding="gb2312"?><p>囧镕'.encode("gbk")) == "囧镕"
+    assert extract_text("xml", '<?xml version="1.0" encoding="gb2312"?><p>你好</p>'.encode("gb2312")) == "你好"
     with pytest.raises(ObjectionError, match="invalid UTF-8"):
         extract_text("page", b"<p>caf\xe9")
     with pytest.raises(ObjectionError, match="page that is not in the encoding it declares"):
@@ -129,6 +131,9 @@ def test_markup_that_nests_without_end_is_read():
         ("<article><front><journal-meta>J</journal-meta><article-meta><article-id>9</article-id><title-group>"
          "<article-title>On <italic>E.</italic></article-title></title-group></article-meta></front><body><p>See"
          "<xref>[1]</xref>.</p></body></article>", ["On E.", "See[1]."]),
+        ("<corpus><s><w>He</w> <w>ran</w><pc>.</pc></s><s><w>So</w></s></corpus>", ["He ran.", "So"]),
+        ("<doc xml:space='preserve'>a\n  b</doc>", ["a", "  b"]),
+        ('<!DOCTYPE p PUBLIC "-//X//DTD" "x.dtd"><p>caf&eacute;&nbsp;&lambda;</p>', ["café\u00a0λ"]),
         ('<html xmlns="http://www.w3.org/1999/xhtml"><body><p>a <i>b</i></p></body></html>', ["a b"]),
     ],
 )  # fmt: skip
@@ -189,6 +194,12 @@ def test_a_book_of_version_3_is_read_without_its_contents_page():
     [
         (("a", "gone"), "", {}, "EPUB that lacks a chapter which it lists"),
         (("a", "b"), '<item id="b" href="b.xhtml"/>', {}, "EPUB that lacks a chapter which it lists"),
+        (
+            ("a", "b"),
+            '<item id="b" href="b.xhtml"/>',
+            {"O__b.xhtml": " " * (16 * 2**20 + 1)},
+            "EPUB with a chapter of more than 16 MiB",
+        ),
         (("a",), "", {"META-INF__encryption.xml": '<e><CipherReference URI="O/a.xhtml"/></e>'}, "encrypted EPUB"),
     ],
 )
