@@ -11,11 +11,11 @@ from dataclasses import replace
 from cluster.errors import ConfigError
 from data_prep.config import CleaningConfig
 from data_prep.documents import Document, Rejected, Turn
-from data_prep.language import LANGUAGE_VERSION, find_language, known_languages
+from data_prep.language import LANGUAGE_VERSION, NO_LANGUAGE, find_language, known_languages, prose_of
 from data_prep.privacy import KINDS, PRIVACY_VERSION, scrub
 from data_prep.quality import QUALITY_VERSION, judged
 
-CLEANING_VERSION = (2, PRIVACY_VERSION, QUALITY_VERSION, LANGUAGE_VERSION)  # part of every slice's digest
+CLEANING_VERSION = (3, PRIVACY_VERSION, QUALITY_VERSION, LANGUAGE_VERSION)  # part of every slice's digest
 
 UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
 
@@ -26,10 +26,14 @@ FOLLOWING = (
 )
 MOJIBAKE = re.compile("[\xc2-\xf4]" + FOLLOWING)
 EXCERPT_CHARS = 500
+C4_COUNTS = ("quality c4: documents", "quality c4: lines", "quality c4: characters")
 
 
 class Cleaner:
-    """Mends documents and rejects some, as the configuration says; `changed` counts what was mended, by what it was.
+    """Mends documents and rejects some, as the configuration says.
+
+    `changed` counts what was mended in those that are kept: occurrences of each kind of private data, lines and
+    characters, and documents of all else.
 
     Raises ConfigError for a language that cannot be told.
     """
@@ -37,6 +41,7 @@ class Cleaner:
     def __init__(self, config: CleaningConfig) -> None:
         self.config = config
         self.changed: Counter[str] = Counter()
+        self.pending: Counter[str] = Counter()  # of the document that is looked at, which may yet be rejected
         private = config.private.model_dump()
         self.private = [kind for kind in KINDS if private[kind] != "keep"]
         self.dropped = [kind for kind in KINDS if private[kind] == "drop"]
@@ -57,14 +62,24 @@ class Cleaner:
         """Return a document with its mended turns, or why it is left out."""
         objection = self.objection(document.shape, turns)
         if objection is None and document.shape == "text" and self.config.quality:
-            text, objection = judged(turns[0].text, self.config.quality)
-            turns = (Turn("text", text),)
+            turns, objection = self.without_poor_lines(turns[0].text)
         if self.private:
             turns, private_objection = self.scrubbed(turns)
             objection = objection or private_objection
+        if objection is None and self.pending:
+            self.changed.update(self.pending)
+        self.pending.clear()
         if objection is not None:
             return Rejected(document.record, objection, excerpt(turns))
         return replace(document, turns=turns)
+
+    def without_poor_lines(self, text: str) -> tuple[tuple[Turn, ...], str | None]:
+        """Return a running text as the rules of quality leave it, and why it is left out, or None."""
+        left, objection = judged(text, self.config.quality)
+        if len(left) < len(text):
+            removed = (1, text.count("\n") - left.count("\n"), len(text) - len(left))
+            self.pending.update(dict(zip(C4_COUNTS, removed, strict=True)))
+        return (Turn("text", left),), objection
 
     def mended(self, text: str, is_running: bool) -> str:
         """Return a text repaired and in its normal form; in a prompt, spaces can be meant, and stay."""
@@ -87,7 +102,8 @@ class Cleaner:
             return text
         lines = [repaired_line(line) if MOJIBAKE.search(line) else line for line in text.split("\n")]
         result = "\n".join(lines)
-        self.changed["repaired"] += result != text
+        if result != text:
+            self.pending["repaired"] = 1
         return result
 
     def objection(self, shape: str, turns: Sequence[Turn]) -> str | None:
@@ -100,11 +116,17 @@ class Cleaner:
             return f"shorter than {self.config.min_chars} characters"
         if self.config.max_chars is not None and size > self.config.max_chars:
             return f"longer than {self.config.max_chars} characters"
-        if not self.config.languages:
-            return None
-        language, probability = find_language("\n".join(turn.said() for turn in turns))
+        return self.language_objection(turns) if self.config.languages else None
+
+    def language_objection(self, turns: Sequence[Turn]) -> str | None:
+        """Say which other language turns are in: all that is said in them together, without code and tool calls."""
+        prose = prose_of("\n".join(said for turn in turns for said in (turn.text, reasoning_of(turn)) if said))
+        language, probability = find_language(prose) if prose else (NO_LANGUAGE, 1.0)
         if probability < self.config.language_probability:
             return "language: uncertain"
+        if language == NO_LANGUAGE:
+            self.pending["language not judged"] = 1
+            return None
         return None if language in self.config.languages else f"language: {language}"
 
     def scrubbed(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], str | None]:
@@ -118,13 +140,18 @@ class Cleaner:
 
         result = tuple(turn.mended(scrubbed) for turn in turns)
         dropped = next((kind for kind in self.dropped if counts[kind]), None)
-        if dropped is None:
-            self.changed.update(counts)
+        if counts:
+            self.pending.update(counts)
+            self.pending["documents with private data"] = 1
         return result, None if dropped is None else f"private data: {dropped}"
 
     def without_private(self, rejected: Rejected) -> Rejected:
         """Return what could not be read with its excerpt scrubbed: samples are kept."""
         return replace(rejected, excerpt=scrub(rejected.excerpt, self.private)[0]) if self.private else rejected
+
+
+def reasoning_of(turn: Turn) -> str:
+    return str(turn.more.get("reasoning_content") or "")
 
 
 def repaired_line(line: str) -> str:

@@ -37,7 +37,7 @@ CUT_KINDS = {"text", "jsonl", "parquet"}  # a large file may be read by several 
 SEEKING_KINDS = {"parquet", "arrow"}  # read here and there, so not from a compressed stream
 
 MODULES = {
-    "article": ("trafilatura",),
+    "article": ("trafilatura", "selectolax"),
     "page": ("selectolax",),
     "epub": ("selectolax",),
     "pdf": ("pypdf",),

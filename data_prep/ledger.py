@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import DataError
+from data_prep.cleaning import C4_COUNTS
+from data_prep.privacy import KINDS
 from data_prep.selection import Documents, Records, Selection
 from data_prep.shapes import shortened
 from data_prep.shards import Manifest, ShardInfo
@@ -81,6 +83,18 @@ def reasons_of(entry: Mapping[str, Any]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in entry["rejected"].items())
 
 
+def mended_of(changed: Mapping[str, int]) -> str:
+    """Return what was mended in a corpus, for people."""
+    private = [f"{changed[kind]:,} private {kind}" for kind in KINDS if kind in changed]
+    if private:
+        private[-1] += f" in {changed['documents with private data']:,} documents"
+    documents, lines, characters = (changed.get(name, 0) for name in C4_COUNTS)
+    removed = f"{documents:,} documents with {lines:,} lines / {characters:,} characters removed by quality c4"
+    told = {*KINDS, *C4_COUNTS, "documents with private data"}
+    others = [f"{count:,} {what}" for what, count in sorted(changed.items()) if what not in told]
+    return ", ".join(private + [removed] * bool(documents) + others)
+
+
 def balance(what: str, expected: int, found: int) -> None:
     """Raise DataError if two counts of the same thing differ."""
     if expected != found:
@@ -107,7 +121,7 @@ def summary(manifest: Manifest) -> str:
     ]
     changed: Counter[str] = sum((Counter(entry.get("changed", {})) for entry in manifest.documents.values()), Counter())
     if changed:
-        table.append("mended: " + ", ".join(f"{count:,} {what}" for what, count in sorted(changed.items())))
+        table.append("mended: " + mended_of(changed))
     for label, entry in manifest.documents.items():
         if entry.get("unused"):
             table.append(f"columns not used of {label}: {shortened(entry['unused'])}")

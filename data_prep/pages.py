@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import io
-import posixpath
 import signal
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
+from html.entities import html5
 from typing import Any
-from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from data_prep import pdf_text
+from data_prep.books import book_chapters
+from data_prep.markup import article_paragraphs, decoded_page, html_text
 from data_prep.streams import DOCUMENT_BYTES, TOO_LONG, ObjectionError
+from data_prep.xml_text import name_of, xml_text
 
 ARTICLE_BYTES = 4 * 2**20  # of HTML whose article is looked for: 7 s and 80 MiB of memory for each MiB of tags
-PAGE_BYTES = 16 * 2**20  # of HTML or XML all of whose text is taken: 30 times its bytes in memory, and a second
+PAGE_BYTES = 16 * 2**20  # of HTML or XML all of whose text is taken: 30 times its bytes in memory, 12 s of mere tags
 BOOK_BYTES = 256 * 2**20  # of a PDF, Word file or book, which are mostly pictures; unpacked too
+ENTITIES = {name.rstrip(";"): text for name, text in html5.items()}  # for a DTD that is not at hand: &nbsp; &eacute;
+MUCH_MORE, NEARLY_ALL = 1.8, 0.9  # of the words that were found: see `whole_article`
 PDF_CPU_S = 20  # of CPU, and as much again for each MiB
 PDF_MEMORY_BYTES = 4 * 2**30
-
-CONTAINER = "{urn:oasis:names:tc:opendocument:xmlns:container}"
-PACKAGE = "{http://www.idpf.org/2007/opf}"
 
 
 def extract_text(kind: str, data: bytes) -> str:
@@ -50,23 +52,43 @@ def article_of(data: bytes) -> str:
     """Return a web page's article, without menus, advertisements and comments."""
     import trafilatura
 
-    return trafilatura.extract(data, include_comments=False, favor_precision=True) or ""
+    try:
+        page: str | bytes = decoded_page(data)
+    except ObjectionError:  # it declares no encoding, or a false one: trafilatura looks at the bytes
+        page = data
+    found = trafilatura.extract(page, include_comments=False, favor_precision=True) or ""
+    return whole_article(found, page) if isinstance(page, str) else found
+
+
+def whole_article(found: str, page: str) -> str:
+    """Return an article as it was found, or all of its element's paragraphs where only a section of it was.
+
+    Of an article that its page cuts into sections, trafilatura takes one. What was found must then be among the
+    paragraphs, and they must be far more than the captions and asides that it leaves out of other articles.
+    """
+    words = found.split()
+    if "<article" not in page or not words:
+        return found
+    paragraphs = max(map("\n".join, article_paragraphs(page)), key=len, default="")
+    whole = paragraphs.split()
+    if len(whole) < MUCH_MORE * len(words):
+        return found
+    is_within = (Counter(words) & Counter(whole)).total() >= NEARLY_ALL * len(words)
+    return paragraphs if is_within else found
 
 
 def page_of(data: bytes) -> str:
     """Return all text of a web page, one line for each block."""
-    from selectolax.lexbor import LexborHTMLParser
-
-    tree = LexborHTMLParser(data)
-    tree.strip_tags(["script", "style", "noscript", "template", "head"])
-    text = tree.body.text(separator="\n") if tree.body is not None else ""
-    return "\n".join(line for line in map(str.strip, text.split("\n")) if line)
+    return html_text(decoded_page(data))
 
 
 def xml_of(data: bytes) -> str:
-    """Return all text of an XML file, one line for each stretch of it; expat refuses entities that blow up."""
-    root = ElementTree.parse(io.BytesIO(data)).getroot()
-    return "\n".join(line for line in map(str.strip, root.itertext()) if line)
+    """Return all text of an XML document but its header; expat refuses entities that blow up."""
+    parser = ElementTree.XMLParser()
+    parser.entity.update(ENTITIES)
+    page = decoded_page(data)
+    root = ElementTree.fromstring(page, parser)
+    return html_text(page) if name_of(root) == "html" else xml_text(root)
 
 
 def pdf_of(data: bytes) -> str:
@@ -100,15 +122,7 @@ def docx_of(data: bytes) -> str:
 
 def epub_of(data: bytes) -> str:
     """Return the chapters of an electronic book in reading order."""
-    book = opened_archive(data)
-    container = ElementTree.fromstring(book.read("META-INF/container.xml"))
-    package = container.find(f".//{CONTAINER}rootfile").attrib["full-path"]  # type: ignore[union-attr]
-    tree = ElementTree.fromstring(book.read(package))
-    places = {item.attrib["id"]: item.attrib["href"] for item in tree.iter(f"{PACKAGE}item")}
-    chapters = [places[item.attrib["idref"]] for item in tree.iter(f"{PACKAGE}itemref")]
-    folder = posixpath.dirname(package)
-    paths = (posixpath.normpath(posixpath.join(folder, unquote(chapter))) for chapter in chapters)
-    return "\n\n".join(within_limit(page_of(book.read(path)) for path in paths))
+    return "\n\n".join(within_limit(book_chapters(opened_archive(data))))
 
 
 def opened_archive(data: bytes) -> zipfile.ZipFile:

@@ -88,7 +88,70 @@ def test_private_data_is_kept_replaced_or_dropped_by_kind():
     document = cleaner.cleaned(Document(0, "messages", (Turn("user", text), Turn("assistant", text))))
 
     assert document == Document(0, "messages", (Turn("user", "[EMAIL] 8.8.8.8"), Turn("assistant", "[EMAIL] 8.8.8.8")))
-    assert cleaner.changed == {"email": 2}
+    assert cleaner.changed == {"email": 2, "documents with private data": 1}
+
+
+def test_what_is_mended_in_a_rejected_document_is_not_counted():
+    cleaner = Cleaner(CleaningConfig.model_validate({"private": {"email": "replace"}, "min_chars": 30}))
+
+    cleaner.cleaned(Document(0, "text", (Turn("text", "itâ€™s me@x.org"),)))
+    assert not cleaner.changed
+    cleaner.cleaned(Document(1, "text", (Turn("text", "itâ€™s me@x.org, or you@x.org if I am away"),)))
+    assert cleaner.changed == {"email": 2, "documents with private data": 1, "repaired": 1}
+
+
+def test_lines_that_c4_removes_are_counted_and_told(lines_file, prepared):
+    sentences = "\n".join(f"This is the {n}th sentence of number {{0}}, and it has an end." for n in range(6))
+    menu = "Home\nAbout us\n\n"
+    path = lines_file(
+        *({"text": menu + sentences.format(n)} for n in range(7)), {"text": sentences.format(9)}, {"text": menu}
+    )
+
+    manifest = prepared(path, cleaning={"quality": ["c4"], "near_duplicates": "off"}, validation_fraction=0.0)
+
+    entry = manifest.documents[str(path)]
+    assert entry["changed"] == {
+        "quality c4: documents": 7,
+        "quality c4: lines": 21,
+        "quality c4: characters": 7 * len(menu),
+    }
+    assert entry["read"] == 9 and entry["kept"] == 8 and entry["rejected"] == {"quality: c4: fewer than 5 sentences": 1}
+    assert "mended: 7 documents with 21 lines / 105 characters removed by quality c4" in summary(manifest)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ["ok", "thanks"],
+        ["for record, raw in enumerate(records):\n    yield document_of(record, raw, columns)\n" * 20],
+        ["Was tut das?\n```python\nfor number in range(10):\n    print('this is what it prints', number)\n```"],
+        ["1914 1918 3.14159 2,718 +49 12 % 10-11-12 7 8 9"],
+        ['{"city": "Paris", "temperature": [12.5, 13.0], "unit": "celsius"}'],
+    ],
+)
+def test_code_numbers_and_a_word_or_two_are_of_no_language_and_kept(said):
+    cleaner = Cleaner(CleaningConfig(languages=["de"]))
+    document = Document(0, "messages", tuple(Turn("user", text) for text in said))
+
+    assert cleaner.cleaned(document) == document
+    assert cleaner.changed == {"language not judged": 1}
+
+
+def test_what_is_said_in_a_conversation_is_judged_together_and_neither_roles_nor_code_nor_tool_calls_count():
+    call = {"tool_calls": [{"function": {"name": "search", "arguments": {"query": "what the weather is like today"}}}]}
+    code = "```\nif the_weather.is_fine: print('what a nice day it is today, let us go for a walk')\n```"
+    turns = (
+        Turn("user", "Wie geht es?"),
+        Turn("assistant", "Gut, danke.", call),
+        Turn("tool", '{"weather": "sunny with a few clouds", "wind": 12}'),
+        Turn("user", "Und das Wetter?"),
+        Turn("assistant", f"Es ist schön heute.\n{code}"),
+    )
+
+    kept, dropped = (Cleaner(CleaningConfig(languages=[code])) for code in ("de", "en"))
+
+    assert kept.cleaned(Document(0, "messages", turns)) == Document(0, "messages", turns) and not kept.changed
+    assert dropped.cleaned(Document(0, "messages", turns)) == Rejected(0, "language: de")
 
 
 def test_a_language_that_cannot_be_told_is_refused():
@@ -136,8 +199,9 @@ def test_replacements_are_counted_and_the_same_for_any_slices_and_workers(lines_
 
     one = prepared(path, into="one", **settings)
 
-    assert one.documents[str(path)]["changed"] == {"email": 90, "phone": 90, "repaired": 90}
-    assert "mended: 90 email, 90 phone, 90 repaired" in summary(one)
+    counts = {"documents with private data": 90, "email": 90, "phone": 90, "repaired": 90}
+    assert one.documents[str(path)]["changed"] == counts
+    assert "mended: 90 private email, 90 private phone in 90 documents, 90 repaired" in summary(one)
     assert prepared(path, into="other", **settings, slice_bytes=1500, workers=2).digest == one.digest
 
 

@@ -162,7 +162,7 @@ def test_html_is_its_article_or_all_of_its_text(tmp_path):
     ((plain,),), _ = read(tmp_path / "page.html", html="plain")
 
     assert "8 on this pond" in article and "Imprint" not in article and "Shop" not in article
-    assert plain.startswith("Home\nShop\nOn geese") and plain.endswith("Imprint") and "let x" not in plain
+    assert plain.startswith("Home Shop\nOn geese") and plain.endswith("Imprint") and "let x" not in plain
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_the_articles_of_real_pages_are_found(test_data):
 
     scores = [f1(read(page)[0][0][0], truth[page.name.partition(".")[0]]["articleBody"]) for page in pages]
 
-    assert len(scores) == 60 and sum(scores) / len(scores) > 0.96
+    assert len(scores) == 60 and sum(scores) / len(scores) > 0.975
 
 
 def f1(found: str, expected: str) -> float:

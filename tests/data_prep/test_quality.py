@@ -43,6 +43,12 @@ def test_a_poor_page_is_rejected_with_the_rule_and_what_is_poor(rule, text, reas
     assert judged(text, [rule])[1] == f"quality: {rule}: {reason}"
 
 
+def test_gopher_keeps_a_novel():
+    novel = "\n".join(PROSE.replace("stranger", f"stranger of year {year}") for year in range(1400))
+
+    assert len(novel.split()) > 100_000 and judged(novel, ["gopher"]) == (novel, None)
+
+
 def test_c4_removes_lines_that_are_no_sentences():
     text, reason = judged(f"Menu\n{PROSE}\nThis page uses cookies.\nRead more...", ["c4"])
 
