@@ -38,12 +38,18 @@ from data_prep.shards import (
     check_size,
     read_manifest,
     template_digest,
-    tokenizer_digest,
 )
 from data_prep.slices import SLICE_VERSION, SliceTask, encode_slice, read_slice, slice_digests
 from data_prep.sources import Corpus, Slice, cut_slices, find_corpus, read_as
 from data_prep.splitting import line_ends
-from data_prep.tokenizer import DataTokenizer, encoder_spec, load_tokenizer, save_tokenizer, tokenizer_origin
+from data_prep.tokenizer import (
+    DataTokenizer,
+    digest_of_rules,
+    encoder_spec,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_origin,
+)
 from data_prep.tokenizer_files import vocabulary_size
 
 log = logging.getLogger(__name__)
@@ -98,7 +104,7 @@ def prepare_alone(
             choice = refused(spec.engine, problem)
             spec = replace(spec, engine=choice.engine)
             paths = encode_slices(slices, corpus, spec, config.cleaning, folder / "work", map_slices)
-        plan = make_plan(config, corpus, slices, map(read_slice, paths), seed, line_ends(tokenizer))
+        plan = make_plan(config, corpus, slices, map(read_slice, paths), seed, partial(line_ends, tokenizer))
         write_rejected(folder / REJECTED, rejected_lines(plan, corpus, paths, tokenizer))
         unseal(folder)
         splits = write_splits(config, folder, spec, plan, paths, map_slices)
@@ -279,7 +285,7 @@ def describe(
     return Manifest(
         version=FORMAT_VERSION,
         config_digest=digest,
-        tokenizer_digest=tokenizer_digest(tokenizer),
+        tokenizer_digest=digest_of_rules(tokenizer),
         template_digest=template_digest(tokenizer.chat_template),
         row_tokens=config.row_tokens,
         vocab_size=vocabulary_size(tokenizer),
