@@ -118,7 +118,8 @@ def prepare_alone(
 
 def fetch_corpus(config: DataConfig, folder: Path) -> Corpus:
     """Fetch what is not here yet, then list and hash every file."""
-    corpus = find_corpus(config.sources, fetch_addresses(config, folder), folder / "unpacked")
+    downloads = fetch_addresses(config, folder)
+    corpus = find_corpus(config.sources, downloads, folder / "unpacked", config.slice_bytes)
     log.info("corpus: %d files, %d bytes", len(corpus.files), corpus.bytes)
     for label, suffixes in corpus.passed_over.items():
         log.info("%s: %s", label, read_as(corpus, label) or "nothing that can be read")

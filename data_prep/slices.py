@@ -24,6 +24,7 @@ import pyarrow as pa
 from cluster.errors import DataError
 from cluster.files import digest_of, whole_file
 from data_prep.blocks import arrow_array, numpy_array
+from data_prep.byte_ranges import content_of
 from data_prep.cleaning import CLEANING_VERSION
 from data_prep.config import CleaningConfig
 from data_prep.documents import Part, raw_records
@@ -75,7 +76,7 @@ def slice_digests(slices: Sequence[Slice], corpus: Corpus, spec: EncoderSpec, cl
     signed = SIGNATURE_VERSION if cleaning.near_duplicates != "off" else None
 
     def digest(parts: Slice) -> str:
-        contents = [[corpus.files[part.file].info.sha256, part.start, part.end, asdict(part.columns)] for part in parts]
+        contents = [[*content_of(part, corpus.files[part.file].hashed), asdict(part.columns)] for part in parts]
         encoding = of_text if all(part.columns.shape == "text" for part in parts) else of_any
         return digest_of([SLICE_VERSION, CLEANING_VERSION, contents, encoding, steps, signed])
 
