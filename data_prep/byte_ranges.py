@@ -9,7 +9,8 @@ changed elsewhere leaves the part's digest, and with it its encoded documents, a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.files import sha256_of
 from data_prep.documents import Part
 from data_prep.streams import DOCUMENT_BYTES, REACH_BYTES, WINDOW_BYTES
 from data_prep.tables import group_start
+
+Told = Callable[[int], None]  # told of the bytes that were read
 
 CHUNK_BYTES = 2**20
 BEYOND_BYTES = 1024  # of a row group: Arrow reads a little past the columns of some old writers
@@ -47,23 +49,32 @@ class HashedFile:
     ranges: tuple[HashedRange, ...] = ()
 
 
-def hashed_file(path: Path, step: int | None) -> HashedFile:
-    """Hash a file, and its ranges of `step` bytes if it is longer than one."""
+def hashed_file(path: Path, step: int | None, told: Told = lambda size: None) -> HashedFile:
+    """Hash a file, and its ranges of `step` bytes if it is longer than one; `told` is told of what has been read."""
     size = path.stat().st_size
-    if step is None or size <= step:
-        return HashedFile(sha256_of(path), size)
     whole = hashlib.sha256()
     with path.open("rb", buffering=0) as stream:
-        ranges = tuple(iter(lambda: hashed_range(stream, step, whole), None))
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # read further ahead
+
+        def read(limit: int) -> bytes:
+            chunk = stream.read(min(CHUNK_BYTES, limit))
+            whole.update(chunk)
+            told(len(chunk))
+            return chunk
+
+        if step is None or size <= step:
+            while read(CHUNK_BYTES):
+                pass
+            return HashedFile(whole.hexdigest(), size)
+        ranges = tuple(iter(lambda: hashed_range(read, step), None))
     return HashedFile(whole.hexdigest(), size, step, ranges)
 
 
-def hashed_range(stream: Any, step: int, whole: Any) -> HashedRange | None:
-    """Hash the next `step` bytes of a stream, also into `whole`; None at its end."""
+def hashed_range(read: Callable[[int], bytes], step: int) -> HashedRange | None:
+    """Hash the next `step` bytes; None at the end of the file."""
     own, head = hashlib.sha256(), hashlib.sha256()
     has_line_end, last, left = False, -1, step
-    while left and (chunk := stream.read(min(CHUNK_BYTES, left))):
-        whole.update(chunk)
+    while left and (chunk := read(left)):
         own.update(chunk)
         if not has_line_end:
             found = chunk.find(b"\n")

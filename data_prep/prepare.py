@@ -25,6 +25,7 @@ from data_prep.near_duplicates import SIGNATURE_VERSION
 from data_prep.originals import document_place
 from data_prep.packing import PACKING_VERSION
 from data_prep.planning import Plan, make_plan, packing_method, shard_plans
+from data_prep.progress import counted
 from data_prep.proof import EngineMismatchError, choose_engine, refused
 from data_prep.rejects import FOLDER as REJECTED
 from data_prep.rejects import write_rejected
@@ -193,7 +194,6 @@ def encode_slices(
     map_slices: MapSlices,
 ) -> list[Path]:
     """Return the file of each slice's encoded documents; only what is missing is made."""
-    began = time.monotonic()
     spec_file = encoder_file(work, spec)
     write_spec(spec_file, spec)
     paths = [work / f"{digest}.arrow" for digest in slice_digests(slices, corpus, spec, cleaning)]
@@ -208,9 +208,9 @@ def encode_slices(
         for parts, path in zip(slices, paths, strict=True)
         if not path.exists()
     ]
-    for done, _ in enumerate(map_slices(encode_slice, missing), start=1):
-        if done % max(1, len(missing) // 10) == 0:
-            log.info("encoded %d of %d slices, %.1f s", done, len(missing), time.monotonic() - began)
+    sizes = [sum(part.end - part.start for part in task.parts) for task in missing]
+    for _ in counted(map_slices(encode_slice, missing), sizes, "encoding", sum(sizes), "bytes"):
+        pass
     log.info("%d slices: %d encoded, %d reused", len(slices), len(missing), len(slices) - len(missing))
     return paths
 
@@ -261,7 +261,8 @@ def write_splits(
         for split in SPLITS
         for relative, rows in shard_plans(split, plan.splits[split], config.shard_rows)
     ]
-    shards: list[ShardInfo] = list(map_slices(write_rows, tasks))
+    rows = [task.plan.rows for task in tasks]
+    shards: list[ShardInfo] = list(counted(map_slices(write_rows, tasks), rows, "writing", sum(rows), "rows"))
     splits = {split: [shard for shard in shards if shard.path.startswith(f"{split}/")] for split in SPLITS}
     for split, infos in splits.items():
         if infos:

@@ -7,17 +7,17 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from cluster.errors import DataError
 from data_prep.archives import SEPARATOR, unpack
-from data_prep.byte_ranges import HashedFile, hashed_file
+from data_prep.byte_ranges import HashedFile, Told, hashed_file
 from data_prep.config import SourceConfig
 from data_prep.documents import Columns, Part, find_columns
 from data_prep.formats import Format, check_readable, format_of, suffix_of, supported, with_html
+from data_prep.progress import Progress, thread_pool
 from data_prep.shapes import shortened
 from data_prep.shards import SourceFile
 from data_prep.streams import DOCUMENT_BYTES
@@ -87,8 +87,9 @@ def find_corpus(
         counter.update(others)
         for name, location in named:
             found += expanded(source, name, location, cache, counter)
-    with ThreadPoolExecutor() as pool:
-        files = list(pool.map(partial(corpus_file, slice_bytes=slice_bytes), found))
+    size = sum(file.location.stat().st_size for file in found if file.problem is None)
+    with thread_pool() as pool, Progress("hashing", size, "bytes") as progress:
+        files = list(pool.map(partial(corpus_file, slice_bytes=slice_bytes, told=progress.advance), found))
     for file in files:
         if file.columns.format.note:
             log.warning("%s: cannot be read: %s", file.info.path, file.columns.format.note)
@@ -133,7 +134,7 @@ def expanded(
             passed_over[suffix_of(member.name)] += 1
 
 
-def corpus_file(found: FoundFile, slice_bytes: int | None = None) -> CorpusFile:
+def corpus_file(found: FoundFile, slice_bytes: int | None = None, told: Told = lambda size: None) -> CorpusFile:
     """Return one file as a member of the corpus, hashed, its columns found from its first rows."""
     source, location = found.source, found.location
     if found.problem is not None:
@@ -150,7 +151,7 @@ def corpus_file(found: FoundFile, slice_bytes: int | None = None) -> CorpusFile:
         columns = find_columns(location, source.label, source.fields, form)
     else:
         columns = Columns(shape="text", format=form)
-    hashed = hashed_file(location, slice_bytes if is_cut(columns.format, size) else None)
+    hashed = hashed_file(location, slice_bytes if is_cut(columns.format, size) else None, told)
     info = SourceFile(source=source.label, path=found.name, bytes=size, sha256=hashed.sha256)
     return CorpusFile(info=info, location=location.resolve(), columns=columns, hashed=hashed)
 
