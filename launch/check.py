@@ -28,7 +28,9 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     yield f"configuration  valid; the run goes to {run.paths.root}"
     yield f"machine        {cpu_count()} CPUs, {gpu_count()} GPUs; ranks: {ranks}"
     if not (run.shards / MANIFEST).exists():
-        yield from describe_sources(run)
+        from data_prep.survey import survey
+
+        yield from survey(run.data, run.model.path, may_add_tokens=run.model.may_add_tokens)
         yield from describe_model(run)
         yield "next           shardline prepare, then check again for the plan"
         return
@@ -64,19 +66,6 @@ def check_source(run: RunConfig) -> None:
     check_trainable(folder, weights=is_folder(run.model.path))
     if not (run.shards / MANIFEST).exists():
         check_architecture(folder)
-
-
-def describe_sources(run: RunConfig) -> Iterator[str]:
-    """Yield a line for each source that is on a disk here."""
-    from data_prep.sources import files_of
-
-    for source in run.data.sources:
-        if source.address is not None:
-            yield f"source         {source.label}: to be fetched"
-            continue
-        files, _ = files_of(source, {})
-        size = sum(location.stat().st_size for _, location in files)
-        yield f"source         {source.label}: {len(files)} files, {size / 1e6:.1f} MB"
 
 
 def describe_model(run: RunConfig) -> Iterator[str]:
