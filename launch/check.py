@@ -12,6 +12,7 @@ from cluster.errors import ConfigError
 from data_prep.conversations import TEMPLATES, read_template
 from data_prep.model_files import found_folder
 from data_prep.shards import MANIFEST, Manifest, check_shards, read_manifest, template_digest
+from data_prep.tokenizer_files import open_tokenizer
 from launch.config import RunConfig
 from training import ds_config
 from training.plan import Plan, make_plan
@@ -73,14 +74,14 @@ def describe_model(run: RunConfig) -> Iterator[str]:
 
     Raises ConfigError if it cannot be trained, or does not fit the rows or the tokenizer.
     """
-    from data_prep.tokenizer import open_data_tokenizer, with_template
+    from data_prep.tokenizer import tokenizer_folder, with_template
     from training.model import look_at_model, made_config  # imports torch
 
     if run.model.new is not None:
         config = made_config(run.model.new, run.data.row_tokens, {})
         yield f"model          new: {config.model_type}"
         return
-    tokenizer = open_data_tokenizer(run.data, run.model.path)
+    tokenizer = open_tokenizer(tokenizer_folder(run.data, run.model.path))  # in full, for the model is looked at too
     template = run.data.chat_template or own_template(tokenizer)
     with_template(tokenizer, run.data, is_text=False, may_add_tokens=run.model.may_add_tokens)
     origin = look_at_model(run.model, tokenizer, run.data.row_tokens)
