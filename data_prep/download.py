@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ import httpx
 from cluster.errors import ConfigError, DataError
 from cluster.files import fsync_path, publish, sha256_of
 from cluster.locks import STALE_S, LockFile, locked
+from data_prep.progress import Progress, thread_pool
 from data_prep.transfer import AttemptError, Count, PartialFile, Request, hub_request, receive_fsspec, receive_http
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ LONGEST_BACKOFF_S = 60.0
 LONGEST_RETRY_AFTER_S = 900.0  # a server that asks for more will not be waited for
 TRANSFERS = 16  # at a time
 TRANSFERS_PER_HOST = 4
-PROGRESS_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,36 +59,6 @@ class Host:
             time.sleep(left_s)
 
 
-class Progress:
-    """What has arrived of all files, told every few seconds."""
-
-    def __init__(self, files: int, expected_bytes: int | None) -> None:
-        self.files, self.expected_bytes = files, expected_bytes
-        self.done = self.bytes = 0
-        self.began = self.told = time.monotonic()
-        self.mutex = threading.Lock()
-
-    def count(self, size: int) -> None:
-        with self.mutex:
-            self.bytes += size
-            now = time.monotonic()
-            if now - self.told >= PROGRESS_S:
-                self.told = now
-                log.info("%s", self.line(now))
-
-    def finish(self) -> None:
-        with self.mutex:
-            self.done += 1
-
-    def line(self, now: float) -> str:
-        """Return the state in words: files, bytes, rate and, if all sizes are known, the time left."""
-        rate = self.bytes / max(now - self.began, 1e-9)
-        line = f"fetched {self.done} of {self.files} files, {self.bytes / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
-        if self.expected_bytes is None or rate == 0:
-            return line
-        return f"{line}, {max(self.expected_bytes - self.bytes, 0) / rate:.0f} s left"
-
-
 def cache_path(folder: Path, url: str) -> Path:
     """Return where a URL's file is kept; its name ends as the URL's path does."""
     parts = urlsplit(url)
@@ -104,21 +73,21 @@ def fetch_all(downloads: Sequence[Download]) -> list[Path]:
     hosts = {urlsplit(download.url).netloc: Host() for download in downloads}
     sizes = [download.size_bytes for download in downloads if not is_here(download)]
     known = [size for size in sizes if size is not None]
-    progress = Progress(len(downloads), sum(known) if len(known) == len(sizes) else None)
+    expected = sum(known) if len(known) == len(sizes) else None
+    progress = Progress(f"fetching {len(downloads)} files", expected, "bytes")
 
     def attempt(download: Download) -> str | None:
         host = hosts[urlsplit(download.url).netloc]
         try:
             with host.slots:
-                fetch(download, host, progress.count)
+                fetch(download, host, progress.advance)
         except DataError as error:
             return str(error)
         except OSError as error:
             return f"{download.url}: cannot be kept here: {error}; look at the disk"
-        progress.finish()
         return None
 
-    with ThreadPoolExecutor(TRANSFERS) as pool:
+    with thread_pool(TRANSFERS) as pool, progress:
         problems = [problem for problem in pool.map(attempt, downloads) if problem is not None]
     if len(problems) == 1:
         raise DataError(problems[0])

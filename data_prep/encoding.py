@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from cluster.files import digest_of, write_text
 from data_prep.conversations import ChatTemplate, Span, UnusableError, Written, written
@@ -81,11 +81,11 @@ def trusted_engine(spec: EncoderSpec) -> Engine:
 
 def write_spec(path: Path, spec: EncoderSpec) -> None:
     """Write a spec for the workers to read, whole or not at all."""
-    write_text(path, json.dumps(asdict(spec)))
+    write_text(path, orjson.dumps(asdict(spec)).decode())  # the rules are megabytes
 
 
 def read_spec(path: Path) -> EncoderSpec:
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = orjson.loads(path.read_bytes())
     lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     return EncoderSpec(**{**values, **lists})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
@@ -80,6 +81,12 @@ def engine_version(name: str) -> str | None:
         return None
 
 
+@lru_cache(maxsize=2)
+def parsed_rules(rules: str) -> Tokenizer:
+    """Return the tokenizer of some rules, the same object each time: parsing a large vocabulary takes 0.5 s."""
+    return Tokenizer.from_str(rules)
+
+
 class HuggingFaceEngine:
     """The `tokenizers` library: the reference for every other."""
 
@@ -87,25 +94,34 @@ class HuggingFaceEngine:
         self.rules = rules
 
     @cached_property
-    def bare(self) -> str:
-        return json.dumps(bare_rules(self.rules))
+    def tokenizer(self) -> Tokenizer:
+        found = parsed_rules(self.rules)
+        if found.truncation is None and found.padding is None:
+            return found
+        return Tokenizer.from_str(json.dumps(bare_rules(self.rules)))
 
-    @cached_property
-    def marked(self) -> Tokenizer:
-        return Tokenizer.from_str(self.bare)
+    @contextmanager
+    def bare(self, *, plain: bool) -> Iterator[Tokenizer]:
+        """Give the tokenizer without what trims spaces from spans; `plain`: in which no token is a control token.
 
-    @cached_property
-    def plain(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_str(self.bare)
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+        Others may hold the same object: it is theirs again afterwards.
+        """
+        tokenizer = self.tokenizer
+        processor = tokenizer.post_processor
+        tokenizer.post_processor, tokenizer.encode_special_tokens = None, plain
+        try:
+            yield tokenizer
+        finally:
+            tokenizer.post_processor, tokenizer.encode_special_tokens = processor, False
 
     def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
-        encodings = self.plain.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+        with self.bare(plain=True) as tokenizer:
+            encodings = tokenizer.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
         return ragged([np.array(encoding.ids, dtype=np.uint32) for encoding in encodings])
 
     def encode_cut(self, texts: Sequence[bytes], cuts: Sequence[int]) -> tuple[Ragged, Offsets, Offsets]:
-        encodings = self.plain.encode_batch([text.decode() for text in texts], add_special_tokens=False)
+        with self.bare(plain=True) as tokenizer:
+            encodings = tokenizer.encode_batch([text.decode() for text in texts], add_special_tokens=False)
         counts = np.zeros((2, len(texts)), dtype=np.int64)
         for number, (encoding, text, cut) in enumerate(zip(encodings, texts, cuts, strict=True)):
             at = len(text[:cut].decode())
@@ -114,14 +130,15 @@ class HuggingFaceEngine:
         return ragged([np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]), counts[0], counts[1]
 
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
-        encodings = self.marked.encode_batch(list(texts), add_special_tokens=False)
+        with self.bare(plain=False) as tokenizer:
+            encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [
             (np.array(encoding.ids, dtype=np.uint32), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2))
             for encoding in encodings
         ]
 
     def spells(self, ids: Ids, text: bytes) -> bool:
-        return str(self.plain.decode(ids.tolist(), skip_special_tokens=False)).encode() == text
+        return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False)).encode() == text
 
 
 class GigatokenEngine:

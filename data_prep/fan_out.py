@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import multiprocessing.process
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -52,7 +53,17 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self.end_processes()  # what they are at would be waited for
         self.stack.close()
+
+    def end_processes(self) -> None:
+        """End the local processes at once, whatever they are at: a slice's file is whole or not there."""
+        for process in self.processes():
+            process.kill()
+
+    def processes(self) -> list[multiprocessing.process.BaseProcess]:
+        return list((self.pool._processes or {}).values()) if self.pool is not None else []  # no public way
 
     def map_slices(
         self, function: Callable[[Item], Result], items: Sequence[Item], executor: Executor
@@ -75,7 +86,7 @@ class Workers:
         pool = self.pool
         try:
             yield from in_order(
-                items, lambda item: pool.submit(function, item), self.local_result, IN_FLIGHT * self.count
+                items, lambda item: submitted(pool, function, item), self.local_result, IN_FLIGHT * self.count
             )
         except BrokenProcessPool:
             raise ClusterError(
@@ -85,12 +96,10 @@ class Workers:
 
     def local_result(self, future: Future[Result]) -> Result:
         """Wait for an item. Raises ClusterError, and ends the workers, if nothing moves."""
-        pool = self.pool
         done, _ = wait([future], timeout=self.stall_s)
-        if not done and pool is not None:
-            stuck = list((pool._processes or {}).values())  # no public way to end workers that hang
-            for process in stuck:
-                process.kill()
+        if not done:
+            stuck = self.processes()
+            self.end_processes()
             raise ClusterError(
                 f"no item was finished for {self.stall_s:g} s on local workers "
                 f"({', '.join(f'pid {process.pid}' for process in stuck)}); is a disk or a source stuck, or is one "
@@ -189,6 +198,19 @@ def stalled_on_ray(stall_s: float) -> str:
         f"{total.get('CPU', 0):g} CPUs, of which {free.get('CPU', 0):g} are free, on {len(living_hosts())} nodes; "
         "end what else runs there, or write `executor: local` below data. Finished slices are kept"
     )
+
+
+def submitted(pool: ProcessPoolExecutor, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+    """Hand an item to a pool, which may start a process for it: one that never hears of Ctrl-C.
+
+    A terminal sends that to every process, and each worker would answer with a traceback. Blocked signals are inherited
+    from the thread that starts a process, so a worker is deaf from its first instruction on; here it is only put off.
+    """
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(function, item)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
 def in_order(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from data_prep.sources import Corpus, Slice
 from data_prep.splitting import split_document
 
 log = logging.getLogger(__name__)
+
+Ends = Callable[[], npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +91,9 @@ def make_plan(
     slices: Sequence[Slice],
     tables: Sequence[EncodedSlice],
     seed: int,
-    ends: npt.NDArray[np.uint8],
+    ends: Ends,
 ) -> Plan:
-    """Return where every token of the slices goes; `ends` is what each token ends, as `line_ends` tells.
+    """Return where every token of the slices goes; `ends` gives what each token ends, as `line_ends` tells.
 
     Raises DataError if nothing is left to train on.
     """
@@ -123,14 +126,15 @@ def make_plan(
     )
 
 
-def long_splits(tables: Iterable[EncodedSlice], row_tokens: int, ends: npt.NDArray[np.uint8]) -> dict[int, Split]:
+def long_splits(tables: Iterable[EncodedSlice], row_tokens: int, ends: Ends) -> dict[int, Split]:
     """Return how each sequence that is longer than a row is split, by its number."""
+    known = cache(ends)  # which looks at every token of the vocabulary: only where a document is that long
     splits_of: dict[int, Split] = {}
     before = 0
     for table in tables:
         for number in np.flatnonzero(np.diff(table.first) > row_tokens).tolist():
             tokens = np.s_[table.first[number] : table.first[number + 1]]
-            splits_of[before + number] = split_document(table.ids[tokens], table.mask[tokens], row_tokens, ends)
+            splits_of[before + number] = split_document(table.ids[tokens], table.mask[tokens], row_tokens, known())
         before += len(table.part)
     return splits_of
 

@@ -25,6 +25,7 @@ from data_prep.near_duplicates import SIGNATURE_VERSION
 from data_prep.originals import document_place
 from data_prep.packing import PACKING_VERSION
 from data_prep.planning import Plan, make_plan, packing_method, shard_plans
+from data_prep.progress import counted
 from data_prep.proof import EngineMismatchError, choose_engine, refused
 from data_prep.rejects import FOLDER as REJECTED
 from data_prep.rejects import write_rejected
@@ -38,12 +39,18 @@ from data_prep.shards import (
     check_size,
     read_manifest,
     template_digest,
-    tokenizer_digest,
 )
 from data_prep.slices import SLICE_VERSION, SliceFiles, SliceTask, encode_slice, read_slice, slice_digests
 from data_prep.sources import Corpus, Slice, cut_slices, find_corpus, notes_of, read_as
 from data_prep.splitting import line_ends
-from data_prep.tokenizer import DataTokenizer, encoder_spec, load_tokenizer, save_tokenizer, tokenizer_origin
+from data_prep.tokenizer import (
+    DataTokenizer,
+    digest_of_rules,
+    encoder_spec,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_origin,
+)
 from data_prep.tokenizer_files import vocabulary_size
 
 log = logging.getLogger(__name__)
@@ -98,7 +105,7 @@ def prepare_alone(
             choice = refused(spec.engine, problem)
             spec = replace(spec, engine=choice.engine)
             paths = encode_slices(slices, corpus, spec, config.cleaning, folder / "work", map_slices)
-        plan = make_plan(config, corpus, slices, SliceFiles(paths), seed, line_ends(tokenizer))
+        plan = make_plan(config, corpus, slices, SliceFiles(paths), seed, partial(line_ends, tokenizer))
         write_rejected(folder / REJECTED, rejected_lines(plan, corpus, paths, tokenizer))
         unseal(folder)
         splits = write_splits(config, folder, spec, plan, paths, map_slices)
@@ -112,7 +119,8 @@ def prepare_alone(
 
 def fetch_corpus(config: DataConfig, folder: Path) -> Corpus:
     """Fetch what is not here yet, then list and hash every file."""
-    corpus = find_corpus(config.sources, fetch_addresses(config, folder), folder / "unpacked")
+    downloads = fetch_addresses(config, folder)
+    corpus = find_corpus(config.sources, downloads, folder / "unpacked", config.slice_bytes)
     log.info("corpus: %d files, %d bytes", len(corpus.files), corpus.bytes)
     for label, suffixes in corpus.passed_over.items():
         log.info("%s: %s", label, read_as(corpus, label) or "nothing that can be read")
@@ -189,7 +197,6 @@ def encode_slices(
     map_slices: MapSlices,
 ) -> list[Path]:
     """Return the file of each slice's encoded documents; only what is missing is made."""
-    began = time.monotonic()
     spec_file = encoder_file(work, spec)
     write_spec(spec_file, spec)
     paths = [work / f"{digest}.arrow" for digest in slice_digests(slices, corpus, spec, cleaning)]
@@ -203,9 +210,9 @@ def encode_slices(
         for parts, path in zip(slices, paths, strict=True)
         if not path.exists()
     ]
-    for done, _ in enumerate(map_slices(encode_slice, missing), start=1):
-        if done % max(1, len(missing) // 10) == 0:
-            log.info("encoded %d of %d slices, %.1f s", done, len(missing), time.monotonic() - began)
+    sizes = [sum(part.end - part.start for part in task.parts) for task in missing]
+    for _ in counted(map_slices(encode_slice, missing), sizes, "encoding", sum(sizes), "bytes"):
+        pass
     log.info("%d slices: %d encoded, %d reused", len(slices), len(missing), len(slices) - len(missing))
     return paths
 
@@ -256,7 +263,8 @@ def write_splits(
         for split in SPLITS
         for relative, rows in shard_plans(split, plan.splits[split], config.shard_rows)
     ]
-    shards: list[ShardInfo] = list(map_slices(write_rows, tasks))
+    rows = [task.plan.rows for task in tasks]
+    shards: list[ShardInfo] = list(counted(map_slices(write_rows, tasks), rows, "writing", sum(rows), "rows"))
     splits = {split: [shard for shard in shards if shard.path.startswith(f"{split}/")] for split in SPLITS}
     for split, infos in splits.items():
         if infos:
@@ -281,7 +289,7 @@ def describe(
     return Manifest(
         version=FORMAT_VERSION,
         config_digest=digest,
-        tokenizer_digest=tokenizer_digest(tokenizer),
+        tokenizer_digest=digest_of_rules(tokenizer),
         template_digest=template_digest(tokenizer.chat_template),
         row_tokens=config.row_tokens,
         vocab_size=vocabulary_size(tokenizer),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def preview(
     )
     slices = [next(group) for _, group in by_source]
     tables = [encode_parts(parts, encoder, config.cleaning) for parts in slices]
-    plan = make_plan(config, corpus, slices, tables, 0, line_ends(tokenizer)).splits["train"]
+    plan = make_plan(config, corpus, slices, tables, 0, partial(line_ends, tokenizer)).splits["train"]
     row_format = RowFormat(row_tokens=config.row_tokens, vocab_size=spec.vocab_size, pad=spec.pad)
     chosen = {round(n) for n in np.linspace(0, plan.rows - 1, min(count, plan.rows))}
     rows = itertools.chain.from_iterable(gather_rows(plan, dict(enumerate(tables)), row_format))

@@ -27,9 +27,10 @@ import pyarrow as pa
 from cluster.errors import DataError
 from cluster.files import digest_of, whole_file
 from data_prep.blocks import arrow_array, numpy_array
+from data_prep.byte_ranges import content_of
 from data_prep.cleaning import CLEANING_VERSION, excerpt
 from data_prep.config import CleaningConfig
-from data_prep.documents import EXCERPT_BYTES, Rejected
+from data_prep.documents import EXCERPT_BYTES, Part, Rejected
 from data_prep.encoding import NO_TOKEN, Encoder, EncoderSpec, read_spec
 from data_prep.engines import Ragged, ragged
 from data_prep.near_duplicates import (
@@ -84,7 +85,7 @@ def slice_digests(slices: Sequence[Slice], corpus: Corpus, spec: EncoderSpec, cl
     signed = SIGNATURE_VERSION if cleaning.near_duplicates != "off" else None
 
     def digest(parts: Slice) -> str:
-        contents = [[corpus.files[part.file].info.sha256, part.start, part.end, asdict(part.columns)] for part in parts]
+        contents = [[*content_of(part, corpus.files[part.file].hashed), asdict(part.columns)] for part in parts]
         encoding = of_text if all(part.columns.shape == "text" for part in parts) else of_any
         return digest_of([SLICE_VERSION, CLEANING_VERSION, contents, encoding, steps, signed])
 
@@ -119,9 +120,11 @@ class EncodedPart:
     changed: Counter[str]
 
 
-def encode_parts(parts: Slice, encoder: Encoder, cleaning: CleaningConfig) -> EncodedSlice:
-    """Read, clean and encode the documents of a slice."""
-    read = [read_usable(part, encoder, cleaning) for part in parts]
+def encode_parts(
+    parts: Sequence[Part], encoder: Encoder, cleaning: CleaningConfig, limit: int | None = None
+) -> EncodedSlice:
+    """Read, clean and encode the documents of a slice, of each part up to `limit` records."""
+    read = [read_usable(part, encoder, cleaning, limit) for part in parts]
     encoder.begin_slice()
     encoded = [encode_part(one, encoder) for one in read]
     rejected = [one.rejected + part.rejected for one, part in zip(read, encoded, strict=True)]

@@ -7,16 +7,17 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cluster.errors import DataError
-from cluster.files import sha256_of
 from data_prep.archives import SEPARATOR, unpack
+from data_prep.byte_ranges import HashedFile, Told, hashed_file
 from data_prep.config import SourceConfig
 from data_prep.documents import Columns, Part, find_columns
 from data_prep.formats import Format, check_readable, format_of, suffix_of, supported, with_html
+from data_prep.progress import Progress, thread_pool
 from data_prep.shapes import shortened
 from data_prep.shards import SourceFile
 from data_prep.streams import DOCUMENT_BYTES
@@ -34,6 +35,7 @@ class CorpusFile:
     info: SourceFile
     location: Path
     columns: Columns
+    hashed: HashedFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +68,15 @@ Named = tuple[str, Path]  # what the manifest calls a file, and where it lies
 
 
 def find_corpus(
-    sources: Sequence[SourceConfig], downloads: Mapping[str, Sequence[Named]], cache: Path | None = None
+    sources: Sequence[SourceConfig],
+    downloads: Mapping[str, Sequence[Named]],
+    cache: Path | None = None,
+    slice_bytes: int | None = None,
 ) -> Corpus:
     """List, hash and look into the files of all sources.
 
-    `downloads` holds the fetched files of each source that has an address; archives are unpacked in `cache`.
+    `downloads` holds the fetched files of each source that has an address; archives are unpacked in `cache`. What may
+    be cut is hashed by ranges of `slice_bytes` too.
     Raises DataError for a source with nothing to read.
     """
     found: list[FoundFile] = []
@@ -81,8 +87,9 @@ def find_corpus(
         counter.update(others)
         for name, location in named:
             found += expanded(source, name, location, cache, counter)
-    with ThreadPoolExecutor() as pool:
-        files = list(pool.map(corpus_file, found))
+    size = sum(file.location.stat().st_size for file in found if file.problem is None)
+    with thread_pool() as pool, Progress("hashing", size, "bytes") as progress:
+        files = list(pool.map(partial(corpus_file, slice_bytes=slice_bytes, told=progress.advance), found))
     for source in sources:
         check_used(source, [file.columns for file in files if file.info.source == source.label and file.info.bytes])
     for file in files:
@@ -155,13 +162,14 @@ def expanded(
             passed_over[suffix_of(member.name)] += 1
 
 
-def corpus_file(found: FoundFile) -> CorpusFile:
+def corpus_file(found: FoundFile, slice_bytes: int | None = None, told: Told = lambda size: None) -> CorpusFile:
     """Return one file as a member of the corpus, hashed, its columns found from its first rows."""
     source, location = found.source, found.location
     if found.problem is not None:
         columns = Columns(shape="text", format=Format(kind="refused", note=found.problem))
-        info = SourceFile(source=source.label, path=found.name, bytes=0, sha256=hashlib.sha256().hexdigest())
-        return CorpusFile(info=info, location=location.resolve(), columns=columns)
+        nothing = HashedFile(hashlib.sha256().hexdigest(), 0)
+        info = SourceFile(source=source.label, path=found.name, bytes=0, sha256=nothing.sha256)
+        return CorpusFile(info=info, location=location.resolve(), columns=columns, hashed=nothing)
     size = location.stat().st_size
     form = with_html(format_of(location.name) or Format(), source.html)
     check_readable(form, found.name)
@@ -173,8 +181,9 @@ def corpus_file(found: FoundFile) -> CorpusFile:
         columns = Columns(shape="text", format=form)
     layout = columns.layout
     how = layout.changes() if layout is not None and layout.is_whole else {}
-    info = SourceFile(source=source.label, path=found.name, bytes=size, sha256=sha256_of(location), joined=how)
-    return CorpusFile(info=info, location=location.resolve(), columns=columns)
+    hashed = hashed_file(location, slice_bytes if is_cut(columns, size) else None, told)
+    info = SourceFile(source=source.label, path=found.name, bytes=size, sha256=hashed.sha256, joined=how)
+    return CorpusFile(info=info, location=location.resolve(), columns=columns, hashed=hashed)
 
 
 def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> tuple[list[Named], Counter[str]]:
@@ -249,11 +258,14 @@ def cut_slices(corpus: Corpus, slice_bytes: int) -> list[Slice]:
     return [*slices, tuple(group)]
 
 
+def is_cut(columns: Columns, size: int) -> bool:
+    """Tell whether a file of such columns and a size is read by several tasks."""
+    return columns.may_be_cut and (columns.format.has_rows or size > DOCUMENT_BYTES)
+
+
 def parts_of(index: int, file: CorpusFile, slice_bytes: int) -> list[Part]:
     """Return one file as parts of at most `slice_bytes`, or as one part if it must not be cut."""
-    form = file.columns.format
-    is_cut = file.columns.may_be_cut and (form.has_rows or file.info.bytes > DOCUMENT_BYTES)
-    step = slice_bytes if is_cut else max(file.info.bytes, 1)
+    step = slice_bytes if is_cut(file.columns, file.info.bytes) else max(file.info.bytes, 1)
     return [
         Part(
             file=index,

@@ -16,17 +16,17 @@ from data_prep.config import CleaningConfig, DataConfig
 from data_prep.conversations import check_template, dated, read_template, turn_tokens
 from data_prep.documents import Rejected, read_part
 from data_prep.encoding import EncoderSpec, TrainOn
+from data_prep.kept_tokenizers import KeptTokenizer, follows_rules, open_kept
 from data_prep.model_files import CONFIG, found_folder, read_settings
 from data_prep.shards import tokenizer_digest
 from data_prep.sources import Corpus, parts_of
-from data_prep.tokenizer_files import CHATML_TOKENS, GENERIC_CLASSES, add_tokens, open_tokenizer, vocabulary_size
+from data_prep.tokenizer_files import CHATML_TOKENS, add_tokens, open_tokenizer, vocabulary_size
 
 log = logging.getLogger(__name__)
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = [END_OF_TEXT, *CHATML_TOKENS]
 RULES = "tokenizer.json"
-PROBE = "  It's 2,024 words:\n\n\tdef naïve(x): return 'Привет' + \"漢字 🐢\"  # ½ kg\n"
 SAMPLE_BYTES = 16 * 2**20  # of the corpus, to train a tokenizer on
 TRAINING_VERSION = 2  # part of a trained tokenizer's digest: raise it when training changes
 TOKENIZER_FILES = (
@@ -68,31 +68,17 @@ def load_tokenizer(
 def open_data_tokenizer(config: DataConfig, model_path: str | None) -> Any:
     """Open the tokenizer of the configuration or the model, and say if its class changes its rules."""
     folder = tokenizer_folder(config, model_path)
-    tokenizer = open_tokenizer(folder)
-    if not follows_rules(tokenizer, folder / RULES):
+    tokenizer = open_kept(folder)
+    is_kept = isinstance(tokenizer, KeptTokenizer)
+    if not (tokenizer.facts.follows_file if is_kept else follows_rules(tokenizer, folder / RULES)):
         log.warning(
             "the tokenizer %s: transformers opens it as a %s, which makes other ids of a text than its %s says; "
             "to follow the file, set tokenizer_class to PreTrainedTokenizerFast in its tokenizer_config.json",
             folder,
-            type(tokenizer).__name__,
+            tokenizer.facts.class_name if is_kept else type(tokenizer).__name__,
             RULES,
         )
     return tokenizer
-
-
-def follows_rules(tokenizer: Any, rules: Path) -> bool:
-    """Tell whether a tokenizer makes the ids of a text that the file of its rules says, as far as a probe tells.
-
-    transformers 5 builds the rules of its classes anew and takes only the vocabulary from the file.
-    """
-    if type(tokenizer).__name__ in GENERIC_CLASSES or not rules.is_file():
-        return True
-    from tokenizers import Tokenizer
-
-    stored = Tokenizer.from_file(str(rules))
-    stored.no_padding()
-    stored.no_truncation()
-    return bool(stored.encode(PROBE, add_special_tokens=False).ids == tokenizer.encode(PROBE, add_special_tokens=False))
 
 
 def with_template(tokenizer: Any, config: DataConfig, *, is_text: bool, may_add_tokens: bool) -> DataTokenizer:
@@ -105,16 +91,32 @@ def with_template(tokenizer: Any, config: DataConfig, *, is_text: bool, may_add_
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    added = []
-    if config.chat_template == "chatml" and not is_text:
+    added: list[str] = []
+    if config.chat_template == "chatml" and not is_text and lacks_chatml(tokenizer):
+        if isinstance(tokenizer, KeptTokenizer):  # which cannot be added to
+            opened = open_tokenizer(Path(tokenizer.name_or_path))
+            opened.chat_template, opened.pad_token = tokenizer.chat_template, tokenizer.pad_token
+            tokenizer = opened
         added = add_chatml_tokens(tokenizer, may_add_tokens=may_add_tokens)
     return DataTokenizer(tokenizer=tokenizer, added_tokens=added)
+
+
+def lacks_chatml(tokenizer: Any) -> bool:
+    """Tell whether a tokenizer has not all tokens of ChatML."""
+    return any(tokenizer.backend_tokenizer.token_to_id(token) is None for token in CHATML_TOKENS)
+
+
+def digest_of_rules(tokenizer: Any) -> str:
+    """Return what `tokenizer_digest` gives for a tokenizer, without the work if it was kept."""
+    return tokenizer.facts.digest if isinstance(tokenizer, KeptTokenizer) else tokenizer_digest(tokenizer)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write a tokenizer's folder, whole or not at all. Raises DataError if it would be opened as another one."""
     with whole_folder(folder) as partial:
         tokenizer.save_pretrained(partial)
+        if isinstance(tokenizer, KeptTokenizer):  # then that was tried when it was kept
+            return
         if tokenizer_digest(open_tokenizer(partial)) != tokenizer_digest(tokenizer):
             raise DataError(
                 f"the tokenizer {tokenizer.name_or_path} is another one after transformers has saved and opened it "
@@ -292,5 +294,7 @@ def choose_template(tokenizer: Any) -> tuple[str | None, str]:
 
 def adds_bos(tokenizer: Any) -> bool:
     """Tell whether the tokenizer begins every text with its bos token by itself."""
+    if isinstance(tokenizer, KeptTokenizer):
+        return tokenizer.facts.adds_bos
     ids = tokenizer("a")["input_ids"]
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]

@@ -49,5 +49,8 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[str]:
 
 def vocabulary_size(tokenizer: Any) -> int:
     """Return how many rows an embedding needs for every id of a tokenizer; ids may leave gaps."""
+    known: int | None = getattr(tokenizer, "vocabulary_size", None)  # of one that was kept
+    if known is not None:
+        return known
     ids: dict[str, int] = tokenizer.get_vocab()
     return 1 + max(ids.values())

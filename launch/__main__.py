@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cluster.environment import World, read_world
-from cluster.errors import EXIT_DONE, EXIT_FAILED, DamagedRowsError, ShardlineError, exit_code_of
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, DamagedRowsError, ShardlineError, exit_code_of
 from cluster.journal import set_up_logging
 from cluster.stop import ignore_signals
 from launch.wording import with_run_named
@@ -210,7 +210,12 @@ def told(error: BaseException) -> str:
 
 def entry() -> NoReturn:
     open_closed_streams()
-    sys.exit(main())
+    code = main()
+    if code == EXIT_INTERRUPTED:  # threads that wait for a server or a disk would be waited for
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def open_closed_streams() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from cluster.errors import ConfigError, DataError
 from cluster.locks import LockFile
 from data_prep import download as module
 from data_prep.config import SourceConfig
-from data_prep.download import Download, Progress, cache_path, fetch, fetch_all
+from data_prep.download import Download, cache_path, fetch, fetch_all
 from data_prep.listing import fetch_sources
 from data_prep.transfer import retry_after_s
 
@@ -155,17 +154,6 @@ def test_all_that_failed_is_listed_at_the_end_and_the_rest_is_kept(server, tmp_p
         fetch_all(downloads)
 
     assert len([path for path in tmp_path.iterdir() if path.suffix == ".txt"]) == 2
-
-
-def test_progress_tells_rate_and_time_left(caplog, monkeypatch):
-    caplog.set_level(logging.INFO)
-    progress = Progress(3, 4_000_000)
-    progress.began -= 2.0
-    progress.told -= module.PROGRESS_S
-
-    progress.count(1_000_000)
-
-    assert "fetched 0 of 3 files, 1.0 MB, 0.5 MB/s, 6 s left" in caplog.text
 
 
 FETCHER = """

@@ -1,0 +1,134 @@
+"""How far long work is, how fast it goes and how long it takes: one line in place on a terminal, or lines of a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TextIO, TypeVar
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+QUIET_S = 2.0  # work that takes no longer says nothing
+LOG_S = 10.0  # between two lines of a log
+DRAW_S = 0.2  # between two looks of the line on a terminal
+ERASE = "\r\x1b[K"
+UNITS = {"bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))}
+
+
+class StoppedError(Exception):
+    """The work is over for those who wait for it: a thread that still counts may end."""
+
+
+class Progress:
+    """Counts what is done of some work, from any thread, and tells it; the line on a terminal goes when it ends.
+
+    `total` is None where nobody knows how much there is.
+    """
+
+    def __init__(self, what: str, total: float | None, unit: str, stream: TextIO | None = None) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.stream = stream or sys.stderr
+        self.in_place = self.stream.isatty()
+        self.done = 0.0
+        self.is_over = self.is_drawn = False
+        self.began = time.monotonic()
+        self.next_told = self.began + (QUIET_S if self.in_place else LOG_S)
+        self.mutex = threading.Lock()
+
+    def __enter__(self) -> Self:
+        if self.in_place:
+            for handler in logging.getLogger().handlers:
+                handler.addFilter(self.make_room)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.is_over = True
+        for handler in logging.getLogger().handlers:
+            handler.removeFilter(self.make_room)
+        self.erase()
+
+    def advance(self, amount: float = 1) -> None:
+        """Count; tell it if it is time. Raises StoppedError when the work is over."""
+        if self.is_over:
+            raise StoppedError
+        with self.mutex:
+            self.done += amount
+            now = time.monotonic()
+            if now < self.next_told:
+                return
+            self.next_told = now + (DRAW_S if self.in_place else LOG_S)
+            line = self.line(now)
+            if not self.in_place:
+                log.info("%s", line)
+            elif not self.is_over:
+                self.is_drawn = True
+                self.stream.write(f"{ERASE}{line}")
+                self.stream.flush()
+
+    def line(self, now: float) -> str:
+        """Return the state in words: the share, the rate and the time left."""
+        elapsed_s = max(now - self.began, 1e-9)
+        rate = self.done / elapsed_s
+        speed = f"{amount_of(rate, self.unit)}/s"
+        if self.total is None:
+            return f"{self.what}: {amount_of(self.done, self.unit)}, {speed}"
+        share = min(1.0, self.done / self.total) if self.total else 1.0
+        left = f", {duration(max(0.0, self.total - self.done) / rate)} left" if rate else ""
+        return f"{self.what}: {share:.0%} of {amount_of(self.total, self.unit)}, {speed}{left}"
+
+    def make_room(self, record: logging.LogRecord) -> bool:
+        """Erase the line before another one is logged; a filter of the root's handlers."""
+        self.erase()
+        return True
+
+    def erase(self) -> None:
+        if self.is_drawn:
+            self.is_drawn = False
+            self.stream.write(ERASE)
+            self.stream.flush()
+
+
+def amount_of(value: float, unit: str) -> str:
+    """Return an amount for people: bytes in their thousands, other things by number."""
+    for size, name in UNITS.get(unit, ()):
+        if value >= size:
+            return f"{value / size:.1f} {name}" if size > 1 else f"{value:.0f} {name}"
+    return f"{value:,.1f} {unit}" if value < 10 and value != int(value) else f"{value:,.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: 42 s, 3:05 min, 2:10 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def counted(items: Iterable[Item], amounts: Iterable[float], what: str, total: float, unit: str) -> Iterator[Item]:
+    """Yield items and tell how far they are; each counts as its amount when it comes."""
+    with Progress(what, total, unit) as progress:
+        for item, amount in zip(items, amounts, strict=True):
+            progress.advance(amount)
+            yield item
+
+
+@contextmanager
+def thread_pool(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """Give a pool of threads; an error, or Ctrl-C, does not wait for what they do."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
