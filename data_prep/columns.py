@@ -16,7 +16,8 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from data_prep.documents import Document, Part, Raw, Rejected, document_of, raw_records
+from data_prep.documents import Document, Part, Rejected, document_of
+from data_prep.records import Raw, raw_records
 from data_prep.shapes import EXTRA_COLUMNS
 from data_prep.streams import END, ObjectionError, open_stream, read_lines
 from data_prep.tables import parquet_batches, rows_of
@@ -59,26 +60,28 @@ def column_or_raw(part: Part) -> Iterator[Texts | Sequence[Raw]]:
     columns = part.columns
     path, form = Path(part.location), columns.format
     wanted = (*columns.names, *EXTRA_COLUMNS)
-    try:
-        if len(columns.names) == 1 and form.kind == "jsonl":
-            with open_stream(path, form.compression) as stream:
-                whole = form.compression is not None
-                yield from json_columns(stream, 0 if whole else part.start, END if whole else part.end, *columns.names)
-        elif len(columns.names) == 1 and form.kind == "parquet":
-            for found in parquet_batches(path, part.start, part.end, wanted):
-                yield [found] if isinstance(found, ObjectionError) else table_column(found, *columns.names)
-        else:
-            for raw in raw_records(path, form, part.start, part.end, wanted):
-                yield [raw]
-    except ObjectionError as objection:
-        yield [objection]
+    if len(columns.names) == 1 and form.kind == "jsonl":
+        start, end = (part.start, part.end) if form.is_plain else (0, END)
+        with open_stream(path, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
+            yield from json_columns(stream, start, end, *columns.names)
+    elif len(columns.names) == 1 and form.kind == "parquet":
+        for found in parquet_batches(path, part.start, part.end, wanted):
+            yield [found] if isinstance(found, ObjectionError) else table_column(found, *columns.names)
+    else:
+        for raw in raw_records(path, form, part.start, part.end, wanted):
+            yield [raw]
+    if part.stamp is not None:
+        part.stamp.check()
 
 
 def json_columns(stream: BinaryIO, start: int, end: int, name: str) -> Iterator[Texts | Sequence[Raw]]:
-    """Yield the lines whose first byte lies in `start` to `end`, as the texts in their column `name` where they can."""
+    """Yield the lines whose first byte lies in `start` to `end`, as the texts in their column `name` where they can.
+
+    Damage is an objection that follows the lines before it.
+    """
     lines: list[bytes | ObjectionError] = []
     size = 0
-    for line in read_lines(stream, start, end):
+    for line in whole_lines(stream, start, end):
         lines.append(line)
         size += 0 if isinstance(line, ObjectionError) else len(line)
         if size >= BLOCK_BYTES:
@@ -86,6 +89,14 @@ def json_columns(stream: BinaryIO, start: int, end: int, name: str) -> Iterator[
             lines, size = [], 0
     if lines:
         yield json_column(lines, name) or lines
+
+
+def whole_lines(stream: BinaryIO, start: int, end: int) -> Iterator[bytes | ObjectionError]:
+    """Yield lines, and as the last one why there are no more, if the file is damaged."""
+    try:
+        yield from read_lines(stream, start, end)
+    except ObjectionError as objection:
+        yield objection
 
 
 def json_column(lines: Sequence[bytes | ObjectionError], name: str) -> Texts | None:

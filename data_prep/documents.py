@@ -11,18 +11,16 @@ from typing import Any
 
 from cluster.errors import DataError
 from data_prep.formats import Format
-from data_prep.pages import extract_text, limit_of
+from data_prep.records import Raw, raw_records
 from data_prep.shapes import EXTRA_COLUMNS, Fields, Shape, Turn, columns_of, example_fields, shortened, turns_of_row
-from data_prep.streams import ObjectionError, open_stream, read_lines, read_texts
-from data_prep.tables import read_arrow, read_csv, read_parquet, split_json
+from data_prep.stamps import Stamp
+from data_prep.streams import ObjectionError
 
 __all__ = ["Columns", "Document", "Part", "Rejected", "Turn", "document_of", "find_columns", "raw_records", "read_part"]
 
 SNIFFED_RECORDS = 100
 EXCERPT_BYTES = 500
 TEXT, JSONL = Format(), Format(kind="jsonl")
-
-Raw = bytes | str | Mapping[str, Any] | ObjectionError  # bytes: JSON of a row, or a text; str: an extracted text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,8 @@ class Part:
     start: int
     end: int
     columns: Columns
+    stamp: Stamp | None = None
+    """What the file was when it was hashed; not part of what a slice is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,8 @@ def read_part(part: Part) -> Iterator[Document | Rejected]:
     records = raw_records(Path(part.location), columns.format, part.start, part.end, wanted)
     for record, raw in enumerate(records):
         yield document_of(record, raw, columns)
+    if part.stamp is not None:
+        part.stamp.check()
 
 
 def document_of(record: int, raw: Raw, columns: Columns) -> Document | Rejected:
@@ -77,7 +79,10 @@ def document_of(record: int, raw: Raw, columns: Columns) -> Document | Rejected:
     try:
         return Document(record, columns.shape, turns_of(raw, columns))
     except ObjectionError as objection:
-        return Rejected(record, str(objection), excerpt_of(raw))
+        reason = str(objection)
+        if reason == "invalid UTF-8" and columns.format.encoding is not None:
+            reason = f"invalid {columns.format.encoding}"
+        return Rejected(record, reason, excerpt_of(raw))
 
 
 def excerpt_of(raw: Raw) -> str:
@@ -85,42 +90,6 @@ def excerpt_of(raw: Raw) -> str:
     if isinstance(raw, bytes):
         return raw[:EXCERPT_BYTES].decode("utf-8", "replace")
     return "" if isinstance(raw, ObjectionError) else str(raw)[:EXCERPT_BYTES]
-
-
-def raw_records(path: Path, form: Format, start: int, end: int, wanted: tuple[str, ...] | None = None) -> Iterator[Raw]:
-    """Yield the records of a range of a file, of tables only the `wanted` columns.
-
-    An objection stands for a record that cannot be read, or for all that follows where a file is damaged.
-    """
-    try:
-        if form.kind == "refused":
-            yield ObjectionError(str(form.note))
-        elif form.kind == "text":
-            yield from read_texts(path, form.compression, start, end)
-        elif form.kind == "parquet":
-            yield from read_parquet(path, start, end, wanted)
-        elif form.kind == "arrow":
-            yield from read_arrow(path, wanted)
-        else:
-            yield from streamed_records(path, form, start, end)
-    except ObjectionError as objection:
-        yield objection
-
-
-def streamed_records(path: Path, form: Format, start: int, end: int) -> Iterator[Raw]:
-    """Yield the records of a file that is read from its beginning to its end."""
-    with open_stream(path, form.compression) as stream:
-        if form.kind == "jsonl":
-            yield from read_lines(stream, start, end) if form.compression is None else read_lines(stream)
-        elif form.kind == "json":
-            yield from split_json(stream)
-        elif form.kind in ("csv", "tsv"):
-            yield from read_csv(stream, "\t" if form.kind == "tsv" else None)
-        else:
-            data = stream.read(limit_of(form.kind) + 1)
-            if len(data) > limit_of(form.kind):
-                raise ObjectionError(f"page of more than {limit_of(form.kind) >> 20} MiB")
-            yield extract_text(form.kind, data)
 
 
 def turns_of(raw: Raw, columns: Columns) -> tuple[Turn, ...]:

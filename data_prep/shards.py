@@ -83,12 +83,13 @@ class ListedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One file that documents were read from."""
+    """One file that documents were read from; `reading` is how, as JSON, where its name does not tell."""
 
     source: str
     path: str
     bytes: int
     sha256: str
+    reading: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

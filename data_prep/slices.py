@@ -26,15 +26,16 @@ from cluster.files import digest_of, whole_file
 from data_prep.blocks import arrow_array, numpy_array
 from data_prep.cleaning import CLEANING_VERSION
 from data_prep.config import CleaningConfig
-from data_prep.documents import Part, raw_records
+from data_prep.documents import Part
 from data_prep.encoding import Encoder, EncoderSpec, UnusableDocumentError, read_spec
 from data_prep.engines import Ragged, ragged
 from data_prep.near_duplicates import SIGNATURE_VERSION
 from data_prep.reading import ReadPart, read_usable
+from data_prep.records import raw_records
 from data_prep.rejects import Sample, drawn
 from data_prep.sources import Corpus, Slice
 
-SLICE_VERSION = 4  # part of every slice's digest: raise it when reading, encoding or this format changes
+SLICE_VERSION = 5  # part of every slice's digest: raise it when reading, encoding or this format changes
 
 Mask = npt.NDArray[np.uint8]
 

@@ -1,9 +1,7 @@
-"""Rows out of JSON, CSV, Parquet and Arrow files, one at a time."""
+"""Rows out of JSON, Parquet and Arrow files, one at a time."""
 
 from __future__ import annotations
 
-import csv
-import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.streams import CHUNK_BYTES, DOCUMENT_BYTES, TOO_LONG, ObjectionError, raise_if_disk, read_lines
+from data_prep.streams import CHUNK_BYTES, DOCUMENT_BYTES, TOO_LONG, ObjectionError, raise_if_disk, require_whole
 
 Row = Mapping[str, Any]
 
@@ -94,50 +92,8 @@ def split_json(stream: BinaryIO) -> Iterator[bytes | ObjectionError]:
         while chunk.endswith(b"\\") and (more := stream.read(1)):
             chunk += more
         yield from splitter.feed(chunk)
+    require_whole(stream)
     yield from splitter.take()  # what is left if the file ends early
-
-
-def read_csv(stream: BinaryIO, delimiter: str | None) -> Iterator[Row | ObjectionError]:
-    """Yield the rows of a CSV file with a header; without a `delimiter`, the header tells it: comma or semicolon."""
-    csv.field_size_limit(DOCUMENT_BYTES)
-    too_long: list[int] = []
-    lines = decoded_lines(stream, too_long)
-    header = next(lines, "").removeprefix("\ufeff")
-    if delimiter is None:
-        delimiter = ";" if header.count(";") > header.count(",") else ","
-    rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter)
-    names = next(rows, [])
-    while True:
-        try:
-            values = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield ObjectionError(TOO_LONG if "limit" in str(error) else f"bad CSV ({error})")
-            continue
-        yield ObjectionError(TOO_LONG) if too_long else row_of(names, values)
-        too_long.clear()
-
-
-def decoded_lines(stream: BinaryIO, too_long: list[int]) -> Iterator[str]:
-    """Yield lines as text, wrong bytes as lone surrogates; for a too long one a blank, and a note in `too_long`."""
-    for line in read_lines(stream):
-        if isinstance(line, ObjectionError):
-            too_long.append(1)
-            yield " \n"
-        else:
-            yield line.decode("utf-8", "surrogateescape") + "\n"
-
-
-def row_of(names: Sequence[str], values: Sequence[str]) -> Row | ObjectionError:
-    """Return a line's values by column, or why it is no row."""
-    if not values:
-        return ObjectionError("blank line")
-    if len(values) != len(names):
-        return ObjectionError("another number of columns than the header")
-    if any("\udc80" <= character <= "\udcff" for value in values if not value.isascii() for character in value):
-        return ObjectionError("invalid UTF-8")
-    return dict(zip(names, values, strict=True))
 
 
 def read_parquet(path: Path, start: int, end: int, wanted: Sequence[str] | None) -> Iterator[Row | ObjectionError]:

@@ -1,0 +1,203 @@
+"""Rows out of CSV and TSV: by the rules of the format where a file keeps them, line by line where it does not."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+from data_prep.formats import Format
+from data_prep.streams import DOCUMENT_BYTES, TOO_LONG, ObjectionError, read_lines
+
+SEPARATORS = (",", ";", "\t", "|")
+NO_SEPARATOR = "\x1f"  # of a single column of bare text, whatever punctuation it has
+EXCEL_HINT = re.compile(r"sep=(.)\s*")  # Excel's own first line, which is no row
+CELL_LINES = 100_000  # of one quoted cell: one that is never closed takes no more
+WRONG_WIDTH = "another number of columns than the header"
+
+Line = str | ObjectionError
+
+
+class LineFeed:
+    """Lines for the csv module: what it took for its row is known, and can be put back."""
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self.lines = lines
+        self.back: deque[str] = deque()
+        self.taken: list[str] = []
+        self.objection: ObjectionError | None = None
+
+    def __iter__(self) -> LineFeed:
+        return self
+
+    def __next__(self) -> str:
+        if len(self.taken) >= CELL_LINES:
+            raise StopIteration
+        line = self.back.popleft() if self.back else next(self.lines)
+        if isinstance(line, ObjectionError):
+            self.objection, line = line, " \n"
+        self.taken.append(line)
+        return line
+
+    def put_back(self) -> str:
+        """Return the first line that was taken and put the others back."""
+        self.back.extendleft(reversed(self.taken[1:]))
+        return self.taken[0]
+
+
+def read_csv(stream: BinaryIO, form: Format) -> Iterator[dict[str, str] | ObjectionError]:
+    """Yield the rows of a CSV or TSV file."""
+    csv.field_size_limit(DOCUMENT_BYTES)
+    rows = split_rows(decoded_lines(stream), form.separator, quoted=form.quoted)
+    names: Sequence[str] = form.names
+    for row in rows:
+        if isinstance(row, ObjectionError):
+            yield row
+        elif not names:
+            names = distinct(row)
+        else:
+            yield named_row(names, row)
+
+
+def decoded_lines(stream: BinaryIO) -> Iterator[Line]:
+    """Yield lines as text, wrong bytes as lone surrogates; without a byte order mark or Excel's hint."""
+    for number, line in enumerate(read_lines(stream)):
+        if isinstance(line, ObjectionError):
+            yield line
+            continue
+        text = line.decode("utf-8", "surrogateescape") + "\n"
+        if number == 0:
+            text = text.removeprefix("\ufeff")
+            if EXCEL_HINT.fullmatch(text):
+                continue
+        yield text
+
+
+def split_rows(lines: Iterator[Line], separator: str, *, quoted: bool) -> Iterator[list[str] | ObjectionError]:
+    """Yield each row's cells. The width of a row that breaks the rules of quoting is that of the first row, or it is
+    no row: its first line is taken as it stands, and the lines after it are read anew.
+    """
+    feed = LineFeed(lines)
+    rows = csv.reader(feed, delimiter=separator, strict=True) if quoted else bare_rows(feed, separator)
+    width = 0
+    while True:
+        feed.taken.clear()
+        try:
+            row: list[str] | ObjectionError = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            row = feed.put_back().rstrip("\n").split(separator)
+            if len(row) != width:
+                row = ObjectionError(TOO_LONG if "limit" in str(error) else f"bad CSV ({error})")
+        width = width or (len(row) if isinstance(row, list) else 0)
+        yield row if feed.objection is None else feed.objection
+        feed.objection = None
+
+
+def bare_rows(feed: LineFeed, separator: str) -> Iterator[list[str]]:
+    """Yield the cells of each line as they stand."""
+    for line in feed:
+        yield line.rstrip("\n").split(separator) if line != "\n" else []
+        feed.taken.clear()
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Return a header's names, those that come again with a number: none hides another."""
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        result.append(f"{name}.{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return result
+
+
+def named_row(names: Sequence[str], values: Sequence[str]) -> dict[str, str] | ObjectionError:
+    """Return a row's values by column, or why it is no row."""
+    if not values:
+        return ObjectionError("blank line")
+    if len(values) != len(names):
+        return ObjectionError(WRONG_WIDTH)
+    if any("\udc80" <= character <= "\udcff" for value in values if not value.isascii() for character in value):
+        return ObjectionError("invalid UTF-8")
+    return dict(zip(names, values, strict=True))
+
+
+def table_layout(lines: Sequence[str], separator: str | None) -> tuple[str, bool]:
+    """Return what separates the cells of a table that begins with these lines, and whether quotes enclose cells.
+
+    Each way to read the lines leaves some unexplained; the one that leaves the fewest is right. Of separators, those
+    come first that are in the first line: else the file has one column.
+    """
+    csv.field_size_limit(DOCUMENT_BYTES)
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        return separator or ",", True
+    if hint := EXCEL_HINT.fullmatch(lines[0]):
+        return separator or hint[1], is_quoted(lines[1:], separator or hint[1])
+    if separator is None:
+        present = [mark for mark in SEPARATORS if mark in lines[0]] or [",", NO_SEPARATOR]
+        separator = min(present, key=lambda mark: (unexplained(lines, mark), -len(lines[0].split(mark))))
+    return separator, is_quoted(lines, separator)
+
+
+def unexplained(lines: Sequence[str], separator: str) -> int:
+    return min(unexplained_bare(lines, separator), unexplained_quoted(lines, separator))
+
+
+def unexplained_bare(lines: Sequence[str], separator: str) -> int:
+    """Count the lines that have not the first one's number of separators."""
+    expected = lines[0].count(separator) if lines else 0
+    return sum(line.count(separator) != expected for line in lines)
+
+
+def unexplained_quoted(lines: Sequence[str], separator: str) -> int:
+    """Count the lines that rules of quoting do not explain: those of rows of another width than the first, where the
+    rules are broken, and lines inside of a cell that look like rows themselves.
+    """
+    feed = LineFeed(iter(lines))
+    rows = csv.reader(feed, delimiter=separator, strict=True)
+    width, count = 0, 0
+    while True:
+        feed.taken.clear()
+        try:
+            row = next(rows)
+        except StopIteration:
+            return count
+        except csv.Error:
+            feed.put_back()
+            count += 1
+            continue
+        width = width or len(row)
+        if len(row) != width:
+            count += len(feed.taken)
+        elif len(feed.taken) > 1:
+            count += max(sum(line.count(separator) == width - 1 for line in feed.taken) - 1, 0)
+
+
+def is_quoted(lines: Sequence[str], separator: str) -> bool:
+    """Tell whether quotes enclose cells. In TSV they rarely do: there it takes signs of a program that encloses."""
+    if not any('"' in line for line in lines):
+        return separator != "\t"
+    bare, quoted = unexplained_bare(lines, separator), unexplained_quoted(lines, separator)
+    if separator != "\t" or bare or quoted:
+        return quoted <= bare
+    cells = [cell for line in lines for cell in line.rstrip("\r\n").split("\t")]
+    enclosed = [cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"']
+    if not enclosed:
+        return False
+    header = lines[0].rstrip("\r\n").split("\t")
+    has_doubled = any('""' in cell[1:-1] and '"' not in cell[1:-1].replace('""', "") for cell in enclosed)
+    as_excel = all("," in cell or '"' in cell[1:-1] for cell in enclosed) and not any(
+        "," in cell for cell in cells if not cell.startswith('"')
+    )
+    return has_doubled or as_excel or all(name in enclosed for name in header)
+
+
+def first_cells(lines: Sequence[str], form: Format) -> list[str]:
+    """Return the cells of a table's first row."""
+    rows: Any = split_rows(iter(lines), form.separator, quoted=form.quoted)
+    row = next((row for row in rows if isinstance(row, list) and not EXCEL_HINT.fullmatch("".join(row))), [])
+    return list(row)

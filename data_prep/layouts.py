@@ -1,0 +1,197 @@
+"""How a text file is laid out, told by a look at its beginning: encoding, ends of lines, what separates its cells.
+
+Nothing is guessed in silence: without a byte order mark and an `encoding` a text is UTF-8, or it is said that it is
+not, and what to write.
+"""
+
+from __future__ import annotations
+
+import codecs
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.errors import DataError
+from data_prep.cells import decoded_lines, first_cells, table_layout
+from data_prep.config import SourceConfig
+from data_prep.formats import ENCODED_KINDS, LINE_KINDS, TABLE_KINDS, Format
+from data_prep.streams import ObjectionError, open_stream
+
+log = logging.getLogger(__name__)
+
+LOOK_BYTES = 2**20
+WIKI_BYTES = 4096
+LINE_BYTES = 400  # a line has about so many, where a file has few ends of lines
+WRONG_SHARE = 0.2  # of lines with bytes that are not UTF-8: from here on the whole file is in another encoding
+SURE_CHARACTERS = 8  # that are valid UTF-8 beyond ASCII are no accident
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+BINARY = "not text: it has NUL bytes"
+
+
+def with_layout(form: Format, location: Path, name: str, source: SourceConfig) -> Format:
+    """Return a file's format with what its beginning tells. Raises DataError if `columns` or `encoding` are wrong."""
+    if form.kind not in ENCODED_KINDS:
+        return form
+    try:
+        data, is_whole = beginning(location, form)
+    except ObjectionError:
+        return form  # a bomb; reading meets it too, and counts it
+    if form.kind == "xml" and b"<mediawiki" in data[:WIKI_BYTES]:
+        return replace(form, kind="wikipedia")
+    form = with_encoding(form, data, name, source.encoding, is_whole=is_whole)
+    if form.kind not in LINE_KINDS:
+        return form
+    text = data
+    if form.encoding is not None:
+        with open_stream(location, form.compression, form.encoding) as stream:
+            text = stream.read(LOOK_BYTES)
+    if b"\r" in text and b"\n" not in text:
+        form = replace(form, cr_lines=True)
+    return with_table(form, location, name, source) if form.kind in TABLE_KINDS else form
+
+
+def beginning(location: Path, form: Format) -> tuple[bytes, bool]:
+    """Return a file's first bytes as they are, and whether that is all; of a damaged file, those before the damage."""
+    with open_stream(location, form.compression) as stream:
+        data = stream.read(LOOK_BYTES)
+    return data, len(data) < LOOK_BYTES
+
+
+def with_encoding(form: Format, data: bytes, name: str, given: str | None, *, is_whole: bool) -> Format:
+    """Return a format with the encoding that a mark or the source tells; a file in another is refused, or warned of."""
+    for mark, told in BYTE_ORDER_MARKS:
+        if data.startswith(mark):
+            return replace(form, encoding=told)
+    wrong, right = counted(data, is_whole=is_whole)
+    has_mark = data.startswith(codecs.BOM_UTF8)
+    if given is not None and given != "utf-8" and not has_mark:
+        is_utf8 = not wrong and (
+            right >= SURE_CHARACTERS or (given.startswith(("utf-16", "utf-32")) and data.isascii())
+        )
+        if is_utf8 and b"\0" not in data and data:
+            raise DataError(f"{name}: this file is UTF-8, not {given}; give it a source of its own without `encoding`")
+        return replace(form, encoding=given)
+    if form.kind in ("article", "page", "xml"):
+        return form  # they say themselves what they are in
+    if note := nul_note(data, form.kind):
+        return replace(form, kind="refused", note=note)
+    if not wrong:
+        return form
+    lines = max(data.count(b"\n") + data.count(b"\r"), len(data) // LINE_BYTES, 1)
+    is_one = form.kind in ("text", "notebook") and is_whole
+    if wrong > right and (is_one or wrong >= WRONG_SHARE * lines):
+        return replace(form, kind="refused", note=f"not UTF-8: write its `encoding`, such as {likely(data)}")
+    log.warning(
+        "%s: %d places in its first %d bytes are not UTF-8, and records with such are rejected; "
+        "if all of it is in another encoding, write it below the source, for example `encoding: %s`",
+        name,
+        wrong,
+        len(data),
+        likely(data),
+    )
+    return form
+
+
+def counted(data: bytes, *, is_whole: bool) -> tuple[int, int]:
+    """Return how many bytes are not UTF-8, and how many characters beyond ASCII are."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    text = decoder.decode(data, is_whole)
+    if text.isascii():
+        return 0, 0
+    beyond = len(text) - len(text.encode("ascii", "ignore"))
+    wrong = len(text) - len(text.encode("utf-8", "ignore").decode())
+    return wrong, beyond - wrong
+
+
+def nul_note(data: bytes, kind: str) -> str | None:
+    """Return why data with many NUL bytes is no text, or what to write: UTF-16 has one beside each ASCII character.
+
+    Rows that a dead machine's disk filled up with NUL bytes are still rows.
+    """
+    if data.count(0) * 100 < len(data) or not data:
+        return None
+    for unit, names in ((4, ("utf-32-be", "utf-32-le")), (2, ("utf-16-be", "utf-16-le"))):
+        for at, name in ((0, names[0]), (unit - 1, names[1])):
+            column = data[at::unit]
+            other = data[unit - 1 - at :: unit]
+            if column.count(0) * 2 > len(column) and other.count(0) * 50 < len(other):
+                return f"NUL bytes, as in text without a byte order mark: write `encoding: {name}`"
+    return BINARY if kind == "text" else None
+
+
+def likely(data: bytes) -> str:
+    """Return the encoding of western Europe that the bytes allow."""
+    try:
+        data.decode("cp1252")
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "cp1252"
+
+
+def with_table(form: Format, location: Path, name: str, source: SourceConfig) -> Format:
+    """Return a table's format with what separates its cells, whether they are quoted, and its columns' names."""
+    lines = looked_at_lines(location, form)
+    separator, quoted = table_layout(lines, source.separator or ("\t" if form.kind == "tsv" else None))
+    form = replace(form, separator=separator, quoted=quoted)
+    if source.columns is None:
+        return form
+    first = first_cells(lines, form)
+    if len(first) != len(source.columns):
+        raise DataError(
+            f"{name}: its first row has {len(first)} cells, but `columns` of the source names {len(source.columns)}; "
+            f"the row is {excerpt(first)}; name every column, or write what separates them: `separator: ...`"
+        )
+    if [cell.strip().lower() for cell in first] == [column.lower() for column in source.columns]:
+        raise DataError(f"{name}: its first line is a header of these names; leave `columns` out of the source")
+    return replace(form, names=tuple(source.columns))
+
+
+def looked_at_lines(location: Path, form: Format) -> list[str]:
+    """Return the whole lines among a table's first LOOK_BYTES."""
+    lines: list[str] = []
+    size = 0
+    try:
+        with open_stream(location, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
+            for line in decoded_lines(stream):
+                if isinstance(line, ObjectionError):
+                    continue
+                lines.append(line)
+                size += len(line)
+                if size > LOOK_BYTES:
+                    break
+    except ObjectionError:
+        return lines  # what stands before the damage, which reading counts
+    return lines
+
+
+def header_hint(location: Path, form: Format) -> str:
+    """Return what to add to the message about columns that are not understood: the first line may be a row."""
+    first = first_cells(looked_at_lines(location, form), form)
+    wanted = ", ".join(["prompt", "completion"] if len(first) == 2 else [f"column{n}" for n, _ in enumerate(first, 1)])
+    if is_data(first):
+        return f"Its first line is no header but a row ({excerpt(first)}); name its columns: `columns: [{wanted}]`"
+    return f"If its first line is a row and no header, name the columns: `columns: [{wanted}]`"
+
+
+def is_data(cells: Sequence[str]) -> bool:
+    """Tell whether a first line is plainly a row: names are short, distinct, and neither numbers nor sentences."""
+    if len(set(cells)) < len(cells):
+        return True
+    return any(
+        len(cell) > 60 or len(cell.split()) > 5 or cell.strip().endswith((".", "?", "!")) or is_number(cell)
+        for cell in cells
+    )
+
+
+def is_number(cell: str) -> bool:
+    return cell.strip().lstrip("+-").replace(".", "", 1).replace(",", "", 1).isdigit()
+
+
+def excerpt(cells: Sequence[str]) -> str:
+    return " | ".join(cell if len(cell) <= 40 else f"{cell[:40]}..." for cell in cells)[:200]
