@@ -125,11 +125,12 @@ def named_row(names: Sequence[str], values: Sequence[str]) -> dict[str, str] | O
     return dict(zip(names, values, strict=True))
 
 
-def table_layout(lines: Sequence[str], separator: str | None) -> tuple[str, bool]:
+def table_layout(lines: Sequence[str], separator: str | None, width: int = 0) -> tuple[str, bool]:
     """Return what separates the cells of a table that begins with these lines, and whether quotes enclose cells.
 
-    Each way to read the lines leaves some unexplained; the one that leaves the fewest is right. Of separators, those
-    come first that are in the first line: else the file has one column.
+    `width` is the number of its columns, if that is known. Each way to read the lines leaves some unexplained; the one
+    that leaves the fewest is right. Of separators, those come first that are in the first line: else the file has one
+    column.
     """
     csv.field_size_limit(DOCUMENT_BYTES)
     lines = [line for line in lines if line.strip()]
@@ -139,12 +140,16 @@ def table_layout(lines: Sequence[str], separator: str | None) -> tuple[str, bool
         return separator or hint[1], is_quoted(lines[1:], separator or hint[1])
     if separator is None:
         present = [mark for mark in SEPARATORS if mark in lines[0]] or [",", NO_SEPARATOR]
-        separator = min(present, key=lambda mark: (unexplained(lines, mark), -len(lines[0].split(mark))))
+        separator = min(present, key=lambda mark: unexplained(lines, mark, width))
     return separator, is_quoted(lines, separator)
 
 
-def unexplained(lines: Sequence[str], separator: str) -> int:
-    return min(unexplained_bare(lines, separator), unexplained_quoted(lines, separator))
+def unexplained(lines: Sequence[str], separator: str, width: int) -> tuple[bool, int, int, int]:
+    """Return what speaks against a separator, the gravest first."""
+    first = next(split_rows(iter(lines), separator, quoted=True), [])
+    cells = len(first) if isinstance(first, list) else 0
+    bare, quoted = unexplained_bare(lines, separator), unexplained_quoted(lines, separator)
+    return bool(width) and cells != width, min(bare, quoted), quoted, -cells
 
 
 def unexplained_bare(lines: Sequence[str], separator: str) -> int:

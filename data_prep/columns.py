@@ -58,6 +58,7 @@ def read_batches(part: Part) -> Iterator[Batch]:
 def column_or_raw(part: Part) -> Iterator[Texts | Sequence[Raw]]:
     """Yield the records of a part, those that are texts without objection as such."""
     columns = part.columns
+    part.check_unchanged()
     path, form = Path(part.location), columns.format
     wanted = (*columns.names, *EXTRA_COLUMNS)
     if len(columns.names) == 1 and form.kind == "jsonl":
@@ -70,8 +71,7 @@ def column_or_raw(part: Part) -> Iterator[Texts | Sequence[Raw]]:
     else:
         for raw in raw_records(path, form, part.start, part.end, wanted):
             yield [raw]
-    if part.stamp is not None:
-        part.stamp.check()
+    part.check_unchanged()
 
 
 def json_columns(stream: BinaryIO, start: int, end: int, name: str) -> Iterator[Texts | Sequence[Raw]]:

@@ -68,8 +68,9 @@ class SourceConfig(Section):
         if value is None:
             return None
         try:
-            b"".decode(value)
-        except LookupError:
+            "x".encode(value)
+            codecs.getincrementaldecoder(value)
+        except (LookupError, UnicodeError):
             raise ValueError(
                 f"{value!r} is no encoding; such are latin-1, cp1252, utf-16, gb18030, shift_jis"
             ) from None

@@ -44,6 +44,11 @@ class Part:
     stamp: Stamp | None = None
     """What the file was when it was hashed; not part of what a slice is."""
 
+    def check_unchanged(self) -> None:
+        """Raise DataError if the file is no longer the one that was hashed; asked before and after it is read."""
+        if self.stamp is not None:
+            self.stamp.check()
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -66,12 +71,12 @@ class Rejected:
 def read_part(part: Part) -> Iterator[Document | Rejected]:
     """Yield one document or rejection for each record of a part, in order; nothing is cleaned yet."""
     columns = part.columns
+    part.check_unchanged()
     wanted = (*columns.names, *EXTRA_COLUMNS)
     records = raw_records(Path(part.location), columns.format, part.start, part.end, wanted)
     for record, raw in enumerate(records):
         yield document_of(record, raw, columns)
-    if part.stamp is not None:
-        part.stamp.check()
+    part.check_unchanged()
 
 
 def document_of(record: int, raw: Raw, columns: Columns) -> Document | Rejected:

@@ -16,11 +16,12 @@ from cluster.errors import DataError
 from data_prep.cells import decoded_lines, first_cells, table_layout
 from data_prep.config import SourceConfig
 from data_prep.formats import ENCODED_KINDS, LINE_KINDS, TABLE_KINDS, Format
-from data_prep.streams import ObjectionError, open_stream
+from data_prep.streams import ObjectionError, open_stream, require_whole, valid_beginning
 
 log = logging.getLogger(__name__)
 
 LOOK_BYTES = 2**20
+LOOK_LINES = 10_000
 WIKI_BYTES = 4096
 LINE_BYTES = 400  # a line has about so many, where a file has few ends of lines
 WRONG_SHARE = 0.2  # of lines with bytes that are not UTF-8: from here on the whole file is in another encoding
@@ -30,6 +31,12 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
+)
+UNMARKED = (  # of how many bytes a character is, and which of them are NUL in western text
+    (4, (0, 1, 2), "utf-32-be"),
+    (4, (1, 2, 3), "utf-32-le"),
+    (2, (0,), "utf-16-be"),
+    (2, (1,), "utf-16-le"),
 )
 BINARY = "not text: it has NUL bytes"
 
@@ -60,6 +67,11 @@ def beginning(location: Path, form: Format) -> tuple[bytes, bool]:
     """Return a file's first bytes as they are, and whether that is all; of a damaged file, those before the damage."""
     with open_stream(location, form.compression) as stream:
         data = stream.read(LOOK_BYTES)
+        try:
+            require_whole(stream)
+        except ObjectionError:
+            is_marked = any(data.startswith(mark) for mark, _ in BYTE_ORDER_MARKS)
+            return data if is_marked else valid_beginning(data), False  # what follows may have been unpacked wrong
     return data, len(data) < LOOK_BYTES
 
 
@@ -68,7 +80,7 @@ def with_encoding(form: Format, data: bytes, name: str, given: str | None, *, is
     for mark, told in BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return replace(form, encoding=told)
-    wrong, right = counted(data, is_whole=is_whole)
+    wrong, right, share = counted(data, is_whole=is_whole)
     has_mark = data.startswith(codecs.BOM_UTF8)
     if given is not None and given != "utf-8" and not has_mark:
         is_utf8 = not wrong and (
@@ -83,9 +95,8 @@ def with_encoding(form: Format, data: bytes, name: str, given: str | None, *, is
         return replace(form, kind="refused", note=note)
     if not wrong:
         return form
-    lines = max(data.count(b"\n") + data.count(b"\r"), len(data) // LINE_BYTES, 1)
     is_one = form.kind in ("text", "notebook") and is_whole
-    if wrong > right and (is_one or wrong >= WRONG_SHARE * lines):
+    if wrong > right and (is_one or share >= WRONG_SHARE):
         return replace(form, kind="refused", note=f"not UTF-8: write its `encoding`, such as {likely(data)}")
     log.warning(
         "%s: %d places in its first %d bytes are not UTF-8, and records with such are rejected; "
@@ -98,15 +109,22 @@ def with_encoding(form: Format, data: bytes, name: str, given: str | None, *, is
     return form
 
 
-def counted(data: bytes, *, is_whole: bool) -> tuple[int, int]:
-    """Return how many bytes are not UTF-8, and how many characters beyond ASCII are."""
+def counted(data: bytes, *, is_whole: bool) -> tuple[int, int, float]:
+    """Return how many bytes are not UTF-8, how many characters beyond ASCII are, and the share of wrong lines.
+
+    What is longer than a line counts as several, for a file of JSON may have one line.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text = decoder.decode(data, is_whole)
     if text.isascii():
-        return 0, 0
+        return 0, 0, 0.0
     beyond = len(text) - len(text.encode("ascii", "ignore"))
     wrong = len(text) - len(text.encode("utf-8", "ignore").decode())
-    return wrong, beyond - wrong
+    if not wrong:
+        return 0, beyond, 0.0
+    lines = [line[at : at + LINE_BYTES] for line in text.splitlines() for at in range(0, len(line), LINE_BYTES)]
+    bad = sum(not line.isascii() and any("\udc80" <= character <= "\udcff" for character in line) for line in lines)
+    return wrong, beyond - wrong, bad / len(lines)
 
 
 def nul_note(data: bytes, kind: str) -> str | None:
@@ -116,12 +134,11 @@ def nul_note(data: bytes, kind: str) -> str | None:
     """
     if data.count(0) * 100 < len(data) or not data:
         return None
-    for unit, names in ((4, ("utf-32-be", "utf-32-le")), (2, ("utf-16-be", "utf-16-le"))):
-        for at, name in ((0, names[0]), (unit - 1, names[1])):
-            column = data[at::unit]
-            other = data[unit - 1 - at :: unit]
-            if column.count(0) * 2 > len(column) and other.count(0) * 50 < len(other):
-                return f"NUL bytes, as in text without a byte order mark: write `encoding: {name}`"
+    for unit, zero, name in UNMARKED:
+        columns = [data[at::unit] for at in range(unit)]
+        is_zero = [column.count(0) * 2 > len(column) for column in columns]
+        if is_zero == [at in zero for at in range(unit)]:
+            return f"NUL bytes, as in text without a byte order mark: write `encoding: {name}`"
     return BINARY if kind == "text" else None
 
 
@@ -137,9 +154,12 @@ def likely(data: bytes) -> str:
 def with_table(form: Format, location: Path, name: str, source: SourceConfig) -> Format:
     """Return a table's format with what separates its cells, whether they are quoted, and its columns' names."""
     lines = looked_at_lines(location, form)
-    separator, quoted = table_layout(lines, source.separator or ("\t" if form.kind == "tsv" else None))
+    given = source.separator or ("\t" if form.kind == "tsv" else None)
+    separator, quoted = table_layout(lines, given, len(source.columns or ()))
     form = replace(form, separator=separator, quoted=quoted)
     if source.columns is None:
+        if len(lines) == 1:
+            log.warning("%s: it has one line, which is taken for its header, so there is no row", name)
         return form
     first = first_cells(lines, form)
     if len(first) != len(source.columns):
@@ -163,7 +183,7 @@ def looked_at_lines(location: Path, form: Format) -> list[str]:
                     continue
                 lines.append(line)
                 size += len(line)
-                if size > LOOK_BYTES:
+                if size > LOOK_BYTES or len(lines) == LOOK_LINES:
                     break
     except ObjectionError:
         return lines  # what stands before the damage, which reading counts

@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.folders import files_below, files_matching, parts_of_saved_pages, readable_name
-from data_prep.hub_layout import left_out_of_copy, other_splits_among
+from data_prep.hub_layout import OTHER_SPLIT, left_out_of_copy, other_splits_among
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +55,12 @@ def data_of(
     passed_over.update([*left_out.values(), *copied.values()])
     read = [name for name in names if name not in copied]
     if copied:
+        chosen = f" (the split {source.split or 'train'})" if OTHER_SPLIT in copied.values() else ""
         log.warning(
-            "%s: taken for a copy of a dataset, of which the split %s is read: %d files, and not %s",
+            "%s: taken for a copy of a dataset: %d files%s are read, and not %s; another split: `split: NAME`",
             source.label,
-            source.split or "train",
             len(read),
+            chosen,
             shown(copied),
         )
     elif told := other_splits_among(read):

@@ -11,7 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -22,7 +22,6 @@ WINDOW_BYTES = 4 * 2**20  # a text file of more than DOCUMENT_BYTES is read in p
 REACH_BYTES = 64 * 2**10  # how far past a window the end of a paragraph is looked for
 CHUNK_BYTES = 2**20
 HEADER_BYTES = 256
-CAREFUL_BYTES = 192 * 2**10  # of a damaged file before the place to which a library has read ahead
 WRONG_BYTES = "shardline.wrong_bytes"
 END = sys.maxsize
 
@@ -32,6 +31,23 @@ DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # OSError: gzip's and 
 
 class ObjectionError(Exception):
     """Why a record is rejected; raised and caught inside the reading of documents."""
+
+
+class DamageError(ObjectionError):
+    """Why nothing follows in a file."""
+
+
+class CarefulStep(NamedTuple):
+    """How near damage is read: from how many packed bytes before the place reached, how many at a time, and for how
+    many unpacked bytes is asked.
+    """
+
+    before: int
+    packed: int
+    unpacked: int
+
+
+CAREFUL_STEPS = (CarefulStep(192 * 2**10, 64, 4096), CarefulStep(512, 1, 1))  # libraries read up to 64 KiB ahead
 
 
 class Expanding(io.RawIOBase):
@@ -46,8 +62,8 @@ class Expanding(io.RawIOBase):
         self.opener = opener
         self.left = max(EXPANSION_FREE_BYTES, EXPANSION_RATIO * path.stat().st_size)
         self.given = 0
-        self.problem: ObjectionError | None = None
-        self.steps = iter((4096, 1))
+        self.problem: DamageError | None = None
+        self.steps = iter(CAREFUL_STEPS)
         self.step = CHUNK_BYTES
         self.start(path.open("rb", buffering=0))
 
@@ -74,24 +90,25 @@ class Expanding(io.RawIOBase):
         """Return what comes next.
 
         A library that meets damage keeps what it had unpacked by the same call. So the file is read again from its
-        beginning, what was given already is skipped, and then the packed bytes are handed over one by one and fewer
-        are asked for at a time: all that the bytes before the damage unpack to comes out.
+        beginning, what was given already is skipped, and near the damage the packed bytes are handed over a few and
+        then one at a time, and as few are asked for: all that the bytes before the damage unpack to comes out.
         """
         while True:
             try:
                 return self.read_some(min(size, self.step))
             except DAMAGE as error:
                 raise_if_disk(error)
-                self.step = next(self.steps, 0)
-                if not self.step:
-                    self.problem = ObjectionError(f"damaged compression ({type(error).__name__})")
+                careful = next(self.steps, None)
+                if careful is None:
+                    self.problem = DamageError(f"damaged compression ({type(error).__name__})")
                     return b""
-                self.read_again()
+                self.read_again(careful)
 
-    def read_again(self) -> None:
-        careful_from = max(self.packed.tell() - CAREFUL_BYTES, 0)
+    def read_again(self, careful: CarefulStep) -> None:
+        careful_from = max(self.packed.tell() - careful.before, 0)
         self.packed.close()
-        self.start(Trickle(self.path, careful_from))
+        self.step = careful.unpacked
+        self.start(Trickle(self.path, careful_from, careful.packed))
         skipped = 0
         while skipped < self.given and (data := self.read_some(min(self.given - skipped, CHUNK_BYTES))):
             skipped += len(data)
@@ -103,17 +120,17 @@ class Expanding(io.RawIOBase):
 
 
 class Trickle(io.FileIO):
-    """A file whose bytes are read one at a time from a place on."""
+    """A file whose bytes are read a few at a time from a place on; those of a header, which are few, come together."""
 
-    def __init__(self, path: Path, careful_from: int) -> None:
+    def __init__(self, path: Path, careful_from: int, step: int) -> None:
         super().__init__(path, "rb")
         self.careful_from = careful_from
+        self.step = step
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read up to `size` bytes; a single one behind the place, but for the few of a header, which come together."""
-        before = self.careful_from - self.tell()
         wanted = CHUNK_BYTES if size is None or size < 0 else size
-        return super().read(wanted if wanted < HEADER_BYTES else min(wanted, max(before, 1))) or b""
+        before = max(self.careful_from - self.tell(), self.step)
+        return super().read(wanted if wanted < HEADER_BYTES else min(wanted, before)) or b""
 
 
 class Transcoded(io.RawIOBase):
@@ -286,9 +303,19 @@ def filled(stream: BinaryIO, data: bytes, size: int) -> tuple[bytes, ObjectionEr
     try:
         require_whole(stream)
     except ObjectionError as problem:
+        data = valid_beginning(data)  # what follows was unpacked wrong before that was noticed
         ends = (data.rfind(mark) + len(mark) for mark in (b"\n\n", b"\n", b" ") if mark in data)
         return data[: next(ends, 0)], problem
     return data, None
+
+
+def valid_beginning(data: bytes) -> bytes:
+    """Return data up to the first byte that is not UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return data[: error.start]
+    return data
 
 
 def text_boundary(data: bytes) -> int:

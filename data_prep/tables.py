@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -110,7 +111,7 @@ def parquet_batches(
 ) -> Iterator[pa.RecordBatch | ObjectionError]:
     """Yield BATCH_ROWS rows at a time of the row groups whose first byte lies in `start` to `end`."""
     try:
-        with pq.ParquetFile(path, memory_map=True) as file:
+        with mapped(path) as source, pq.ParquetFile(source) as file:
             columns = chosen(file.schema_arrow.names, wanted)
             groups = [n for n in range(file.num_row_groups) if start <= group_start(file, n) < end]
             for group in groups:
@@ -118,6 +119,12 @@ def parquet_batches(
     except (pa.ArrowException, OSError) as error:
         raise_if_disk(error)
         yield ObjectionError(f"damaged Parquet ({type(error).__name__})")
+
+
+def mapped(path: Path) -> Any:
+    """Map a file that is not empty; pyarrow's own way takes no name that is not UTF-8."""
+    with path.open("rb") as stream:
+        return pa.BufferReader(pa.py_buffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def group_start(file: Any, group: int) -> int:
@@ -129,7 +136,7 @@ def group_start(file: Any, group: int) -> int:
 def read_arrow(path: Path, wanted: Sequence[str] | None) -> Iterator[Row | ObjectionError]:
     """Yield the rows of an Arrow IPC stream or file; only the `wanted` columns."""
     try:
-        with pa.memory_map(str(path)) as source:
+        with mapped(path) as source:
             for batch in arrow_batches(source):
                 columns = batch.select(chosen(batch.schema.names, wanted))
                 for first in range(0, columns.num_rows, BATCH_ROWS):
