@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import codecs
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from cluster.errors import DataError
 from data_prep.cells import decoded_lines, first_cells, table_layout
@@ -22,6 +24,11 @@ log = logging.getLogger(__name__)
 
 LOOK_BYTES = 2**20
 LOOK_LINES = 10_000
+HEAD_BYTES = 16 * 2**10  # of a web page
+CHARSET = re.compile(
+    rb"<(?:meta|\?xml)\b[^>]{0,200}?(?:charset|encoding)\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]+)", re.IGNORECASE
+)
+PAGE_KINDS = ("article", "page")
 WIKI_BYTES = 4096
 LINE_BYTES = 400  # a line has about so many, where a file has few ends of lines
 WRONG_SHARE = 0.2  # of lines with bytes that are not UTF-8: from here on the whole file is in another encoding
@@ -39,6 +46,14 @@ UNMARKED = (  # of how many bytes a character is, and which of them are NUL in w
     (2, (1,), "utf-16-le"),
 )
 BINARY = "not text: it has NUL bytes"
+
+
+class Seen(NamedTuple):
+    """How many bytes are not UTF-8, how many characters beyond ASCII are, and the share of lines with wrong bytes."""
+
+    wrong: int = 0
+    right: int = 0
+    share: float = 0.0
 
 
 def with_layout(form: Format, location: Path, name: str, source: SourceConfig) -> Format:
@@ -76,55 +91,73 @@ def beginning(location: Path, form: Format) -> tuple[bytes, bool]:
 
 
 def with_encoding(form: Format, data: bytes, name: str, given: str | None, *, is_whole: bool) -> Format:
-    """Return a format with the encoding that a mark or the source tells; a file in another is refused, or warned of."""
+    """Return a format with the encoding that a mark, the source or a web page tells; a file in another is refused."""
     for mark, told in BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return replace(form, encoding=told)
-    wrong, right, share = counted(data, is_whole=is_whole)
-    has_mark = data.startswith(codecs.BOM_UTF8)
-    if given is not None and given != "utf-8" and not has_mark:
-        is_utf8 = not wrong and (
-            right >= SURE_CHARACTERS or (given.startswith(("utf-16", "utf-32")) and data.isascii())
-        )
-        if is_utf8 and b"\0" not in data and data:
-            raise DataError(f"{name}: this file is UTF-8, not {given}; give it a source of its own without `encoding`")
+    seen = counted(data, is_whole=is_whole)
+    if given not in (None, "utf-8") and not data.startswith(codecs.BOM_UTF8):
+        check_given(str(given), data, seen, name)
         return replace(form, encoding=given)
-    if form.kind in ("article", "page", "xml"):
-        return form  # they say themselves what they are in
-    if note := nul_note(data, form.kind):
-        return replace(form, kind="refused", note=note)
-    if not wrong:
-        return form
+    if form.kind == "xml":
+        return form  # its parser knows how it says what it is in
+    declared = declared_encoding(data) if form.kind in PAGE_KINDS and seen.wrong else None
+    if declared is not None:
+        return form if declared == "utf-8" else replace(form, encoding=declared)
+    note = nul_note(data, form.kind) or wrong_note(form, data, seen, name, is_whole=is_whole)
+    return replace(form, kind="refused", note=note) if note else form
+
+
+def check_given(given: str, data: bytes, seen: Seen, name: str) -> None:
+    """Raise DataError if a file is plainly UTF-8 and its source says another encoding: it would be read wrong."""
+    is_wide = given.startswith(("utf-16", "utf-32"))
+    is_utf8 = not seen.wrong and (seen.right >= SURE_CHARACTERS or (is_wide and data.isascii()))
+    if data and is_utf8 and b"\0" not in data:
+        raise DataError(f"{name}: this file is UTF-8, not {given}; give it a source of its own without `encoding`")
+
+
+def wrong_note(form: Format, data: bytes, seen: Seen, name: str, *, is_whole: bool) -> str | None:
+    """Return why a file is refused that is in another encoding than UTF-8; stray wrong bytes are warned of."""
     is_one = form.kind in ("text", "notebook") and is_whole
-    if wrong > right and (is_one or share >= WRONG_SHARE):
-        return replace(form, kind="refused", note=f"not UTF-8: write its `encoding`, such as {likely(data)}")
-    log.warning(
-        "%s: %d places in its first %d bytes are not UTF-8, and records with such are rejected; "
-        "if all of it is in another encoding, write it below the source, for example `encoding: %s`",
-        name,
-        wrong,
-        len(data),
-        likely(data),
-    )
-    return form
+    if seen.wrong > seen.right and (is_one or seen.share >= WRONG_SHARE):
+        return f"not UTF-8: write its `encoding`, such as {likely(data)}"
+    if seen.wrong and form.kind not in PAGE_KINDS:
+        log.warning(
+            "%s: %d places in its first %d bytes are not UTF-8, and records with such are rejected; "
+            "if all of it is in another encoding, write it below the source, for example `encoding: %s`",
+            name,
+            seen.wrong,
+            len(data),
+            likely(data),
+        )
+    return None
 
 
-def counted(data: bytes, *, is_whole: bool) -> tuple[int, int, float]:
-    """Return how many bytes are not UTF-8, how many characters beyond ASCII are, and the share of wrong lines.
-
-    What is longer than a line counts as several, for a file of JSON may have one line.
+def declared_encoding(data: bytes) -> str | None:
+    """Return the encoding that a web page says it is in, if Python has it. What calls itself Latin-1 is Windows-1252,
+    as the HTML standard has it.
     """
+    found = CHARSET.search(data[:HEAD_BYTES])
+    try:
+        name = codecs.lookup(found[1].decode()).name if found is not None else None
+    except LookupError:
+        return None
+    return "cp1252" if name in ("iso8859-1", "ascii") else name
+
+
+def counted(data: bytes, *, is_whole: bool) -> Seen:
+    """Return how well data is UTF-8; what is longer than a line counts as several, for JSON may be on one line."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     text = decoder.decode(data, is_whole)
     if text.isascii():
-        return 0, 0, 0.0
+        return Seen()
     beyond = len(text) - len(text.encode("ascii", "ignore"))
     wrong = len(text) - len(text.encode("utf-8", "ignore").decode())
     if not wrong:
-        return 0, beyond, 0.0
+        return Seen(right=beyond)
     lines = [line[at : at + LINE_BYTES] for line in text.splitlines() for at in range(0, len(line), LINE_BYTES)]
     bad = sum(not line.isascii() and any("\udc80" <= character <= "\udcff" for character in line) for line in lines)
-    return wrong, beyond - wrong, bad / len(lines)
+    return Seen(wrong=wrong, right=beyond - wrong, share=bad / len(lines))
 
 
 def nul_note(data: bytes, kind: str) -> str | None:

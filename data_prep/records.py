@@ -9,9 +9,10 @@ from typing import Any, BinaryIO
 
 from data_prep.cells import read_csv
 from data_prep.formats import Format
+from data_prep.long_texts import read_texts
 from data_prep.notebooks import notebook_text
 from data_prep.pages import extract_text, limit_of
-from data_prep.streams import DOCUMENT_BYTES, END, ObjectionError, open_stream, read_lines, read_page, read_texts
+from data_prep.streams import DOCUMENT_BYTES, END, ObjectionError, open_stream, read_lines, read_page
 from data_prep.tables import read_arrow, read_parquet, split_json
 
 Raw = bytes | str | Mapping[str, Any] | ObjectionError  # bytes: JSON of a row, or a text; str: an extracted text

@@ -106,6 +106,30 @@ def test_bytes_that_an_encoding_has_not_cost_their_row(tmp_path):
     assert read(tmp_path / "a.jsonl", encoding="cp1252") == ([("café",)] * 2, {"invalid cp1252": 2})
 
 
+@pytest.mark.parametrize("html", ["article", "plain"])
+def test_a_web_page_is_read_in_the_encoding_that_it_declares(tmp_path, html):
+    body = "".join(
+        f"<p>Gänse schlafen nachts auf einem Bein, für 5 €, sagt man, und zwar die {n}te.</p>" for n in range(9)
+    )
+    page = f'<html><head><meta charset="ISO-8859-1"></head><body><article>{body}</article></body></html>'
+    (tmp_path / "a.html").write_bytes(page.encode("cp1252"))
+    (tmp_path / "b.html").write_bytes(page.replace("<meta", "<x").encode("utf-16"))
+
+    kept, rejected = read(tmp_path, html=html)
+
+    assert (
+        len(kept) == 2
+        and rejected == {}
+        and all("Gänse schlafen nachts auf einem Bein, für 5 €" in text for (text,) in kept)
+    )
+
+
+def test_xml_is_read_in_the_encoding_that_the_source_gives(tmp_path):
+    (tmp_path / "a.xml").write_bytes('<?xml version="1.0" encoding="utf-8"?><a>Gänse</a>'.encode("cp1252"))
+
+    assert read(tmp_path / "a.xml", encoding="cp1252") == ([("Gänse",)], {})
+
+
 def test_an_encoding_that_does_not_exist_is_refused_with_the_configuration():
     with pytest.raises(ValidationError, match="'latin-nine' is no encoding; such are latin-1"):
         SourceConfig(path="x", encoding="latin-nine")
