@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import itertools
 import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,7 @@ from data_prep.streams import DOCUMENT_BYTES, TOO_LONG, ObjectionError, read_lin
 
 SEPARATORS = (",", ";", "\t", "|")
 NO_SEPARATOR = "\x1f"  # of a single column of bare text, whatever punctuation it has
-EXCEL_HINT = re.compile(r"sep=(.)\s*")  # Excel's own first line, which is no row
+EXCEL_HINT = re.compile(rb"sep=(.)\s*")  # Excel's own first line, which is no row
 CELL_LINES = 100_000  # of one quoted cell: one that is never closed takes no more
 WRONG_WIDTH = "another number of columns than the header"
 
@@ -25,26 +27,47 @@ class LineFeed:
 
     def __init__(self, lines: Iterator[Line]) -> None:
         self.lines = lines
-        self.back: deque[str] = deque()
+        self.back: deque[Line] = deque()
         self.taken: list[str] = []
         self.objection: ObjectionError | None = None
 
-    def __iter__(self) -> LineFeed:
-        return self
-
-    def __next__(self) -> str:
-        if len(self.taken) >= CELL_LINES:
-            raise StopIteration
-        line = self.back.popleft() if self.back else next(self.lines)
-        if isinstance(line, ObjectionError):
-            self.objection, line = line, " \n"
-        self.taken.append(line)
-        return line
+    def fed(self) -> Iterator[str]:
+        """Yield lines until those of one row are too many."""
+        taken = self.taken
+        for line in itertools.chain(drained(self.back), self.lines):
+            if isinstance(line, ObjectionError):
+                self.objection, line = line, " \n"
+            taken.append(line)
+            yield line
+            if len(taken) >= CELL_LINES:
+                return
 
     def put_back(self) -> str:
-        """Return the first line that was taken and put the others back."""
+        """Return the first line that was taken and put the others back; what was fed before goes on from there."""
         self.back.extendleft(reversed(self.taken[1:]))
         return self.taken[0]
+
+
+def drained(lines: deque[Line]) -> Iterator[Line]:
+    """Yield and remove the lines that were put back."""
+    while lines:
+        yield lines.popleft()
+
+
+def quoted_rows(feed: LineFeed, separator: str) -> Iterator[list[str] | csv.Error]:
+    """Yield the cells of each row by the rules of quoting, or how its lines break them: they can be put back then."""
+    rows = csv.reader(feed.fed(), delimiter=separator, strict=True)
+    while True:
+        feed.taken.clear()
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error
+            rows = csv.reader(feed.fed(), delimiter=separator, strict=True)
+        else:
+            yield row
 
 
 def read_csv(stream: BinaryIO, form: Format) -> Iterator[dict[str, str] | ObjectionError]:
@@ -63,16 +86,14 @@ def read_csv(stream: BinaryIO, form: Format) -> Iterator[dict[str, str] | Object
 
 def decoded_lines(stream: BinaryIO) -> Iterator[Line]:
     """Yield lines as text, wrong bytes as lone surrogates; without a byte order mark or Excel's hint."""
-    for number, line in enumerate(read_lines(stream)):
-        if isinstance(line, ObjectionError):
-            yield line
-            continue
-        text = line.decode("utf-8", "surrogateescape") + "\n"
-        if number == 0:
-            text = text.removeprefix("\ufeff")
-            if EXCEL_HINT.fullmatch(text):
-                continue
-        yield text
+    lines = read_lines(stream)
+    first = next(lines, None)
+    if isinstance(first, bytes):
+        first = first.removeprefix(codecs.BOM_UTF8)
+    if first is not None and not (isinstance(first, bytes) and EXCEL_HINT.fullmatch(first)):
+        lines = itertools.chain([first], lines)
+    for line in lines:
+        yield line if isinstance(line, ObjectionError) else line.decode("utf-8", "surrogateescape") + "\n"
 
 
 def split_rows(lines: Iterator[Line], separator: str, *, quoted: bool) -> Iterator[list[str] | ObjectionError]:
@@ -80,26 +101,23 @@ def split_rows(lines: Iterator[Line], separator: str, *, quoted: bool) -> Iterat
     no row: its first line is taken as it stands, and the lines after it are read anew.
     """
     feed = LineFeed(lines)
-    rows = csv.reader(feed, delimiter=separator, strict=True) if quoted else bare_rows(feed, separator)
     width = 0
-    while True:
-        feed.taken.clear()
-        try:
-            row: list[str] | ObjectionError = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            row = feed.put_back().rstrip("\n").split(separator)
-            if len(row) != width:
-                row = ObjectionError(TOO_LONG if "limit" in str(error) else f"bad CSV ({error})")
-        width = width or (len(row) if isinstance(row, list) else 0)
-        yield row if feed.objection is None else feed.objection
-        feed.objection = None
+    for row in quoted_rows(feed, separator) if quoted else bare_rows(feed, separator):
+        found: list[str] | ObjectionError | csv.Error = row
+        if isinstance(row, csv.Error):
+            found = feed.put_back().rstrip("\n").split(separator)
+            if len(found) != width:
+                found = ObjectionError(TOO_LONG if "limit" in str(row) else f"bad CSV ({row})")
+        elif not width:
+            width = len(row)
+        if feed.objection is not None:
+            found, feed.objection = feed.objection, None
+        yield found  # type: ignore[misc]  # an error of the module has been replaced
 
 
 def bare_rows(feed: LineFeed, separator: str) -> Iterator[list[str]]:
     """Yield the cells of each line as they stand."""
-    for line in feed:
+    for line in feed.fed():
         yield line.rstrip("\n").split(separator) if line != "\n" else []
         feed.taken.clear()
 
@@ -136,8 +154,6 @@ def table_layout(lines: Sequence[str], separator: str | None, width: int = 0) ->
     lines = [line for line in lines if line.strip()]
     if not lines:
         return separator or ",", True
-    if hint := EXCEL_HINT.fullmatch(lines[0]):
-        return separator or hint[1], is_quoted(lines[1:], separator or hint[1])
     if separator is None:
         present = [mark for mark in SEPARATORS if mark in lines[0]] or [",", NO_SEPARATOR]
         separator = min(present, key=lambda mark: unexplained(lines, mark, width))
@@ -163,15 +179,9 @@ def unexplained_quoted(lines: Sequence[str], separator: str) -> int:
     rules are broken, and lines inside of a cell that look like rows themselves.
     """
     feed = LineFeed(iter(lines))
-    rows = csv.reader(feed, delimiter=separator, strict=True)
     width, count = 0, 0
-    while True:
-        feed.taken.clear()
-        try:
-            row = next(rows)
-        except StopIteration:
-            return count
-        except csv.Error:
+    for row in quoted_rows(feed, separator):
+        if isinstance(row, csv.Error):
             feed.put_back()
             count += 1
             continue
@@ -180,6 +190,7 @@ def unexplained_quoted(lines: Sequence[str], separator: str) -> int:
             count += len(feed.taken)
         elif len(feed.taken) > 1:
             count += max(sum(line.count(separator) == width - 1 for line in feed.taken) - 1, 0)
+    return count
 
 
 def is_quoted(lines: Sequence[str], separator: str) -> bool:
@@ -204,5 +215,5 @@ def is_quoted(lines: Sequence[str], separator: str) -> bool:
 def first_cells(lines: Sequence[str], form: Format) -> list[str]:
     """Return the cells of a table's first row."""
     rows: Any = split_rows(iter(lines), form.separator, quoted=form.quoted)
-    row = next((row for row in rows if isinstance(row, list) and not EXCEL_HINT.fullmatch("".join(row))), [])
+    row = next((row for row in rows if isinstance(row, list)), [])
     return list(row)

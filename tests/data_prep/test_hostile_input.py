@@ -24,7 +24,7 @@ import pytest
 
 from data_prep import archives, pages, streams
 from data_prep.cleaning import Cleaner
-from data_prep.columns import Texts, read_batches
+from data_prep.columns import read_batches
 from data_prep.config import CleaningConfig, SourceConfig
 from data_prep.documents import Rejected, read_part
 from data_prep.prepare import prepare
@@ -411,6 +411,6 @@ def test_a_column_of_texts_keeps_the_lines_before_damage_too(folder):
 
     batches = list(read_batches(parts[0]))
 
-    assert sum(len(batch.items) for batch in batches) == len(read(path)[0]) + 1
-    assert isinstance(batches[0].items, Texts) and len(batches[0].items) > 1500
-    assert batches[-1].items == [Rejected(len(batches[0].items), "damaged compression (EOFError)")]
+    items = [item for batch in batches for item in batch.items]
+    assert [item.turns[0].text for item in items[:-1]] == read(path)[0] == GOOD[: len(items) - 1] and len(items) > 1500
+    assert items[-1] == Rejected(len(items) - 1, "damaged compression (EOFError)")
