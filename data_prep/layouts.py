@@ -28,6 +28,7 @@ HEAD_BYTES = 16 * 2**10  # of a web page
 CHARSET = re.compile(
     rb"<(?:meta|\?xml)\b[^>]{0,200}?(?:charset|encoding)\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]+)", re.IGNORECASE
 )
+C1 = re.compile(rb"[\x80-\x9f]")
 PAGE_KINDS = ("article", "page")
 WIKI_BYTES = 4096
 LINE_BYTES = 400  # a line has about so many, where a file has few ends of lines
@@ -114,6 +115,10 @@ def check_given(given: str, data: bytes, seen: Seen, name: str) -> None:
     is_utf8 = not seen.wrong and (seen.right >= SURE_CHARACTERS or (is_wide and data.isascii()))
     if data and is_utf8 and b"\0" not in data:
         raise DataError(f"{name}: this file is UTF-8, not {given}; give it a source of its own without `encoding`")
+    if given == "iso8859-1" and C1.search(data) is not None:
+        raise DataError(
+            f"{name}: has bytes that latin-1 has no characters for, but cp1252 has; write `encoding: cp1252`"
+        )
 
 
 def wrong_note(form: Format, data: bytes, seen: Seen, name: str, *, is_whole: bool) -> str | None:

@@ -27,6 +27,7 @@ from data_prep.formats import (
     supported,
     with_html,
 )
+from data_prep.hub_layout import DESCRIPTION, OTHER_SPLIT
 from data_prep.layouts import header_hint, with_layout
 from data_prep.local_files import paths_of
 from data_prep.shapes import shortened
@@ -203,10 +204,8 @@ def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> 
     else:
         paths = paths_of(source, passed_over)
         named = [(readable_name(path.as_posix()), (source.relative_to or Path()) / path) for path in paths]
-    readable = [(name, path) for name, path in named if format_of(path.name, source.format) is not None]
-    passed_over.update(
-        suffix_of(readable_name(path.name)) for _, path in named if format_of(path.name, source.format) is None
-    )
+    readable = [(name, path) for name, path in named if form_told(path, source) is not None]
+    passed_over.update(suffix_of(readable_name(path.name)) for _, path in named if form_told(path, source) is None)
     if not readable:
         found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items())) or "no file"
         raise DataError(f"data.sources: {source.label}: nothing to read here ({found}); supported are {supported()}")
@@ -214,9 +213,14 @@ def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> 
     return readable, passed_over
 
 
+def form_told(path: Path, source: SourceConfig) -> Format | None:
+    """Return what a file's name or its source tells of its format; None if it is not read, or was not fetched."""
+    return None if str(path) in (OTHER_SPLIT, DESCRIPTION) else format_of(path.name, source.format)
+
+
 def check_used(source: SourceConfig, paths: Sequence[Path]) -> None:
     """Raise DataError if a source says how tables are read and has none."""
-    forms = [form for path in paths if (form := format_of(path.name, source.format)) is not None]
+    forms = [form for path in paths if (form := form_told(path, source)) is not None]
     if any(form.kind in TABLE_KINDS or form.is_archive for form in forms):
         return
     for key in ("columns", "separator"):

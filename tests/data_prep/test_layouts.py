@@ -100,6 +100,14 @@ def test_utf8_is_not_read_as_something_else_because_the_source_says_so(tmp_path,
         read(tmp_path / "a.txt", encoding=encoding)
 
 
+def test_latin1_is_not_taken_for_windows_1252(tmp_path):
+    (tmp_path / "a.txt").write_bytes("5 €".encode("cp1252"))
+
+    with pytest.raises(DataError, match=r"a.txt: has bytes that are characters in cp1252, .* `encoding: cp1252`"):
+        read(tmp_path / "a.txt", encoding="latin-1")
+    assert read(tmp_path / "a.txt", encoding="cp1252")[0] == [("5 €",)]
+
+
 def test_bytes_that_an_encoding_has_not_cost_their_row(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "\x8d\xa7"}\n{"text": "caf\xe9"}\n' * 2)
 
