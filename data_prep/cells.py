@@ -16,6 +16,7 @@ from data_prep.streams import DOCUMENT_BYTES, TOO_LONG, ObjectionError, read_lin
 SEPARATORS = (",", ";", "\t", "|")
 NO_SEPARATOR = "\x1f"  # of a single column of bare text, whatever punctuation it has
 EXCEL_HINT = re.compile(rb"sep=(.)\s*")  # Excel's own first line, which is no row
+ENCLOSED = re.compile(r'"(?:""|[^"]*(?:""[^"]*)+)?"')  # a cell with doubled quotes inside, or nothing
 CELL_LINES = 100_000  # of one quoted cell: one that is never closed takes no more
 WRONG_WIDTH = "another number of columns than the header"
 
@@ -155,7 +156,7 @@ def table_layout(lines: Sequence[str], separator: str | None, width: int = 0) ->
     if not lines:
         return separator or ",", True
     if separator is None:
-        present = [mark for mark in SEPARATORS if mark in lines[0]] or [",", NO_SEPARATOR]
+        present = [mark for mark in SEPARATORS if mark in lines[0] and width != 1] or [",", NO_SEPARATOR]
         separator = min(present, key=lambda mark: unexplained(lines, mark, width))
     return separator, is_quoted(lines, separator)
 
@@ -169,9 +170,13 @@ def unexplained(lines: Sequence[str], separator: str, width: int) -> tuple[bool,
 
 
 def unexplained_bare(lines: Sequence[str], separator: str) -> int:
-    """Count the lines that have not the first one's number of separators."""
+    """Count the lines that have not the first one's number of separators, or a cell that a program has enclosed."""
     expected = lines[0].count(separator) if lines else 0
-    return sum(line.count(separator) != expected for line in lines)
+    return sum(
+        line.count(separator) != expected
+        or ('""' in line and any(map(ENCLOSED.fullmatch, line.rstrip("\r\n").split(separator))))
+        for line in lines
+    )
 
 
 def unexplained_quoted(lines: Sequence[str], separator: str) -> int:
@@ -183,7 +188,7 @@ def unexplained_quoted(lines: Sequence[str], separator: str) -> int:
     for row in quoted_rows(feed, separator):
         if isinstance(row, csv.Error):
             feed.put_back()
-            count += 1
+            count += "new-line" not in str(row)  # a carriage return in a cell: its line is taken as it stands
             continue
         width = width or len(row)
         if len(row) != width:
@@ -194,22 +199,23 @@ def unexplained_quoted(lines: Sequence[str], separator: str) -> int:
 
 
 def is_quoted(lines: Sequence[str], separator: str) -> bool:
-    """Tell whether quotes enclose cells. In TSV they rarely do: there it takes signs of a program that encloses."""
+    """Tell whether quotes enclose cells.
+
+    In CSV they do, unless none that is opened in a line is closed in it and every line has the header's number of
+    separators. In TSV they rarely do: there it takes signs of a program that encloses.
+    """
     if not any('"' in line for line in lines):
         return separator != "\t"
     bare, quoted = unexplained_bare(lines, separator), unexplained_quoted(lines, separator)
-    if separator != "\t" or bare or quoted:
-        return quoted <= bare
-    cells = [cell for line in lines for cell in line.rstrip("\r\n").split("\t")]
+    cells = [cell for line in lines for cell in line.rstrip("\r\n").split(separator)]
     enclosed = [cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"']
-    if not enclosed:
-        return False
-    header = lines[0].rstrip("\r\n").split("\t")
-    has_doubled = any('""' in cell[1:-1] and '"' not in cell[1:-1].replace('""', "") for cell in enclosed)
-    as_excel = all("," in cell or '"' in cell[1:-1] for cell in enclosed) and not any(
-        "," in cell for cell in cells if not cell.startswith('"')
-    )
-    return has_doubled or as_excel or all(name in enclosed for name in header)
+    if separator != "\t":
+        return bool(bare or enclosed or not quoted)
+    if bare or quoted:
+        return quoted <= bare
+    open_cells = [cell for cell in cells if not cell.startswith('"')]
+    as_excel = all("," in cell for cell in enclosed) and not any("," in cell for cell in open_cells)
+    return bool(enclosed) and (as_excel or all(name in enclosed for name in lines[0].rstrip("\r\n").split("\t")))
 
 
 def first_cells(lines: Sequence[str], form: Format) -> list[str]:

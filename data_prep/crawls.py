@@ -21,6 +21,8 @@ def read_crawl(stream: BinaryIO, html: str) -> Iterator[bytes | str | ObjectionE
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
 
+    if not stream.peek(5).startswith(b"WARC/"):  # type: ignore[attr-defined]
+        raise ObjectionError("damaged WARC")
     # Headers of HTTP are not parsed by the iterator: it takes empty ones for the end of the file.
     records = ArchiveIterator(stream, no_record_parse=True)
     try:

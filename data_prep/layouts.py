@@ -33,6 +33,7 @@ PAGE_KINDS = ("article", "page")
 WIKI_BYTES = 4096
 LINE_BYTES = 400  # a line has about so many, where a file has few ends of lines
 WRONG_SHARE = 0.2  # of lines with bytes that are not UTF-8: from here on the whole file is in another encoding
+ELSEWHERE_SHARE = 0.3  # of bytes beyond ASCII: text in Latin letters has fewer
 SURE_CHARACTERS = 8  # that are valid UTF-8 beyond ASCII are no accident
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -116,9 +117,7 @@ def check_given(given: str, data: bytes, seen: Seen, name: str) -> None:
     if data and is_utf8 and b"\0" not in data:
         raise DataError(f"{name}: this file is UTF-8, not {given}; give it a source of its own without `encoding`")
     if given == "iso8859-1" and C1.search(data) is not None:
-        raise DataError(
-            f"{name}: has bytes that latin-1 has no characters for, but cp1252 has; write `encoding: cp1252`"
-        )
+        raise DataError(f"{name}: has bytes that are characters in cp1252, not in latin-1; write `encoding: cp1252`")
 
 
 def wrong_note(form: Format, data: bytes, seen: Seen, name: str, *, is_whole: bool) -> str | None:
@@ -181,7 +180,9 @@ def nul_note(data: bytes, kind: str) -> str | None:
 
 
 def likely(data: bytes) -> str:
-    """Return the encoding of western Europe that the bytes allow."""
+    """Return an encoding that is worth a try: that of western Europe which the bytes allow, or some of elsewhere."""
+    if len(data.translate(None, bytes(range(128)))) > ELSEWHERE_SHARE * len(data):
+        return "gb18030, shift_jis or cp1251"
     try:
         data.decode("cp1252")
     except UnicodeDecodeError:
@@ -235,6 +236,13 @@ def header_hint(location: Path, form: Format) -> str:
     if is_data(first):
         return f"Its first line is no header but a row ({excerpt(first)}); name its columns: `columns: [{wanted}]`"
     return f"If its first line is a row and no header, name the columns: `columns: [{wanted}]`"
+
+
+def check_header(location: Path, form: Format, columns: Sequence[str]) -> None:
+    """Raise DataError if a table's first line is a row and has none of its columns: none of its rows could be read."""
+    first = first_cells(looked_at_lines(location, form), form)
+    if first and is_data(first) and not set(columns) & set(first):
+        raise DataError(f"{location}: no row has the columns of the first line. {header_hint(location, form)}")
 
 
 def is_data(cells: Sequence[str]) -> bool:

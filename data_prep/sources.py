@@ -28,7 +28,7 @@ from data_prep.formats import (
     with_html,
 )
 from data_prep.hub_layout import DESCRIPTION, OTHER_SPLIT
-from data_prep.layouts import header_hint, with_layout
+from data_prep.layouts import check_header, header_hint, with_layout
 from data_prep.local_files import paths_of
 from data_prep.shapes import shortened
 from data_prep.shards import SourceFile
@@ -189,11 +189,14 @@ def corpus_file(found: FoundFile) -> CorpusFile:
 def columns_in(location: Path, source: SourceConfig, form: Format) -> Columns:
     """Return the columns of a file of rows. Raises DataError with what to write if they cannot be told."""
     try:
-        return find_columns(location, source.label, source.fields, form)
+        columns = find_columns(location, source.label, source.fields, form)
     except DataError as error:
         if form.kind not in TABLE_KINDS or form.names:
             raise
         raise DataError(f"{error}. {header_hint(location, form)}") from None
+    if form.kind in TABLE_KINDS and not form.names:
+        check_header(location, form, columns.names)
+    return columns
 
 
 def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> tuple[list[Named], Counter[str]]:

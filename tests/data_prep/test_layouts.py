@@ -176,6 +176,8 @@ def test_what_separates_cells_is_seen_and_quoted_cells_may_have_lines(tmp_path, 
         (["text", "Well, yes; no | maybe"], "\x1f", True),
         (["text", '"Well, yes"', '"No, ""never"""'], ",", True),
         (["a\tb", "x\ty"], "\t", False),
+        (["a,b", '"x ""y"" z","one', 'two, three"', '"never,b'], ",", True),
+        (["a,b", '"x\ry",1', "x\ry,2"], ",", True),
         (["a\tb", 'x\t"y"', 'z\t"never'], "\t", False),
         (["a\tb", 'x\t"Hello, you"', "y\tno comma"], "\t", True),  # as Excel writes it
         (["a\tb", 'x\t"Hello, you"', "y\ta, comma"], "\t", False),
@@ -214,6 +216,7 @@ def test_columns_name_the_cells_of_a_table_without_a_header(tmp_path):
     [
         ("How are you?,Fine.\nAnd you?,Too.\n", {}, r"first line is no header but a row \(How are you\? \| Fine\.\)"),
         ("How are you?,Fine.\nAnd you?,Too.\n", {}, r"`columns: \[prompt, completion\]`"),
+        ("Well, yes.\nNo\n", {}, r"no row has the columns of the first line. Its first line is no header but a row"),
         ("1,2,3\n4,5,6\n", {}, r"`columns: \[column1, column2, column3\]`"),
         ("frage,antwort\nx,y\n", {}, "If its first line is a row and no header, name the columns"),
         ("a,b,c\n", {"columns": ["prompt", "completion"]}, "first row has 3 cells, but `columns` .* names 2"),
@@ -225,6 +228,12 @@ def test_a_header_that_is_none_is_told_with_the_key_to_write(tmp_path, body, sou
 
     with pytest.raises(DataError, match=message):
         read(tmp_path / "a.csv", **source)
+
+
+def test_one_column_without_a_header_is_whole_lines(tmp_path):
+    (tmp_path / "a.csv").write_text("Well, yes.\nNo; never.\n")
+
+    assert read(tmp_path / "a.csv", columns=["text"]) == ([("Well, yes.",), ("No; never.",)], {})
 
 
 def test_keys_for_tables_are_refused_where_there_are_none(tmp_path):
