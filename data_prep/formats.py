@@ -61,7 +61,7 @@ MODULES = {
     "epub": ("selectolax",),
     "pdf": ("pypdf",),
     "docx": ("docx",),
-    "warc": ("warcio", "trafilatura"),
+    "warc": ("warcio",),
     "wikipedia": ("mwparserfromhell",),
 }
 
@@ -157,7 +157,8 @@ def with_html(form: Format, html: str) -> Format:
 
 def check_readable(form: Format, name: str) -> None:
     """Raise DataError if a library that the format needs is not installed."""
-    for module in MODULES.get(form.kind, ()):
+    pages = MODULES["page" if form.html == "plain" else "article"] if form.kind == "warc" else ()
+    for module in (*MODULES.get(form.kind, ()), *pages):
         if importlib.util.find_spec(module) is None:
             raise DataError(
                 f"{name}: reading this takes the library {module}, which is not installed; run "

@@ -6,6 +6,7 @@ head and rows lie beside it, or the names of its files of rows tell splits, trai
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -77,18 +78,43 @@ def left_out_of_copy(root: Path, names: Sequence[Path], split: str | None) -> di
         if len(left_out) + len(others) == len(names):
             raise DataError(f"{root}: no file's name tells the split {split}; the splits told are {listed(rest)}")
         return left_out | {name: DESCRIPTION if is_description(name.name) else OTHER_SPLIT for name in others}
-    rows = [name for name in rest if is_rows(name)]
-    told = {name: split_told(name) for name in rows}
-    has_card = bool(rows) and any(name.name == "README.md" and is_card(root / name) for name in rest)
-    has_splits = "train" in told.values() and len({*told.values()} - {None}) > 1
-    if has_card:  # then it is as at the Hub: what tells no split is not data, if anything tells one
-        others = [name for name in rest if any(told.values()) and told.get(name) != "train"]
-        left_out |= dict.fromkeys(others, OTHER_SPLIT)
-        left_out |= {name: DESCRIPTION for name in rest if is_description(name.name)}
-    elif has_splits:
-        left_out |= {name: OTHER_SPLIT for name in rows if told[name] not in (None, "train")}
-        left_out |= {name: DESCRIPTION for name in rest if name.name in DESCRIPTIONS}
+    carded = [name.parent for name in rest if name.name == "README.md" and is_card(root / name)]
+    for folder in carded:
+        left_out |= beside_card([name for name in rest if folder in name.parents])
+    others = [name for name in rest if not any(folder in name.parents for folder in carded)]
+    return left_out | beside_train(others)
+
+
+def beside_card(names: Sequence[Path]) -> dict[Path, str]:
+    """Return what is not read below a folder with a dataset card, if it has rows: as at the Hub, what tells no split is
+    no data where anything tells one.
+    """
+    told = {name: split_told(name) for name in names if is_rows(name)}
+    if not told:
+        return {}
+    others = [name for name in names if any(told.values()) and told.get(name) != "train"]
+    return dict.fromkeys(others, OTHER_SPLIT) | {
+        name: DESCRIPTION for name in names if is_description(name.name)
+    }  # fmt: skip
+
+
+def beside_train(names: Sequence[Path]) -> dict[Path, str]:
+    """Return which files of rows are of other splits than the train split beside them, and the words about them."""
+    left_out: dict[Path, str] = {}
+    rows = sorted((home_of(name), name) for name in names if is_rows(name))
+    for home, members in itertools.groupby(rows, key=lambda pair: pair[0]):
+        told = {name: split_told(name) for _, name in members}
+        if "train" not in told.values() or len({*told.values()} - {None}) < 2:
+            continue
+        left_out |= {name: OTHER_SPLIT for name, split in told.items() if split not in (None, "train")}
+        homes = {home, home.parent} if home.name == "data" else {home}
+        left_out |= {name: DESCRIPTION for name in names if name.name in DESCRIPTIONS and name.parent in homes}
     return left_out
+
+
+def home_of(name: Path) -> Path:
+    """Return the folder that a file's dataset lies in: the one above folders that are called after splits."""
+    return next((above for above in name.parents if above.name.lower() not in SPLIT_NAMES), Path())
 
 
 def other_splits_among(names: Sequence[Path]) -> list[Path]:

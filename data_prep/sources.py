@@ -97,7 +97,7 @@ def find_corpus(
         for name, location in named:
             found += expanded(source, name, location, cache, counter)
     with ThreadPoolExecutor() as pool:
-        files = list(pool.map(corpus_file, found))
+        files = list(pool.map(opened_file, found))
     for file in files:
         if file.columns.format.note:
             log.warning("%s: cannot be read: %s", file.info.path, file.columns.format.note)
@@ -155,6 +155,16 @@ def expanded(
             passed_over[suffix_of(readable_name(member.name))] += 1
 
 
+def opened_file(found: FoundFile) -> CorpusFile:
+    """Return what `corpus_file` does. Raises DataError, with the file's name as text, for whatever is wrong with it."""
+    try:
+        return corpus_file(found)
+    except DataError as error:
+        raise DataError(readable_name(str(error))) from None
+    except (PermissionError, FileNotFoundError) as error:
+        raise DataError(f"{found.name}: cannot be read ({error.strerror}); mend that, or leave it out") from None
+
+
 def corpus_file(found: FoundFile) -> CorpusFile:
     """Return one file as a member of the corpus, hashed, its columns found from its first rows.
 
@@ -165,7 +175,7 @@ def corpus_file(found: FoundFile) -> CorpusFile:
         columns = Columns(shape="text", format=Format(kind="refused", note=found.problem))
         info = SourceFile(source=source.label, path=found.name, bytes=0, sha256=hashlib.sha256().hexdigest())
         return CorpusFile(info=info, location=location.resolve(), columns=columns)
-    stamp = stamp_of(location, found.name)
+    stamp = stamp_of(location.resolve(), found.name)
     named = with_html(format_of(location.name, source.format) or Format(), source.html)
     form = with_layout(named, location, found.name, source)
     check_readable(form, found.name)

@@ -181,14 +181,14 @@ def test_a_dump_is_read_a_page_at_a_time(tmp_path):
     with gzip.open(tmp_path / "dump.xml.gz", "wb", compresslevel=1) as sink:
         head, tail = WIKI.split("{}")
         sink.write(head.encode())
-        for _ in range(2000):
+        for _ in range(1000):
             sink.write(talk.encode())
         sink.write((page("Duck", "A [[duck]].") + tail).encode())
 
     command = [sys.executable, "-c", MEASURED, str(tmp_path / "dump.xml.gz")]
     count, peak = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
 
-    assert count == "1" and int(peak) < 250, f"{peak} MiB for a dump of 200 MB"
+    assert count == "1" and int(peak) < 160, f"{peak} MiB for a dump of 100 MB"
 
 
 def test_a_notebook_gives_what_is_written_in_its_cells(tmp_path):

@@ -384,7 +384,7 @@ def common(one: bytes, other: bytes) -> bytes:
     ("shape", "packing"), [*((shape, "gz") for shape in SHAPES), *(("jsonl", other) for other in ("bz2", "xz", "zst"))]
 )
 def test_all_rows_before_damage_in_a_packed_file_are_kept_and_it_is_counted(folder, shape, packing):
-    texts = [hashlib.sha256(b"%d" % n).hexdigest() * 3 for n in range(6000)]
+    texts = [hashlib.sha256(b"%d" % n).hexdigest() * 3 for n in range(6000 if packing == "bz2" else 2500)]
     data = SHAPES[shape](texts).encode()
     packed = PACKERS[packing](data)
     at = len(packed) * 4 // 5
@@ -399,7 +399,7 @@ def test_all_rows_before_damage_in_a_packed_file_are_kept_and_it_is_counted(fold
     else:
         before = common(data, unpacked_before(packed, packing)).decode()
         expected = bisect.bisect(range(len(texts)), False, key=lambda n: texts[n] not in before) - 1
-    assert expected > 3000 and len(found) >= expected
+    assert expected > len(texts) // 3 and len(found) >= expected
     assert found[:expected] == texts[:expected]
     assert rejected[next(reason for reason in rejected if "compression" in reason)] == 1
 
