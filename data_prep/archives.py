@@ -16,14 +16,23 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cluster.files import sha256_of, whole_folder
+from data_prep.folders import readable_name
 from data_prep.formats import Format, format_of
-from data_prep.streams import CHUNK_BYTES, EXPANSION_FREE_BYTES, EXPANSION_RATIO, ObjectionError, open_stream
+from data_prep.streams import (
+    CHUNK_BYTES,
+    EXPANSION_FREE_BYTES,
+    EXPANSION_RATIO,
+    ObjectionError,
+    open_stream,
+    require_whole,
+)
 
 log = logging.getLogger(__name__)
 
 SEPARATOR = "!/"  # between an archive's name and its member's, in the manifest
 MEMBERS = 100_000  # of one archive; every member is a file on the disk, and most disks count files
 CONTENTS = "contents.json"
+UNPACKING = "2"  # part of the folder's name: raise it when other members are unpacked
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError)
 
 
@@ -37,9 +46,10 @@ class Member:
 
 
 class Budget:
-    """What an archive may still unpack to."""
+    """What an archive may still unpack to, and the format of its members, if the source gives one."""
 
-    def __init__(self, archive: Path) -> None:
+    def __init__(self, archive: Path, given: str | None) -> None:
+        self.given = given
         self.left = max(EXPANSION_FREE_BYTES, EXPANSION_RATIO * archive.stat().st_size)
         self.members = 0
         self.names: set[str] = set()
@@ -54,24 +64,37 @@ class Budget:
                 sink.write(chunk)
 
 
-def unpack(archive: Path, form: Format, cache: Path) -> tuple[list[Member], Path]:
+def unpack(archive: Path, form: Format, cache: Path, given: str | None = None) -> tuple[list[Member], Path]:
     """Return an archive's members, sorted, and the folder that holds them; what was unpacked before is found again.
 
-    No member's path is ever used as a path, so none can reach outside. Members that no format reads are named only.
+    No member's path is ever used as a path, so none can reach outside. Members that no format reads are named only;
+    `given` is the format of whatever is no archive.
     """
-    folder = cache / sha256_of(archive)[:32]
+    folder = cache / "-".join([sha256_of(archive)[:32], UNPACKING, *([given] if given else [])])
     if not (folder / CONTENTS).exists():
         with whole_folder(folder) as partial:
-            members = sorted(unpacked(archive, form, partial), key=lambda member: member.name)
+            members = sorted(unpacked(archive, form, partial, given), key=lambda member: member.name)
             (partial / CONTENTS).write_text(json.dumps([asdict(member) for member in members]), encoding="utf-8")
         log.info("unpacked %s: %d members", archive, len(members))
-    contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
-    return [Member(**values) for values in contents], folder
+    return contents_of(folder), folder
 
 
-def unpacked(archive: Path, form: Format, folder: Path) -> Iterator[Member]:
+def contents_of(folder: Path) -> list[Member]:
+    return [Member(**values) for values in json.loads((folder / CONTENTS).read_text(encoding="utf-8"))]
+
+
+def find_member(archive: Path, name: str, cache: Path) -> Path | None:
+    """Return the file of a member, by the name that the manifest gives it, if it was unpacked as any format."""
+    for contents in sorted(cache.glob(f"{sha256_of(archive)[:32]}*/{CONTENTS}")):
+        for member in contents_of(contents.parent):
+            if member.file is not None and readable_name(member.name) == name:
+                return contents.parent / member.file
+    return None
+
+
+def unpacked(archive: Path, form: Format, folder: Path, given: str | None) -> Iterator[Member]:
     """Write the members of an archive as files; damage ends it and is a member without a name."""
-    budget = Budget(archive)
+    budget = Budget(archive, given)
     try:
         if form.kind == "zip":
             yield from zip_members(archive, budget, folder)
@@ -112,6 +135,7 @@ def tar_members(archive: Path, compression: str | None, budget: Budget, folder: 
                 with source:
                     budget.copy(source, folder / member.file)
             yield member
+        require_whole(stream)  # damage between two members looks like the end
 
 
 def described(error: Exception) -> str:
@@ -127,7 +151,7 @@ def plan_member(name: str, problem: str | None, budget: Budget) -> Member:
     if budget.members > MEMBERS:
         raise ObjectionError(f"more than {MEMBERS} members")
     path = PurePosixPath(name.replace("\\", "/"))
-    form = format_of(path.name)
+    form = format_of(path.name, budget.given)
     if path.is_absolute() or ".." in path.parts:
         problem = "reaches outside its archive"
     elif str(path) in budget.names:

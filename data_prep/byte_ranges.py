@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.documents import Part
-from data_prep.streams import DOCUMENT_BYTES, REACH_BYTES, WINDOW_BYTES
+from data_prep.long_texts import REACH_BYTES, WINDOW_BYTES
+from data_prep.streams import DOCUMENT_BYTES
 from data_prep.tables import group_start
 
 Told = Callable[[int], None]  # told of the bytes that were read

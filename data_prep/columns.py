@@ -16,7 +16,8 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from data_prep.documents import Document, Part, Raw, Rejected, document_of, records_of
+from data_prep.documents import Document, Part, Rejected, document_of, records_of
+from data_prep.records import Raw
 from data_prep.row_layouts import MEDIA
 from data_prep.streams import END, ObjectionError, open_stream, read_lines
 from data_prep.tables import parquet_batches, rows_of
@@ -57,28 +58,30 @@ def read_batches(part: Part) -> Iterator[Batch]:
 def column_or_raw(part: Part) -> Iterator[Texts | Sequence[Raw]]:
     """Yield the records of a part, those that are texts without objection as such."""
     columns = part.columns
+    part.check_unchanged()
     path, form = Path(part.location), columns.format
     single = None if columns.layout is None else columns.layout.single
-    try:
-        if single is not None and form.kind == "jsonl":
-            with open_stream(path, form.compression) as stream:
-                whole = form.compression is not None
-                yield from json_columns(stream, 0 if whole else part.start, END if whole else part.end, single)
-        elif single is not None and form.kind == "parquet":
-            for found in parquet_batches(path, part.start, part.end, columns.wanted):
-                yield [found] if isinstance(found, ObjectionError) else table_column(found, single)
-        else:
-            for raw in records_of(path, columns, part.start, part.end):
-                yield [raw]
-    except ObjectionError as objection:
-        yield [objection]
+    if single is not None and form.kind == "jsonl":
+        start, end = (part.start, part.end) if form.is_plain else (0, END)
+        with open_stream(path, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
+            yield from json_columns(stream, start, end, single)
+    elif single is not None and form.kind == "parquet":
+        for found in parquet_batches(path, part.start, part.end, columns.wanted):
+            yield [found] if isinstance(found, ObjectionError) else table_column(found, single)
+    else:
+        for raw in records_of(path, columns, part.start, part.end):
+            yield [raw]
+    part.check_unchanged()
 
 
 def json_columns(stream: BinaryIO, start: int, end: int, name: str) -> Iterator[Texts | Sequence[Raw]]:
-    """Yield the lines whose first byte lies in `start` to `end`, as the texts in their column `name` where they can."""
+    """Yield the lines whose first byte lies in `start` to `end`, as the texts in their column `name` where they can.
+
+    Damage is an objection that follows the lines before it.
+    """
     lines: list[bytes | ObjectionError] = []
     size = 0
-    for line in read_lines(stream, start, end):
+    for line in whole_lines(stream, start, end):
         lines.append(line)
         size += 0 if isinstance(line, ObjectionError) else len(line)
         if size >= BLOCK_BYTES:
@@ -86,6 +89,14 @@ def json_columns(stream: BinaryIO, start: int, end: int, name: str) -> Iterator[
             lines, size = [], 0
     if lines:
         yield json_column(lines, name) or lines
+
+
+def whole_lines(stream: BinaryIO, start: int, end: int) -> Iterator[bytes | ObjectionError]:
+    """Yield lines, and as the last one why there are no more, if the file is damaged."""
+    try:
+        yield from read_lines(stream, start, end)
+    except ObjectionError as objection:
+        yield objection
 
 
 def json_column(lines: Sequence[bytes | ObjectionError], name: str) -> Texts | None:

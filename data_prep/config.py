@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.schema import PathValue, Section
 from data_prep.fields import Fields
+from data_prep.formats import FormatName
 from data_prep.roles import Role
 
 
@@ -24,7 +26,8 @@ class SourceConfig(Section):
     dataset: str | None = None
     """The id of a Hub dataset, as OWNER/NAME or OWNER/NAME@REVISION."""
     split: str | None = None
-    """Which of the dataset's files are taken, where their names tell; default: train."""
+    """Which of the dataset's files are taken, where their names tell; default: train. Of a `path`: of a local copy of a
+    dataset, or wherever names tell it."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """What the fetched file must hash to."""
     size_bytes: int | None = Field(default=None, gt=0)
@@ -46,6 +49,14 @@ class SourceConfig(Section):
     """Which conversations a tree of messages holds: that of the best ranked answers (default), or all."""
     html: Literal["article", "plain"] = "article"
     """article: a web page's article without menus and comments. plain: all of its text."""
+    format: FormatName | None = None
+    """What the source's files are, whatever they are called; compression and archives are still told by the name."""
+    encoding: str | None = None
+    """What text files are in that are neither UTF-8 nor begin with a byte order mark: latin-1, cp1252, gb18030 ..."""
+    separator: str | None = Field(default=None, min_length=1, max_length=1)
+    """What stands between the cells of a CSV or TSV file; default: found by a look at its lines."""
+    columns: list[str] | None = Field(default=None, min_length=1)
+    """The names of all columns of CSV or TSV files that have no header."""
 
     epochs: float = Field(default=1.0, gt=0)
     """How often its documents are trained on in one epoch of the whole; with weights: at most."""
@@ -70,8 +81,32 @@ class SourceConfig(Section):
             raise ValueError("give exactly one of 'path', 'url' and 'dataset'")
         if self.url is None and (self.sha256 or self.size_bytes):
             raise ValueError("'sha256' and 'size_bytes' are checked for a 'url' only")
-        if self.dataset is None and self.split is not None:
-            raise ValueError("'split' is for a 'dataset'; of a 'url' name the files with a glob")
+        if self.url is not None and self.split is not None:
+            raise ValueError("'split' is for a 'dataset' or a 'path'; of a 'url' name the files with a glob")
+        return self
+
+    @field_validator("encoding")
+    @classmethod
+    def check_encoding(cls, value: str | None) -> str | None:
+        """Return the one name that Python has for an encoding."""
+        if value is None:
+            return None
+        try:
+            "x".encode(value)
+            codecs.getincrementaldecoder(value)
+        except (LookupError, UnicodeError):
+            raise ValueError(
+                f"{value!r} is no encoding; such are latin-1, cp1252, utf-16, gb18030, shift_jis"
+            ) from None
+        name = codecs.lookup(value).name
+        return "utf-8" if name == "utf-8-sig" else name
+
+    @model_validator(mode="after")
+    def check_columns(self) -> Self:
+        if self.columns is not None and len(set(self.columns)) < len(self.columns):
+            raise ValueError("'columns' names a column twice")
+        if self.format not in (None, "csv", "tsv") and (self.columns or self.separator):
+            raise ValueError(f"'columns' and 'separator' are for CSV and TSV, and 'format' is {self.format}")
         return self
 
     @property

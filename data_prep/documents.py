@@ -15,13 +15,13 @@ from data_prep.formats import Format
 from data_prep.grouping import JOINED_BYTES, columns_read, inner_rows, joined
 from data_prep.kinds import DIALOGUES, kinds_of
 from data_prep.looks import columns_of, is_messages
-from data_prep.pages import extract_text, limit_of
 from data_prep.paths import without_nulls
+from data_prep.records import Raw, raw_records
 from data_prep.row_layouts import EXTRA_COLUMNS, Layout
 from data_prep.samples import decide
 from data_prep.shapes import turns_of_row, variables_of_row
-from data_prep.streams import ObjectionError, open_stream, read_lines, read_texts
-from data_prep.tables import read_arrow, read_csv, read_parquet, split_json
+from data_prep.stamps import Stamp
+from data_prep.streams import ObjectionError
 from data_prep.turns import Document, Shape, Turn
 
 __all__ = ["Columns", "Document", "Part", "Rejected", "Turn", "document_of", "find_columns", "raw_records", "read_part"]
@@ -30,8 +30,6 @@ SNIFFED_RECORDS = 200
 EXCERPT_BYTES = 500
 TEXT, JSONL = Format(), Format(kind="jsonl")
 PLAIN = Layout(text=("text",))
-
-Raw = bytes | str | Mapping[str, Any] | ObjectionError  # bytes: JSON of a row, or a text; str: an extracted text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +66,13 @@ class Part:
     start: int
     end: int
     columns: Columns
+    stamp: Stamp | None = None
+    """What the file was when it was hashed; not part of what a slice is."""
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if the file is no longer the one that was hashed; asked before and after it is read."""
+        if self.stamp is not None:
+            self.stamp.check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +86,11 @@ class Rejected:
 
 def read_part(part: Part) -> Iterator[Document | Rejected]:
     """Yield one document or rejection for each record of a part, in order; nothing is cleaned yet."""
+    part.check_unchanged()
     records = records_of(Path(part.location), part.columns, part.start, part.end)
     for record, raw in enumerate(records):
         yield document_of(record, raw, part.columns)
+    part.check_unchanged()
 
 
 def records_of(path: Path, columns: Columns, start: int, end: int) -> Iterator[Raw]:
@@ -104,7 +111,10 @@ def document_of(record: int, raw: Raw, columns: Columns) -> Document | Rejected:
             return Document(record, "text", turns_of_row(row, layout))
         return Document(record, layout.shape, turns_of_row(row, layout), variables_of_row(row, layout))
     except ObjectionError as objection:
-        return Rejected(record, str(objection), excerpt_of(raw))
+        reason = str(objection)
+        if reason == "invalid UTF-8" and columns.format.encoding is not None:
+            reason = f"invalid {columns.format.encoding}"
+        return Rejected(record, reason, excerpt_of(raw))
 
 
 def excerpt_of(raw: Raw) -> str:
@@ -112,42 +122,6 @@ def excerpt_of(raw: Raw) -> str:
     if isinstance(raw, bytes):
         return raw[:EXCERPT_BYTES].decode("utf-8", "replace")
     return "" if isinstance(raw, ObjectionError) else str(raw)[:EXCERPT_BYTES]
-
-
-def raw_records(path: Path, form: Format, start: int, end: int, wanted: tuple[str, ...] | None = None) -> Iterator[Raw]:
-    """Yield the records of a range of a file, of tables only the `wanted` columns.
-
-    An objection stands for a record that cannot be read, or for all that follows where a file is damaged.
-    """
-    try:
-        if form.kind == "refused":
-            yield ObjectionError(str(form.note))
-        elif form.kind == "text":
-            yield from read_texts(path, form.compression, start, end)
-        elif form.kind == "parquet":
-            yield from read_parquet(path, start, end, wanted)
-        elif form.kind == "arrow":
-            yield from read_arrow(path, wanted)
-        else:
-            yield from streamed_records(path, form, start, end)
-    except ObjectionError as objection:
-        yield objection
-
-
-def streamed_records(path: Path, form: Format, start: int, end: int) -> Iterator[Raw]:
-    """Yield the records of a file that is read from its beginning to its end."""
-    with open_stream(path, form.compression) as stream:
-        if form.kind == "jsonl":
-            yield from read_lines(stream, start, end) if form.compression is None else read_lines(stream)
-        elif form.kind == "json":
-            yield from split_json(stream)
-        elif form.kind in ("csv", "tsv"):
-            yield from read_csv(stream, "\t" if form.kind == "tsv" else None)
-        else:
-            data = stream.read(limit_of(form.kind) + 1)
-            if len(data) > limit_of(form.kind):
-                raise ObjectionError(f"page of more than {limit_of(form.kind) >> 20} MiB")
-            yield extract_text(form.kind, data)
 
 
 def text_of(raw: Raw) -> str:

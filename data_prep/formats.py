@@ -1,25 +1,38 @@
-"""What a file is, told by its name: its format, its compression, and what reading it takes."""
+"""What a file is, told by its name or by its source: its format, its compression, and what reading it takes."""
 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
+from typing import Any, Literal, get_args
 
 from cluster.errors import DataError
 
-KINDS = {
-    ".txt": "text",
-    ".md": "text",
-    ".rst": "text",
-    ".py": "text",
+FormatName = Literal[
+    "text", "html", "xml", "notebook", "pdf", "docx", "epub", "jsonl", "json", "csv", "tsv", "parquet", "arrow",
+    "warc", "wikipedia",
+]  # fmt: skip
+
+PROSE = ".txt .text .md .markdown .rst .org .adoc .asciidoc .tex .log"
+CODE = (
+    ".py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .hxx .cu .cuh .cs .go .rs .java .kt .kts .scala .groovy .gradle .swift "
+    ".m .mm .js .mjs .cjs .jsx .ts .tsx .vue .svelte .rb .php .pl .pm .lua .r .rmd .qmd .jl .hs .ml .mli .fs .ex .exs "
+    ".erl .clj .lisp .el .scm .rkt .dart .zig .nim .f .f90 .f95 .asm .s .v .sv .vhd .vhdl .sh .bash .zsh .fish .ps1 "
+    ".bat .sql .graphql .proto .tf .cmake .yaml .yml .toml .ini .cfg .sol .bib"
+)
+DOCUMENTS = {
     ".html": "article",
     ".htm": "article",
     ".xhtml": "article",
-    ".xml": "xml",
+    ".xml": "xml",  # a dump of a wiki too: its first bytes tell
+    ".ipynb": "notebook",
     ".pdf": "pdf",
     ".docx": "docx",
     ".epub": "epub",
+}
+ROWS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
@@ -28,13 +41,19 @@ KINDS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+CRAWLS = {".warc": "warc", ".wet": "warc"}
+KINDS = {**dict.fromkeys(f"{PROSE} {CODE}".split(), "text"), **DOCUMENTS, **ROWS, **CRAWLS}
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 ARCHIVES = {".zip": "zip", ".tar": "tar"}
 SHORT_NAMES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
 
 ROW_KINDS = {"jsonl", "json", "csv", "tsv", "parquet", "arrow"}  # many documents in a file, made of named columns
+MANY_KINDS = {*ROW_KINDS, "warc", "wikipedia"}  # many documents in a file
 CUT_KINDS = {"text", "jsonl", "parquet"}  # a large file may be read by several tasks
 SEEKING_KINDS = {"parquet", "arrow"}  # read here and there, so not from a compressed stream
+TABLE_KINDS = {"csv", "tsv"}
+LINE_KINDS = {"text", "jsonl", *TABLE_KINDS}  # where the ends of lines matter
+ENCODED_KINDS = {*LINE_KINDS, "json", "notebook", "article", "page", "xml"}  # text in some encoding
 
 MODULES = {
     "article": ("trafilatura", "selectolax"),
@@ -42,6 +61,8 @@ MODULES = {
     "epub": ("selectolax",),
     "pdf": ("pypdf",),
     "docx": ("docx",),
+    "warc": ("warcio",),
+    "wikipedia": ("mwparserfromhell",),
 }
 
 
@@ -49,28 +70,49 @@ MODULES = {
 class Format:
     """How a file is read. `article` and `page` are HTML: its article, or all of its text.
 
-    A `refused` file counts as one rejected document; `note` is the reason.
+    A `refused` file counts as one rejected document; `note` is the reason. Of text, `encoding` is None for UTF-8, and
+    `cr_lines` says that its lines end with a carriage return alone. Of CSV and TSV, `names` are the columns of a file
+    without a header, and cells are `quoted` or stand as they are. `html` is what a crawl's pages are read as.
     """
 
     kind: str = "text"
     compression: str | None = None
     note: str | None = None
+    encoding: str | None = None
+    cr_lines: bool = False
+    separator: str = ","
+    quoted: bool = True
+    names: tuple[str, ...] = ()
+    html: str = "article"
 
     @property
     def has_rows(self) -> bool:
         return self.kind in ROW_KINDS
 
     @property
+    def has_many(self) -> bool:
+        """Whether a file holds many documents."""
+        return self.kind in MANY_KINDS
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the file's bytes are the documents' own."""
+        return self.compression is None and self.encoding is None and not self.cr_lines
+
+    @property
     def may_be_cut(self) -> bool:
-        return self.kind in CUT_KINDS and self.compression is None
+        return self.kind in CUT_KINDS and self.is_plain
 
     @property
     def is_archive(self) -> bool:
         return self.kind in ARCHIVES.values()
 
 
-def format_of(name: str) -> Format | None:
-    """Return what a file's name tells of its content; None if nothing here reads such files."""
+def format_of(name: str, given: str | None = None) -> Format | None:
+    """Return what a file's name tells of its content; None if nothing here reads such files.
+
+    `given` is a FormatName for whatever is no archive, however it is called.
+    """
     for short, long in SHORT_NAMES.items():
         if name.lower().endswith(short):
             name = name[: -len(short)] + long
@@ -79,9 +121,26 @@ def format_of(name: str) -> Format | None:
     if compression is not None:
         suffix = PurePath(PurePath(name).stem).suffix.lower()
     kind = {**KINDS, **ARCHIVES}.get(suffix)
+    if given is not None and kind not in ARCHIVES.values():
+        kind = "article" if given == "html" else given
     if kind is None or (compression is not None and kind in SEEKING_KINDS | {"zip"}):
         return None
-    return Format(kind=kind, compression=compression)
+    return Format(kind=kind, compression=compression, separator="\t" if kind == "tsv" else ",")
+
+
+def beyond_name(form: Format, name: str) -> str:
+    """Return, as JSON, what a format has beyond what a file's name tells; "" if it is nothing."""
+    told = asdict(format_of(name) or Format())
+    more = {key: value for key, value in asdict(form).items() if value != told[key]}
+    return json.dumps(more) if more else ""
+
+
+def with_more(form: Format, more: str) -> Format:
+    """Return a format with what `beyond_name` kept."""
+    values: dict[str, Any] = json.loads(more) if more else {}
+    if "names" in values:
+        values["names"] = tuple(values["names"])
+    return replace(form, **values)
 
 
 def suffix_of(name: str) -> str:
@@ -91,12 +150,15 @@ def suffix_of(name: str) -> str:
 
 def with_html(form: Format, html: str) -> Format:
     """Return a format as the source's `html` wants it."""
+    if form.kind == "warc":
+        return replace(form, html=html)
     return replace(form, kind="page") if form.kind == "article" and html == "plain" else form
 
 
 def check_readable(form: Format, name: str) -> None:
     """Raise DataError if a library that the format needs is not installed."""
-    for module in MODULES.get(form.kind, ()):
+    pages = MODULES["page" if form.html == "plain" else "article"] if form.kind == "warc" else ()
+    for module in (*MODULES.get(form.kind, ()), *pages):
         if importlib.util.find_spec(module) is None:
             raise DataError(
                 f"{name}: reading this takes the library {module}, which is not installed; run "
@@ -106,4 +168,10 @@ def check_readable(form: Format, name: str) -> None:
 
 def supported() -> str:
     """Return the readable suffixes, for people."""
-    return f"{', '.join(KINDS)}; these in {', '.join(COMPRESSIONS)}; and these in {', '.join(ARCHIVES)}"
+    code = CODE.split()
+    shown = f"{PROSE} {' '.join(DOCUMENTS)} {' '.join(ROWS)} {' '.join(CRAWLS)}"
+    return (
+        f"{', '.join(shown.split())}; source code ({', '.join(code[:8])} and {len(code) - 8} more); these in "
+        f"{', '.join(COMPRESSIONS)}; and these in {', '.join(ARCHIVES)}; for files of other names write their kind "
+        f"below the source: `format: text`, or one of {', '.join(get_args(FormatName)[1:])}"
+    )

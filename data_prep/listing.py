@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,11 @@ from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.download import Download, cache_path, fetch_all
 from data_prep.formats import format_of
+from data_prep.hub_layout import DESCRIPTION, OTHER_SPLIT, is_description, is_of, split_of
 from data_prep.model_files import HUB_TIMEOUT_S, reason_of
 from data_prep.transfer import open_address
 
 log = logging.getLogger(__name__)
-
-SPLIT_WORDS = ("train", "test", "validation", "valid", "val", "dev", "eval")
-OTHER_SPLIT = Path("file of another split")  # what such a file is counted under among those passed over
-DESCRIPTION = Path("description of the dataset")  # likewise
-DESCRIPTIONS = {"README.md", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +48,10 @@ def fetch_sources(sources: Sequence[SourceConfig], folder: Path) -> dict[str, li
             name = remote.address
             path = cache_path(folder, name)
             if source.dataset is not None and is_description(name):
-                path = DESCRIPTION
+                path = Path(DESCRIPTION)
             elif name not in in_split:
-                path = OTHER_SPLIT
-            elif format_of(path.name) is not None:
+                path = Path(OTHER_SPLIT)
+            elif format_of(path.name, source.format) is not None:
                 wanted.append(Download(url=name, target=path, sha256=remote.sha256, size_bytes=remote.size_bytes))
             entries.append((name, path))
     fetch_all(list({download.target: download for download in wanted}.values()))
@@ -118,24 +113,10 @@ def remote_of(system: Any, path: str, info: dict[str, Any], source: SourceConfig
     return Remote(address=address, size_bytes=size, sha256=source.sha256 or sha256)
 
 
-def is_description(address: str) -> bool:
-    """Tell whether a file of a dataset's repository is about its data, or a script that loads it."""
-    name = address.rpartition("/")[2]
-    return name in DESCRIPTIONS or name.endswith(".py")
-
-
 def is_of_split(remote: Remote, remotes: Sequence[Remote], source: SourceConfig) -> bool:
     """Tell whether a dataset's file is of the source's split; if no name tells a split, all are."""
     if source.dataset is None:
         return True
-    told = [split_of(other.address) for other in remotes]
-    return not any(told) or split_of(remote.address) == (source.split or "train")
-
-
-def split_of(address: str) -> str | None:
-    """Return the split that a file's name, or else a folder of it, tells."""
-    for part in reversed(address.split("/")):
-        for word in SPLIT_WORDS:
-            if re.search(rf"(^|[^a-z]){word}([^a-z]|$)", part.lower()):
-                return word
-    return None
+    split = source.split or "train"
+    told = any(split_of(other.address) or is_of(other.address, split) for other in remotes)
+    return not told or is_of(remote.address, split)

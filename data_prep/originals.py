@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 
 from cluster.errors import DataError
 from cluster.files import sha256_of
-from data_prep.archives import SEPARATOR, unpack
-from data_prep.documents import Raw, decoded, parsed, raw_records
-from data_prep.formats import Format, format_of
+from data_prep.archives import SEPARATOR, find_member, unpack
+from data_prep.documents import decoded, parsed
+from data_prep.folders import name_on_disk
+from data_prep.formats import Format, format_of, with_more
 from data_prep.grouping import joined
+from data_prep.records import Raw, raw_records
 from data_prep.row_layouts import layout_from
 from data_prep.shards import Manifest, SourceFile
 from data_prep.streams import DOCUMENT_BYTES, END, open_stream
@@ -33,7 +35,7 @@ def read_document(folder: Path, manifest: Manifest, source: int, position: int, 
     check_unchanged(location, file)
     form = form_of(file)
     if form.kind in RAW_KINDS:
-        with open_stream(location, form.compression) as stream:
+        with open_stream(location, form.compression, form.encoding) as stream:
             raw: Raw = stream.read()
     else:
         records: Iterator[Raw] = raw_records(location, form, 0, END)
@@ -51,11 +53,15 @@ def location_of(folder: Path, file: SourceFile, relative_to: Path) -> Path:
     from data_prep.download import cache_path  # httpx takes 0.2 s to import
 
     location = cache_path(folder, name) if "://" in name else relative_to / name
+    if not location.exists() and "\\x" in name:
+        location = relative_to / name_on_disk(name)
     if not member or not location.is_file():
         return location
-    members, unpacked = unpack(location, format_of(location.name) or Format(), folder / "unpacked")
-    files = {entry.name: entry.file for entry in members if entry.file is not None}
-    return unpacked / files[member] if member in files else location
+    found = find_member(location, member, folder / "unpacked")
+    if found is None:
+        unpack(location, format_of(location.name) or Format(), folder / "unpacked")
+        found = find_member(location, member, folder / "unpacked")
+    return found or location
 
 
 def document_place(file: SourceFile, position: int) -> str:
@@ -63,12 +69,12 @@ def document_place(file: SourceFile, position: int) -> str:
     form = form_of(file)
     if form.kind == "jsonl" and form.compression is None and not file.joined:
         return f"{file.path}:{position + 1}"
-    return f"{file.path}, record {position + 1}" if form.has_rows or file.bytes > DOCUMENT_BYTES else file.path
+    return f"{file.path}, record {position + 1}" if form.has_many or file.bytes > DOCUMENT_BYTES else file.path
 
 
 def form_of(file: SourceFile) -> Format:
     path = urlsplit(file.path).path if "://" in file.path else file.path
-    return format_of(path) or Format()
+    return with_more(format_of(path) or Format(), file.reading)
 
 
 @lru_cache(maxsize=4096)

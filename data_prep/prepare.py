@@ -128,7 +128,7 @@ def fetch_corpus(config: DataConfig, folder: Path) -> Corpus:
             log.info("%s: %s", label, note)
         if suffixes:
             named = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.items())
-            log.warning("%s: passed over files of kinds that are not read: %s", label, named)
+            log.warning("%s: not read: %s", label, named)
     return corpus
 
 

@@ -83,12 +83,16 @@ class ListedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One file that documents were read from; `joined` says how its rows were put together, if they were."""
+    """One file that documents were read from.
+
+    `reading` is how, as JSON, where its name does not tell; `joined` how its rows were put together, if they were.
+    """
 
     source: str
     path: str
     bytes: int
     sha256: str
+    reading: str = ""
     joined: dict[str, Any] = field(default_factory=dict, hash=False)
 
 

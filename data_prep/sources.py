@@ -6,20 +6,34 @@ import hashlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from cluster.errors import DataError
 from data_prep.archives import SEPARATOR, unpack
 from data_prep.byte_ranges import HashedFile, Told, hashed_file
 from data_prep.config import SourceConfig
 from data_prep.documents import Columns, Part, find_columns
-from data_prep.formats import Format, check_readable, format_of, suffix_of, supported, with_html
+from data_prep.folders import is_hidden, readable_name
+from data_prep.formats import (
+    TABLE_KINDS,
+    Format,
+    beyond_name,
+    check_readable,
+    format_of,
+    suffix_of,
+    supported,
+    with_html,
+)
+from data_prep.hub_layout import DESCRIPTION, OTHER_SPLIT
+from data_prep.layouts import check_header, header_hint, with_layout
+from data_prep.local_files import paths_of
 from data_prep.progress import Progress, thread_pool
 from data_prep.shapes import shortened
 from data_prep.shards import SourceFile
+from data_prep.stamps import Stamp, stamp_of
 from data_prep.streams import DOCUMENT_BYTES
 
 log = logging.getLogger(__name__)
@@ -36,6 +50,7 @@ class CorpusFile:
     location: Path
     columns: Columns
     hashed: HashedFile
+    stamp: Stamp | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +104,15 @@ def find_corpus(
             found += expanded(source, name, location, cache, counter)
     size = sum(file.location.stat().st_size for file in found if file.problem is None)
     with thread_pool() as pool, Progress("hashing", size, "bytes") as progress:
-        files = list(pool.map(partial(corpus_file, slice_bytes=slice_bytes, told=progress.advance), found))
+        files = list(pool.map(partial(opened_file, slice_bytes=slice_bytes, told=progress.advance), found))
     for source in sources:
-        check_used(source, [file.columns for file in files if file.info.source == source.label and file.info.bytes])
+        check_rows_used(
+            source, [file.columns for file in files if file.info.source == source.label and file.info.bytes]
+        )
     for file in files:
         if file.columns.format.note:
             log.warning("%s: cannot be read: %s", file.info.path, file.columns.format.note)
+    check_any_readable(files)
     corpus = Corpus(files=files, passed_over={label: dict(sorted(c.items())) for label, c in passed_over.items()})
     if corpus.bytes == 0:
         raise DataError(
@@ -103,7 +121,7 @@ def find_corpus(
     return corpus
 
 
-def check_used(source: SourceConfig, columns: Sequence[Columns]) -> None:
+def check_rows_used(source: SourceConfig, columns: Sequence[Columns]) -> None:
     """Raise DataError if a source says how rows are read, and none of its files has rows."""
     given = {"fields": source.fields.given, "system": source.system, "roles": source.roles, "markers": source.markers}
     said = [name for name, value in given.items() if value]
@@ -113,6 +131,18 @@ def check_used(source: SourceConfig, columns: Sequence[Columns]) -> None:
             f"data.sources: {source.label}: {' and '.join(said)} say how rows are read, and no file here has rows; "
             "remove them, or give the files with rows a source of their own"
         )
+
+
+def check_any_readable(files: Sequence[CorpusFile]) -> None:
+    """Raise DataError if no file of a source can be read, with the reason for its first one."""
+    for label, of_source in itertools.groupby(files, key=lambda file: file.info.source):
+        members = list(of_source)
+        if all(file.columns.format.kind == "refused" for file in members):
+            first = members[0]
+            raise DataError(
+                f"data.sources: {label}: none of its files can be read ({len(members)}); "
+                f"{first.info.path}: {first.columns.format.note}"
+            )
 
 
 def read_as(corpus: Corpus, label: str) -> str:
@@ -143,101 +173,119 @@ def expanded(
     source: SourceConfig, name: str, location: Path, cache: Path | None, passed_over: Counter[str]
 ) -> Iterator[FoundFile]:
     """Yield a file, or the members of an archive: those of unknown formats are counted, as in a folder."""
-    form = format_of(location.name)
+    form = format_of(location.name, source.format)
     if form is None or not form.is_archive:
         yield FoundFile(source=source, name=name, location=location)
         return
     if cache is None:
         raise DataError(f"{location}: an archive, and no folder is given to unpack it in; unpack it yourself")
-    members, folder = unpack(location, form, cache)
+    members, folder = unpack(location, form, cache, source.format)
     for member in members:
-        inside = f"{name}{SEPARATOR}{member.name}" if member.name else name
+        inside = f"{name}{SEPARATOR}{readable_name(member.name)}" if member.name else name
         if member.problem is not None:
             yield FoundFile(source=source, name=inside, location=location, problem=member.problem)
-        elif is_hidden(Path(member.name)):
+        elif any(map(is_hidden, PurePosixPath(member.name).parts)):
             continue
         elif member.file is not None:
             yield FoundFile(source=source, name=inside, location=folder / member.file)
         else:
-            passed_over[suffix_of(member.name)] += 1
+            passed_over[suffix_of(readable_name(member.name))] += 1
+
+
+def opened_file(found: FoundFile, slice_bytes: int | None, told: Told) -> CorpusFile:
+    """Return what `corpus_file` does. Raises DataError, with the file's name as text, for whatever is wrong with it."""
+    try:
+        return corpus_file(found, slice_bytes, told)
+    except DataError as error:
+        raise DataError(readable_name(str(error))) from None
+    except (PermissionError, FileNotFoundError) as error:
+        raise DataError(f"{found.name}: cannot be read ({error.strerror}); mend that, or leave it out") from None
 
 
 def corpus_file(found: FoundFile, slice_bytes: int | None = None, told: Told = lambda size: None) -> CorpusFile:
-    """Return one file as a member of the corpus, hashed, its columns found from its first rows."""
+    """Return one file as a member of the corpus, hashed, its columns found from its first rows.
+
+    Raises DataError if it changes meanwhile.
+    """
     source, location = found.source, found.location
     if found.problem is not None:
         columns = Columns(shape="text", format=Format(kind="refused", note=found.problem))
         nothing = HashedFile(hashlib.sha256().hexdigest(), 0)
         info = SourceFile(source=source.label, path=found.name, bytes=0, sha256=nothing.sha256)
         return CorpusFile(info=info, location=location.resolve(), columns=columns, hashed=nothing)
-    size = location.stat().st_size
-    form = with_html(format_of(location.name) or Format(), source.html)
-    check_readable(form, found.name)
-    if size == 0:
-        columns = Columns(shape="text")  # one empty document, whatever it wanted to be
-    elif form.has_rows:
-        columns = find_columns(location, source, form)
-    else:
-        columns = Columns(shape="text", format=form)
+    stamp = stamp_of(location.resolve(), found.name)
+    columns = look_into(found, stamp.size)
     layout = columns.layout
     how = layout.changes() if layout is not None and layout.is_whole else {}
-    hashed = hashed_file(location, slice_bytes if is_cut(columns, size) else None, told)
-    info = SourceFile(source=source.label, path=found.name, bytes=size, sha256=hashed.sha256, joined=how)
-    return CorpusFile(info=info, location=location.resolve(), columns=columns, hashed=hashed)
+    hashed = hashed_file(location, slice_bytes if is_cut(columns, stamp.size) else None, told)
+    info = SourceFile(
+        source=source.label,
+        path=found.name,
+        bytes=stamp.size,
+        sha256=hashed.sha256,
+        reading=beyond_name(columns.format, found.name),
+        joined=how,
+    )
+    stamp.check()
+    return CorpusFile(info=info, location=location.resolve(), columns=columns, hashed=hashed, stamp=stamp)
+
+
+def look_into(found: FoundFile, size: int) -> Columns:
+    """Return how a file is read and what its documents are made of, from its name and its beginning."""
+    source, location = found.source, found.location
+    named = with_html(format_of(location.name, source.format) or Format(), source.html)
+    form = with_layout(named, location, found.name, source)
+    check_readable(form, found.name)
+    if size == 0:
+        return Columns(shape="text")  # one empty document, whatever it wanted to be
+    if form.has_rows:
+        return columns_in(location, source, form)
+    return Columns(shape="text", format=form)
+
+
+def columns_in(location: Path, source: SourceConfig, form: Format) -> Columns:
+    """Return the columns of a file of rows. Raises DataError with what to write if they cannot be told."""
+    try:
+        columns = find_columns(location, source, form)
+    except DataError as error:
+        if form.kind not in TABLE_KINDS or form.names:
+            raise
+        raise DataError(f"{error}. {header_hint(location, form)}") from None
+    if form.kind in TABLE_KINDS and not form.names:
+        check_header(location, form, columns.names)
+    return columns
 
 
 def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> tuple[list[Named], Counter[str]]:
-    """Return a source's files under the names the manifest gives them, and the suffixes of those passed over."""
+    """Return a source's files under the names the manifest gives them, and counts of those passed over."""
+    passed_over: Counter[str] = Counter()
     if source.address is not None:
         named = list(downloads[source.address])
     else:
-        named = [(name.as_posix(), at(source, name)) for name in paths_of(str(source.path), source.relative_to)]
-    readable = [(name, path) for name, path in named if format_of(path.name) is not None]
-    passed_over = Counter(suffix_of(path.name) for _, path in named if format_of(path.name) is None)
+        paths = paths_of(source, passed_over)
+        named = [(readable_name(path.as_posix()), (source.relative_to or Path()) / path) for path in paths]
+    readable = [(name, path) for name, path in named if form_told(path, source) is not None]
+    passed_over.update(suffix_of(readable_name(path.name)) for _, path in named if form_told(path, source) is None)
     if not readable:
         found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items())) or "no file"
         raise DataError(f"data.sources: {source.label}: nothing to read here ({found}); supported are {supported()}")
+    check_used(source, [path for _, path in readable])
     return readable, passed_over
 
 
-def at(source: SourceConfig, name: Path) -> Path:
-    """Return where a file lies that the manifest calls by this name."""
-    return (source.relative_to or Path()) / name
+def form_told(path: Path, source: SourceConfig) -> Format | None:
+    """Return what a file's name or its source tells of its format; None if it is not read, or was not fetched."""
+    return None if str(path) in (OTHER_SPLIT, DESCRIPTION) else format_of(path.name, source.format)
 
 
-def paths_of(pattern: str, relative_to: Path | None = None) -> list[Path]:
-    """Return the files that a path, folder or glob names, sorted, by their names relative to a folder.
-
-    Hidden ones only if named themselves.
-    """
-    base, path = relative_to or Path(), Path(pattern).expanduser()
-    if (base / path).is_file():
-        return [path]
-    if (base / path).is_dir():
-        inside = (base / path).rglob("*")
-        found: Iterable[Path] = (path / p.relative_to(base / path) for p in inside)
-        found = (p for p in found if not is_hidden(p.relative_to(path)))
-    else:
-        found = expand(path, base)
-    files = sorted((p for p in found if (base / p).is_file()), key=lambda p: p.as_posix())
-    if not files and not (base / path).is_dir():
-        raise DataError(
-            f"data.sources: {pattern}: no such file, folder or match in {base.absolute()}; paths are relative to the "
-            "folder in which the command runs, or to the source's `relative_to`"
-        )
-    return files
-
-
-def expand(pattern: Path, base: Path = Path()) -> Iterable[Path]:
-    """Yield what a glob matches below a folder, relative to it; `**` stands for any number of folders."""
-    plain = list(itertools.takewhile(lambda part: not set(part) & set("*?["), pattern.parts))
-    rest = pattern.parts[len(plain) :]
-    above = Path(*plain)
-    return (above / found.relative_to(base / above) for found in (base / above).glob(str(Path(*rest)))) if rest else ()
-
-
-def is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+def check_used(source: SourceConfig, paths: Sequence[Path]) -> None:
+    """Raise DataError if a source says how tables are read and has none."""
+    forms = [form for path in paths if (form := form_told(path, source)) is not None]
+    if any(form.kind in TABLE_KINDS or form.is_archive for form in forms):
+        return
+    for key in ("columns", "separator"):
+        if getattr(source, key) is not None:
+            raise DataError(f"data.sources: {source.label}: `{key}` is for CSV and TSV, and no file here is either")
 
 
 def cut_slices(corpus: Corpus, slice_bytes: int) -> list[Slice]:
@@ -273,6 +321,7 @@ def parts_of(index: int, file: CorpusFile, slice_bytes: int) -> list[Part]:
             start=start,
             end=min(start + step, file.info.bytes),
             columns=file.columns,
+            stamp=file.stamp,
         )
         for start in range(0, max(file.info.bytes, 1), step)
     ]

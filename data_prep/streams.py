@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -10,16 +11,16 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
 DOCUMENT_BYTES = 32 * 2**20  # of one line, row or page: a tokenizer holds about 50 bytes for each byte of its text
 EXPANSION_FREE_BYTES = 256 * 2**20  # what anything compressed may become, however small it is
 EXPANSION_RATIO = 200  # above that: text shrinks 3- to 20-fold, bombs 1,000-fold and more
-WINDOW_BYTES = 4 * 2**20  # a text file of more than DOCUMENT_BYTES is read in pieces of about this size
-REACH_BYTES = 64 * 2**10  # how far past a window the end of a paragraph is looked for
 CHUNK_BYTES = 2**20
+HEADER_BYTES = 256
+WRONG_BYTES = "shardline.wrong_bytes"
 END = sys.maxsize
 
 TOO_LONG = f"longer than {DOCUMENT_BYTES >> 20} MiB"
@@ -30,28 +31,143 @@ class ObjectionError(Exception):
     """Why a record is rejected; raised and caught inside the reading of documents."""
 
 
-class Expanding(io.RawIOBase):
-    """The bytes of a compressed file, up to what an honest file expands to."""
+class DamageError(ObjectionError):
+    """Why nothing follows in a file."""
 
-    def __init__(self, inner: Any, packed_bytes: int) -> None:
-        self.inner = inner
-        self.left = max(EXPANSION_FREE_BYTES, EXPANSION_RATIO * packed_bytes)
-        self.read_some: Callable[[int], bytes] = getattr(inner, "read1", inner.read)  # what is there before damage
+
+class CarefulStep(NamedTuple):
+    """How near damage is read: from how many packed bytes before the place reached, how many at a time, and for how
+    many unpacked bytes is asked.
+    """
+
+    before: int
+    packed: int
+    unpacked: int
+
+
+CAREFUL_STEPS = (CarefulStep(192 * 2**10, 64, 4096), CarefulStep(512, 1, 1))  # libraries read up to 64 KiB ahead
+
+
+class Expanding(io.RawIOBase):
+    """The bytes of a compressed file, up to what an honest file expands to.
+
+    A damaged file ends where the damage begins, once, as if it were whole, so that a reader has what stands before it;
+    the next read raises ObjectionError. `require_whole` tells the two ends apart.
+    """
+
+    def __init__(self, path: Path, opener: Callable[[Any], Any]) -> None:
+        self.path = path
+        self.opener = opener
+        self.left = max(EXPANSION_FREE_BYTES, EXPANSION_RATIO * path.stat().st_size)
+        self.given = 0
+        self.problem: DamageError | None = None
+        self.steps = iter(CAREFUL_STEPS)
+        self.step = CHUNK_BYTES
+        self.start(path.open("rb", buffering=0))
+
+    def start(self, packed: io.RawIOBase) -> None:
+        self.packed = packed
+        self.inner = self.opener(packed)
+        self.read_some: Callable[[int], bytes] = getattr(self.inner, "read1", self.inner.read)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        try:
-            data = self.read_some(len(buffer))
-        except DAMAGE as error:
-            raise_if_disk(error)
-            raise ObjectionError(f"damaged compression ({type(error).__name__})") from None
+        if self.problem is not None:
+            raise self.problem
+        data = self.take(len(buffer))
+        self.given += len(data)
         self.left -= len(data)
         if self.left < 0:
             raise ObjectionError(f"expands more than {EXPANSION_RATIO}-fold")
         buffer[: len(data)] = data
         return len(data)
+
+    def take(self, size: int) -> bytes:
+        """Return what comes next.
+
+        A library that meets damage keeps what it had unpacked by the same call. So the file is read again from its
+        beginning, what was given already is skipped, and near the damage the packed bytes are handed over a few and
+        then one at a time, and as few are asked for: all that the bytes before the damage unpack to comes out.
+        """
+        while True:
+            try:
+                return self.read_some(min(size, self.step))
+            except DAMAGE as error:
+                raise_if_disk(error)
+                careful = next(self.steps, None)
+                if careful is None:
+                    self.problem = DamageError(f"damaged compression ({type(error).__name__})")
+                    return b""
+                self.read_again(careful)
+
+    def read_again(self, careful: CarefulStep) -> None:
+        careful_from = max(self.packed.tell() - careful.before, 0)
+        self.packed.close()
+        self.step = careful.unpacked
+        self.start(Trickle(self.path, careful_from, careful.packed))
+        skipped = 0
+        while skipped < self.given and (data := self.read_some(min(self.given - skipped, CHUNK_BYTES))):
+            skipped += len(data)
+
+    def close(self) -> None:
+        self.inner.close()
+        self.packed.close()
+        super().close()
+
+
+class Trickle(io.FileIO):
+    """A file whose bytes are read a few at a time from a place on; those of a header, which are few, come together."""
+
+    def __init__(self, path: Path, careful_from: int, step: int) -> None:
+        super().__init__(path, "rb")
+        self.careful_from = careful_from
+        self.step = step
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        wanted = CHUNK_BYTES if size is None or size < 0 else size
+        before = max(self.careful_from - self.tell(), self.step)
+        return super().read(wanted if wanted < HEADER_BYTES else min(wanted, before)) or b""
+
+
+class Transcoded(io.RawIOBase):
+    """A stream's text in UTF-8, its lines ended by line feeds.
+
+    Bytes that are no text in its encoding become the byte 0xFF, which UTF-8 never has: their record is rejected.
+    """
+
+    def __init__(self, inner: BinaryIO, encoding: str | None, *, cr_lines: bool) -> None:
+        codecs.register_error(WRONG_BYTES, lambda error: ("\udcff", getattr(error, "end", 0)))
+        self.inner = inner
+        self.decoder = codecs.getincrementaldecoder(encoding)(WRONG_BYTES) if encoding is not None else None
+        self.cr_lines = cr_lines
+        self.pending = b""
+        self.is_first = True
+        self.has_ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.pending and not self.has_ended:
+            data = self.inner.read1(CHUNK_BYTES)  # type: ignore[attr-defined]
+            self.pending = self.transcoded(data)
+            self.has_ended = not data
+        size = min(len(buffer), len(self.pending))
+        buffer[:size], self.pending = self.pending[:size], self.pending[size:]
+        if size == 0:
+            self.has_ended = False  # who asks once more hears from the inner stream whether it was damaged
+        return size
+
+    def transcoded(self, data: bytes) -> bytes:
+        if self.decoder is not None:
+            text = self.decoder.decode(data, not data)
+            if text and self.is_first:
+                text = text.removeprefix("\ufeff")
+                self.is_first = False
+            data = text.encode("utf-8", "surrogateescape")
+        return data.replace(b"\r", b"\n") if self.cr_lines else data
 
     def close(self) -> None:
         self.inner.close()
@@ -64,17 +180,42 @@ def raise_if_disk(error: Exception) -> None:
         raise error
 
 
-def open_stream(path: Path, compression: str | None) -> BinaryIO:
-    """Open a file for reading what it holds. Reading raises ObjectionError if its compression is damaged or a bomb."""
+OPENERS: dict[str, Callable[[Any], Any]] = {
+    "gzip": lambda packed: gzip.GzipFile(fileobj=packed, mode="rb"),
+    "bz2": bz2.open,
+    "xz": lzma.open,
+    "zstd": lambda packed: pa.CompressedInputStream(pa.PythonFile(packed, "r"), "zstd"),
+}
+
+
+def open_stream(
+    path: Path, compression: str | None, encoding: str | None = None, *, cr_lines: bool = False
+) -> BinaryIO:
+    """Open a file for reading what it holds, as UTF-8 if an encoding is given.
+
+    Where its compression is damaged it ends, and reading once more raises ObjectionError, as a bomb does at once.
+    """
     if compression is None:
-        return path.open("rb", buffering=CHUNK_BYTES)
-    openers: dict[str, Callable[[Path], Any]] = {
-        "gzip": gzip.open,
-        "bz2": bz2.open,
-        "xz": lzma.open,
-        "zstd": lambda path: pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"),
-    }
-    return io.BufferedReader(Expanding(openers[compression](path), path.stat().st_size), CHUNK_BYTES)
+        stream: BinaryIO = path.open("rb", buffering=CHUNK_BYTES)
+    else:
+        stream = io.BufferedReader(Expanding(path, OPENERS[compression]), CHUNK_BYTES)
+    if encoding is None and not cr_lines:
+        return stream
+    return io.BufferedReader(Transcoded(stream, encoding, cr_lines=cr_lines), CHUNK_BYTES)
+
+
+def require_whole(stream: BinaryIO) -> None:
+    """Raise ObjectionError if a stream that gave its last byte ended by damage."""
+    stream.read(1)
+
+
+def read_page(stream: BinaryIO, limit: int) -> bytes:
+    """Return all that a stream holds. Raises ObjectionError if that is more than `limit` bytes, or damaged."""
+    data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise ObjectionError(f"page of more than {limit >> 20} MiB")
+    require_whole(stream)
+    return data
 
 
 def read_lines(stream: BinaryIO, start: int = 0, end: int = END) -> Iterator[bytes | ObjectionError]:
@@ -85,6 +226,8 @@ def read_lines(stream: BinaryIO, start: int = 0, end: int = END) -> Iterator[byt
         at = start - 1 + skip_line(stream)
     while at < end:
         line = stream.readline(DOCUMENT_BYTES + 1)
+        if len(line) <= DOCUMENT_BYTES and not line.endswith(b"\n"):
+            require_whole(stream)  # else the line is what damage left of one
         if not line:
             return
         at += len(line)
@@ -105,46 +248,10 @@ def skip_line(stream: BinaryIO) -> int:
     return skipped
 
 
-def read_texts(path: Path, compression: str | None, start: int, end: int) -> Iterator[bytes]:
-    """Yield a text file whole, or, if it is too long for one document, the pieces whose window lies in the range."""
-    with open_stream(path, compression) as stream:
-        is_long = compression is None and path.stat().st_size > DOCUMENT_BYTES
-        data = b"" if is_long else stream.read(DOCUMENT_BYTES + 1)
-    if not is_long and len(data) <= DOCUMENT_BYTES:
-        yield data
-        return
-    del data
-    with open_stream(path, compression) as stream:
-        yield from read_pieces(stream, start, end if compression is None else END)
-
-
-def read_pieces(stream: BinaryIO, start: int, end: int) -> Iterator[bytes]:
-    """Yield the pieces of a long text whose windows begin in `start` to `end`.
-
-    Where a piece begins follows from its window alone, so that every cut of the file into parts gives the same pieces.
-    """
-    first = -(-start // WINDOW_BYTES) * WINDOW_BYTES
-    if first >= end:
-        return
-    if first:
-        stream.seek(first)
-    window = stream.read(WINDOW_BYTES + REACH_BYTES)
-    begin = text_boundary(window[:REACH_BYTES]) if first else 0
-    while len(window) > begin:
-        following = text_boundary(window[WINDOW_BYTES:])
-        yield window[begin : WINDOW_BYTES + following]
-        first += WINDOW_BYTES
-        if first >= end:
-            return
-        begin = following
-        window = window[WINDOW_BYTES:] + stream.read(WINDOW_BYTES)
-
-
-def text_boundary(data: bytes) -> int:
-    """Return where a text may be cut: after the first paragraph, else line, else word, else character."""
-    for mark in (b"\n\n", b"\n", b" "):
-        found = data.find(mark)
-        if found >= 0:
-            return found + len(mark)
-    starts = (i for i, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80)
-    return next(starts, 0)
+def valid_beginning(data: bytes) -> bytes:
+    """Return data up to the first byte that is not UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return data[: error.start]
+    return data

@@ -21,15 +21,15 @@ from cluster.errors import DataError
 from data_prep.byte_ranges import HashedFile
 from data_prep.cleaning import Cleaner
 from data_prep.config import CleaningConfig, DataConfig, SourceConfig
-from data_prep.documents import Columns, find_columns, raw_records
+from data_prep.documents import raw_records
 from data_prep.encoding import Encoder
-from data_prep.formats import Format, check_readable, format_of, with_html
+from data_prep.formats import Format, format_of
 from data_prep.progress import amount_of, duration
 from data_prep.proof import choose_engine
 from data_prep.shapes import shortened
 from data_prep.shards import SourceFile
 from data_prep.slices import EncodedSlice, encode_parts
-from data_prep.sources import SHAPES, Corpus, CorpusFile, Named, files_of, parts_of
+from data_prep.sources import SHAPES, Corpus, CorpusFile, FoundFile, Named, files_of, look_into, parts_of
 from data_prep.streams import ObjectionError, open_stream
 from data_prep.tokenizer import encoder_spec, open_data_tokenizer, sample, train_tokenizer, with_template
 
@@ -130,15 +130,12 @@ def spread(named: Sequence[Named]) -> list[Named]:
 
 def sampled_file(source: SourceConfig, name: str, location: Path) -> CorpusFile | None:
     """Return a file as a member of the corpus, but for its hash; None if only preparing can open it."""
-    form = with_html(format_of(location.name) or Format(), source.html)
+    form = format_of(location.name, source.format) or Format()
     size = location.stat().st_size
     is_page = not form.has_rows and form.kind != "text"
     if form.is_archive or (is_page and size > PAGE_BYTES):
         return None
-    check_readable(form, name)
-    columns = Columns(shape="text", format=form)
-    if size and form.has_rows:
-        columns = find_columns(location, source, form)
+    columns = look_into(FoundFile(source=source, name=name, location=location), size)
     info = SourceFile(source=source.label, path=name, bytes=size, sha256="")
     return CorpusFile(info=info, location=location.resolve(), columns=columns, hashed=HashedFile("", size))
 

@@ -1,9 +1,8 @@
-"""Rows out of JSON, CSV, Parquet and Arrow files, one at a time."""
+"""Rows out of JSON, Parquet and Arrow files, one at a time."""
 
 from __future__ import annotations
 
-import csv
-import itertools
+import mmap
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.streams import CHUNK_BYTES, DOCUMENT_BYTES, TOO_LONG, ObjectionError, raise_if_disk, read_lines
+from data_prep.streams import CHUNK_BYTES, DOCUMENT_BYTES, TOO_LONG, ObjectionError, raise_if_disk, require_whole
 
 Row = Mapping[str, Any]
 
@@ -94,50 +93,8 @@ def split_json(stream: BinaryIO) -> Iterator[bytes | ObjectionError]:
         while chunk.endswith(b"\\") and (more := stream.read(1)):
             chunk += more
         yield from splitter.feed(chunk)
+    require_whole(stream)
     yield from splitter.take()  # what is left if the file ends early
-
-
-def read_csv(stream: BinaryIO, delimiter: str | None) -> Iterator[Row | ObjectionError]:
-    """Yield the rows of a CSV file with a header; without a `delimiter`, the header tells it: comma or semicolon."""
-    csv.field_size_limit(DOCUMENT_BYTES)
-    too_long: list[int] = []
-    lines = decoded_lines(stream, too_long)
-    header = next(lines, "").removeprefix("\ufeff")
-    if delimiter is None:
-        delimiter = ";" if header.count(";") > header.count(",") else ","
-    rows = csv.reader(itertools.chain([header], lines), delimiter=delimiter)
-    names = next(rows, [])
-    while True:
-        try:
-            values = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield ObjectionError(TOO_LONG if "limit" in str(error) else f"bad CSV ({error})")
-            continue
-        yield ObjectionError(TOO_LONG) if too_long else row_of(names, values)
-        too_long.clear()
-
-
-def decoded_lines(stream: BinaryIO, too_long: list[int]) -> Iterator[str]:
-    """Yield lines as text, wrong bytes as lone surrogates; for a too long one a blank, and a note in `too_long`."""
-    for line in read_lines(stream):
-        if isinstance(line, ObjectionError):
-            too_long.append(1)
-            yield " \n"
-        else:
-            yield line.decode("utf-8", "surrogateescape") + "\n"
-
-
-def row_of(names: Sequence[str], values: Sequence[str]) -> Row | ObjectionError:
-    """Return a line's values by column, or why it is no row."""
-    if not values:
-        return ObjectionError("blank line")
-    if len(values) != len(names):
-        return ObjectionError("another number of columns than the header")
-    if any("\udc80" <= character <= "\udcff" for value in values if not value.isascii() for character in value):
-        return ObjectionError("invalid UTF-8")
-    return dict(zip(names, values, strict=True))
 
 
 def read_parquet(path: Path, start: int, end: int, wanted: Sequence[str] | None) -> Iterator[Row | ObjectionError]:
@@ -154,7 +111,7 @@ def parquet_batches(
 ) -> Iterator[pa.RecordBatch | ObjectionError]:
     """Yield BATCH_ROWS rows at a time of the row groups whose first byte lies in `start` to `end`."""
     try:
-        with pq.ParquetFile(path, memory_map=True) as file:
+        with mapped(path) as source, pq.ParquetFile(source) as file:
             columns = chosen(file.schema_arrow.names, wanted)
             groups = [n for n in range(file.num_row_groups) if start <= group_start(file, n) < end]
             for group in groups:
@@ -162,6 +119,12 @@ def parquet_batches(
     except (pa.ArrowException, OSError) as error:
         raise_if_disk(error)
         yield ObjectionError(f"damaged Parquet ({type(error).__name__})")
+
+
+def mapped(path: Path) -> Any:
+    """Map a file that is not empty; pyarrow's own way takes no name that is not UTF-8."""
+    with path.open("rb") as stream:
+        return pa.BufferReader(pa.py_buffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def group_start(file: Any, group: int) -> int:
@@ -173,7 +136,7 @@ def group_start(file: Any, group: int) -> int:
 def read_arrow(path: Path, wanted: Sequence[str] | None) -> Iterator[Row | ObjectionError]:
     """Yield the rows of an Arrow IPC stream or file; only the `wanted` columns."""
     try:
-        with pa.memory_map(str(path)) as source:
+        with mapped(path) as source:
             for batch in arrow_batches(source):
                 columns = batch.select(chosen(batch.schema.names, wanted))
                 for first in range(0, columns.num_rows, BATCH_ROWS):

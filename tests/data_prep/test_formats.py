@@ -21,10 +21,10 @@ from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.documents import Rejected, read_part
 from data_prep.formats import Format, format_of
+from data_prep.long_texts import WINDOW_BYTES, read_pieces
 from data_prep.originals import read_document
 from data_prep.shards import ShardReader
 from data_prep.sources import cut_slices, find_corpus
-from data_prep.streams import WINDOW_BYTES, read_pieces
 from data_prep.tables import JsonSplitter
 
 ROWS = [{"prompt": f"What is {n}?", "completion": f"A number, {n * n} ≈ squared.\nYes."} for n in range(300)]

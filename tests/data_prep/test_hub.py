@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 
+from data_prep.config import SourceConfig
+from data_prep.hub_layout import OTHER_SPLIT
+from data_prep.sources import find_corpus
+
 ROOT = Path(__file__).resolve().parents[2]
 REPO = "owner/name"
 COMMIT = "0" * 40
@@ -122,6 +126,17 @@ def test_a_dataset_id_gives_the_files_of_its_training_split(hub, tmp_path):
         'train-00001.jsonl {"text": "two"}',
     ]
     assert hub.sent == ["Bearer hf_secret"] * 2
+
+
+def test_what_is_not_fetched_of_a_dataset_is_not_read_as_the_format_that_is_given(tmp_path):
+    (tmp_path / "train.dat").write_text("text,n\nhere,1\n")
+    files = [("hf://x/train.dat", tmp_path / "train.dat"), ("hf://x/test.dat", Path(OTHER_SPLIT))]
+    source = SourceConfig(dataset=REPO, format="csv")
+
+    corpus = find_corpus([source], {f"hf://datasets/{REPO}": files})
+
+    assert [file.info.path for file in corpus.files] == ["hf://x/train.dat"]
+    assert corpus.passed_over == {REPO: {OTHER_SPLIT: 1}}
 
 
 @pytest.mark.parametrize(("pattern", "count"), [("data/*.jsonl", 3), ("data/test-00000.jsonl", 1)])

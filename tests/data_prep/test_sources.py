@@ -34,7 +34,7 @@ def test_a_glob_and_a_single_file_give_what_they_name(corpus):
     [
         ("nothing.txt", "no such file, folder or match"),
         ("*.csv", "no such file, folder or match"),
-        ("picture.png", r"nothing to read here \(1 .png\); supported are .txt, .md, .rst, .py, .html"),
+        ("picture.png", r"nothing to read here \(1 .png\); supported are .txt, .text, .md, .markdown, .rst"),
         ("hollow", r"nothing to read here \(no file\)"),
         ("void.txt", "the corpus is empty: 1 files hold 0 bytes"),
     ],

@@ -1,0 +1,225 @@
+"""Rows out of CSV and TSV: by the rules of the format where a file keeps them, line by line where it does not."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import itertools
+import re
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+from data_prep.formats import Format
+from data_prep.streams import DOCUMENT_BYTES, TOO_LONG, ObjectionError, read_lines
+
+SEPARATORS = (",", ";", "\t", "|")
+NO_SEPARATOR = "\x1f"  # of a single column of bare text, whatever punctuation it has
+EXCEL_HINT = re.compile(rb"sep=(.)\s*")  # Excel's own first line, which is no row
+ENCLOSED = re.compile(r'"(?:""|[^"]*(?:""[^"]*)+)?"')  # a cell with doubled quotes inside, or nothing
+CELL_LINES = 100_000  # of one quoted cell: one that is never closed takes no more
+WRONG_WIDTH = "another number of columns than the header"
+
+Line = str | ObjectionError
+
+
+class LineFeed:
+    """Lines for the csv module: what it took for its row is known, and can be put back."""
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self.lines = lines
+        self.back: deque[Line] = deque()
+        self.taken: list[str] = []
+        self.objection: ObjectionError | None = None
+
+    def fed(self) -> Iterator[str]:
+        """Yield lines until those of one row are too many."""
+        taken = self.taken
+        for line in itertools.chain(drained(self.back), self.lines):
+            if isinstance(line, ObjectionError):
+                self.objection, line = line, " \n"
+            taken.append(line)
+            yield line
+            if len(taken) >= CELL_LINES:
+                return
+
+    def put_back(self) -> str:
+        """Return the first line that was taken and put the others back; what was fed before goes on from there."""
+        self.back.extendleft(reversed(self.taken[1:]))
+        return self.taken[0]
+
+
+def drained(lines: deque[Line]) -> Iterator[Line]:
+    """Yield and remove the lines that were put back."""
+    while lines:
+        yield lines.popleft()
+
+
+def quoted_rows(feed: LineFeed, separator: str) -> Iterator[list[str] | csv.Error]:
+    """Yield the cells of each row by the rules of quoting, or how its lines break them: they can be put back then."""
+    rows = csv.reader(feed.fed(), delimiter=separator, strict=True)
+    while True:
+        feed.taken.clear()
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error
+            rows = csv.reader(feed.fed(), delimiter=separator, strict=True)
+        else:
+            yield row
+
+
+def read_csv(stream: BinaryIO, form: Format) -> Iterator[dict[str, str] | ObjectionError]:
+    """Yield the rows of a CSV or TSV file."""
+    csv.field_size_limit(DOCUMENT_BYTES)
+    rows = split_rows(decoded_lines(stream), form.separator, quoted=form.quoted)
+    names: Sequence[str] = form.names
+    for row in rows:
+        if isinstance(row, ObjectionError):
+            yield row
+        elif not names:
+            names = distinct(row)
+        else:
+            yield named_row(names, row)
+
+
+def decoded_lines(stream: BinaryIO) -> Iterator[Line]:
+    """Yield lines as text, wrong bytes as lone surrogates; without a byte order mark or Excel's hint."""
+    lines = read_lines(stream)
+    first = next(lines, None)
+    if isinstance(first, bytes):
+        first = first.removeprefix(codecs.BOM_UTF8)
+    if first is not None and not (isinstance(first, bytes) and EXCEL_HINT.fullmatch(first)):
+        lines = itertools.chain([first], lines)
+    for line in lines:
+        yield line if isinstance(line, ObjectionError) else line.decode("utf-8", "surrogateescape") + "\n"
+
+
+def split_rows(lines: Iterator[Line], separator: str, *, quoted: bool) -> Iterator[list[str] | ObjectionError]:
+    """Yield each row's cells. The width of a row that breaks the rules of quoting is that of the first row, or it is
+    no row: its first line is taken as it stands, and the lines after it are read anew.
+    """
+    feed = LineFeed(lines)
+    width = 0
+    for row in quoted_rows(feed, separator) if quoted else bare_rows(feed, separator):
+        found: list[str] | ObjectionError | csv.Error = row
+        if isinstance(row, csv.Error):
+            found = feed.put_back().rstrip("\n").split(separator)
+            if len(found) != width:
+                found = ObjectionError(TOO_LONG if "limit" in str(row) else f"bad CSV ({row})")
+        elif not width:
+            width = len(row)
+        if feed.objection is not None:
+            found, feed.objection = feed.objection, None
+        yield found  # type: ignore[misc]  # an error of the module has been replaced
+
+
+def bare_rows(feed: LineFeed, separator: str) -> Iterator[list[str]]:
+    """Yield the cells of each line as they stand."""
+    for line in feed.fed():
+        yield line.rstrip("\n").split(separator) if line != "\n" else []
+        feed.taken.clear()
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Return a header's names, those that come again with a number: none hides another."""
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        result.append(f"{name}.{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return result
+
+
+def named_row(names: Sequence[str], values: Sequence[str]) -> dict[str, str] | ObjectionError:
+    """Return a row's values by column, or why it is no row."""
+    if not values:
+        return ObjectionError("blank line")
+    if len(values) != len(names):
+        return ObjectionError(WRONG_WIDTH)
+    if any("\udc80" <= character <= "\udcff" for value in values if not value.isascii() for character in value):
+        return ObjectionError("invalid UTF-8")
+    return dict(zip(names, values, strict=True))
+
+
+def table_layout(lines: Sequence[str], separator: str | None, width: int = 0) -> tuple[str, bool]:
+    """Return what separates the cells of a table that begins with these lines, and whether quotes enclose cells.
+
+    `width` is the number of its columns, if that is known. Each way to read the lines leaves some unexplained; the one
+    that leaves the fewest is right. Of separators, those come first that are in the first line: else the file has one
+    column.
+    """
+    csv.field_size_limit(DOCUMENT_BYTES)
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        return separator or ",", True
+    if separator is None:
+        present = [mark for mark in SEPARATORS if mark in lines[0] and width != 1] or [",", NO_SEPARATOR]
+        separator = min(present, key=lambda mark: unexplained(lines, mark, width))
+    return separator, is_quoted(lines, separator)
+
+
+def unexplained(lines: Sequence[str], separator: str, width: int) -> tuple[bool, int, int, int]:
+    """Return what speaks against a separator, the gravest first."""
+    first = next(split_rows(iter(lines), separator, quoted=True), [])
+    cells = len(first) if isinstance(first, list) else 0
+    bare, quoted = unexplained_bare(lines, separator), unexplained_quoted(lines, separator)
+    return bool(width) and cells != width, min(bare, quoted), quoted, -cells
+
+
+def unexplained_bare(lines: Sequence[str], separator: str) -> int:
+    """Count the lines that have not the first one's number of separators, or a cell that a program has enclosed."""
+    expected = lines[0].count(separator) if lines else 0
+    return sum(
+        line.count(separator) != expected
+        or ('""' in line and any(map(ENCLOSED.fullmatch, line.rstrip("\r\n").split(separator))))
+        for line in lines
+    )
+
+
+def unexplained_quoted(lines: Sequence[str], separator: str) -> int:
+    """Count the lines that rules of quoting do not explain: those of rows of another width than the first, where the
+    rules are broken, and lines inside of a cell that look like rows themselves.
+    """
+    feed = LineFeed(iter(lines))
+    width, count = 0, 0
+    for row in quoted_rows(feed, separator):
+        if isinstance(row, csv.Error):
+            feed.put_back()
+            count += "new-line" not in str(row)  # a carriage return in a cell: its line is taken as it stands
+            continue
+        width = width or len(row)
+        if len(row) != width:
+            count += len(feed.taken)
+        elif len(feed.taken) > 1:
+            count += max(sum(line.count(separator) == width - 1 for line in feed.taken) - 1, 0)
+    return count
+
+
+def is_quoted(lines: Sequence[str], separator: str) -> bool:
+    """Tell whether quotes enclose cells.
+
+    In CSV they do, unless none that is opened in a line is closed in it and every line has the header's number of
+    separators. In TSV they rarely do: there it takes signs of a program that encloses.
+    """
+    if not any('"' in line for line in lines):
+        return separator != "\t"
+    bare, quoted = unexplained_bare(lines, separator), unexplained_quoted(lines, separator)
+    cells = [cell for line in lines for cell in line.rstrip("\r\n").split(separator)]
+    enclosed = [cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"']
+    if separator != "\t":
+        return bool(bare or enclosed or not quoted)
+    if bare or quoted:
+        return quoted <= bare
+    open_cells = [cell for cell in cells if not cell.startswith('"')]
+    as_excel = all("," in cell for cell in enclosed) and not any("," in cell for cell in open_cells)
+    return bool(enclosed) and (as_excel or all(name in enclosed for name in lines[0].rstrip("\r\n").split("\t")))
+
+
+def first_cells(lines: Sequence[str], form: Format) -> list[str]:
+    """Return the cells of a table's first row."""
+    rows: Any = split_rows(iter(lines), form.separator, quoted=form.quoted)
+    row = next((row for row in rows if isinstance(row, list)), [])
+    return list(row)

@@ -1,0 +1,135 @@
+"""The files below a folder, or that a glob matches: each once, through links too, whatever circles they make."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from cluster.errors import DataError
+
+BROKEN_LINK = "broken link"  # what these are counted under among the files passed over
+SEEN_FILE = "link to a file that is read already"
+SEEN_FOLDER = "link to a folder that is read already"  # a circle too
+PAGE_PART = "part of a saved web page"
+NO_FILE = "neither file nor folder"
+
+
+def files_below(folder: Path, left_out: Counter[str]) -> list[Path]:
+    """Return the files below a folder that are not hidden, each once; counts what is left out."""
+    return each_once((path for path in walk(folder, left_out) if not path.is_dir()), folder, left_out)
+
+
+def files_matching(folder: Path, parts: Sequence[str], left_out: Counter[str]) -> list[Path]:
+    """Return the files that the parts of a glob match below a folder, each once; counts what is left out.
+
+    `**` stands for any number of folders, and at the end for all files below.
+    """
+    return each_once(matches(folder, parts, left_out), folder, left_out)
+
+
+def walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """Yield a folder and all below it that is not hidden; behind links, folders that do not lie in it anyway."""
+    seen: set[str] = set()
+    links = deque([folder])
+    while links:
+        folders = deque([links.popleft()])
+        while folders:
+            current = folders.popleft()
+            real = os.path.realpath(current)
+            if real in seen:
+                left_out[SEEN_FOLDER] += 1
+                continue
+            seen.add(real)
+            yield current
+            for path in listed(current):
+                if is_hidden(path.name):
+                    continue
+                if not path.is_dir():
+                    yield path
+                elif path.is_symlink():
+                    links.append(path)
+                else:
+                    folders.append(path)
+
+
+def matches(folder: Path, parts: Sequence[str], left_out: Counter[str]) -> Iterator[Path]:
+    """Yield what the parts of a glob match below a folder; what is hidden only if the pattern names its dot."""
+    if not parts:
+        yield folder
+        return
+    first, *rest = parts
+    if first == "**":
+        for path in walk(folder, left_out):
+            if path.is_dir() == bool(rest):
+                yield from matches(path, rest, left_out)
+    elif set(first) & set("*?["):
+        for path in listed(folder):
+            is_named = first.startswith(".") or not is_hidden(path.name)
+            if is_named and fnmatch.fnmatchcase(path.name, first):
+                yield from matches(path, rest, left_out)
+    elif os.path.lexists(folder / first):
+        yield from matches(folder / first, rest, left_out)
+
+
+def each_once(paths: Iterable[Path], folder: Path, left_out: Counter[str]) -> list[Path]:
+    """Return those of some paths that are files, sorted; of several that lead to one file, the one without a link."""
+    base = os.path.realpath(folder)
+    real = {path: os.path.realpath(path) for path in paths}
+
+    def is_link(path: Path) -> bool:
+        return real[path] != str(Path(base, path.relative_to(folder)))
+
+    found: dict[str, Path] = {}
+    for path in sorted(real, key=lambda path: (is_link(path), path.as_posix())):
+        if path.is_dir():
+            continue
+        if not path.is_file():
+            left_out[BROKEN_LINK if path.is_symlink() else NO_FILE] += 1
+        elif found.setdefault(real[path], path) != path:
+            left_out[SEEN_FILE] += 1
+    return sorted(found.values(), key=lambda path: path.as_posix())
+
+
+def parts_of_saved_pages(names: Sequence[Path]) -> dict[Path, str]:
+    """Return the files that a browser saved beside a page (page.html, page_files/): they are its layout, not texts."""
+    pages = {name.with_suffix("") for name in names if name.suffix.lower() in (".html", ".htm")}
+    return {
+        name: PAGE_PART
+        for name in names
+        if any(
+            above.name.endswith("_files") and above.with_name(above.name.removesuffix("_files")) in pages
+            for above in name.parents
+        )
+    }
+
+
+def listed(folder: Path) -> list[Path]:
+    """Return what lies in a folder, sorted. Raises DataError if it cannot be listed."""
+    try:
+        return sorted(folder.iterdir())
+    except NotADirectoryError:
+        return []
+    except OSError as error:
+        raise DataError(f"{folder}: this folder cannot be listed ({error.strerror})") from None
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def readable_name(name: str) -> str:
+    """Return a file's name as text: bytes that are not UTF-8, and then backslashes too, as \\\\xNN."""
+    if not any("\udc80" <= character <= "\udcff" for character in name):
+        return name
+    return os.fsencode(name.replace("\\", "\\x5c")).decode("utf-8", "backslashreplace")
+
+
+def name_on_disk(name: str) -> str:
+    """Return the name of a file that `readable_name` made text of."""
+    encoded = name.encode()
+    parts = encoded.split(b"\\x")
+    decoded = parts[0] + b"".join(bytes([int(part[:2], 16)]) + part[2:] for part in parts[1:])
+    return os.fsdecode(decoded)
