@@ -86,7 +86,7 @@ def reasons_of(entry: Mapping[str, Any]) -> str:
 def mended_of(changed: Mapping[str, int]) -> str:
     """Return what was mended in a corpus, for people."""
     private = [f"{changed[kind]:,} private {kind}" for kind in KINDS if kind in changed]
-    if private:
+    if "documents with private data" in changed:  # older manifests do not tell
         private[-1] += f" in {changed['documents with private data']:,} documents"
     documents, lines, characters = (changed.get(name, 0) for name in C4_COUNTS)
     removed = f"{documents:,} documents with {lines:,} lines / {characters:,} characters removed by quality c4"

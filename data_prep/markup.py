@@ -94,6 +94,12 @@ class Flow:
             text = SPACES.sub(" ", text)
         self.parts.append(text)
 
+    def write_mark(self, mark: str) -> None:
+        """Add the number or sign of a note in brackets, for it would be taken for a part of its word."""
+        line = "".join(self.parts[-8:])
+        is_in_brackets = line.rfind("[") > line.rfind("]") or line.rfind("(") > line.rfind(")")
+        self.write(mark if is_in_brackets or not mark else f"[{mark}]")
+
     def end_block(self) -> None:
         """End the block that is begun, if it has any text, and let its notes follow."""
         if self.parts:
@@ -208,7 +214,7 @@ def text_below(top: Any, skipped: frozenset[str] = frozenset()) -> str:
         if name == "-text":
             flow.write(node.text_content or "")
         elif name == "a" and (mark := note_mark(node)) is not None:
-            flow.write(mark)
+            flow.write_mark(mark)
         elif (display := HTML_DISPLAY.get(name, "inline")) != "skip" and name not in skipped:
             if name == "a" and node.prev is not None and node.prev.tag == "a":
                 flow.write(" ")  # two links side by side, which a page's style keeps apart
@@ -232,10 +238,7 @@ def following(node: Any, depth: int, flow: Flow) -> tuple[Any, int]:
 
 
 def note_mark(link: Any) -> str | None:
-    """Return what stands for the link to a note or back; None if a link is neither.
-
-    A note's number or sign without brackets would be taken for a part of its word: it gets them.
-    """
+    """Return the number or sign of the note that a link leads to, nothing for a link back; None if it is neither."""
     holder = link.child if link.child is not None and link.child.tag in ("sup", "span") else link
     if holder.child is None or holder.child.tag != "-text" or holder.child.next is not None:
         return None
@@ -246,7 +249,8 @@ def note_mark(link: Any) -> str | None:
         return None
     told = link.attributes
     raised = "sup" in (link.parent.tag, holder.tag) and "#" in (told.get("href") or "")
-    return f"[{mark}]" if raised or "noteref" in f"{told.get('epub:type')} {told.get('role')}" else None
+    kind = f"{told.get('epub:type')} {told.get('role')} {told.get('class')}"
+    return mark if raised or any(word in kind for word in ("noteref", "footnote", "endnote")) else None
 
 
 def decoded_page(data: bytes) -> str:

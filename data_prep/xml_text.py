@@ -30,9 +30,10 @@ DISPLAY: dict[str, Display] = {
     **dict.fromkeys(("tr", "row"), "row"),
     **dict.fromkeys(("note", "footnote", "fn"), "note"),
     **dict.fromkeys(("lb", "pb", "cb"), "space"),  # a line, page or column of the print ends
-    "br": "break",
+    **dict.fromkeys(("br", "break"), "break"),
 }
 ARTICLE_TEXT = ("title-group", "abstract", "trans-abstract")  # of JATS' article-meta
+NOTE_KINDS = ("fn", "bibr", "table-fn")  # of JATS' cross references
 REPLACED = ("sic", "orig", "abbr")  # TEI's choice has corr, reg or expan beside them, which are read
 SPACE = "{http://www.w3.org/XML/1998/namespace}space"
 
@@ -53,6 +54,10 @@ def xml_text(root: Element) -> str:
             if parent.tail and opened:
                 flow.write(parent.tail)
             continue
+        if is_note_mark(child):
+            flow.write_mark(child.text or "")
+            flow.write(child.tail or "")
+            continue
         display = display_of(child, name_of(parent), in_line=in_line)
         if display == "skip":
             flow.write(child.tail or "")
@@ -69,12 +74,21 @@ def display_of(element: Element, parent: str, *, in_line: bool) -> Display:
     name = name_of(element)
     if (parent == "article-meta" and name not in ARTICLE_TEXT) or (parent == "choice" and name in REPLACED):
         return "skip"
-    if not in_line and element.get(SPACE) == "preserve":
+    if parent == "alternatives" and name == "tex-math":  # a program for TeX, beside the formula as MathML
+        return "skip"
+    if not in_line and (element.get(SPACE) == "preserve" or name == "code"):
+        return "preformatted"
+    if name == "ab" and "code" in element.get("type", ""):
         return "preformatted"
     known = DISPLAY.get(name)
     if known == "space" and element.get("break") == "no":
         return "inline"
     return known or ("inline" if in_line else "block")
+
+
+def is_note_mark(element: Element) -> bool:
+    """Tell whether an element is the number of a note or a reference, without brackets of its own."""
+    return element.get("ref-type") in NOTE_KINDS and len(element) == 0 and (element.text or "").isdecimal()
 
 
 def runs_on(element: Element, *, inherited: bool) -> bool:

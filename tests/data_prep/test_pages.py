@@ -78,8 +78,9 @@ def spine(*names: str, more: str = "") -> str:
         ("<p>日本\n  語 and\nmore<p><a href='x'>Home</a><a href='y'>About</a>", ["日本語 and more", "Home About"]),
         ("<p>&nbsp;</p><p>\u200b</p><p>10&nbsp;km</p>", ["10\u00a0km"]),
         ("<p><ruby>漢<rp>(</rp><rt>kan</rt><rp>)</rp>字<rt>ji</rt></ruby>", ["漢字"]),
-        ("<p>word<sup><a href='#n1'>1</a></sup> x<a href='#a'>1</a><p><a href='#r1'>↩</a> A note", [
-            "word[1] x1", "A note"]),
+        ("<p>word<sup><a href='#n1'>1</a></sup> x<a href='#a'>1</a> y<a class='footnote-ref' href='#f'>2</a> z [<a "
+         "href='#g'><sup>3</sup></a>]<p><a href='#r1'>↩</a> A note", [
+            "word[1] x1 y[2] z [3]", "A note"]),
     ],
 )  # fmt: skip
 def test_a_plain_page_has_a_line_for_each_block_and_for_nothing_else(body, lines):
@@ -130,7 +131,8 @@ def test_markup_that_nests_without_end_is_read():
             "Type:", "$ ls", "  a", "then"]),
         ("<article><front><journal-meta>J</journal-meta><article-meta><article-id>9</article-id><title-group>"
          "<article-title>On <italic>E.</italic></article-title></title-group></article-meta></front><body><p>See"
-         "<xref>[1]</xref>.</p></body></article>", ["On E.", "See[1]."]),
+         "<xref>[1]</xref>, it<xref ref-type='fn'>2</xref> (in <xref ref-type='bibr'>3</xref>).</p><code>a\n b</code>"
+         "</body></article>", ["On E.", "See[1], it[2] (in 3).", "a", " b"]),
         ("<corpus><s><w>He</w> <w>ran</w><pc>.</pc></s><s><w>So</w></s></corpus>", ["He ran.", "So"]),
         ("<doc xml:space='preserve'>a\n  b</doc>", ["a", "  b"]),
         ('<!DOCTYPE p PUBLIC "-//X//DTD" "x.dtd"><p>caf&eacute;&nbsp;&lambda;</p>', ["café\u00a0λ"]),
