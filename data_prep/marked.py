@@ -37,12 +37,13 @@ def enough(fewer: Integers, more: Integers) -> npt.NDArray[np.float64]:
     Marks are a sample of the shingles, and the fewer the less sure: what is taken off was measured on planted pairs, so
     that of those exactly at the bounds hardly one in a hundred is missed.
     """
-    return needed(fewer, more) - 0.45 * np.sqrt(fewer) - 0.05 * fewer
+    return needed(fewer, more) - 0.55 * np.sqrt(fewer) - 0.05 * fewer
 
 
 def may_lack(counts: Integers) -> Integers:
     """Return how many of its marks a document may lack in one with as many or more that it crosses with."""
-    return counts - np.maximum(1, np.ceil(needed(counts, counts) - np.sqrt(counts))).astype(np.int64)
+    least = np.minimum(enough(counts, counts), needed(counts, counts) - np.sqrt(counts))  # a short one may lack more
+    return counts - np.maximum(1, np.ceil(least)).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
