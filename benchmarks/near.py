@@ -101,8 +101,9 @@ def leaks(documents: Sequence[Words], length: int, kind: str, drawn: random.Rand
 
 def marked(texts: Sequence[bytes]) -> Marked:
     everything = np.ones(len(texts), np.bool_)
-    hashes, counts = summaries(texts).sketches.hashes(everything)
-    return distinct(hashes, counts, np.arange(len(texts)), np.zeros(len(texts), np.int8))
+    summed = summaries(texts)
+    hashes, counts = summed.sketches.hashes(everything)
+    return distinct(hashes, counts, np.arange(len(texts)), np.zeros(len(texts), np.int8), summed.signature)
 
 
 def at_the_bound(words: Words, documents: Sequence[Words], kind: str, drawn: random.Random) -> tuple[Words, Words]:
