@@ -6,6 +6,8 @@ import sys
 CASES = (
     "privacy",
     "minhash",
+    "near",
+    "planning",
     "cleaning",
     "growth",
     "prep",

@@ -10,19 +10,18 @@ template rather than a document, and leaves the index.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.marked import EXACT, Flags, Marked, batches, distinct, do_cross, in_common, joined, may_lack, places
-from data_prep.near_duplicates import Sketches
 from data_prep.pouring import Integers
 from data_prep.shingles import Hashes
 from data_prep.slices import EncodedSlice
 
 TEMPLATE = 20  # documents of other splits that a held-out document may be like, and more held-out documents
-COMMON = 1000  # a mark that more held-out documents have finds none of them
+COMMON = 500  # a mark that more held-out documents have finds none of them
 SLOTS = 16  # of the filter, for each mark
 FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # odd, of its two hashes
 
@@ -128,8 +127,8 @@ def crossing(tables: Sequence[EncodedSlice], wanted: Flags, split: npt.NDArray[n
     """
     held = joined([marked(*part, split) for part in parts_of(tables, wanted & (split > 0))])
     finds = Finds(held)
-    for sketches, chosen, before in parts_of(tables, wanted & (split != 1)):  # validation is in the index, all of it
-        finds.look_up(marked(sketches, chosen, before, split, finds.index))
+    for table, chosen, before in parts_of(tables, wanted & (split != 1)):  # validation is in the index, all of it
+        finds.look_up(marked(table, chosen, before, split, finds.index))
     return finds.resolved()
 
 
@@ -142,8 +141,8 @@ def short_ones_agree(tables: Sequence[EncodedSlice], left: Integers, right: Inte
     wanted = np.zeros(sum(len(table.part) for table in tables), np.bool_)
     wanted[left] = wanted[right] = True
     split = np.zeros(len(wanted), np.int8)
-    parts = [marked(*part, split) for part in parts_of(tables, wanted)]
-    short = joined([part.chosen(np.diff(part.first_shingle) > 0) for part in parts])
+    parts = (marked(*part, split) for part in parts_of(tables, wanted))
+    short = joined([bare(part.chosen(np.diff(part.first_shingle) > 0)) for part in parts])
     result = np.ones(len(left), np.bool_)
     pairs = np.flatnonzero(np.isin(left, short.number) & np.isin(right, short.number))
     places = [np.searchsorted(short.number, lines[pairs]) for lines in (left, right)]
@@ -154,25 +153,30 @@ def short_ones_agree(tables: Sequence[EncodedSlice], left: Integers, right: Inte
     return result
 
 
-def parts_of(tables: Sequence[EncodedSlice], wanted: Flags) -> Iterator[tuple[Sketches, Flags, int]]:
-    """Yield the sketches of each slice, which documents in it are wanted, and how many documents stand before it."""
+def bare(documents: Marked) -> Marked:
+    """Return documents without their signatures."""
+    return replace(documents, signature=documents.signature[:, :0])
+
+
+def parts_of(tables: Sequence[EncodedSlice], wanted: Flags) -> Iterator[tuple[EncodedSlice, Flags, int]]:
+    """Yield each slice, which documents in it are wanted, and how many documents stand before it."""
     before = 0
     for table in tables:
-        yield table.sketches, wanted[before : before + len(table.part)], before
+        yield table, wanted[before : before + len(table.part)], before
         before += len(table.part)
 
 
 def marked(
-    sketches: Sketches, wanted: Flags, before: int, split: npt.NDArray[np.int8], index: Index | None = None
+    table: EncodedSlice, wanted: Flags, before: int, split: npt.NDArray[np.int8], index: Index | None = None
 ) -> Marked:
     """Return the wanted documents of a slice by their marks; of an index, those that may have a mark in it."""
     number = np.flatnonzero(wanted)
-    hashes, counts = sketches.hashes(wanted)
+    hashes, counts = table.sketches.hashes(wanted)
     if index is not None:
         owner = np.repeat(np.arange(len(number)), counts)
         met = np.bincount(owner[index.known(hashes)], minlength=len(number)) > 0
         hashes, counts, number = hashes[met[owner]], counts[met], number[met]
-    return distinct(hashes, counts, number + before, split[number + before])
+    return distinct(hashes, counts, number + before, split[number + before], table.signature[number])
 
 
 class Finds:

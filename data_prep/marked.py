@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.near_duplicates import MARK_BYTES
+from data_prep.near_duplicates import MARK_BYTES, agreement, is_signed
 from data_prep.pouring import Integers
-from data_prep.shingles import Hashes
+from data_prep.shingles import Bytes, Hashes
 
 JACCARD, CONTAINMENT = 0.7, 0.9
 EXACT = 1e-9  # what a product of fractions may lack
+DEVIATION = 0.15  # of a similarity by signature from the true one: three times and a half its standard deviation
+RATIO = 1.2  # of sizes, from that of marks, at most
 MARKS = 2**21  # looked at together
 PAIR_BITS = np.uint64(8 * MARK_BYTES)
 
@@ -37,12 +39,13 @@ def enough(fewer: Integers, more: Integers) -> npt.NDArray[np.float64]:
     Marks are a sample of the shingles, and the fewer the less sure: what is taken off was measured on planted pairs, so
     that of those exactly at the bounds hardly one in a hundred is missed.
     """
-    return needed(fewer, more) - 0.45 * np.sqrt(fewer) - 0.05 * fewer
+    return needed(fewer, more) - 0.55 * np.sqrt(fewer) - 0.05 * fewer
 
 
 def may_lack(counts: Integers) -> Integers:
     """Return how many of its marks a document may lack in one with as many or more that it crosses with."""
-    return counts - np.maximum(1, np.ceil(needed(counts, counts) - np.sqrt(counts))).astype(np.int64)
+    least = np.minimum(enough(counts, counts), needed(counts, counts) - np.sqrt(counts))  # a short one may lack more
+    return counts - np.maximum(1, np.ceil(least)).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Marked:
     first_shingle: Integers
     number: Integers
     split: npt.NDArray[np.int8]
+    signature: Bytes
 
     @property
     def counts(self) -> Integers:
@@ -77,6 +81,7 @@ class Marked:
             starts(of_shingles[documents]),
             self.number[documents],
             self.split[documents],
+            self.signature[documents],
         )
 
     def rarest(self, frequency: Integers) -> Flags:
@@ -93,7 +98,9 @@ def starts(counts: Integers) -> Integers:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
-def distinct(hashes: Hashes, counts: Integers, number: Integers, split: npt.NDArray[np.int8]) -> Marked:
+def distinct(
+    hashes: Hashes, counts: Integers, number: Integers, split: npt.NDArray[np.int8], signature: Bytes
+) -> Marked:
     """Return documents by their marks and shingles, each of a document once."""
     owner = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     order = np.lexsort((hashes, owner))
@@ -109,6 +116,7 @@ def distinct(hashes: Hashes, counts: Integers, number: Integers, split: npt.NDAr
         starts(np.bincount(owner[shingles], minlength=len(counts))),
         number,
         split,
+        signature,
     )
 
 
@@ -121,6 +129,7 @@ def joined(parts: Sequence[Marked]) -> Marked:
         starts(np.concatenate([np.diff(part.first_shingle) for part in parts])),
         np.concatenate([part.number for part in parts]),
         np.concatenate([part.split for part in parts]),
+        np.concatenate([part.signature for part in parts]),
     )
 
 
@@ -140,8 +149,29 @@ def batches(sizes: Integers, owner: Integers) -> Iterator[tuple[int, int]]:
 def do_cross(one: Marked, left: Integers, other: Marked, right: Integers) -> Flags:
     """Return which pairs of a document `left` of one and a document `right` of the other cross.
 
-    Two short ones are compared by all their shingles, others by their marks.
+    Two short ones are compared by all their shingles, others by their marks, if their signatures do not say no: that
+    costs a tenth, and many marks may be in common by chance where many documents share a template.
     """
+    result = np.zeros(len(left), np.bool_)
+    maybe = np.flatnonzero(may_cross(one, left, other, right))
+    result[maybe] = marks_cross(one, left[maybe], other, right[maybe])
+    return result
+
+
+def may_cross(one: Marked, left: Integers, other: Marked, right: Integers) -> Flags:
+    """Return which pairs may cross for all that the signatures and the numbers of marks say."""
+    counts = one.counts[left], other.counts[right]
+    ratio = np.maximum(*counts) / np.maximum(1, np.minimum(*counts))
+    least = np.minimum(JACCARD, CONTAINMENT / (1 - CONTAINMENT + RATIO * ratio)) - DEVIATION
+    signed = is_signed(one.signature)[left] & is_signed(other.signature)[right]
+    result = ~signed
+    pairs = np.flatnonzero(signed)
+    result[pairs] = agreement(one.signature, left[pairs], right[pairs], other.signature) >= least[pairs]
+    return result
+
+
+def marks_cross(one: Marked, left: Integers, other: Marked, right: Integers) -> Flags:
+    """Return which pairs cross by their marks, or by their shingles if both are short."""
     counts = one.counts[left], other.counts[right]
     common = in_common((one.marks, one.first[left], counts[0]), (other.marks, other.first[right], counts[1]))
     result = common >= np.maximum(1, enough(np.minimum(*counts), np.maximum(*counts)))

@@ -260,10 +260,13 @@ def band_hashes(signature: Bytes, chosen: Integers, first: int, rows: int) -> Ha
     return mix(key)
 
 
-def agreement(signature: Bytes, left: Integers, right: Integers) -> npt.NDArray[np.float64]:
-    """Return the share of equal bytes of each pair."""
+def agreement(
+    signature: Bytes, left: Integers, right: Integers, others: Bytes | None = None
+) -> npt.NDArray[np.float64]:
+    """Return the share of equal bytes of each pair, whose right ones may be in another array."""
+    others = signature if others is None else others
     parts = [np.s_[begin : begin + PAIRS] for begin in range(0, len(left), PAIRS)]
-    shares = [(signature[left[part]] == signature[right[part]]).mean(axis=1) for part in parts]
+    shares = [(signature[left[part]] == others[right[part]]).mean(axis=1) for part in parts]
     return np.concatenate([np.empty(0), *shares])
 
 
