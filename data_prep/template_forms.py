@@ -85,6 +85,11 @@ class Forms:
         return text.count("probe part") == 2 and "'type'" not in text and '"type"' not in text
 
     @cached_property
+    def wants_parts(self) -> bool:
+        """Whether the template takes contents as parts only, as some of models that also see do."""
+        return not self.shows([USER, ANSWER], "Probed.") and self.takes_parts
+
+    @cached_property
     def reasoning(self) -> str | None:
         """The key under which the template reads an answer's reasoning."""
         asked = [[USER, {**ANSWER, key: "probe thought"}] for key in REASONING]
@@ -92,9 +97,7 @@ class Forms:
 
     @cached_property
     def writes_tools(self) -> bool:
-        return bool(self.shows([USER], "probe_tool", {"tools": [TOOL]})) or bool(
-            self.shows([USER, ANSWER], "probe_tool", {"tools": [TOOL]})
-        )
+        return any(self.shows(probe, "probe_tool", {"tools": [TOOL]}) for probe in ([USER], [USER, ANSWER]))
 
     @cached_property
     def calls(self) -> CallForm | None:
@@ -124,7 +127,8 @@ class Forms:
             self.changed[TOOLS_TOLD] += 1
         if lines[0][0]["role"] in SYSTEM and not self.takes_system:
             lines = self.without_system(lines)
-        return Fed(messages=[message for message, _ in lines], flags=[flag for _, flag in lines], variables=variables)
+        messages = [as_parts(message) if self.wants_parts else message for message, _ in lines]
+        return Fed(messages=messages, flags=[flag for _, flag in lines], variables=variables)
 
     def message(self, turn: Turn) -> Message:
         """Return one turn as the template takes it."""
@@ -144,11 +148,14 @@ class Forms:
         return said
 
     def with_reasoning(self, message: Message, reasoning: str) -> Message:
-        if self.reasoning is not None or self.opens_reasoning:
+        opened = self.opens_reasoning and not self.template.is_marked
+        if self.reasoning is not None or opened:
             return {**message, self.reasoning or REASONING[0]: reasoning}
         self.changed[REASONING_TOLD] += 1
-        content = message.get("content") or ""
-        return {**message, "content": f"<think>\n{reasoning.strip()}\n</think>\n\n{content if content else ''}"}
+        if message.get("tool_calls") and not self.calls_beside_text:
+            return {**message, REASONING[0]: reasoning}  # it is put before the call where that is trained
+        thought = f"<think>\n{reasoning.strip()}\n</think>\n\n{text_of(message.get('content'))}"
+        return {**message, "content": thought}
 
     def with_calls(self, message: Message, *, is_null: bool) -> Message:
         """Return a message that calls tools in the template's form, or with the calls as text if it has none."""
@@ -157,7 +164,7 @@ class Forms:
             self.changed[CALLS_TOLD] += len(calls)
             told = [call_text(call["function"]) for call in calls]
             rest = {key: value for key, value in message.items() if key != "tool_calls"}
-            return {**rest, "content": "\n".join(filter(None, (message["content"], *told)))}
+            return {**rest, "content": "\n".join(filter(None, (text_of(message["content"]), *told)))}
         if message["content"] and not self.calls_beside_text:
             self.changed[TEXT_LEFT] += 1
             message, is_null = {**message, "content": ""}, True
@@ -244,6 +251,12 @@ def probe_call(form: CallForm, call_id: str) -> Message:
         **form.empty,
         "tool_calls": [{"id": call_id, "type": "function", "function": function}],
     }
+
+
+def as_parts(message: Message) -> Message:
+    """Return a message whose content is a list of parts."""
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 def text_of(content: Any) -> str:

@@ -120,7 +120,7 @@ def test_an_end_token_spelled_at_the_end_of_a_completion_is_not_trained_twice(en
     ("template", "message"),
     [
         (SCRIPT, "no special token"),
-        (CHATML.read_text().replace("message['content'] + '<|im_end|>'", "message['content']"), "no special token"),
+        (CHATML.read_text().replace("{{- '<|im_end|>' }}", ""), "no special token"),
         ("{{ raise_exception('only poems') }}", "refused by the chat template: only poems"),
         ("{% generation %}{% endgeneration %}", "partly left out by the chat template"),
         (PLAIN_CHATML + "{% generation %}{% endgeneration %}", "marks 0 of 2"),
