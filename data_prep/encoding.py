@@ -40,6 +40,7 @@ UNSTOPPED = "answers that the chat template ends without a stop token"
 EMPTY_THOUGHT = "answers that begin with an empty reasoning, since the chat template's prompt opens one"
 JOINED = "answers whose first token also holds the end of the prompt, which no server gives"
 ACROSS = "pairs with a token across the end of the prompt, which is trained"
+RUN_TOGETHER = "pairs whose prompt ends and whose completion begins with a letter or digit, and nothing between"
 UNMARKED = "flags of training on turns that are no answers, which are never trained"
 
 
@@ -187,6 +188,7 @@ class Encoder:
         prompts = ["\n\n".join(turn.text for turn in document.turns[:-1]).encode() for document in documents]
         texts = [prompt + document.turns[-1].text.encode() for prompt, document in zip(prompts, documents, strict=True)]
         encoded, given, begun = self.engine.encode_cut(texts, list(map(len, prompts)))
+        self.changed[RUN_TOGETHER] += sum(map(runs_together, documents))
         self.changed[ACROSS] += int(np.count_nonzero(begun > given))
         given = given + len(self.start)
         first = encoded.first + np.arange(len(encoded.first)) * (len(self.start) + 1)
@@ -252,6 +254,12 @@ class Encoder:
         if not chosen:
             raise UnusableError(NOT_TRAINED)
         return chosen
+
+
+def runs_together(pair: Document) -> bool:
+    """Tell whether the last word of the prompt and the first of the completion would be read as one."""
+    met = pair.turns[-2].text[-1:] + pair.turns[-1].text[:1]
+    return len(met) == 2 and met.isalnum()
 
 
 def begun_before(spans: Sequence[Span], offsets: npt.NDArray[np.int64]) -> int:

@@ -74,9 +74,9 @@ class Forms:
 
     @cached_property
     def takes_system(self) -> bool:
-        return bool(
-            self.shows([{"role": "system", "content": "Probe system."}, USER, ANSWER], "Probe system.")
-        ) or bool(self.shows([{"role": "system", "content": "Probe system."}, USER], "Probe system."))
+        told = [{"role": "system", "content": "Probe system."}, USER, ANSWER]
+        told = [as_parts(message) for message in told] if self.wants_parts else told
+        return any(self.shows(probe, "Probe system.") for probe in (told, told[:2]))
 
     @cached_property
     def takes_parts(self) -> bool:
