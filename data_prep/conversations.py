@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.errors import DataError
 from data_prep.chat_templates import TEMPLATES, ChatTemplate, Messages, RefusedError, Span, dated, read_template
+from data_prep.streams import DOCUMENT_BYTES
 from data_prep.template_forms import ANSWER, REASONING, USER
 
 __all__ = ["CHATML", "TEMPLATES", "ChatTemplate", "Span", "Written", "check_template", "dated", "read_template"]
@@ -29,6 +30,7 @@ OPENED, CLOSED = "<think>", "</think>"
 
 REFUSED = "refused by the chat template"
 LEFT_OUT = "partly left out by the chat template"
+TOO_LONG = "longer than 32 MiB as the sequences that the chat template needs"
 UNTOLD = "the chat template does not put the answer after the prompt for it"
 
 
@@ -174,10 +176,14 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
 def joined(answers: Iterable[Written]) -> Iterator[Written]:
     """Yield answers in as few sequences: one goes on with the next if that holds all that is trained in it."""
     current: Written | None = None
+    size = 0
     for answer in answers:
         if current is not None and answer.text.startswith(current.through):
             current = replace(answer, spans=(*current.spans, *answer.spans))
             continue
+        size += len(answer.text)
+        if size > DOCUMENT_BYTES:
+            raise UnusableError(TOO_LONG)
         if current is not None:
             yield current
         current = answer

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.files import digest_of, write_text
-from data_prep.conversations import ChatTemplate, Span, UnusableError, Written, written
+from data_prep.conversations import ChatTemplate, Span, UnusableError, Written, texts_said, written
 from data_prep.documents import Document, Rejected
 from data_prep.engines import REFERENCE, Engine, Ragged, open_engine
 from data_prep.proof import ProvedEngine
@@ -34,6 +34,8 @@ TrainOn = Literal["all", "last"]
 NO_ANSWER = "no turn has the role 'assistant'"
 NOT_TRAINED = "every answer is marked as not to be trained"
 NO_TOKEN = "no trained token"
+NOTHING_SAID = "no answer to train says anything"
+SILENT = "answers that say nothing, which are not trained"
 CONTROL_TOKEN = "control token in a message"
 FURTHER = "sequences more than conversations, since the chat template writes earlier turns otherwise"
 UNSTOPPED = "answers that the chat template ends without a stop token"
@@ -253,7 +255,11 @@ class Encoder:
         chosen = [place for place in answers if fed.flags[place] or (place in wanted and fed.flags[place] is None)]
         if not chosen:
             raise UnusableError(NOT_TRAINED)
-        return chosen
+        saying = [place for place in chosen if any(texts_said(fed.messages[place]))]
+        self.changed[SILENT] += len(chosen) - len(saying)
+        if not saying:
+            raise UnusableError(NOTHING_SAID)
+        return saying
 
 
 def runs_together(pair: Document) -> bool:

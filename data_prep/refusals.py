@@ -7,14 +7,14 @@ from collections import Counter
 
 from cluster.errors import DataError
 from data_prep.conversations import LEFT_OUT, REFUSED, UNTOLD
-from data_prep.encoding import NO_ANSWER, NO_TOKEN, NOT_TRAINED, RUN_TOGETHER
+from data_prep.encoding import NO_ANSWER, NO_TOKEN, NOT_TRAINED, NOTHING_SAID, RUN_TOGETHER
 from data_prep.originals import document_place
 from data_prep.selection import Records
 from data_prep.sources import Corpus
 
 log = logging.getLogger(__name__)
 
-REASONS = (REFUSED, LEFT_OUT, UNTOLD, NO_ANSWER, NOT_TRAINED, NO_TOKEN)
+REASONS = (REFUSED, LEFT_OUT, UNTOLD, NO_ANSWER, NOT_TRAINED, NOTHING_SAID, NO_TOKEN)
 MOST = 0.5
 
 

@@ -102,10 +102,11 @@ class Forms:
     @cached_property
     def calls(self) -> CallForm | None:
         """How the template takes calls; None: it writes none."""
+        nones = self.shows([USER, ANSWER], "Probed.").count("None")
         for as_text, empty, call_id in itertools.product((False, True), EMPTY, ("call_1", "a" * SHORT_ID)):
             form = CallForm(as_text=as_text, empty=empty, short_ids=call_id != "call_1")
             text = self.shows([USER, probe_call(form, call_id)], "probe_tool")
-            garbled = any(sign in text for sign in ("'probe_key'", r"\"probe_key", "None"))
+            garbled = any(sign in text for sign in ("'probe_key'", r"\"probe_key")) or text.count("None") > nones
             if "probe value" in text and not garbled:
                 return form
         return None
@@ -197,7 +198,7 @@ class Forms:
 
     def call(self, call: Mapping[str, Any], form: CallForm) -> Message:
         function = dict(call["function"])
-        if form.as_text:
+        if form.as_text and not isinstance(function.get("arguments"), str):
             function["arguments"] = json.dumps(function.get("arguments", {}), ensure_ascii=False)
         made = {"type": "function", **call, "function": function}
         if form.short_ids:

@@ -11,9 +11,9 @@ import pytest
 
 from cluster.errors import DataError
 from data_prep.chat_templates import dated
-from data_prep.conversations import LEFT_OUT, REFUSED, TEMPLATES
+from data_prep.conversations import LEFT_OUT, REFUSED, TEMPLATES, TOO_LONG
 from data_prep.documents import Document, Rejected, Turn
-from data_prep.encoding import EMPTY_THOUGHT, FURTHER, JOINED, NO_ANSWER, NOT_TRAINED, Encoder
+from data_prep.encoding import EMPTY_THOUGHT, FURTHER, JOINED, NO_ANSWER, NOT_TRAINED, NOTHING_SAID, SILENT, Encoder
 from data_prep.slices import encode_parts
 from data_prep.sources import cut_slices, find_corpus
 from data_prep.template_forms import CALLS_TOLD, REASONING_TOLD, RESULTS_TOLD, SYSTEM_MOVED, TEXT_LEFT, TOOLS_TOLD
@@ -354,3 +354,21 @@ def plain(tokenizer: Any, lines_file: Any) -> Path:
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").unlink()
     return folder
+
+
+def test_an_answer_that_says_nothing_is_not_trained(encoder_with, tokenizer):
+    encoder = encoder_with(PLAIN_CHATML)
+    silent = Turn("user", "1?"), Turn("assistant", " \n")
+
+    assert trained(encoder, tokenizer, chat(*silent, Turn("user", "2?"), Turn("assistant", "2."))) == ["2.<|im_end|>"]
+    assert +encoder.changed == {SILENT: 1}
+    assert encoder.encode([chat(*silent)]) == [Rejected(0, NOTHING_SAID)]
+
+
+def test_a_conversation_that_would_become_too_much_text_is_rejected_not_grown(encoder_with):
+    earlier = PLAIN_CHATML.replace(
+        "message['content']", "(message['content'] if loop.last or message['role'] == 'user' else '-')"
+    )
+    talk = [Turn(("user", "assistant")[n % 2], "word " * 100_000) for n in range(24)]
+
+    assert encoder_with(earlier).encode([chat(*talk)]) == [Rejected(0, TOO_LONG)]
