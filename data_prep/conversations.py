@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.errors import DataError
 from data_prep.chat_templates import TEMPLATES, ChatTemplate, Messages, RefusedError, Span, dated, read_template
+from data_prep.streams import DOCUMENT_BYTES
 from data_prep.template_forms import ANSWER, REASONING, USER
 
 __all__ = ["CHATML", "TEMPLATES", "ChatTemplate", "Span", "Written", "check_template", "dated", "read_template"]
@@ -25,10 +26,11 @@ CHATML = TEMPLATES["chatml"]
 MEND = "put {% generation %} ... {% endgeneration %} around what the assistant says and its stop token (as in "
 MEND += f"{CHATML}) and name the file in data.chat_template, or write `chat_template: plain`"
 THINK = re.compile(r"</?think>")
-OPENED = "<think>"
+OPENED, CLOSED = "<think>", "</think>"
 
 REFUSED = "refused by the chat template"
 LEFT_OUT = "partly left out by the chat template"
+TOO_LONG = "longer than 32 MiB as the sequences that the chat template needs"
 UNTOLD = "the chat template does not put the answer after the prompt for it"
 
 
@@ -100,9 +102,14 @@ def answer_written(template: ChatTemplate, messages: Messages, variables: Mappin
     """Return the last of `messages` as a server has it: after the prompt for it. Raises RefusedError, UnusableError."""
     through = template.write(messages, variables)
     before = prompt_written(template, messages, variables, through)
-    said = said_after(before, through, messages)
+    thought = reasoning_of(messages[-1])
+    said = said_after(before, through, messages) or said_after_prompt(template, before, through, messages, variables)
+    if said is None and thought and "enable_thinking" not in variables:  # only a server that is asked to think gets one
+        return answer_written(template, messages, {**variables, "enable_thinking": True})
     if said is None:
         raise UnusableError(UNTOLD, shortened(through[common(before, through) :]))
+    if thought and thought not in said and not template.is_marked:
+        said = f"{OPENED}\n{thought}\n{CLOSED}\n\n{said.lstrip()}"
     check_said(said, messages[-1:])
     if template.is_marked:
         text, spans = template.marked(messages, variables)
@@ -113,12 +120,16 @@ def answer_written(template: ChatTemplate, messages: Messages, variables: Mappin
 
 
 def prompt_written(template: ChatTemplate, messages: Messages, variables: Mapping[str, Any], through: str) -> str:
-    """Return what a model is given to answer; before a first answer, if the template refuses that, its first prompt."""
+    """Return what a model is given to answer. Before a first answer many templates refuse, or write no system's turn:
+    there it is what `through` holds up to the end of the first prompt."""
     try:
-        return template.write(messages[:-1], variables, ask=True)
+        before = template.write(messages[:-1], variables, ask=True)
     except RefusedError:
         if len(messages) > 1:
             raise
+        before = ""
+    if len(messages) > 1 or (before and through.startswith(before)):
+        return before
     asked = template.write([USER], variables, ask=True).removeprefix(template.write([USER], variables))
     begin = through.find(asked) + len(asked) if asked in through else 0
     return through[:begin] if begin else through[: max(through.find(next(texts_said(messages[0]), "")), 0)]
@@ -131,31 +142,48 @@ def said_after(before: str, through: str, messages: Messages) -> str | None:
     opened = before.rstrip()
     if opened.endswith(OPENED) and through.startswith(opened.removesuffix(OPENED)):
         rest = through[len(opened) - len(OPENED) :]
-        if "</think>" in rest:
+        if CLOSED in rest:
             return rest.lstrip().removeprefix(OPENED).lstrip("\n")
-        return thought_through(messages[-1]) + (rest if rest.startswith("\n") else f"\n\n{rest}")
+        thought = reasoning_of(messages[-1])
+        ended = f"{thought}\n{CLOSED}" if thought else CLOSED
+        return ended + (rest if rest.startswith("\n") else f"\n\n{rest}")
     last = list(texts_said(messages[-2]))[-1:] if len(messages) > 1 else []
     at = before.rfind(last[0]) if last else -1  # the turn before and the prompt stand in both, whatever precedes them
     found = through.rfind(before[at:]) if at >= 0 else -1
     return through[found + len(before) - at :] if found >= 0 else None
 
 
-def thought_through(message: Mapping[str, Any]) -> str:
-    """Return the reasoning of an answer and its end, for a prompt that has opened it and a template that drops it."""
+def said_after_prompt(
+    template: ChatTemplate, before: str, through: str, messages: Messages, variables: Mapping[str, Any]
+) -> str | None:
+    """Return what the model is to say if the prompt for it holds more than the answer's turn begins with."""
+    shared = common(before, through)
+    turns = template.write(messages[:-1], variables) if len(messages) > 1 else before
+    if not before.startswith(turns) or shared <= len(turns) or CLOSED in through[shared:]:
+        return None
+    return through[shared:]
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """Return the reasoning of an answer, from where it stands; nothing if there is none."""
     reasoning = next((message[key] for key in REASONING if message.get(key)), None)
     content = message.get("content")
-    if reasoning is None and isinstance(content, str) and "</think>" in content:
-        reasoning = content.rpartition("</think>")[0].rpartition(OPENED)[2]
-    return f"{reasoning.strip()}\n</think>" if reasoning and reasoning.strip() else "</think>"
+    if reasoning is None and isinstance(content, str) and CLOSED in content:
+        reasoning = content.rpartition(CLOSED)[0].rpartition(OPENED)[2]
+    return (reasoning or "").strip()
 
 
 def joined(answers: Iterable[Written]) -> Iterator[Written]:
     """Yield answers in as few sequences: one goes on with the next if that holds all that is trained in it."""
     current: Written | None = None
+    size = 0
     for answer in answers:
         if current is not None and answer.text.startswith(current.through):
             current = replace(answer, spans=(*current.spans, *answer.spans))
             continue
+        size += len(answer.text)
+        if size > DOCUMENT_BYTES:
+            raise UnusableError(TOO_LONG)
         if current is not None:
             yield current
         current = answer
@@ -173,13 +201,16 @@ def with_rest(last: Written, template: ChatTemplate, messages: Messages, variabl
 
 
 def check_said(text: str, messages: Messages) -> None:
-    """Raise UnusableError unless all that the messages say stands in the text."""
-    for message in messages:
-        for said in texts_said(message):
-            if said not in text and not any(
-                json.dumps(said, ensure_ascii=ascii_only)[1:-1] in text for ascii_only in (False, True)
-            ):
-                raise UnusableError(LEFT_OUT, shortened(said))
+    """Raise UnusableError unless all that the messages say stands in the text, if as JSON or code spells it."""
+    for said in (said for message in messages for said in texts_said(message)):
+        if said not in text and not any(spelled in text for spelled in spellings(said)):
+            raise UnusableError(LEFT_OUT, shortened(said))
+
+
+def spellings(said: str) -> Iterator[str]:
+    """Yield a text as it may stand between quotation marks."""
+    yield from (json.dumps(said, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
+    yield said.replace("\\", r"\\").replace("'", r"\'")
 
 
 def texts_said(message: Mapping[str, Any]) -> Iterator[str]:
@@ -238,10 +269,14 @@ def check_template(template: str, tokens: Mapping[str, str], controls: Sequence[
     Conversations of several kinds are tried, for rows need only what is in them.
     """
     chat = ChatTemplate(template, tokens)
-    asked = [[{"role": role, "content": f"{role} {n}"} for role in ("user", "assistant")] for n in (1, 2)]
+    asked: list[list[dict[str, Any]]] = [
+        [{"role": role, "content": f"{role} {n}"} for role in ("user", "assistant")] for n in (1, 2)
+    ]
     system = {"role": "system", "content": "system 1"}
     problem = None
-    for probe in ([*asked[0], *asked[1]], asked[0], [system, *asked[0]]):
+    told = [*asked[0], *asked[1]]
+    in_parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in told]
+    for probe in (told, asked[0], [system, *asked[0]], in_parts):
         answers = [place for place, message in enumerate(probe) if message["role"] == "assistant"]
         try:
             sequences = written(chat, probe, {}, answers)

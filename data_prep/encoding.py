@@ -16,7 +16,7 @@ import numpy.typing as npt
 import orjson
 
 from cluster.files import digest_of, write_text
-from data_prep.conversations import ChatTemplate, Span, UnusableError, Written, written
+from data_prep.conversations import ChatTemplate, Span, UnusableError, Written, texts_said, written
 from data_prep.documents import Document, Rejected
 from data_prep.engines import REFERENCE, Engine, Ragged, open_engine
 from data_prep.proof import ProvedEngine
@@ -35,12 +35,15 @@ TrainOn = Literal["all", "last"]
 NO_ANSWER = "no turn has the role 'assistant'"
 NOT_TRAINED = "every answer is marked as not to be trained"
 NO_TOKEN = "no trained token"
+NOTHING_SAID = "no answer to train says anything"
+SILENT = "answers that say nothing, which are not trained"
 CONTROL_TOKEN = "control token in a message"
 FURTHER = "sequences more than conversations, since the chat template writes earlier turns otherwise"
 UNSTOPPED = "answers that the chat template ends without a stop token"
 EMPTY_THOUGHT = "answers that begin with an empty reasoning, since the chat template's prompt opens one"
 JOINED = "answers whose first token also holds the end of the prompt, which no server gives"
 ACROSS = "pairs with a token across the end of the prompt, which is trained"
+RUN_TOGETHER = "pairs whose prompt ends and whose completion begins with a letter or digit, and nothing between"
 UNMARKED = "flags of training on turns that are no answers, which are never trained"
 
 
@@ -192,6 +195,7 @@ class Encoder:
         prompts = ["\n\n".join(turn.text for turn in document.turns[:-1]).encode() for document in documents]
         texts = [prompt + document.turns[-1].text.encode() for prompt, document in zip(prompts, documents, strict=True)]
         encoded, given, begun = self.engine.encode_cut(texts, list(map(len, prompts)))
+        self.changed[RUN_TOGETHER] += sum(map(runs_together, documents))
         self.changed[ACROSS] += int(np.count_nonzero(begun > given))
         given = given + len(self.start)
         first = encoded.first + np.arange(len(encoded.first)) * (len(self.start) + 1)
@@ -256,7 +260,17 @@ class Encoder:
         chosen = [place for place in answers if fed.flags[place] or (place in wanted and fed.flags[place] is None)]
         if not chosen:
             raise UnusableError(NOT_TRAINED)
-        return chosen
+        saying = [place for place in chosen if any(texts_said(fed.messages[place]))]
+        self.changed[SILENT] += len(chosen) - len(saying)
+        if not saying:
+            raise UnusableError(NOTHING_SAID)
+        return saying
+
+
+def runs_together(pair: Document) -> bool:
+    """Tell whether the last word of the prompt and the first of the completion would be read as one."""
+    met = pair.turns[-2].text[-1:] + pair.turns[-1].text[:1]
+    return len(met) == 2 and met.isalnum()
 
 
 def begun_before(spans: Sequence[Span], offsets: npt.NDArray[np.int64]) -> int:

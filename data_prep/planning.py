@@ -17,7 +17,7 @@ from data_prep.ledger import count_documents, reasons_of
 from data_prep.mixture import mixed
 from data_prep.packing import Packing, Split, pack
 from data_prep.pouring import Integers, Small
-from data_prep.refusals import check_refused
+from data_prep.refusals import check_refused, tell_run_together
 from data_prep.rejects import Repeat, Sample, drawn
 from data_prep.selection import Documents, collect, drawn_repeats, select
 from data_prep.shards import SPLITS
@@ -101,6 +101,7 @@ def make_plan(
     splits_of = long_splits(tables, config.row_tokens, ends) if method == "best_fit" else {}
     documents, records = collect(slices, tables, len(corpus.files))
     check_refused(corpus, records)
+    tell_run_together(corpus, records)
     is_text = np.array([file.columns.shape == "text" for file in corpus.files])
     selection = select(documents, tables, lambda lines: is_text[documents.file[lines]], config)
     counts = count_documents(corpus, records, documents, selection)

@@ -1,17 +1,20 @@
-"""When so many conversations cannot be trained on that the settings are wrong, not the rows."""
+"""When so many records cannot be trained on, or look so, that the settings are wrong, not the rows."""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 
 from cluster.errors import DataError
 from data_prep.conversations import LEFT_OUT, REFUSED, UNTOLD
-from data_prep.encoding import NO_ANSWER, NO_TOKEN, NOT_TRAINED
+from data_prep.encoding import NO_ANSWER, NO_TOKEN, NOT_TRAINED, NOTHING_SAID, RUN_TOGETHER
 from data_prep.originals import document_place
 from data_prep.selection import Records
 from data_prep.sources import Corpus
 
-REASONS = (REFUSED, LEFT_OUT, UNTOLD, NO_ANSWER, NOT_TRAINED, NO_TOKEN)
+log = logging.getLogger(__name__)
+
+REASONS = (REFUSED, LEFT_OUT, UNTOLD, NO_ANSWER, NOT_TRAINED, NOTHING_SAID, NO_TOKEN)
 MOST = 0.5
 
 
@@ -33,6 +36,25 @@ def check_refused(corpus: Corpus, records: Records) -> None:
                 f"{label}: {found.total():,} of {read[label]:,} records cannot be trained on, {count:,} of them: "
                 f"{reason}{first_place(corpus, records, label, reason)}; mend them, or what data says of their columns "
                 "and of chat_template"
+            )
+
+
+def tell_run_together(corpus: Corpus, records: Records) -> None:
+    """Warn of sources in most pairs of which two words run together where the completion begins."""
+    read: Counter[str] = Counter()
+    together: Counter[str] = Counter()
+    for file, count, changed in zip(corpus.files, records.read, records.changed, strict=True):
+        read[file.info.source] += count
+        together[file.info.source] += changed[RUN_TOGETHER]
+    for label, count in together.items():
+        if count > MOST * read[label]:
+            log.warning(
+                "%s: in %s of %s pairs the prompt ends with a letter or digit and the completion begins with one; "
+                "nothing is put between them, so a model learns to go on in the middle of a word; put a space or an "
+                "end of line there, or write a chat_template below data",
+                label,
+                f"{count:,}",
+                f"{read[label]:,}",
             )
 
 

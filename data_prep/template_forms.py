@@ -74,15 +74,20 @@ class Forms:
 
     @cached_property
     def takes_system(self) -> bool:
-        return bool(
-            self.shows([{"role": "system", "content": "Probe system."}, USER, ANSWER], "Probe system.")
-        ) or bool(self.shows([{"role": "system", "content": "Probe system."}, USER], "Probe system."))
+        told = [{"role": "system", "content": "Probe system."}, USER, ANSWER]
+        told = [as_parts(message) for message in told] if self.wants_parts else told
+        return any(self.shows(probe, "Probe system.") for probe in (told, told[:2]))
 
     @cached_property
     def takes_parts(self) -> bool:
         parts = [{"type": "text", "text": "probe part"}]
         text = self.shows([{"role": "user", "content": parts}, {"role": "assistant", "content": parts}], "probe part")
         return text.count("probe part") == 2 and "'type'" not in text and '"type"' not in text
+
+    @cached_property
+    def wants_parts(self) -> bool:
+        """Whether the template takes contents as parts only, as some of models that also see do."""
+        return not self.shows([USER, ANSWER], "Probed.") and self.takes_parts
 
     @cached_property
     def reasoning(self) -> str | None:
@@ -92,17 +97,16 @@ class Forms:
 
     @cached_property
     def writes_tools(self) -> bool:
-        return bool(self.shows([USER], "probe_tool", {"tools": [TOOL]})) or bool(
-            self.shows([USER, ANSWER], "probe_tool", {"tools": [TOOL]})
-        )
+        return any(self.shows(probe, "probe_tool", {"tools": [TOOL]}) for probe in ([USER], [USER, ANSWER]))
 
     @cached_property
     def calls(self) -> CallForm | None:
         """How the template takes calls; None: it writes none."""
+        nones = self.shows([USER, ANSWER], "Probed.").count("None")
         for as_text, empty, call_id in itertools.product((False, True), EMPTY, ("call_1", "a" * SHORT_ID)):
             form = CallForm(as_text=as_text, empty=empty, short_ids=call_id != "call_1")
             text = self.shows([USER, probe_call(form, call_id)], "probe_tool")
-            garbled = any(sign in text for sign in ("'probe_key'", r"\"probe_key", "None"))
+            garbled = any(sign in text for sign in ("'probe_key'", r"\"probe_key")) or text.count("None") > nones
             if "probe value" in text and not garbled:
                 return form
         return None
@@ -124,7 +128,8 @@ class Forms:
             self.changed[TOOLS_TOLD] += 1
         if lines[0][0]["role"] in SYSTEM and not self.takes_system:
             lines = self.without_system(lines)
-        return Fed(messages=[message for message, _ in lines], flags=[flag for _, flag in lines], variables=variables)
+        messages = [as_parts(message) if self.wants_parts else message for message, _ in lines]
+        return Fed(messages=messages, flags=[flag for _, flag in lines], variables=variables)
 
     def message(self, turn: Turn) -> Message:
         """Return one turn as the template takes it."""
@@ -144,11 +149,14 @@ class Forms:
         return said
 
     def with_reasoning(self, message: Message, reasoning: str) -> Message:
-        if self.reasoning is not None or self.opens_reasoning:
+        opened = self.opens_reasoning and not self.template.is_marked
+        if self.reasoning is not None or opened:
             return {**message, self.reasoning or REASONING[0]: reasoning}
         self.changed[REASONING_TOLD] += 1
-        content = message.get("content") or ""
-        return {**message, "content": f"<think>\n{reasoning.strip()}\n</think>\n\n{content if content else ''}"}
+        if message.get("tool_calls") and not self.calls_beside_text:
+            return {**message, REASONING[0]: reasoning}  # it is put before the call where that is trained
+        thought = f"<think>\n{reasoning.strip()}\n</think>\n\n{text_of(message.get('content'))}"
+        return {**message, "content": thought}
 
     def with_calls(self, message: Message, *, is_null: bool) -> Message:
         """Return a message that calls tools in the template's form, or with the calls as text if it has none."""
@@ -157,7 +165,7 @@ class Forms:
             self.changed[CALLS_TOLD] += len(calls)
             told = [call_text(call["function"]) for call in calls]
             rest = {key: value for key, value in message.items() if key != "tool_calls"}
-            return {**rest, "content": "\n".join(filter(None, (message["content"], *told)))}
+            return {**rest, "content": "\n".join(filter(None, (text_of(message["content"]), *told)))}
         if message["content"] and not self.calls_beside_text:
             self.changed[TEXT_LEFT] += 1
             message, is_null = {**message, "content": ""}, True
@@ -190,7 +198,7 @@ class Forms:
 
     def call(self, call: Mapping[str, Any], form: CallForm) -> Message:
         function = dict(call["function"])
-        if form.as_text:
+        if form.as_text and not isinstance(function.get("arguments"), str):
             function["arguments"] = json.dumps(function.get("arguments", {}), ensure_ascii=False)
         made = {"type": "function", **call, "function": function}
         if form.short_ids:
@@ -244,6 +252,12 @@ def probe_call(form: CallForm, call_id: str) -> Message:
         **form.empty,
         "tool_calls": [{"id": call_id, "type": "function", "function": function}],
     }
+
+
+def as_parts(message: Message) -> Message:
+    """Return a message whose content is a list of parts."""
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 def text_of(content: Any) -> str:

@@ -40,7 +40,9 @@ class Turn:
         """Return all that the turn says as one text: what is counted, compared and searched."""
         if not self.more:
             return self.text
-        rest = (value if isinstance(value, str) else canonical(value) for value in self.more.values() if value)
+        parts = {} if self.text else {"content": self.more.get("content")}  # else they say the text once more
+        more = {**self.more, "content": None, **parts}
+        rest = (value if isinstance(value, str) else canonical(value) for value in more.values() if value)
         return "\n".join(filter(None, (self.text, *rest)))
 
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import ConfigError, DataError
 from data_prep.conversations import CHATML, check_template, read_template
+from data_prep.conversations import TEMPLATES as OURS
 from data_prep.documents import Document, Rejected, Turn
 from data_prep.encoding import ACROSS, Encoder
-from data_prep.slices import trained_tokens
-from data_prep.sources import find_corpus
+from data_prep.slices import encode_parts, trained_tokens
+from data_prep.sources import Corpus, cut_slices, find_corpus
 from data_prep.tokenizer import SPECIAL_TOKENS, encoder_spec
 from data_prep.tokenizer_files import open_tokenizer
 
@@ -120,7 +123,7 @@ def test_an_end_token_spelled_at_the_end_of_a_completion_is_not_trained_twice(en
     ("template", "message"),
     [
         (SCRIPT, "no special token"),
-        (CHATML.read_text().replace("message['content'] + '<|im_end|>'", "message['content']"), "no special token"),
+        (CHATML.read_text().replace("{{- '<|im_end|>' }}", ""), "no special token"),
         ("{{ raise_exception('only poems') }}", "refused by the chat template: only poems"),
         ("{% generation %}{% endgeneration %}", "partly left out by the chat template"),
         (PLAIN_CHATML + "{% generation %}{% endgeneration %}", "marks 0 of 2"),
@@ -157,6 +160,42 @@ def test_the_bos_of_a_tokenizer_that_adds_one_begins_every_text(test_data, corpu
     assert [len(ids) for ids in texts] == [
         len(ids) + 2 for ids in Encoder(spec).engine.encode_plain([b"Once upon", b"a time"])
     ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"), [("2+2=", "4"), ("return 3 * (", "r * r)"), ("The keeper said", ", softly"), ("a ", "b")]
+)
+def test_a_marked_space_stands_only_where_the_pair_has_one(test_data, prompt, completion):
+    tokenizer = with_pad(open_tokenizer(test_data / "stories260k"))
+    spec = encoder_spec(tokenizer, Corpus(files=[], passed_over={}))
+
+    ((encoded,),) = Encoder(spec).encode([Document(0, "pair", (Turn("user", prompt), Turn("assistant", completion)))])
+
+    assert tokenizer.decode(encoded.input_ids.tolist(), skip_special_tokens=True) == prompt + completion
+    assert encoded.input_ids[1:-1].tolist() == tokenizer(prompt + completion, add_special_tokens=False)["input_ids"]
+    assert completion in trained_text(encoded, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "digest"),
+    [("plain", "5078c606cbc8bca6"), (PLAIN_CHATML, "db9e150a2db1a12d")],
+    ids=["markers", "no markers"],
+)
+def test_real_conversations_of_words_alone_keep_their_ids_and_masks(test_data, config_of, template, digest):
+    """The digests are of the version before tools and reasoning went to the template."""
+    tokenizer = with_pad(open_tokenizer(test_data / "stories260k"))
+    tokenizer.chat_template = OURS["plain"].read_text()
+    config = config_of(test_data / "formats/identity.json", test_data / "formats/v1_sft_demo.jsonl")
+    corpus = find_corpus(config.sources, {})
+    spec = encoder_spec(tokenizer, corpus)
+    encoder = Encoder(spec if template == "plain" else replace(spec, chat_template=template))
+    found = hashlib.sha256()
+
+    for parts in cut_slices(corpus, 2**24):
+        table = encode_parts(parts, encoder, config.cleaning)
+        found.update(table.ids.astype("<u4").tobytes() + bytes(table.mask))
+
+    assert found.hexdigest().startswith(digest)
 
 
 def with_pad(tokenizer):

@@ -20,6 +20,17 @@ def test_a_preview_marks_what_is_trained_and_where_each_document_begins(corpus, 
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
+def test_a_preview_shows_a_pair_as_the_model_meets_it(test_data, config_of, lines_file, tmp_path):
+    path = lines_file({"prompt": "2+2=", "completion": "4"}, {"prompt": "It said", "completion": " \u6f22 or so"})
+    tokenizer = {"path": str(test_data / "stories260k")}
+
+    text = preview(
+        config_of(path, tokenizer=tokenizer, validation_fraction=0), tmp_path / "data", None, 2, colour=False
+    )
+
+    assert "2+2=⟦4</s>⟧" in text and "It said⟦ \u6f22 or so</s>⟧" in text
+
+
 def test_a_preview_shows_every_source(corpus, config_of, tmp_path):
     config = config_of(corpus / "books", corpus / "pairs.jsonl", validation_fraction=0.0)
 

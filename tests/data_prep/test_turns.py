@@ -11,9 +11,9 @@ import pytest
 
 from cluster.errors import DataError
 from data_prep.chat_templates import dated
-from data_prep.conversations import LEFT_OUT, REFUSED, TEMPLATES
+from data_prep.conversations import LEFT_OUT, REFUSED, TEMPLATES, TOO_LONG
 from data_prep.documents import Document, Rejected, Turn
-from data_prep.encoding import FURTHER, JOINED, NO_ANSWER, NOT_TRAINED, Encoder
+from data_prep.encoding import EMPTY_THOUGHT, FURTHER, JOINED, NO_ANSWER, NOT_TRAINED, NOTHING_SAID, SILENT, Encoder
 from data_prep.slices import encode_parts
 from data_prep.sources import cut_slices, find_corpus
 from data_prep.template_forms import CALLS_TOLD, REASONING_TOLD, RESULTS_TOLD, SYSTEM_MOVED, TEXT_LEFT, TOOLS_TOLD
@@ -289,3 +289,86 @@ def test_a_pair_decodes_to_the_prompt_and_the_completion(encoder_with, tokenizer
 
     assert whole(encoder, tokenizer, pair) == f"{prompt}4, wörld<|endoftext|>"
     assert trained(encoder, tokenizer, pair) == ["4, wörld<|endoftext|>"]
+
+
+THINKS_BY_PROMPT = PLAIN_CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<think>\n'").replace(
+    "message['content']", "message['content'].split('</think>')[-1]"
+)
+
+
+def test_a_prompt_that_opens_a_reasoning_is_answered_with_its_end(encoder_with, tokenizer):
+    encoder = encoder_with(THINKS_BY_PROMPT)
+    thinks = Turn("assistant", "No.", {"reasoning_content": "7 x 13"})
+    spelled = Turn("assistant", "<think>\n7 x 13\n</think>\n\nNo.")
+
+    for answer in (thinks, spelled):
+        assert trained(encoder, tokenizer, chat(Turn("user", "91?"), answer)) == ["7 x 13\n</think>\n\nNo.<|im_end|>"]
+    plain = chat(Turn("user", "91?"), Turn("assistant", "No."))
+    assert trained(encoder, tokenizer, plain) == ["</think>\n\nNo.<|im_end|>"]
+    assert whole(encoder, tokenizer, plain).endswith("<|im_start|>assistant\n<think>\n</think>\n\nNo.<|im_end|>\n")
+    assert +encoder.changed == {EMPTY_THOUGHT: 2}
+
+
+def test_reasoning_that_the_template_strips_is_trained_all_the_same(encoder_with, tokenizer):
+    template = PLAIN_CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
+    talk = chat(Turn("user", "91?"), Turn("assistant", "<think>7 x 13</think>No."))
+
+    assert trained(encoder_with(template), tokenizer, talk) == ["<think>\n7 x 13\n</think>\n\nNo.<|im_end|>"]
+
+
+def test_a_template_that_takes_parts_only_gets_parts(encoder_with, tokenizer):
+    taking = PLAIN_CHATML.replace("message['content']", "(message.content | map(attribute='text') | join)")
+    talk = chat(Turn("system", "Be kind."), Turn("user", "Hi"), Turn("assistant", "Hello"))
+
+    assert trained(encoder_with(taking), tokenizer, talk) == ["Hello<|im_end|>"]
+    assert "<|im_start|>system\nBe kind.<|im_end|>" in whole(encoder_with(taking), tokenizer, talk)
+
+
+def test_a_first_answer_is_trained_after_the_first_prompt_whatever_the_template_writes_before_it(
+    encoder_with, tokenizer
+):
+    opening = "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nYou help.<|im_end|>\n' }}{%- endif %}"
+    talk = chat(Turn("assistant", "Welcome"), Turn("user", "Hi"), Turn("assistant", "Hello"))
+
+    (said,) = trained(encoder_with(opening + PLAIN_CHATML), tokenizer, talk)
+
+    assert said == "Welcome<|im_end|>Hello<|im_end|>"
+
+
+def test_pairs_that_run_two_words_together_are_told_if_most_do(prepared, lines_file, tokenizer, caplog):
+    together = [{"prompt": f"Say {n}", "completion": f"it is {n}"} for n in range(40)]
+
+    prepared(
+        lines_file(*together),
+        validation_fraction=0.0,
+        chat_template=None,
+        tokenizer={"path": str(plain(tokenizer, lines_file))},
+    )
+
+    assert "in 40 of 40 pairs the prompt ends with a letter or digit" in caplog.text
+
+
+def plain(tokenizer: Any, lines_file: Any) -> Path:
+    """Return the folder of a tokenizer without a template."""
+    folder = Path(lines_file(name="x.jsonl")).parent / "tokenizer"
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink()
+    return folder
+
+
+def test_an_answer_that_says_nothing_is_not_trained(encoder_with, tokenizer):
+    encoder = encoder_with(PLAIN_CHATML)
+    silent = Turn("user", "1?"), Turn("assistant", " \n")
+
+    assert trained(encoder, tokenizer, chat(*silent, Turn("user", "2?"), Turn("assistant", "2."))) == ["2.<|im_end|>"]
+    assert +encoder.changed == {SILENT: 1}
+    assert encoder.encode([chat(*silent)]) == [Rejected(0, NOTHING_SAID)]
+
+
+def test_a_conversation_that_would_become_too_much_text_is_rejected_not_grown(encoder_with):
+    earlier = PLAIN_CHATML.replace(
+        "message['content']", "(message['content'] if loop.last or message['role'] == 'user' else '-')"
+    )
+    talk = [Turn(("user", "assistant")[n % 2], "word " * 100_000) for n in range(24)]
+
+    assert encoder_with(earlier).encode([chat(*talk)]) == [Rejected(0, TOO_LONG)]
