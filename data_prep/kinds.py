@@ -137,7 +137,7 @@ def chosen_layouts(rows: Rows, names: Sequence[str], chosen: str) -> Iterator[La
             is_marked = all(text.rstrip().endswith("\n\nAssistant:") for text in values_of(rows, name))
             marked = Layout(messages=(name, chosen), markers=HH)
             yield marked if is_marked else Layout(prompt=(name,), completion=(chosen,))
-    elif is_text(rows, chosen) and all(has_marks(text, HH) for text in values):
+    elif is_text(rows, chosen) and all(has_marks(text, HH) for text in values_of(rows, chosen)):
         yield Layout(messages=(chosen,), markers=HH)
 
 

@@ -186,7 +186,7 @@ def check_flags(rows: Rows, layout: Layout, place: str) -> None:
 def unused_columns(rows: Rows, layout: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the columns that are not read: those that hold text, and others."""
     names = columns_of(rows)
-    used = {*columns_read(layout, names), *(() if layout.text else (VARIABLES, THINKING))}
+    used = {*columns_read(layout, tuple(names)), *(() if layout.text else (VARIABLES, THINKING))}
     looks = {name: look_of(name, values_of(rows, name)) for name in names if name not in used}
     texts = [name for name, look in looks.items() if look in ("text", "messages") or holds_prose(rows, name, look)]
     others = [name for name, look in looks.items() if name not in texts and look != "empty"]
