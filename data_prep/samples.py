@@ -56,7 +56,7 @@ def decide(rows: Rows, source: SourceConfig, place: str) -> Decision:
         notes.append(f"roles: nobody in the rows looked at is called {', '.join(idle)}")
     if others:
         listed = [*others[:IGNORED_COLUMNS], *(["..."] if len(others) > IGNORED_COLUMNS else [])]
-        notes.append(f"not read either: {shortened(listed)}")
+        notes.append(f"other columns that are not used: {shortened(listed)}")
     return Decision(layout, texts, tuple(filter(None, notes)))
 
 
