@@ -234,6 +234,12 @@ def test_rows_that_can_be_read_in_two_ways_are_refused_with_both_lines(lines_fil
         assert f"`fields: {line}`" in str(caught.value)
 
 
+def test_a_list_that_only_looks_like_messages_is_no_second_way_to_read_a_pair(lines_file):
+    row = {"prompt": USER[1], "completion": SAID[1], "edits": [{"from": "draft", "value": "final"}]}
+
+    assert read(lines_file(row)) == [[USER, SAID]]
+
+
 def test_a_question_is_not_trained_without_the_choices_that_it_is_about(lines_file):
     with pytest.raises(DataError, match="cannot tell"):
         read(lines_file({"question": "Which of these is it?", "choices": ["a", "b"], "answer": "a"}))
