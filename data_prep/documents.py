@@ -184,7 +184,7 @@ def find_columns(location: Path, source: SourceConfig, form: Format = JSONL) -> 
     return Columns(
         shape=layout.shape,
         layout=layout,
-        names=(str(inner).partition(".")[0],) if inner is not None else columns_read(layout, columns_of(rows)),
+        names=(str(inner).partition(".")[0],) if inner is not None else columns_read(layout, tuple(columns_of(rows))),
         format=form,
         unused=decision.unused,
         notes=decision.notes,

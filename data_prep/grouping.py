@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from data_prep.messages import KNOWN_KEYS
@@ -16,7 +17,7 @@ from data_prep.row_layouts import EXTRA_COLUMNS, Layout
 from data_prep.shapes import ROWS
 from data_prep.streams import ObjectionError
 
-JOINED_BYTES = 2**30  # of a file: as Python's objects about ten times as much
+JOINED_BYTES = 2**30  # of a file: as Python's objects two to three times as much, and so are the documents
 DELETED = "deleted"  # Open Assistant's word for a message that was taken back
 
 Row = Mapping[str, Any]
@@ -37,18 +38,18 @@ def joined(records: Iterable[Any], layout: Layout, parse: Parse) -> Iterator[Row
             row = parse(record)
             if row.get(DELETED) is True:
                 raise ObjectionError("marked as deleted")
-            kept = (*columns_read(layout, row), *(name for name in EXTRA_COLUMNS if name in row))
+            kept = (*columns_read(layout, tuple(row)), *(name for name in EXTRA_COLUMNS if name in row))
             rows.append({name: row[name] for name in kept})
         except ObjectionError as objection:
             yield objection
     yield from grouped(rows, layout) if layout.group_by is not None else paths_of_trees(rows, layout)
 
 
-def columns_read(layout: Layout, seen: Iterable[str]) -> tuple[str, ...]:
+@lru_cache(maxsize=256)  # most rows have the same columns
+def columns_read(layout: Layout, seen: tuple[str, ...]) -> tuple[str, ...]:
     """Return the columns among those `seen` that are read; of rows that are messages also a message's usual keys."""
-    there = list(seen)
-    keys = (name for name in there if layout.is_joined and (name in KNOWN_KEYS or name == DELETED))
-    return tuple(dict.fromkeys([*layout.columns(there), *keys]))
+    keys = (name for name in seen if layout.is_joined and (name in KNOWN_KEYS or name == DELETED))
+    return tuple(dict.fromkeys([*layout.columns(seen), *keys]))
 
 
 def inner_rows(records: Iterable[Any], path: str, parse: Parse) -> Iterator[Row | ObjectionError]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_prep.looks import Rows, columns_of, is_messages, values_of
+from data_prep.looks import Rows, columns_of, is_messages, texts_in, values_of
 from data_prep.markers import HH, has_marks
 from data_prep.paths import opened, value_at
 from data_prep.roles import known_role
@@ -22,7 +22,7 @@ ONLY_TOGETHER: tuple[tuple[str, str], ...] = (
     ("article", "highlights"),
     ("document", "summary"),
 )
-ONLY_TOGETHER += (("dialogue", "summary"), ("inputs", "targets"))
+ONLY_TOGETHER += (("dialogue", "summary"), ("inputs", "targets"), ("input", "target"))
 SYSTEMS, CONTEXTS = ("system", "system_prompt"), ("context",)
 CHOICES = ("choices", "options", "distractors", "distractor1")  # a question that is not whole without them
 DIALOGUES = (
@@ -137,7 +137,7 @@ def chosen_layouts(rows: Rows, names: Sequence[str], chosen: str) -> Iterator[La
             is_marked = all(text.rstrip().endswith("\n\nAssistant:") for text in values_of(rows, name))
             marked = Layout(messages=(name, chosen), markers=HH)
             yield marked if is_marked else Layout(prompt=(name,), completion=(chosen,))
-    elif is_text(rows, chosen) and all(has_marks(text, HH) for text in values):
+    elif is_text(rows, chosen) and all(has_marks(text, HH) for text in values_of(rows, chosen)):
         yield Layout(messages=(chosen,), markers=HH)
 
 
@@ -178,18 +178,15 @@ def conversations(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
 
     One that ends with a question goes on with its answer, if one column holds that.
     """
-    asked = [
-        name for name in names if are_messages(rows, name) and not REJECTED.search(name) and never_answers(rows, name)
-    ]
-    answers = [
-        name for name in names if name.casefold() in ANSWERS and (is_text(rows, name) or are_messages(rows, name))
-    ]
+    said = [name for name in names if conversation_layout(rows, name) and are_messages(rows, name)]
+    asked = [name for name in said if never_answers(rows, name)]
+    answers = [name for name in names if name.casefold() in ANSWERS and (name in said or is_text(rows, name))]
     if len(asked) == 1 and len(answers) == 1:
         yield Kind(completed(Layout(messages=(asked[0], answers[0])), rows, names))
         return
     found: list[str] = []
     for name in sorted(names, key=lambda name: DIALOGUES.index(name) if name in DIALOGUES else len(DIALOGUES)):
-        layout = None if REJECTED.search(name) else conversation_layout(rows, name)
+        layout = conversation_layout(rows, name)
         if layout is None or any(same(rows, name, other) for other in found):
             continue
         found.append(name)
@@ -198,20 +195,26 @@ def conversations(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
 
 def conversation_layout(rows: Rows, name: str) -> Layout | None:
     """Return how a column of conversations is read; None if it holds none."""
-    held = [opened_safely(value) for value in values_of(rows, name)]
+    held = [] if REJECTED.search(name) else [opened_safely(value) for value in values_of(rows, name)]
     values = [value for value in held if isinstance(value, list) and value]
     if held and name in DIALOGUES[:2] and all(value == [] for value in held):
         return Layout(messages=(name,))
     if not values or len(values) < len([value for value in held if value != []]) / 2:
         return None
     if sum(map(is_messages, values)) > len(values) / 2:
-        return Layout(messages=(name,))
+        return Layout(messages=(name,)) if name in (*DIALOGUES, "prompt") or are_known(values) else None
     if name not in DIALOGUES:
         return None
     is_said = all(isinstance(item, str) for value in values for item in value)
     if is_said and any(len(value) > 1 for value in values):
         return Layout(messages=(name,))
     return exchange_layout(name, values)
+
+
+def are_known(values: Sequence[list[Any]]) -> bool:
+    """Tell whether it is known of all who speak who they are: a list by any name may be something else."""
+    items = [item for value in values if is_messages(value) for item in value]
+    return all(known_role(str(item.get("role", item.get("from")))) for item in items)
 
 
 def exchange_layout(name: str, values: Sequence[list[Any]]) -> Layout | None:
@@ -285,14 +288,6 @@ def repeats(rows: Rows, pair: Layout, conversation: Layout) -> bool:
         held = [row[name] for name in conversation.columns(row)]
         said = [value_at(row, name) for name in (*pair.prompt, *pair.completion)]
         if held and all(isinstance(text, str) for text in said):
-            whole = " ".join(spoken_texts(held))
+            whole = " ".join(texts_in(held))
             flags.append(all(text.strip() in whole for text in said))
     return bool(flags) and sum(flags) >= SHARE * len(flags)
-
-
-def spoken_texts(value: Any) -> Iterator[str]:
-    """Yield every text inside a value."""
-    if isinstance(value, str):
-        yield value
-    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
-        yield from spoken_texts(item)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 Look = Literal["empty", "text", "label", "id", "address", "number", "messages", "list", "object"]
@@ -88,3 +88,12 @@ def is_messages(value: Any) -> bool:
         and not item.keys().isdisjoint(("content", "value", "tool_calls", "function_call"))
         for item in value
     )
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield every text inside a value."""
+    if isinstance(value, str):
+        yield value
+    items: Iterable[Any] = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for item in items:
+        yield from texts_in(item)

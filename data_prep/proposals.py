@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_prep.fields import PLACEHOLDER
-from data_prep.kinds import ANSWERS, NUMBERED, QUESTIONS, REJECTED, kinds_of, opened_safely
+from data_prep.kinds import ANSWERS, CHOICES, NUMBERED, QUESTIONS, REJECTED, kinds_of, opened_safely
 from data_prep.looks import Rows, columns_of, look_of, looks_opened, values_of
 from data_prep.markers import STYLES, Markers, has_marks
 from data_prep.roles import known_role, quoted
@@ -114,7 +114,8 @@ def pair_or_text(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> 
         return [("text", choices[0], f"or, if it answers something: prompt: {PLACEHOLDER}, completion: {choices[0]}")]
     if not choices:
         return [("text", PLACEHOLDER, f"no column looks like text; columns: {', '.join(looks) or 'none'}")]
-    prompt = asked[0] if len(asked) == 1 and len(answered) <= 1 else PLACEHOLDER
+    is_whole = not any(name.casefold() in CHOICES for name in looks)  # else the question alone asks for nothing
+    prompt = asked[0] if is_whole and len(asked) == 1 and len(answered) <= 1 else PLACEHOLDER
     completion = answered[0] if len(answered) == 1 and len(asked) <= 1 else PLACEHOLDER
     others = [name for name in choices if name not in (prompt, completion)]
     one_of = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.grouping import columns_read
 from data_prep.kinds import Kind, kinds_of, opened_safely
-from data_prep.looks import Rows, columns_of, look_of, values_of
+from data_prep.looks import Rows, columns_of, look_of, texts_in, values_of
 from data_prep.messages import CONTENT_KEYS, KNOWN_KEYS, MASK_KEY, ROLE_KEYS, UNTOLD_MASK
 from data_prep.paths import MISSING, matching, value_at
 from data_prep.proposals import ask, conversation_hint, written
@@ -56,7 +56,7 @@ def decide(rows: Rows, source: SourceConfig, place: str) -> Decision:
         notes.append(f"roles: nobody in the rows looked at is called {', '.join(idle)}")
     if others:
         listed = [*others[:IGNORED_COLUMNS], *(["..."] if len(others) > IGNORED_COLUMNS else [])]
-        notes.append(f"not read either: {shortened(listed)}")
+        notes.append(f"other columns that are not used: {shortened(listed)}")
     return Decision(layout, texts, tuple(filter(None, notes)))
 
 
@@ -186,7 +186,7 @@ def check_flags(rows: Rows, layout: Layout, place: str) -> None:
 def unused_columns(rows: Rows, layout: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the columns that are not read: those that hold text, and others."""
     names = columns_of(rows)
-    used = {*columns_read(layout, names), *(() if layout.text else (VARIABLES, THINKING))}
+    used = {*columns_read(layout, tuple(names)), *(() if layout.text else (VARIABLES, THINKING))}
     looks = {name: look_of(name, values_of(rows, name)) for name in names if name not in used}
     texts = [name for name, look in looks.items() if look in ("text", "messages") or holds_prose(rows, name, look)]
     others = [name for name, look in looks.items() if name not in texts and look != "empty"]
@@ -199,14 +199,6 @@ def holds_prose(rows: Rows, name: str, look: str) -> bool:
     return look in ("list", "object") and any(
         len(text.split()) > 2 for value in values_of(rows, name) for text in texts_in(value)
     )
-
-
-def texts_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    items: Iterable[Any] = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    for item in items:
-        yield from texts_in(item)
 
 
 def unused_keys(rows: Rows, layout: Layout) -> tuple[list[str], list[str]]:

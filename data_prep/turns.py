@@ -15,7 +15,7 @@ ARGUMENTS = "arguments"  # of a tool call: all that stands in them is data, what
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Who says what. A text is one turn of the role 'text'; a pair is a user's and an assistant's.
+    """Who says what. A text is one turn of the role 'text'; a pair ends with a user's and an assistant's.
 
     `more` holds what the message has beyond role and text, under the keys of `apply_chat_template`: `tool_calls` (their
     arguments parsed), `tool_call_id`, `name`, `reasoning_content`; and `content` that is None or parts.

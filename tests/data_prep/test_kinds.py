@@ -234,6 +234,12 @@ def test_rows_that_can_be_read_in_two_ways_are_refused_with_both_lines(lines_fil
         assert f"`fields: {line}`" in str(caught.value)
 
 
+def test_a_list_that_only_looks_like_messages_is_no_second_way_to_read_a_pair(lines_file):
+    row = {"prompt": USER[1], "completion": SAID[1], "edits": [{"from": "draft", "value": "final"}]}
+
+    assert read(lines_file(row)) == [[USER, SAID]]
+
+
 def test_a_question_is_not_trained_without_the_choices_that_it_is_about(lines_file):
     with pytest.raises(DataError, match="cannot tell"):
         read(lines_file({"question": "Which of these is it?", "choices": ["a", "b"], "answer": "a"}))
@@ -260,3 +266,41 @@ def test_one_json_object_with_a_list_of_texts_may_be_either_and_is_refused(tmp_p
     (reason,) = read(tmp_path / "a.json")
 
     assert "`fields: {rows: data, ...}`, or `fields: {messages: data}` if it is one conversation" in reason
+
+
+FORMATS = {
+    "alpaca_en_demo.json": ("pair", 999, 0),
+    "alpaca_zh_demo.json": ("pair", 1000, 0),
+    "c4_demo.jsonl": ("text", 300, 0),
+    "dpo_zh_demo.json": ("messages", 300, 0),
+    "glaive_toolcall_en_demo.json": ("messages", 300, 0),
+    "glaive_toolcall_zh_demo.json": ("messages", 300, 0),
+    "identity.json": ("pair", 91, 0),
+    "kto_en_demo.json": ("messages", 300, 150),
+    "mllm_demo.json": ("messages", 6, 6),
+    "reason_tool_use_demo_50.jsonl": ("messages", 50, 0),
+    "v1_dpo_demo.jsonl": ("messages", 10, 0),
+    "v1_multimodal_demo.jsonl": ("messages", 25, 25),
+    "v1_sft_demo.jsonl": ("messages", 500, 0),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_formats_of_llama_factory_are_read_without_fields(test_data, name):
+    (file,) = corpus_of(test_data / "formats" / name).files
+
+    found = list(read_part(*parts_of(0, file, 2**30)))
+
+    assert (file.columns.shape, len(found), sum(isinstance(item, Rejected) for item in found)) == FORMATS[name]
+
+
+def test_calls_and_tools_of_glaive_are_structured(test_data):
+    (file,) = corpus_of(test_data / "formats" / "glaive_toolcall_en_demo.json").files
+
+    documents = [item for item in read_part(*parts_of(0, file, 2**30)) if item.variables]
+
+    calls = [call for item in documents for turn in item.turns for call in turn.more.get("tool_calls", ())]
+    assert len(documents) > 150 and len(calls) > 150
+    known = [{tool["function"]["name"] for tool in item.variables["tools"]} for item in documents]
+    assert {call["function"]["name"] for call in calls} <= set().union(*known)
+    assert all(isinstance(call["function"]["arguments"], dict) for call in calls)

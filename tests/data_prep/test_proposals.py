@@ -42,6 +42,10 @@ def fields_of(*rows):
             {"group_by": "???", "role": "speaker", "content": "message"},
         ),
         ({"id": "x", "line1": "a b c", "line2": "b c d", "line3": "c d e"}, {"messages": "line*"}),
+        (
+            {"question": "Which of these is it?", "options": ["one of", "two of"], "answer": "it is the first of them"},
+            {"prompt": "???", "completion": "answer"},
+        ),
         ({"log": "User: Hello\nBot: Hi there"}, {"messages": "log"}),
     ],
 )

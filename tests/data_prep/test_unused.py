@@ -84,7 +84,7 @@ def test_what_is_trained_of_a_preference_and_what_is_not_read_is_told(lines_file
     assert notes_of(corpus, "source") == [
         "columns with text that are not used: rejected",
         "the answers in chosen are trained, those in rejected are not",
-        "not read either: prompt_id, origin",
+        "other columns that are not used: prompt_id, origin",
     ]
 
 
