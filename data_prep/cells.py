@@ -27,10 +27,11 @@ class LineFeed:
     """Lines for the csv module: what it took for its row is known, and can be put back."""
 
     def __init__(self, lines: Iterator[Line]) -> None:
-        self.lines = lines
+        self.lines = self.undamaged(lines)  # one for all readings
         self.back: deque[Line] = deque()
         self.taken: list[str] = []
         self.objection: ObjectionError | None = None
+        self.damage: ObjectionError | None = None
 
     def fed(self) -> Iterator[str]:
         """Yield lines until those of one row are too many."""
@@ -42,6 +43,13 @@ class LineFeed:
             yield line
             if len(taken) >= CELL_LINES:
                 return
+
+    def undamaged(self, lines: Iterator[Line]) -> Iterator[Line]:
+        """Yield the lines before damage, which is kept: lines that were taken before it may come back."""
+        try:
+            yield from lines
+        except ObjectionError as damage:
+            self.damage = damage
 
     def put_back(self) -> str:
         """Return the first line that was taken and put the others back; what was fed before goes on from there."""
@@ -98,22 +106,39 @@ def decoded_lines(stream: BinaryIO) -> Iterator[Line]:
 
 
 def split_rows(lines: Iterator[Line], separator: str, *, quoted: bool) -> Iterator[list[str] | ObjectionError]:
-    """Yield each row's cells. The width of a row that breaks the rules of quoting is that of the first row, or it is
-    no row: its first line is taken as it stands, and the lines after it are read anew.
-    """
+    """Yield each row's cells. Where the file is damaged, raises ObjectionError."""
     feed = LineFeed(lines)
     width = 0
     for row in quoted_rows(feed, separator) if quoted else bare_rows(feed, separator):
         found: list[str] | ObjectionError | csv.Error = row
         if isinstance(row, csv.Error):
-            found = feed.put_back().rstrip("\n").split(separator)
-            if len(found) != width:
-                found = ObjectionError(TOO_LONG if "limit" in str(row) else f"bad CSV ({row})")
+            found = broken_row(feed, separator, width, row)
         elif not width:
             width = len(row)
         if feed.objection is not None:
             found, feed.objection = feed.objection, None
         yield found  # type: ignore[misc]  # an error of the module has been replaced
+    if feed.damage is not None:
+        raise feed.damage
+
+
+def broken_row(feed: LineFeed, separator: str, width: int, error: csv.Error) -> list[str] | ObjectionError:
+    """Return the first line that was taken as it stands, if that is a row; the lines after it are read anew.
+
+    A quote that was meant as a quote is followed by rows, a cell that ends early by the rest of its text: that goes
+    with the first line, and no part of it is taken for a row.
+    """
+
+    def is_like_a_row(line: str) -> bool:
+        quotes = line.count('"')
+        return line.count(separator) == width - 1 or (quotes > 0 and quotes % 2 == 0)
+
+    follow = [is_like_a_row(line) for line in feed.taken[1:]]
+    first = feed.put_back() if any(follow) else feed.taken[0]
+    cells = first.rstrip("\n").split(separator)
+    if len(cells) == width and (first.count('"') % 2 == 0 or (follow and all(follow))):
+        return cells
+    return ObjectionError(TOO_LONG if "limit" in str(error) else f"bad CSV ({error})")
 
 
 def bare_rows(feed: LineFeed, separator: str) -> Iterator[list[str]]:

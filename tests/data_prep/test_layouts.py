@@ -204,6 +204,22 @@ def test_a_quote_that_is_never_closed_costs_no_rows(tmp_path):
     assert len(kept) == 600 and rejected == {} and ("q5", '"never closed') in kept and ("q50", '"said" he') in kept
 
 
+def test_a_table_that_ends_inside_of_a_cell_gives_no_part_of_it(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,completion\nq,"a\nb"\nq2,"line 1\nline 2\nline 3')
+
+    assert read(tmp_path / "a.csv") == ([("q", "a\nb")], {"bad CSV (unexpected end of data)": 1})
+
+
+def test_an_open_quote_before_damage_costs_no_rows(tmp_path):
+    body = "prompt,completion\n" + 'x,"open\n' + "".join(f"q{n},a{n}\n" for n in range(3000)) + '"a, b",c\n'
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(body.encode())[:-40])
+
+    kept, rejected = read(tmp_path / "a.csv.gz")
+
+    assert kept[:2] == [("x", '"open'), ("q0", "a0")] and len(kept) > 2900
+    assert rejected == {"damaged compression (EOFError)": 1}
+
+
 def test_columns_name_the_cells_of_a_table_without_a_header(tmp_path):
     for name, separator in (("a.csv", ","), ("a.tsv", "\t")):
         (tmp_path / name).write_text(table([*ROWS[:1], ("x", "y")], separator, header=None).replace("number", "nr"))
