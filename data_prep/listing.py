@@ -15,6 +15,7 @@ from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.download import Download, cache_path, fetch_all
 from data_prep.formats import format_of
+from data_prep.model_files import HUB_TIMEOUT_S, reason_of
 from data_prep.transfer import open_address
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,31 @@ def fetch_sources(sources: Sequence[SourceConfig], folder: Path) -> dict[str, li
     return files
 
 
+def require_dataset(source: SourceConfig) -> None:
+    """Raise DataError, within HUB_TIMEOUT_S, if the hub does not answer or does not have a source's dataset."""
+    if source.dataset is None:
+        return
+    from huggingface_hub import HfApi, constants  # 0.4 s
+
+    elsewhere = (
+        f"where there is a network run `hf download {source.dataset.partition('@')[0]} --repo-type dataset --local-dir "
+        "FOLDER`, and name that folder with `path` in place of `dataset`"
+    )
+    if constants.HF_HUB_OFFLINE:
+        raise DataError(f"data.sources: dataset {source.dataset}: HF_HUB_OFFLINE is set; {elsewhere}, or unset it")
+    name, _, revision = source.dataset.partition("@")
+    try:
+        HfApi().dataset_info(name, revision=revision or None, timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # noqa: BLE001  # the HTTP library's own, and another library in each version
+        raise DataError(
+            f"data.sources: dataset {source.dataset}: the hub does not give it ({reason_of(error)}); check its name "
+            f"and the network; {elsewhere}"
+        ) from None
+
+
 def list_address(source: SourceConfig) -> list[Remote]:
     """Return the files that an address names. Raises DataError if there is none."""
+    require_dataset(source)
     address = str(source.address)
     if address.startswith(("http://", "https://")):
         return [Remote(address=address, size_bytes=source.size_bytes, sha256=source.sha256)]

@@ -21,7 +21,7 @@ SMALL_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # all
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # one of them is a tokenizer
 IN_FOLDERS = ["*/*"]  # `original/`, `onnx/` and the like: the same weights for other programs
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-HUB_TIMEOUT_S = 3.0  # until a hub that does not answer counts as out of reach
+HUB_TIMEOUT_S = 1.5  # until a hub that does not answer counts as out of reach; the HTTP library asks twice
 
 
 def found_folder(path: str, key: str = MODEL_KEY, *, weights: bool = False) -> Path:
@@ -102,7 +102,8 @@ def files_on_hub(name: str, key: str) -> set[str]:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
-    elsewhere = f"name a folder, or fetch it where there is a network: `hf download {name}`"
+    fetch = f"fetch it where there is a network (`hf download {name}`) and set HF_HOME to where it is kept"
+    elsewhere = f"name a folder, or {fetch}"
     if constants.HF_HUB_OFFLINE:
         raise ConfigError(f"{key}: {no_folder(name)}, it was never fetched, and HF_HUB_OFFLINE is set; {elsewhere}")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -44,8 +45,8 @@ class ReadPart:
         return signatures_of_bytes(self.texts)
 
 
-def read_usable(part: Part, encoder: Encoder, config: CleaningConfig) -> ReadPart:
-    """Return a part's usable documents and the rejected records."""
+def read_usable(part: Part, encoder: Encoder, config: CleaningConfig, limit: int | None = None) -> ReadPart:
+    """Return a part's usable documents and the rejected records, up to `limit` of them all."""
     cleaner = Cleaner(config)
     is_text = part.columns.shape == "text"
     items = usable_texts(part, encoder, cleaner) if is_text else usable_documents(part, encoder, cleaner)
@@ -53,7 +54,7 @@ def read_usable(part: Part, encoder: Encoder, config: CleaningConfig) -> ReadPar
     texts: list[bytes] = []
     documents: list[Document] = []
     rejected: list[Rejected] = []
-    for record, item in enumerate(items):
+    for record, item in enumerate(itertools.islice(items, limit)):
         if isinstance(item, Rejected):
             rejected.append(item)
             continue

@@ -97,9 +97,18 @@ def cached_encoder(spec: Path) -> Encoder:
     return Encoder(read_spec(spec))
 
 
-def encode_parts(parts: Slice, names: Sequence[str], encoder: Encoder, cleaning: CleaningConfig) -> EncodedSlice:
-    """Read, clean and encode the documents of a slice. Raises DataError that names a document's file and line."""
-    read = [read_usable(part, encoder, cleaning) for part in parts]
+def encode_parts(
+    parts: Sequence[Part],
+    names: Sequence[str],
+    encoder: Encoder,
+    cleaning: CleaningConfig,
+    limit: int | None = None,
+) -> EncodedSlice:
+    """Read, clean and encode the documents of a slice, of each part up to `limit` records.
+
+    Raises DataError that names a document's file and line.
+    """
+    read = [read_usable(part, encoder, cleaning, limit) for part in parts]
     encoder.begin_slice()
     encoded: list[tuple[Ragged, Mask | None]] = []
     for part, name, one in zip(parts, names, read, strict=True):

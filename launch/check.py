@@ -12,6 +12,7 @@ from cluster.errors import ConfigError
 from data_prep.conversations import TEMPLATES, read_template
 from data_prep.model_files import found_folder
 from data_prep.shards import MANIFEST, Manifest, check_shards, read_manifest, template_digest
+from data_prep.tokenizer_files import open_tokenizer
 from launch.config import RunConfig
 from training import ds_config
 from training.plan import Plan, make_plan
@@ -28,7 +29,9 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     yield f"configuration  valid; the run goes to {run.paths.root}"
     yield f"machine        {cpu_count()} CPUs, {gpu_count()} GPUs; ranks: {ranks}"
     if not (run.shards / MANIFEST).exists():
-        yield from describe_sources(run)
+        from data_prep.survey import survey
+
+        yield from survey(run.data, run.model.path, may_add_tokens=run.model.may_add_tokens)
         yield from describe_model(run)
         yield "next           shardline prepare, then check again for the plan"
         return
@@ -66,32 +69,19 @@ def check_source(run: RunConfig) -> None:
         check_architecture(folder)
 
 
-def describe_sources(run: RunConfig) -> Iterator[str]:
-    """Yield a line for each source that is on a disk here."""
-    from data_prep.sources import files_of
-
-    for source in run.data.sources:
-        if source.address is not None:
-            yield f"source         {source.label}: to be fetched"
-            continue
-        files, _ = files_of(source, {})
-        size = sum(location.stat().st_size for _, location in files)
-        yield f"source         {source.label}: {len(files)} files, {size / 1e6:.1f} MB"
-
-
 def describe_model(run: RunConfig) -> Iterator[str]:
     """Yield lines about the model that the run starts from and the tokenizer and template that its rows will have.
 
     Raises ConfigError if it cannot be trained, or does not fit the rows or the tokenizer.
     """
-    from data_prep.tokenizer import open_data_tokenizer, with_template
+    from data_prep.tokenizer import tokenizer_folder, with_template
     from training.model import look_at_model, made_config  # imports torch
 
     if run.model.new is not None:
         config = made_config(run.model.new, run.data.row_tokens, {})
         yield f"model          new: {config.model_type}"
         return
-    tokenizer = open_data_tokenizer(run.data, run.model.path)
+    tokenizer = open_tokenizer(tokenizer_folder(run.data, run.model.path))  # in full, for the model is looked at too
     template = run.data.chat_template or own_template(tokenizer)
     with_template(tokenizer, run.data, is_text=False, may_add_tokens=run.model.may_add_tokens)
     origin = look_at_model(run.model, tokenizer, run.data.row_tokens)

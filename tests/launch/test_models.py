@@ -66,9 +66,10 @@ def test_training_refuses_a_model_that_has_lost_its_weights_before_it_starts_a_r
 def test_check_tells_before_preparing_what_the_rows_will_be_made_with(
     tiny_model: Path, chat_run: Callable[..., Path], shardline: Command
 ) -> None:
-    said = shardline("check", chat_run(tiny_model)).out
-    assert "tokenizer      280 tokens; chat template: none: the tokenizer has no chat template" in said
-    assert "for conversations write `chat_template: plain` below data" in said
+    shardline("check", chat_run(tiny_model)).assert_refused("holds conversations, and the tokenizer has no chat temp")
+    said = shardline("check", chat_run(tiny_model, chat_template="plain")).out
+    assert "conversations from messages" in said
+    assert "tokenizer      280 tokens; chat template: plain" in said
     shardline("check", chat_run(tiny_model, chat_template="chatml")).assert_refused("chatml needs <|im_start|>")
     said = shardline("check", chat_run(tiny_model, chat_template="chatml", resize=True)).out
     assert "embeddings     280 become 282; the new ones begin as the mean of the old" in said
@@ -81,7 +82,8 @@ def test_check_finds_a_special_token_beyond_the_embeddings_before_preparing(
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.save_pretrained(tmp_path / "model")
-    shardline("check", chat_run(tmp_path / "model")).assert_refused("has 280 embeddings", "uses id 280 ('<pad>')")
+    result = shardline("check", chat_run(tmp_path / "model", chat_template="plain"))
+    result.assert_refused("has 280 embeddings", "uses id 280 ('<pad>')")
 
 
 def test_shards_of_another_template_are_refused(
