@@ -221,6 +221,9 @@ class DataConfig(Section):
     """What is mended in the texts, and which documents are left out."""
     validation_fraction: float = Field(default=0.02, ge=0, lt=1)
     """Share of documents held out, chosen by each document's own hash."""
+    validation: Literal["auto", "documents", "passages"] = "auto"
+    """passages: of each long text a stretch of about that share, for books by the dozen. auto: passages where there
+    are fewer than 200 texts, and else documents; at least one of ten or more."""
     test_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of documents held out for a test at the very end; chosen likewise, from those not in validation."""
     shard_rows: int = Field(default=16_384, gt=0)

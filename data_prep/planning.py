@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.errors import DataError
 from data_prep.config import DataConfig
 from data_prep.ledger import count_documents, reasons_of
 from data_prep.mixture import mixed
 from data_prep.packing import Packing, Split, pack
+from data_prep.passages import Stretches, held_out, passages_in, stretches_of
 from data_prep.pouring import Integers, Small
 from data_prep.refusals import check_refused, tell_run_together
 from data_prep.rejects import Repeat, Sample, drawn
@@ -23,11 +23,9 @@ from data_prep.selection import Documents, collect, drawn_repeats, select
 from data_prep.shards import SPLITS
 from data_prep.slices import EncodedSlice
 from data_prep.sources import Corpus, Slice
-from data_prep.splitting import split_document
+from data_prep.splitting import Ends, split_document
 
 log = logging.getLogger(__name__)
-
-Ends = Callable[[], npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,23 +101,28 @@ def make_plan(
     check_refused(corpus, records)
     tell_run_together(corpus, records)
     is_text = np.array([file.columns.shape == "text" for file in corpus.files])
-    selection = select(documents, tables, lambda lines: is_text[documents.file[lines]], config)
+    selected = select(documents, tables, lambda lines: is_text[documents.file[lines]], config)
+    found = passages_in(tables, slices, is_text, config, ends)
+    selection, passages = held_out(documents, selected, is_text[documents.file], config, found)
     counts = count_documents(corpus, records, documents, selection)
     chosen = {s: np.flatnonzero(selection.kept & (selection.split == number)) for number, s in enumerate(SPLITS)}
     chosen["train"] = mixed(config, corpus, documents, chosen["train"], counts)
     sizes = {split: int(np.count_nonzero(documents.is_head[numbers])) for split, numbers in chosen.items()}
-    check_splits(sizes, counts, config)
+    check_splits({**sizes, "validation": sizes["validation"] + len(passages)}, counts, config)
     splits = {}
+    tokens = trained = 0
     for split, numbers in chosen.items():
-        here = {place: splits_of[number] for place, number in enumerate(numbers.tolist()) if number in splits_of}
-        packing = pack(method, documents.tokens[numbers].astype(np.int64), config.row_tokens, seed, here)
-        splits[split] = plan_rows(packing, documents, numbers)
+        stretches, cuts = stretches_of(split, numbers, documents, passages, splits_of)
+        packing = pack(method, stretches.tokens, config.row_tokens, seed, cuts)
+        splits[split] = plan_rows(packing, documents, stretches)
+        tokens += int(stretches.tokens.sum())
+        trained += int(stretches.trained.sum())
     used = np.concatenate(list(chosen.values()))
     return Plan(
         splits=splits,
         counts=counts,
-        tokens=int(documents.tokens[used].sum()),
-        trained=int(documents.trained[used].sum()),
+        tokens=tokens,
+        trained=trained,
         cuts=sum(int(np.count_nonzero(plan.start)) for plan in splits.values()),
         samples=drawn(records.samples, config.cleaning.rejected_samples),
         repeats=drawn_repeats(documents, selection, config.cleaning.rejected_samples),
@@ -140,14 +143,14 @@ def long_splits(tables: Iterable[EncodedSlice], row_tokens: int, ends: Ends) -> 
     return splits_of
 
 
-def plan_rows(packing: Packing, documents: Documents, chosen: Integers) -> RowPlan:
-    """Return the plan of a packing of the chosen documents."""
-    index = chosen[packing.document]
+def plan_rows(packing: Packing, documents: Documents, chosen: Stretches) -> RowPlan:
+    """Return the plan of a packing of the chosen stretches of documents."""
+    index = chosen.document[packing.document]
     return RowPlan(
         first=packing.first,
         slice=documents.slice[index],
         number=documents.number[index],
-        start=packing.start,
+        start=packing.start + chosen.start[packing.document],
         tokens=packing.tokens,
         file=documents.file[index],
         position=documents.position[index],

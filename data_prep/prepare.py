@@ -24,6 +24,7 @@ from data_prep.ledger import count_tokens
 from data_prep.near_duplicates import SIGNATURE_VERSION
 from data_prep.originals import document_place
 from data_prep.packing import PACKING_VERSION
+from data_prep.passages import HELD_OUT_VERSION
 from data_prep.planning import Plan, make_plan, packing_method, shard_plans
 from data_prep.progress import counted
 from data_prep.proof import EngineMismatchError, choose_engine, refused
@@ -164,7 +165,7 @@ def config_digest(
             "train_on": config.train_on,
             "mixture": [[source.label, source.epochs, source.weight] for source in config.sources],
             "rows": [PACKING_VERSION, config.row_tokens, packing_method(config, corpus), config.shard_rows],
-            "held_out": [config.validation_fraction, config.test_fraction],
+            "held_out": [HELD_OUT_VERSION, config.validation, config.validation_fraction, config.test_fraction],
             "cleaning": [CLEANING_VERSION, SIGNATURE_VERSION, config.cleaning.model_dump(mode="json")],
             "seed": seed,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy.typing as npt
 
 from data_prep.packing import Split
 from data_prep.pouring import Integers, near_of
+
+Ends = Callable[[], npt.NDArray[np.uint8]]  # `line_ends` of a tokenizer, when it is asked for
 
 LINE, PARAGRAPH = 1, 2  # what the text of a token ends
 NEWLINES = ("Ċ", "\n", "<0x0A>")  # as byte-level, plain and byte-fallback vocabularies write it
