@@ -60,7 +60,7 @@ def fetch_sources(sources: Sequence[SourceConfig], folder: Path) -> dict[str, li
 
 def require_dataset(source: SourceConfig) -> None:
     """Raise DataError, within HUB_TIMEOUT_S, if the hub does not answer or does not have a source's dataset."""
-    if source.dataset is None:
+    if source.dataset is None or not str(source.address).startswith("hf://"):
         return
     from huggingface_hub import HfApi, constants  # 0.4 s
 

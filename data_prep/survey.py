@@ -29,7 +29,7 @@ from data_prep.proof import choose_engine
 from data_prep.shapes import shortened
 from data_prep.shards import SourceFile
 from data_prep.slices import EncodedSlice, encode_parts
-from data_prep.sources import SHAPES, Corpus, CorpusFile, FoundFile, Named, files_of, look_into, parts_of
+from data_prep.sources import SHAPES, Corpus, CorpusFile, FoundFile, Named, files_of, look_into, notes_of, parts_of
 from data_prep.streams import ObjectionError, open_stream
 from data_prep.tokenizer import encoder_spec, open_data_tokenizer, sample, train_tokenizer, with_template
 
@@ -55,13 +55,13 @@ class Looked:
 
 @dataclass(frozen=True, kw_only=True)
 class SurveyedSource:
-    """One source: its files, those that were looked into, what columns they have beside those used, what they gave."""
+    """One source: its files, those that were looked into, and what a person is to know of them."""
 
     label: str
     files: Sequence[Named]
     passed_over: Mapping[str, int]
     sampled: Sequence[CorpusFile]
-    ignored: Sequence[str]
+    notes: Sequence[str]
 
     @property
     def bytes(self) -> int:
@@ -111,15 +111,13 @@ def check_reachable(source: SourceConfig) -> None:
 def looked_at(source: SourceConfig, config: DataConfig) -> SurveyedSource:
     """Return a source with some of its files looked into, and the columns that are not used. Raises DataError."""
     named, passed_over = files_of(source, {})
-    sampled, ignored = [], Counter[str]()
+    sampled = []
     for name, location in spread(named):
         file = sampled_file(source, name, location)
         if file is not None:
             sampled.append(file)
-            ignored.update(dict.fromkeys(file.columns.unused, 1))
-    return SurveyedSource(
-        label=source.label, files=named, passed_over=dict(passed_over), sampled=sampled, ignored=sorted(ignored)
-    )
+    notes = notes_of(Corpus(files=sampled, passed_over={}), source.label)
+    return SurveyedSource(label=source.label, files=named, passed_over=dict(passed_over), sampled=sampled, notes=notes)
 
 
 def spread(named: Sequence[Named]) -> list[Named]:
@@ -250,9 +248,8 @@ def described(source: SurveyedSource) -> Iterator[str]:
         SHAPES[file.columns.shape] + (f" from {shortened(file.columns.names)}" if file.columns.names else "")
         for file in source.sampled
     )
-    for kind in made:
-        beside = f"; ignored columns: {shortened(source.ignored)}" if source.ignored else ""
-        yield f"               {kind}{beside}"
+    for line in (*made, *source.notes):
+        yield f"               {line}"
     if len(source.sampled) < min(FILES, len(source.files)):
         yield "               archives and large pages are opened when they are prepared"
 

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
-from data_prep import byte_ranges, streams
 from data_prep.byte_ranges import content_of, hashed_file
 from data_prep.config import SourceConfig
 from data_prep.documents import Part, read_part
@@ -29,13 +28,11 @@ STEP = 1024
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long texts and lines of a few kilobytes, so that every border is met."""
-    monkeypatch.setattr(streams, "WINDOW_BYTES", 1500)
-    monkeypatch.setattr(streams, "REACH_BYTES", 200)
-    for module in (streams, byte_ranges):
-        monkeypatch.setattr(module, "DOCUMENT_BYTES", 3000)
-    monkeypatch.setattr(byte_ranges, "WINDOW_BYTES", 1500)
-    monkeypatch.setattr(byte_ranges, "REACH_BYTES", 200)
-    monkeypatch.setattr("data_prep.sources.DOCUMENT_BYTES", 3000)
+    for module in ("long_texts", "byte_ranges"):
+        monkeypatch.setattr(f"data_prep.{module}.WINDOW_BYTES", 1500)
+        monkeypatch.setattr(f"data_prep.{module}.REACH_BYTES", 200)
+    for module in ("streams", "records", "byte_ranges", "sources"):
+        monkeypatch.setattr(f"data_prep.{module}.DOCUMENT_BYTES", 3000)
 
 
 def parts_with_digests(path: Path) -> list[tuple[str, Part]]:

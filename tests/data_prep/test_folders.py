@@ -236,10 +236,7 @@ def test_a_file_that_changes_after_it_was_hashed_is_named_and_not_stored(folder,
     write_spec(folder / "spec.json", encoder_with(None).spec)
     (parts,) = cut_slices(corpus, 2**20)
     target = folder / "slice.arrow"
-    names = (corpus.files[0].info.path,)
-    task = SliceTask(
-        parts=parts, names=names, spec=folder / "spec.json", cleaning=CleaningConfig(), target=target
-    )  # fmt: skip
+    task = SliceTask(parts=parts, spec=folder / "spec.json", cleaning=CleaningConfig(), target=target)
 
     CHANGES[change](path)
 

@@ -263,9 +263,8 @@ def test_questions_with_their_answers_in_one_json_object_are_rows_not_one_conver
 def test_one_json_object_with_a_list_of_texts_may_be_either_and_is_refused(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"data": ["one text", "another text"]}))
 
-    (reason,) = read(tmp_path / "a.json")
-
-    assert "`fields: {rows: data, ...}`, or `fields: {messages: data}` if it is one conversation" in reason
+    with pytest.raises(DataError, match=r"`fields: \{rows: data, ...\}`, or `fields: \{messages: data\}` if it is one"):
+        read(tmp_path / "a.json")
 
 
 FORMATS = {

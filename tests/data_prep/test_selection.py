@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.byte_ranges import HashedFile
 from data_prep.config import DataConfig
 from data_prep.documents import Columns, Part
 from data_prep.ledger import count_documents
@@ -176,7 +177,10 @@ def test_what_becomes_of_a_document_of_several_sequences_is_decided_by_its_first
     table = table_of(texts, lines=[2, 3, 1, 2, 4, 1])
     parts = (Part(file=0, location="", start=0, end=1, columns=Columns(shape="messages")),)
     info = SourceFile(source="made", path="made", bytes=1, sha256="")
-    corpus = Corpus(files=[CorpusFile(info=info, location=Path(), columns=parts[0].columns)], passed_over={"made": {}})
+    corpus = Corpus(
+        files=[CorpusFile(info=info, location=Path(), columns=parts[0].columns, hashed=HashedFile("", 1))],
+        passed_over={"made": {}},
+    )
     config = DataConfig.model_validate(
         {"sources": [{"path": "made"}], "validation_fraction": 0, "cleaning": {"near_duplicates": "all"}}
     )
@@ -214,7 +218,7 @@ def test_nothing_leaks_between_the_splits_of_real_dialogues(test_data, prepared,
     rows = []
     for path in sorted((test_data / "self_dialogue").glob("*.csv")):
         for row in csv.DictReader(path.open(encoding="utf-8")):
-            said = [text for name, text in row.items() if name.startswith("Answer.sentence") and text]
+            said = [text for name, text in row.items() if name.startswith("Answer.sentence") and text.strip()]
             roles = ("user", "assistant")
             rows.append({"messages": [{"role": roles[n % 2], "content": text} for n, text in enumerate(said)]})
     rows = [row for row in rows if len(row["messages"]) > 1]

@@ -28,13 +28,17 @@ def said(config: DataConfig) -> str:
 
 
 def chat(*roles: str) -> dict[str, Any]:
-    return {"id": 7, "messages": [{"role": role, "content": f"{role} says"} for role in roles], "topic": "x"}
+    return {
+        "id": 7,
+        "messages": [{"role": role, "content": f"{role} says"} for role in roles],
+        "topic": "what the sea is like",
+    }
 
 
 def test_shape_ignored_columns_and_what_is_trained_are_told(config_of: Config, lines_file: Callable[..., Path]) -> None:
     told = said(config_of(lines_file(*[chat("user", "assistant")] * 9, b"", {"messages": 5})))
     assert "1 files (1 .jsonl)" in told
-    assert "conversations from messages; ignored columns: id, topic" in told
+    assert "conversations from messages\n               columns with text that are not used: topic\n" in told
     assert "of 11 records looked at 9 can be used; 1 blank line; 1 not a list of role and content;" in told
     assert re.search(r"\d+% of their tokens are trained", told)
 
@@ -67,7 +71,7 @@ WRONG: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     "empty": ("a.jsonl", b"", {}, r"the corpus is empty"),
     "unknown columns": ("a.jsonl", b'{"foo": "x", "bar": "y"}\n', {}, r"columns seen: foo, bar"),
     "unknown fields": ("a.jsonl", b'{"foo": "x"}\n', {"fields": {"text": "body"}}, r"no columns body"),
-    "no rows": ("a.jsonl", b"[1, 2]\n" * 9, {}, r"none of its first 100 records is a row"),
+    "no rows": ("a.jsonl", b"[1, 2]\n" * 9, {}, r"none of its first 200 records is a row"),
     "no assistant": ("a.jsonl", json.dumps(chat("user", "user")).encode() + b"\n", {}, r"assistant"),
     "blank": ("a.jsonl", b'{"text": ""}\n{"text": " "}\n', {}, r"nothing to train on in the 2 .*2 empty"),
 }
