@@ -170,13 +170,13 @@ def corpus_file(found: FoundFile) -> CorpusFile:
 
     Raises DataError if it changes meanwhile.
     """
-    source, location = found.source, found.location
+    source, location = found.source, found.location.resolve()
     if found.problem is not None:
         columns = Columns(shape="text", format=Format(kind="refused", note=found.problem))
         info = SourceFile(source=source.label, path=found.name, bytes=0, sha256=hashlib.sha256().hexdigest())
-        return CorpusFile(info=info, location=location.resolve(), columns=columns)
-    stamp = stamp_of(location.resolve(), found.name)
-    named = with_html(format_of(location.name, source.format) or Format(), source.html)
+        return CorpusFile(info=info, location=location, columns=columns)
+    stamp = stamp_of(location, found.name)
+    named = with_html(format_of(found.location.name, source.format) or Format(), source.html)
     form = with_layout(named, location, found.name, source)
     check_readable(form, found.name)
     if stamp.size == 0:
@@ -193,7 +193,7 @@ def corpus_file(found: FoundFile) -> CorpusFile:
         reading=beyond_name(columns.format, found.name),
     )
     stamp.check()
-    return CorpusFile(info=info, location=location.resolve(), columns=columns, stamp=stamp)
+    return CorpusFile(info=info, location=location, columns=columns, stamp=stamp)
 
 
 def columns_in(location: Path, source: SourceConfig, form: Format) -> Columns:
