@@ -19,7 +19,7 @@ NO_FILE = "neither file nor folder"
 
 def files_below(folder: Path, left_out: Counter[str]) -> list[Path]:
     """Return the files below a folder that are not hidden, each once; counts what is left out."""
-    return each_once((path for path in walk(folder, left_out) if not path.is_dir()), folder, left_out)
+    return each_once((path for path, is_folder in walk(folder, left_out) if not is_folder), folder, left_out)
 
 
 def files_matching(folder: Path, parts: Sequence[str], left_out: Counter[str]) -> list[Path]:
@@ -30,8 +30,11 @@ def files_matching(folder: Path, parts: Sequence[str], left_out: Counter[str]) -
     return each_once(matches(folder, parts, left_out), folder, left_out)
 
 
-def walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """Yield a folder and all below it that is not hidden; behind links, folders that do not lie in it anyway."""
+def walk(folder: Path, left_out: Counter[str]) -> Iterator[tuple[Path, bool]]:
+    """Yield a folder and all below it that is not hidden, and whether it is a folder.
+
+    Links to folders are followed after all else: what lies in the folder anyway is met without them.
+    """
     seen: set[str] = set()
     links = deque([folder])
     while links:
@@ -43,16 +46,14 @@ def walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
                 left_out[SEEN_FOLDER] += 1
                 continue
             seen.add(real)
-            yield current
-            for path in listed(current):
-                if is_hidden(path.name):
+            yield current, True
+            for entry in listed(current):
+                if is_hidden(entry.name):
                     continue
-                if not path.is_dir():
-                    yield path
-                elif path.is_symlink():
-                    links.append(path)
+                if not entry.is_dir():
+                    yield Path(entry.path), False
                 else:
-                    folders.append(path)
+                    (links if entry.is_symlink() else folders).append(Path(entry.path))
 
 
 def matches(folder: Path, parts: Sequence[str], left_out: Counter[str]) -> Iterator[Path]:
@@ -62,14 +63,14 @@ def matches(folder: Path, parts: Sequence[str], left_out: Counter[str]) -> Itera
         return
     first, *rest = parts
     if first == "**":
-        for path in walk(folder, left_out):
-            if path.is_dir() == bool(rest):
+        for path, is_folder in walk(folder, left_out):
+            if is_folder == bool(rest):
                 yield from matches(path, rest, left_out)
     elif set(first) & set("*?["):
-        for path in listed(folder):
-            is_named = first.startswith(".") or not is_hidden(path.name)
-            if is_named and fnmatch.fnmatchcase(path.name, first):
-                yield from matches(path, rest, left_out)
+        for entry in listed(folder):
+            is_named = first.startswith(".") or not is_hidden(entry.name)
+            if is_named and fnmatch.fnmatchcase(entry.name, first):
+                yield from matches(Path(entry.path), rest, left_out)
     elif os.path.lexists(folder / first):
         yield from matches(folder / first, rest, left_out)
 
@@ -77,19 +78,22 @@ def matches(folder: Path, parts: Sequence[str], left_out: Counter[str]) -> Itera
 def each_once(paths: Iterable[Path], folder: Path, left_out: Counter[str]) -> list[Path]:
     """Return those of some paths that are files, sorted; of several that lead to one file, the one without a link."""
     base = os.path.realpath(folder)
-    real = {path: os.path.realpath(path) for path in paths}
-
-    def is_link(path: Path) -> bool:
-        return real[path] != str(Path(base, path.relative_to(folder)))
-
+    folders: dict[Path, str] = {}
+    real: dict[Path, tuple[bool, str]] = {}  # whether a link leads there, and where
+    for path in paths:
+        if path.parent not in folders:
+            folders[path.parent] = os.path.realpath(path.parent)
+        above = folders[path.parent]
+        place = os.path.realpath(path) if path.is_symlink() else os.path.join(above, path.name)  # noqa: PTH118
+        is_link = path.is_symlink() or above != str(Path(base, path.parent.relative_to(folder)))
+        real[path] = is_link, place
     found: dict[str, Path] = {}
-    for path in sorted(real, key=lambda path: (is_link(path), path.as_posix())):
-        if path.is_dir():
-            continue
-        if not path.is_file():
-            left_out[BROKEN_LINK if path.is_symlink() else NO_FILE] += 1
-        elif found.setdefault(real[path], path) != path:
-            left_out[SEEN_FILE] += 1
+    for path, (is_link, place) in sorted(real.items(), key=lambda item: (item[1][0], item[0].as_posix())):
+        if path.is_file():
+            if found.setdefault(place, path) != path:
+                left_out[SEEN_FILE] += 1
+        elif not path.is_dir():
+            left_out[BROKEN_LINK if is_link and path.is_symlink() else NO_FILE] += 1
     return sorted(found.values(), key=lambda path: path.as_posix())
 
 
@@ -106,10 +110,11 @@ def parts_of_saved_pages(names: Sequence[Path]) -> dict[Path, str]:
     }
 
 
-def listed(folder: Path) -> list[Path]:
+def listed(folder: Path) -> list[os.DirEntry[str]]:
     """Return what lies in a folder, sorted. Raises DataError if it cannot be listed."""
     try:
-        return sorted(folder.iterdir())
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except NotADirectoryError:
         return []
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, Literal, get_args
 
@@ -43,8 +44,9 @@ ROWS = {
 }
 CRAWLS = {".warc": "warc", ".wet": "warc"}
 KINDS = {**dict.fromkeys(f"{PROSE} {CODE}".split(), "text"), **DOCUMENTS, **ROWS, **CRAWLS}
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 ARCHIVES = {".zip": "zip", ".tar": "tar"}
+BY_SUFFIX = {**KINDS, **ARCHIVES}
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 SHORT_NAMES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
 
 ROW_KINDS = {"jsonl", "json", "csv", "tsv", "parquet", "arrow"}  # many documents in a file, made of named columns
@@ -108,6 +110,7 @@ class Format:
         return self.kind in ARCHIVES.values()
 
 
+@lru_cache(maxsize=2**16)  # each name is asked for several times
 def format_of(name: str, given: str | None = None) -> Format | None:
     """Return what a file's name tells of its content; None if nothing here reads such files.
 
@@ -120,7 +123,7 @@ def format_of(name: str, given: str | None = None) -> Format | None:
     compression = COMPRESSIONS.get(suffix)
     if compression is not None:
         suffix = PurePath(PurePath(name).stem).suffix.lower()
-    kind = {**KINDS, **ARCHIVES}.get(suffix)
+    kind = BY_SUFFIX.get(suffix)
     if given is not None and kind not in ARCHIVES.values():
         kind = "article" if given == "html" else given
     if kind is None or (compression is not None and kind in SEEKING_KINDS | {"zip"}):
@@ -130,9 +133,11 @@ def format_of(name: str, given: str | None = None) -> Format | None:
 
 def beyond_name(form: Format, name: str) -> str:
     """Return, as JSON, what a format has beyond what a file's name tells; "" if it is nothing."""
-    told = asdict(format_of(name) or Format())
-    more = {key: value for key, value in asdict(form).items() if value != told[key]}
-    return json.dumps(more) if more else ""
+    told = format_of(name) or Format()
+    if told == form:
+        return ""
+    other = asdict(told)
+    return json.dumps({key: value for key, value in asdict(form).items() if value != other[key]})
 
 
 def with_more(form: Format, more: str) -> Format:

@@ -82,6 +82,10 @@ def with_layout(form: Format, location: Path, name: str, source: SourceConfig) -
 
 def beginning(location: Path, form: Format) -> tuple[bytes, bool]:
     """Return a file's first bytes as they are, and whether that is all; of a damaged file, those before the damage."""
+    if form.compression is None:
+        with location.open("rb") as file:
+            data = file.read(LOOK_BYTES)
+        return data, len(data) < LOOK_BYTES
     with open_stream(location, form.compression) as stream:
         data = stream.read(LOOK_BYTES)
         try:

@@ -207,13 +207,13 @@ def corpus_file(found: FoundFile, slice_bytes: int | None = None, told: Told = l
 
     Raises DataError if it changes meanwhile.
     """
-    source, location = found.source, found.location
+    source, location = found.source, found.location.resolve()
     if found.problem is not None:
         columns = Columns(shape="text", format=Format(kind="refused", note=found.problem))
         nothing = HashedFile(hashlib.sha256().hexdigest(), 0)
         info = SourceFile(source=source.label, path=found.name, bytes=0, sha256=nothing.sha256)
-        return CorpusFile(info=info, location=location.resolve(), columns=columns, hashed=nothing)
-    stamp = stamp_of(location.resolve(), found.name)
+        return CorpusFile(info=info, location=location, columns=columns, hashed=nothing)
+    stamp = stamp_of(location, found.name)
     columns = look_into(found, stamp.size)
     layout = columns.layout
     how = layout.changes() if layout is not None and layout.is_whole else {}
@@ -227,13 +227,13 @@ def corpus_file(found: FoundFile, slice_bytes: int | None = None, told: Told = l
         joined=how,
     )
     stamp.check()
-    return CorpusFile(info=info, location=location.resolve(), columns=columns, hashed=hashed, stamp=stamp)
+    return CorpusFile(info=info, location=location, columns=columns, hashed=hashed, stamp=stamp)
 
 
 def look_into(found: FoundFile, size: int) -> Columns:
     """Return how a file is read and what its documents are made of, from its name and its beginning."""
-    source, location = found.source, found.location
-    named = with_html(format_of(location.name, source.format) or Format(), source.html)
+    source, location = found.source, found.location.resolve()
+    named = with_html(format_of(found.location.name, source.format) or Format(), source.html)
     form = with_layout(named, location, found.name, source)
     check_readable(form, found.name)
     if size == 0:
