@@ -14,7 +14,7 @@ import json
 import logging
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -160,31 +160,33 @@ def kept_form(tokenizer: Any, source: Path) -> KeptTokenizer | None:
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         shutil.rmtree(folder)
         folder.mkdir()
-        facts = replace(facts_of(tokenizer, config), follows_file=follows_rules(tokenizer, source / "tokenizer.json"))
-        made = KeptTokenizer(str(source), facts, rules_of(tokenizer))
+        rules = rules_of(tokenizer)
+        facts = Facts(
+            class_name=type(tokenizer).__name__,
+            digest=tokenizer_digest(tokenizer),
+            rules_sha256=hashlib.sha256(rules.encode()).hexdigest(),
+            vocabulary_size=vocabulary_size(tokenizer),
+            chat_template=tokenizer.chat_template,
+            config=config,
+            follows_file=follows_rules(tokenizer, source / "tokenizer.json"),
+            **manners_of(tokenizer),
+        )
+        made = KeptTokenizer(str(source), facts, rules)
         made.save_pretrained(folder)
         again = open_tokenizer(folder)
-        found, expected = (replace(f, chat_template=None, follows_file=True) for f in (facts_of(again, config), facts))
-    return made if found == expected else None
+        is_same = rules_of(again) == rules and manners_of(again) == manners_of(tokenizer)
+        return made if is_same and type(again) is type(tokenizer) else None
 
 
-def facts_of(tokenizer: Any, config: dict[str, Any]) -> Facts:
-    """Return the facts of a tokenizer that transformers has opened."""
+def manners_of(tokenizer: Any) -> dict[str, Any]:
+    """Return the facts of a tokenizer that transformers has opened that cost little."""
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    tokens = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    begin = tokenizer("a")["input_ids"][:1]
-    return Facts(
-        class_name=type(tokenizer).__name__,
-        digest=tokenizer_digest(tokenizer),
-        rules_sha256=hashlib.sha256(rules_of(tokenizer).encode()).hexdigest(),
-        vocabulary_size=vocabulary_size(tokenizer),
-        length=len(tokenizer),
-        ids=ids,
-        special_tokens=tokens,
-        adds_bos=ids["bos"] is not None and begin == [ids["bos"]],
-        chat_template=tokenizer.chat_template,
-        config=config,
-    )
+    return {
+        "length": len(tokenizer),
+        "ids": ids,
+        "special_tokens": {name: t for name, t in tokenizer.special_tokens_map.items() if isinstance(t, str)},
+        "adds_bos": ids["bos"] is not None and tokenizer("a")["input_ids"][:1] == [ids["bos"]],
+    }
 
 
 def rules_of(tokenizer: Any) -> str:

@@ -2,55 +2,66 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import tempfile
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from cluster.environment import cpu_count
 from cluster.errors import DataError
-from data_prep.byte_ranges import HashedFile
 from data_prep.cleaning import Cleaner
 from data_prep.config import CleaningConfig, DataConfig, SourceConfig
-from data_prep.documents import raw_records
 from data_prep.encoding import Encoder
-from data_prep.formats import Format, format_of
+from data_prep.file_samples import (
+    RECORDS,
+    SAMPLE_BYTES,
+    beginning,
+    is_cut_short,
+    read_bytes,
+    sampled_file,
+)
 from data_prep.progress import amount_of, duration
 from data_prep.proof import choose_engine
 from data_prep.shapes import shortened
-from data_prep.shards import SourceFile
 from data_prep.slices import EncodedSlice, encode_parts
-from data_prep.sources import SHAPES, Corpus, CorpusFile, FoundFile, Named, files_of, look_into, notes_of, parts_of
-from data_prep.streams import ObjectionError, open_stream
+from data_prep.sources import SHAPES, Corpus, CorpusFile, Named, files_of, notes_of, parts_of
 from data_prep.tokenizer import encoder_spec, open_data_tokenizer, sample, train_tokenizer, with_template
 
-RECORDS = 200  # of a file, at most
-SAMPLE_BYTES = 2**20  # of a file, at most
 FILES = 5  # of a source, spread over all
-PAGE_BYTES = 8 * 2**20  # larger pages are not opened here
 START_S = 2.0  # before the first document is encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """About how much there is, and how many seconds one process takes for it."""
+
+    documents: float = 0.0
+    tokens: float = 0.0
+    trained: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def times(self, scale: float) -> Estimate:
+        return Estimate(*(value * scale for value in astuple(self)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Looked:
-    """What the sampled files of one source gave: `bytes` of them were read, on the disk's scale."""
+    """What the first records of a source's sampled files gave, and about what the whole of these files would give."""
 
-    bytes: float
-    seconds: float
     records: int
     kept: int
     tokens: int
     trained: int
     rejected: Counter[str]
+    whole: Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,22 +137,6 @@ def spread(named: Sequence[Named]) -> list[Named]:
     return [named[place] for place in dict.fromkeys(places.tolist())]
 
 
-def sampled_file(source: SourceConfig, name: str, location: Path) -> CorpusFile | None:
-    """Return a file as a member of the corpus, but for its hash; None if only preparing can open it."""
-    form = format_of(location.name, source.format) or Format()
-    size = location.stat().st_size
-    is_page = not form.has_rows and form.kind != "text"
-    if form.is_archive or (is_page and size > PAGE_BYTES):
-        return None
-    columns = look_into(FoundFile(source=source, name=name, location=location), size)
-    info = SourceFile(source=source.label, path=name, bytes=size, sha256="")
-    return CorpusFile(info=info, location=location.resolve(), columns=columns, hashed=HashedFile("", size))
-
-
-def first_records(file: CorpusFile) -> Iterator[Any]:
-    return itertools.islice(raw_records(file.location, file.columns.format, 0, file.info.bytes), RECORDS)
-
-
 def encoder_for(
     config: DataConfig, model_path: str | None, files: list[CorpusFile], size: int, *, may_add_tokens: bool
 ) -> Encoder:
@@ -161,79 +156,38 @@ def encoder_for(
 def look(source: SurveyedSource, encoder: Encoder, cleaning: CleaningConfig) -> Looked:
     """Read, clean and encode the first records of the sampled files."""
     encoder.encode_texts([b"the first text takes longer"])
-    found: list[tuple[CorpusFile, EncodedSlice, float, float]] = []
+    found: list[EncodedSlice] = []
+    whole = Estimate()
     for file in source.sampled:
         with tempfile.TemporaryDirectory() as folder:
             piece = beginning(file, Path(folder))
-            (whole,) = parts_of(0, piece, max(piece.info.bytes, 1))
-            part = replace(whole, end=SAMPLE_BYTES) if is_cut_short(piece) else whole
+            (all_of_it,) = parts_of(0, piece, max(piece.info.bytes, 1))
+            part = replace(all_of_it, end=SAMPLE_BYTES) if is_cut_short(piece) else all_of_it
             began = time.perf_counter()
             encoded = encode_parts([part], encoder, cleaning, RECORDS)
-            found.append((file, encoded, read_bytes(piece, encoded.records[0]), time.perf_counter() - began))
+            seconds = time.perf_counter() - began
+            whole += estimated(
+                file, encoded, seconds, file.info.bytes / max(read_bytes(file, piece, encoded.records[0]), 1.0)
+            )
+            found.append(encoded)
     rejected: Counter[str] = Counter()
-    for _, encoded, _, _ in found:
+    for encoded in found:
         rejected.update(encoded.rejected[0])
     return Looked(
-        bytes=sum(size for _, _, size, _ in found),
-        seconds=sum(seconds for _, _, _, seconds in found),
-        records=sum(encoded.records[0] for _, encoded, _, _ in found),
-        kept=sum(len(encoded.part) for _, encoded, _, _ in found),
-        tokens=sum(len(encoded.ids) for _, encoded, _, _ in found),
-        trained=sum(int(encoded.trained.sum()) for _, encoded, _, _ in found),
+        records=sum(encoded.records[0] for encoded in found),
+        kept=sum(len(encoded.part) for encoded in found),
+        tokens=sum(len(encoded.ids) for encoded in found),
+        trained=sum(int(encoded.trained.sum()) for encoded in found),
         rejected=rejected,
+        whole=whole,
     )
 
 
-def beginning(file: CorpusFile, folder: Path) -> CorpusFile:
-    """Return a file, or of a long plain text its first bytes as a file of their own."""
-    if file.columns.format.kind != "text":
-        return file
-    with open_stream(file.location, file.columns.format.compression) as stream:
-        try:
-            data = stream.read(SAMPLE_BYTES + 1)
-        except ObjectionError:  # which reading it will say again
-            return file
-    if len(data) <= SAMPLE_BYTES:
-        return file
-    piece = folder / "beginning.txt"
-    piece.write_bytes(data.decode(errors="ignore").encode() if is_utf8(data) else data[:SAMPLE_BYTES])
-    columns = replace(file.columns, format=replace(file.columns.format, compression=None))
-    info = replace(file.info, bytes=piece.stat().st_size)
-    return CorpusFile(info=info, location=piece, columns=columns, hashed=file.hashed)
-
-
-def is_cut_short(file: CorpusFile) -> bool:
-    """Tell whether only the lines are read that begin in a file's first bytes."""
-    form = file.columns.format
-    return form.kind == "jsonl" and form.may_be_cut and file.info.bytes > SAMPLE_BYTES
-
-
-def is_utf8(data: bytes) -> bool:
-    """Tell whether bytes are UTF-8 but for a character that their end may cut."""
-    try:
-        data[: len(data) - 4].decode()
-    except UnicodeDecodeError as error:
-        return error.end >= len(data) - 4
-    return True
-
-
-def read_bytes(file: CorpusFile, records: int) -> float:
-    """Return how many bytes of a file on the disk its first records are."""
-    form = file.columns.format
-    if not form.has_rows or (records < RECORDS and not is_cut_short(file)):
-        return file.info.bytes
-    if form.kind == "parquet":
-        return file.info.bytes * records / max(records, int(pq.read_metadata(file.location).num_rows))
-    sizes = [raw_size(raw) for raw in itertools.islice(first_records(file), records)]
-    texts = b"\n".join(raw for raw in first_records(file) if isinstance(raw, bytes))[:SAMPLE_BYTES]
-    shrinks = len(texts) / len(zlib.compress(texts)) if form.compression and texts else 1.0
-    return min(sum(sizes) / shrinks, file.info.bytes)
-
-
-def raw_size(raw: Any) -> int:
-    if isinstance(raw, bytes | str):
-        return len(raw) + 1
-    return 0 if isinstance(raw, ObjectionError) else sum(len(str(value)) + 1 for value in raw.values())
+def estimated(file: CorpusFile, encoded: EncodedSlice, seconds: float, scale: float) -> Estimate:
+    """Return about what a file gives of which a part was encoded; what has no rows is one document, however long."""
+    kept = len(encoded.part)
+    rest = Estimate(0.0, len(encoded.ids), int(encoded.trained.sum()), seconds).times(scale)
+    return replace(rest, documents=kept * scale if file.columns.format.has_rows else kept)
 
 
 def described(source: SurveyedSource) -> Iterator[str]:
@@ -257,12 +211,9 @@ def described(source: SurveyedSource) -> Iterator[str]:
 def told(looked: Looked) -> Iterator[str]:
     """Yield what the sample of a source gave."""
     if looked.records:
-        share = looked.trained / looked.tokens if looked.tokens else 0.0
+        trained = f"; {looked.trained / looked.tokens:.0%} of their tokens are trained" if looked.tokens else ""
         left_out = "".join(f"; {count} {reason}" for reason, count in sorted(looked.rejected.items()))
-        yield (
-            f"               of {looked.records:,} records looked at {looked.kept:,} can be used{left_out}; "
-            f"{share:.0%} of their tokens are trained"
-        )
+        yield f"               of {looked.records:,} records looked at {looked.kept:,} can be used{left_out}{trained}"
 
 
 def check_usable(source: SurveyedSource, looked: Looked) -> None:
@@ -277,20 +228,14 @@ def check_usable(source: SurveyedSource, looked: Looked) -> None:
 
 def estimate(config: DataConfig, sources: Sequence[SurveyedSource], found: Mapping[str, Looked]) -> str:
     """Say about how much preparing all sources gives, and how long it takes here."""
-    documents = tokens = trained = seconds = 0.0
+    whole = Estimate()
     for source in sources:
-        looked = found[source.label]
-        scale = source.bytes / looked.bytes if looked.bytes else 0.0
-        documents += looked.kept * scale
-        tokens += looked.tokens * scale
-        trained += looked.trained * scale
-        seconds += looked.seconds * scale
-    rows = math.ceil(tokens / config.row_tokens)
-    took = duration(START_S + seconds / (config.workers or cpu_count()))
-    return (
-        f"estimate       about {rounded(documents)} documents, {rounded(tokens)} tokens ({rounded(trained)} trained), "
-        f"{rounded(rows)} rows of {config.row_tokens}; prepared here in about {took}"
-    )
+        sampled = sum(file.info.bytes for file in source.sampled)
+        whole += found[source.label].whole.times(source.bytes / sampled if sampled else 0.0)
+    rows = math.ceil(whole.tokens / config.row_tokens)
+    took = duration(START_S + whole.seconds / (config.workers or cpu_count()))
+    said = f"{rounded(whole.documents)} documents, {rounded(whole.tokens)} tokens ({rounded(whole.trained)} trained)"
+    return f"estimate       about {said}, {rounded(rows)} rows of {config.row_tokens}; prepared here in about {took}"
 
 
 def rounded(value: float) -> str:

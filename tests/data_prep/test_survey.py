@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.environment import child_environment
 from cluster.errors import DataError
 from data_prep.config import DataConfig
-from data_prep.survey import RECORDS, SAMPLE_BYTES, survey
+from data_prep.file_samples import RECORDS, SAMPLE_BYTES
+from data_prep.model_files import HUB_TIMEOUT_S
+from data_prep.survey import survey
 
 ROOT = Path(__file__).resolve().parents[2]
 Config = Callable[..., DataConfig]
@@ -124,3 +129,37 @@ def test_a_source_that_is_wrong_is_told_before_torch_is_imported(tmp_path: Path)
     assert run.stdout.splitlines()[-1] == "2 False", run.stderr
     assert "nothing to train on in the 1 records" in run.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["model", "dataset"])
+def test_a_hub_that_never_answers_is_given_up_before_long(tmp_path: Path, key: str) -> None:
+    """Each connection costs HUB_TIMEOUT_S: two of them are 3 seconds."""
+    new = "{new: {model_type: llama, config: {hidden_size: 64}}}"
+    source, model = ("{path: x.txt}", "{path: owner/name}") if key == "model" else ("{dataset: owner/name}", new)
+    tokenizer = "" if key == "model" else "  tokenizer: {train: {vocab_size: 600}}\n"
+    yaml = f"name: away\nfolder: {tmp_path}/run\ndata:\n  sources: [{source}]\n{tokenizer}model: {model}\n"
+    (tmp_path / "run.yaml").write_text(yaml)
+    asked: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=hold, args=(server, asked), daemon=True).start()
+        environment = child_environment({"HF_ENDPOINT": f"http://127.0.0.1:{server.getsockname()[1]}"})
+        run = subprocess.run(
+            [sys.executable, "-m", "launch", "check", str(tmp_path / "run.yaml")],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    assert run.returncode == 2, run.stderr
+    assert "hf download owner/name" in run.stderr.splitlines()[-1]
+    assert 1 <= len(asked) <= 2
+    assert HUB_TIMEOUT_S <= 1.5
+
+
+def hold(server: socket.socket, asked: list[socket.socket]) -> None:
+    """Take connections and say nothing."""
+    while True:
+        try:
+            asked.append(server.accept()[0])
+        except OSError:
+            return
