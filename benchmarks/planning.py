@@ -1,8 +1,8 @@
 """CPU time and peak memory of planning rows over 1, 4 and 16 million simulated documents of about 1 KB.
 
-Each size runs in a process of its own. One in twenty is a near copy of another, one in a hundred has no signature, as if
-it were short, and the marks of another. Slices are made when they are looked at, which the times do not count; a real
-slice is mapped from its file then.
+Each size runs in a process of its own. One in twenty is a near copy of another, one in a hundred has no signature, as
+if it were short, and the marks of another. Slices are made when they are looked at, which the times do not count; a
+real slice is mapped from its file then.
 """
 
 from __future__ import annotations
