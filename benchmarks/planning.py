@@ -1,7 +1,8 @@
 """CPU time and peak memory of planning rows over 1, 4 and 16 million simulated documents of about 1 KB.
 
-Each size runs in a process of its own. One in twenty is a near copy of another, one in a hundred stands in two splits.
-Slices are made when they are looked at, which the times do not count; a real slice is mapped from its file then.
+Each size runs in a process of its own. One in twenty is a near copy of another, one in a hundred has no signature, as
+if it were short, and the marks of another. Slices are made when they are looked at, which the times do not count; a
+real slice is mapped from its file then.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from data_prep.config import CleaningConfig, DataConfig, SourceConfig
 from data_prep.documents import Columns, Part
-from data_prep.near_duplicates import BINS, MARK_BYTES, Sketches
+from data_prep.near_duplicates import BINS, MARK_BYTES, NO_WORDS, Sketches
 from data_prep.planning import make_plan
 from data_prep.shards import SourceFile
 from data_prep.slices import EncodedSlice, whole_mask
@@ -65,6 +66,7 @@ class SimulatedSlices(Sequence[EncodedSlice]):
             kept = random.random((len(copies), BINS)) < 0.85
             signature[copies] = np.where(kept, self.first.signature[copies], signature[copies])
             shared = np.flatnonzero(random.random(DOCUMENTS) < SHARED)
+            signature[shared] = NO_WORDS
             marks[shared] = self.first.sketches.data.reshape(DOCUMENTS, -1)[shared]
         tokens = np.clip(random.lognormal(5.2, 0.7, DOCUMENTS), 5, 20_000).astype(np.int64)
         first = np.concatenate([[0], np.cumsum(tokens)])

@@ -19,7 +19,7 @@ from data_prep.shingles import Bytes, Hashes
 
 JACCARD, CONTAINMENT = 0.7, 0.9
 EXACT = 1e-9  # what a product of fractions may lack
-DEVIATION = 0.15  # of a similarity by signature from the true one: three times and a half its standard deviation
+DEVIATION = 0.12  # of a similarity by signature from the true one: three times its standard deviation
 RATIO = 1.2  # of sizes, from that of marks, at most
 MARKS = 2**21  # looked at together
 PAIR_BITS = np.uint64(8 * MARK_BYTES)
@@ -39,7 +39,7 @@ def enough(fewer: Integers, more: Integers) -> npt.NDArray[np.float64]:
     Marks are a sample of the shingles, and the fewer the less sure: what is taken off was measured on planted pairs, so
     that of those exactly at the bounds hardly one in a hundred is missed.
     """
-    return needed(fewer, more) - 0.55 * np.sqrt(fewer) - 0.05 * fewer
+    return needed(fewer, more) - 0.45 * np.sqrt(fewer) - 0.07 * fewer
 
 
 def may_lack(counts: Integers) -> Integers:

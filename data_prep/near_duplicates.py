@@ -128,10 +128,13 @@ def summaries_of_batch(texts: Sequence[bytes]) -> Summaries:
         np.minimum.at(lowest, of * BINS + (shingles >> np.uint64(57)).astype(np.int64), shingles)
         here = np.bincount(of, minlength=len(texts))
         sizes += here
-        is_short = here[of] <= SHORT_WORDS - SHINGLE_WORDS + 1
         marks, owner = winnowed(shingles, of)
-        hashes += [marks | np.uint64(1), shingles[is_short] & ~np.uint64(1)]
-        owners += [owner, of[is_short]]
+        hashes.append(marks | np.uint64(1))
+        owners.append(owner)
+        is_short = (here > 0) & (here <= SHORT_WORDS - SHINGLE_WORDS + 1)
+        if is_short.any():
+            hashes.append(shingles[is_short[of]] & ~np.uint64(1))
+            owners.append(of[is_short[of]])
     signature = densified(lowest.reshape(-1, BINS))
     signature[sizes <= MIN_WORDS - SHINGLE_WORDS] = NO_WORDS
     return Summaries(signature, sketches_of(np.concatenate(hashes), np.concatenate(owners), sizes))

@@ -196,8 +196,11 @@ def winnowed(shingles: Hashes, owner: Integers) -> tuple[Hashes, Integers]:
         return shingles[:0], owner[:0]
     pairs = np.minimum(shingles[:-1], shingles[1:])
     fours = np.minimum(pairs[:-2], pairs[2:])
-    low, of = np.minimum(fours[:count], shingles[WINDOW - 1 :]), owner[:count]
-    inside = of == owner[WINDOW - 1 :]
+    low = np.minimum(fours[:count], shingles[WINDOW - 1 :])
     fresh = np.ones(count, np.bool_)
-    fresh[1:] = (low[1:] != low[:-1]) | ~inside[:-1]
-    return low[inside & fresh], of[inside & fresh]
+    np.not_equal(low[1:], low[:-1], out=fresh[1:])
+    fresh[np.flatnonzero(owner[1:count] != owner[: count - 1]) + 1] = True  # where a text begins
+    at = np.flatnonzero(fresh)
+    of = owner[at]
+    inside = of == owner[at + WINDOW - 1]
+    return low[at[inside]], of[inside]
