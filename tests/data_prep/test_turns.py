@@ -372,3 +372,14 @@ def test_a_conversation_that_would_become_too_much_text_is_rejected_not_grown(en
     talk = [Turn(("user", "assistant")[n % 2], "word " * 100_000) for n in range(24)]
 
     assert encoder_with(earlier).encode([chat(*talk)]) == [Rejected(0, TOO_LONG)]
+
+
+def test_a_result_gets_the_name_of_its_call_where_the_template_demands_one(encoder_with, tokenizer):
+    naming = AGENT.replace(
+        "{{- m.content or '' }}",
+        "{%- if m.role == 'tool' %}{{- m.name + ' says ' if m.name else raise_exception('no name') }}{%- endif %}"
+        "{{- m.content or '' }}",
+    )
+    unnamed = chat(*ASKED[:2], Turn("tool", "4 m", {"tool_call_id": "c1"}), ASKED[3], **TOOLS)
+
+    assert "<|im_start|>tool\ntide says 4 m<|im_end|>" in whole(encoder_with(naming), tokenizer, unnamed)
