@@ -12,7 +12,16 @@ from functools import cached_property
 from typing import Any
 
 from data_prep.chat_templates import ChatTemplate, RefusedError
-from data_prep.messages import Line, Message, as_parts, call_text, named_results, text_of, tools_text, without_content
+from data_prep.template_messages import (
+    Line,
+    Message,
+    as_parts,
+    call_text,
+    named_results,
+    text_of,
+    tools_text,
+    without_content,
+)
 from data_prep.turns import Document, Turn
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is what most templates read
