@@ -81,7 +81,8 @@ def marked_text(row: Row, begin: int, end: int, tokenizer: Any, *, colour: bool)
     at = 0
     for trained, run in itertools.groupby(range(begin, end), key=lambda i: bool(row.loss_mask[i])):
         last = list(run)[-1] + 1
-        upto = str(tokenizer.decode(row.input_ids[begin:last].tolist(), clean_up_tokenization_spaces=False))
+        ids = row.input_ids[begin:last].tolist()
+        upto = str(tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False))
         upto = upto if last == end else upto.rstrip("\ufffd")  # a character that a run cuts stands in the next
         text, at = upto[at:], len(upto)
         yield f"{opening}{text}{closing}" if trained else f"{dim}{text}{undim}"

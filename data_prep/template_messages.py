@@ -29,9 +29,9 @@ def as_parts(message: Message) -> Message:
 
 
 def text_of(content: Any) -> str:
-    """Return a content as one text: of parts, a line or more each."""
+    """Return a content as one text: parts follow each other with nothing between, as templates write them."""
     if isinstance(content, list):
-        return "\n".join(filter(None, (str(part.get("text") or "") for part in content)))
+        return "".join(str(part.get("text") or "") for part in content)
     return content or ""
 
 

@@ -189,14 +189,14 @@ def test_a_text_beside_a_call_that_a_template_does_not_write_is_counted(encoder_
 
 def test_parts_are_handed_as_they_are_or_joined(encoder_with, tokenizer):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    talk = chat(Turn("user", "one\ntwo", {"content": parts}), Turn("assistant", "three"))
+    talk = chat(Turn("user", "onetwo", {"content": parts}), Turn("assistant", "three"))
     taking = PLAIN_CHATML.replace(
         "message['content']",
         "(message.content if message.content is string else message.content | map(attribute='text') | join('+'))",
     )
 
     assert "<|im_start|>user\none+two<|im_end|>" in whole(encoder_with(taking), tokenizer, talk)
-    assert "<|im_start|>user\none\ntwo<|im_end|>" in whole(encoder_with(PLAIN_CHATML), tokenizer, talk)
+    assert "<|im_start|>user\nonetwo<|im_end|>" in whole(encoder_with(PLAIN_CHATML), tokenizer, talk)
 
 
 def test_a_token_inside_answers_is_no_control_token_there_but_is_one_where_a_user_writes_it(encoder_with):
