@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import DataError
 from data_prep.chat_templates import dated
-from data_prep.conversations import LEFT_OUT, REFUSED, TEMPLATES, TOO_LONG
+from data_prep.conversations import LEFT_OUT, REFUSED, TEMPLATES, TOO_LONG, turn_tokens
 from data_prep.documents import Document, Rejected, Turn
 from data_prep.encoding import EMPTY_THOUGHT, FURTHER, JOINED, NO_ANSWER, NOT_TRAINED, NOTHING_SAID, SILENT, Encoder
 from data_prep.slices import encode_parts
@@ -383,3 +383,12 @@ def test_a_result_gets_the_name_of_its_call_where_the_template_demands_one(encod
     unnamed = chat(*ASKED[:2], Turn("tool", "4 m", {"tool_call_id": "c1"}), ASKED[3], **TOOLS)
 
     assert "<|im_start|>tool\ntide says 4 m<|im_end|>" in whole(encoder_with(naming), tokenizer, unnamed)
+
+
+def test_what_the_template_writes_around_turns_is_told_from_what_stands_inside_them():
+    added = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "<think>")
+
+    found = turn_tokens(PLAIN_CHATML, {"pad_token": "<pad>"}, added)
+
+    assert found == {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"}
+    assert turn_tokens("{{ raise_exception('no') }}", {}, added) == {*added}
