@@ -25,6 +25,7 @@ __all__ = ["CHATML", "TEMPLATES", "ChatTemplate", "Span", "Written", "check_temp
 CHATML = TEMPLATES["chatml"]
 MEND = "put {% generation %} ... {% endgeneration %} around what the assistant says and its stop token (as in "
 MEND += f"{CHATML}) and name the file in data.chat_template, or write `chat_template: plain`"
+ENDS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>")  # of models that end turns otherwise
 THINK = re.compile(r"</?think>")
 OPENED, CLOSED = "<think>", "</think>"
 
@@ -260,7 +261,8 @@ def turn_tokens(template: str, tokens: Mapping[str, str], added: Sequence[str]) 
         between, ended = chat.write([user, answer, user], {}), chat.write([user, answer], {}).rstrip()
     except RefusedError:
         return frozenset(added)
-    return frozenset(token for token in added if token in between or ended.endswith(token)) | {*tokens.values()}
+    written_there = (token for token in added if token in between or ended.endswith(token) or token in ENDS)
+    return frozenset(written_there) | {*tokens.values()}
 
 
 def check_template(template: str, tokens: Mapping[str, str], controls: Sequence[str]) -> None:

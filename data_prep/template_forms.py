@@ -12,9 +12,17 @@ from functools import cached_property
 from typing import Any
 
 from data_prep.chat_templates import ChatTemplate, RefusedError
+from data_prep.template_messages import (
+    Line,
+    Message,
+    as_parts,
+    call_text,
+    named_results,
+    text_of,
+    tools_text,
+    without_content,
+)
 from data_prep.turns import Document, Turn
-
-Message = dict[str, Any]
 
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the first is what most templates read
 EMPTY: tuple[Message, ...] = ({}, {"content": ""}, {"content": None})  # how nothing but a call may be said
@@ -113,8 +121,16 @@ class Forms:
 
     @cached_property
     def writes_results(self) -> bool:
+        return self.shows_result({"name": "probe_tool"})
+
+    @cached_property
+    def takes_unnamed_results(self) -> bool:
+        return self.shows_result({})
+
+    def shows_result(self, named: Message) -> bool:
+        """Tell whether the template writes what a tool returned."""
         call = ANSWER if self.calls is None else probe_call(self.calls, "a" * SHORT_ID)
-        result = {"role": "tool", "name": "probe_tool", "tool_call_id": "a" * SHORT_ID, "content": "probe result"}
+        result = {"role": "tool", **named, "tool_call_id": "a" * SHORT_ID, "content": "probe result"}
         return bool(self.shows([USER, call, result], "probe result"))
 
     def fed(self, document: Document) -> Fed:
@@ -123,6 +139,8 @@ class Forms:
         lines = [(self.message(turn), turn.is_trained) for turn in document.turns]
         if any(message["role"] == "tool" for message, _ in lines) and not (self.calls and self.writes_results):
             lines = list(self.told_results(lines))
+        elif any(message["role"] == "tool" for message, _ in lines) and not self.takes_unnamed_results:
+            lines = named_results(lines)
         if variables.get("tools") and not self.writes_tools:
             lines = self.with_system(lines, tools_text(variables.pop("tools"), are_calls_ours=self.calls is None))
             self.changed[TOOLS_TOLD] += 1
@@ -212,7 +230,7 @@ class Forms:
         self.changed[IDS_MADE] += 1
         return hashlib.sha256(call_id.encode()).hexdigest()[:SHORT_ID]
 
-    def told_results(self, lines: Sequence[tuple[Message, bool | None]]) -> Iterator[tuple[Message, bool | None]]:
+    def told_results(self, lines: Sequence[Line]) -> Iterator[Line]:
         """Yield the messages, each run of tools' results as one that tells them as text."""
         for is_result, run in itertools.groupby(lines, key=lambda line: line[0]["role"] == "tool"):
             if not is_result:
@@ -225,14 +243,14 @@ class Forms:
             else:
                 yield {"role": "user", "content": "\n".join(told)}, None
 
-    def with_system(self, lines: list[tuple[Message, bool | None]], told: str) -> list[tuple[Message, bool | None]]:
+    def with_system(self, lines: list[Line], told: str) -> list[Line]:
         """Return the messages with a text at the end of the system's turn."""
         first, flag = lines[0]
         if first["role"] in SYSTEM:
             return [({**first, "content": f"{text_of(first['content'])}\n\n{told}"}, flag), *lines[1:]]
         return [({"role": "system", "content": told}, None), *lines]
 
-    def without_system(self, lines: list[tuple[Message, bool | None]]) -> list[tuple[Message, bool | None]]:
+    def without_system(self, lines: list[Line]) -> list[Line]:
         """Return the messages with the system's turn put before the first of the user's, as Gemma's templates do."""
         (system, _), *rest = lines
         if not rest or rest[0][0]["role"] != "user":
@@ -252,39 +270,3 @@ def probe_call(form: CallForm, call_id: str) -> Message:
         **form.empty,
         "tool_calls": [{"id": call_id, "type": "function", "function": function}],
     }
-
-
-def as_parts(message: Message) -> Message:
-    """Return a message whose content is a list of parts."""
-    content = message.get("content")
-    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
-
-
-def text_of(content: Any) -> str:
-    """Return a content as one text: of parts, a line or more each."""
-    if isinstance(content, list):
-        return "\n".join(filter(None, (str(part.get("text") or "") for part in content)))
-    return content or ""
-
-
-def without_content(message: Message) -> Message:
-    return {key: value for key, value in message.items() if key != "content"}
-
-
-def call_text(function: Mapping[str, Any]) -> str:
-    """Return a call as Hermes' and Qwen's models write it."""
-    told = {"name": function["name"], "arguments": function.get("arguments", {})}
-    return f"<tool_call>\n{json.dumps(told, ensure_ascii=False)}\n</tool_call>"
-
-
-def tools_text(tools: Sequence[Any], *, are_calls_ours: bool) -> str:
-    """Return what a system turn says of tools; of the form of calls only if the template has none."""
-    listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    told = f"You can call these tools:\n<tools>\n{listed}\n</tools>"
-    if not are_calls_ours:
-        return told
-    return (
-        f"{told}\nTo call one, write its name and the arguments as JSON:\n"
-        '<tool_call>\n{"name": "NAME", "arguments": {}}\n</tool_call>\n'
-        "What it returns follows in <tool_response></tool_response>."
-    )

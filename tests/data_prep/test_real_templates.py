@@ -340,4 +340,4 @@ def test_parts_that_a_template_cannot_take_are_handed_as_text(opened: Opened) ->
     (sequences,) = opened.encoder.encode([document([user(parts), says("three")], {})])
 
     assert isinstance(sequences, list)
-    assert "one\ntwo" in opened.tokenizer.decode(sequences[0].input_ids.tolist())
+    assert "onetwo" in opened.tokenizer.decode(sequences[0].input_ids.tolist())

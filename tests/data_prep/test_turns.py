@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import DataError
 from data_prep.chat_templates import dated
-from data_prep.conversations import LEFT_OUT, REFUSED, TEMPLATES, TOO_LONG
+from data_prep.conversations import LEFT_OUT, REFUSED, TEMPLATES, TOO_LONG, turn_tokens
 from data_prep.documents import Document, Rejected, Turn
 from data_prep.encoding import EMPTY_THOUGHT, FURTHER, JOINED, NO_ANSWER, NOT_TRAINED, NOTHING_SAID, SILENT, Encoder
 from data_prep.slices import encode_parts
@@ -189,14 +189,14 @@ def test_a_text_beside_a_call_that_a_template_does_not_write_is_counted(encoder_
 
 def test_parts_are_handed_as_they_are_or_joined(encoder_with, tokenizer):
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    talk = chat(Turn("user", "one\ntwo", {"content": parts}), Turn("assistant", "three"))
+    talk = chat(Turn("user", "onetwo", {"content": parts}), Turn("assistant", "three"))
     taking = PLAIN_CHATML.replace(
         "message['content']",
         "(message.content if message.content is string else message.content | map(attribute='text') | join('+'))",
     )
 
     assert "<|im_start|>user\none+two<|im_end|>" in whole(encoder_with(taking), tokenizer, talk)
-    assert "<|im_start|>user\none\ntwo<|im_end|>" in whole(encoder_with(PLAIN_CHATML), tokenizer, talk)
+    assert "<|im_start|>user\nonetwo<|im_end|>" in whole(encoder_with(PLAIN_CHATML), tokenizer, talk)
 
 
 def test_a_token_inside_answers_is_no_control_token_there_but_is_one_where_a_user_writes_it(encoder_with):
@@ -372,3 +372,23 @@ def test_a_conversation_that_would_become_too_much_text_is_rejected_not_grown(en
     talk = [Turn(("user", "assistant")[n % 2], "word " * 100_000) for n in range(24)]
 
     assert encoder_with(earlier).encode([chat(*talk)]) == [Rejected(0, TOO_LONG)]
+
+
+def test_a_result_gets_the_name_of_its_call_where_the_template_demands_one(encoder_with, tokenizer):
+    naming = AGENT.replace(
+        "{{- m.content or '' }}",
+        "{%- if m.role == 'tool' %}{{- m.name + ' says ' if m.name else raise_exception('no name') }}{%- endif %}"
+        "{{- m.content or '' }}",
+    )
+    unnamed = chat(*ASKED[:2], Turn("tool", "4 m", {"tool_call_id": "c1"}), ASKED[3], **TOOLS)
+
+    assert "<|im_start|>tool\ntide says 4 m<|im_end|>" in whole(encoder_with(naming), tokenizer, unnamed)
+
+
+def test_what_the_template_writes_around_turns_is_told_from_what_stands_inside_them():
+    added = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "<think>")
+
+    found = turn_tokens(PLAIN_CHATML, {"pad_token": "<pad>"}, added)
+
+    assert found == {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"}
+    assert turn_tokens("{{ raise_exception('no') }}", {}, added) == {*added}
