@@ -103,11 +103,11 @@ def test_a_jsonl_without_a_document_is_refused(
     assert results_in(tmp_path) == []
 
 
-def test_a_row_without_a_trained_token_is_named_with_its_reason(
+def test_rows_of_which_most_have_no_trained_token_are_refused_with_the_first_place_and_its_reason(
     tmp_path: Path, fresh: Callable[[Path], Path], shardline: Command
 ) -> None:
-    result = shardline("prepare", fresh(jsonl(tmp_path / "rows.jsonl", ANSWERED, ANSWERED, UNANSWERED)))
-    result.assert_refused("rows.jsonl:3", "no trained token", "no turn has the role 'assistant'")
+    result = shardline("prepare", fresh(jsonl(tmp_path / "rows.jsonl", ANSWERED, UNANSWERED, UNANSWERED)))
+    result.assert_refused("rows.jsonl:2", "no turn has the role 'assistant'")
     assert results_in(tmp_path) == []
 
 
