@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 
+from data_prep.byte_ranges import HashedFile
 from data_prep.config import CleaningConfig, DataConfig, SourceConfig
 from data_prep.documents import Columns, Part
 from data_prep.near_duplicates import BINS, MARK_BYTES, NO_WORDS, Sketches
@@ -92,7 +93,10 @@ def measure(millions: int, packing: Packing) -> None:
     columns = Columns(shape="text")
     count = millions * 10**6 // DOCUMENTS
     info = SourceFile(source="simulated", path="simulated", bytes=1, sha256="")
-    corpus = Corpus(files=[CorpusFile(info=info, location=Path(), columns=columns)], passed_over={"simulated": {}})
+    corpus = Corpus(
+        files=[CorpusFile(info=info, location=Path(), columns=columns, hashed=HashedFile("", 1))],
+        passed_over={"simulated": {}},
+    )
     config = DataConfig(
         sources=[SourceConfig.model_validate({"path": "simulated"})],
         packing=packing,
@@ -103,7 +107,7 @@ def measure(millions: int, packing: Packing) -> None:
     tables = SimulatedSlices(count)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
-    plan = make_plan(config, corpus, slices, tables, 0, np.zeros(2**16, np.uint8))
+    plan = make_plan(config, corpus, slices, tables, 0, lambda: np.zeros(2**16, np.uint8))
     cpu_s = time.process_time() - began - tables.spent_s
     peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     (entry,) = plan.counts.values()

@@ -22,8 +22,10 @@ from typing import Any
 import pytest
 
 from cluster.files import whole_folder
+from data_prep.byte_ranges import HashedFile
 from data_prep.documents import Columns, Document, Rejected, Turn
 from data_prep.encoding import Encoded, Encoder
+from data_prep.shards import SourceFile
 from data_prep.sources import Corpus, CorpusFile
 from data_prep.tokenizer import encoder_spec
 from data_prep.tokenizer_files import open_tokenizer
@@ -171,7 +173,9 @@ def opened(request: pytest.FixtureRequest) -> Opened:
     tokenizer = open_tokenizer(package(name))
     if template is not None:
         tokenizer.chat_template = (package("trl==1.16.0") / f"{template}.jinja").read_text(encoding="utf-8")
-    file = CorpusFile(info=None, location=Path(), columns=Columns(shape="messages", names=("messages",)))  # type: ignore[arg-type]
+    columns = Columns(shape="messages", names=("messages",))
+    info = SourceFile(source="made", path="made", bytes=1, sha256="")
+    file = CorpusFile(info=info, location=Path(), columns=columns, hashed=HashedFile("", 1))
     encoder = Encoder(encoder_spec(tokenizer, Corpus(files=[file], passed_over={})))
     return Opened(request.param, tokenizer, encoder)
 
