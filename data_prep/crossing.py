@@ -16,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.marked import EXACT, Flags, Marked, batches, distinct, do_cross, in_common, joined, may_lack, places
+from data_prep.near_duplicates import SHORT_WORDS
 from data_prep.pouring import Integers
-from data_prep.shingles import Hashes
+from data_prep.shingles import SHINGLE_WORDS, Hashes
 from data_prep.slices import EncodedSlice
 
 TEMPLATE = 20  # documents of other splits that a held-out document may be like, and more held-out documents
 COMMON = 500  # a mark that more held-out documents have finds none of them
+SHORT_HASHES = 2 * (SHORT_WORDS - SHINGLE_WORDS + 1)  # a short document has no more: its shingles, and marks of them
 SLOTS = 16  # of the filter, for each mark
 FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # odd, of its two hashes
 
@@ -141,7 +143,10 @@ def short_ones_agree(tables: Sequence[EncodedSlice], left: Integers, right: Inte
     wanted = np.zeros(sum(len(table.part) for table in tables), np.bool_)
     wanted[left] = wanted[right] = True
     split = np.zeros(len(wanted), np.int8)
-    parts = (marked(*part, split) for part in parts_of(tables, wanted))
+    parts = (
+        marked(table, chosen & (np.diff(table.sketches.first) <= SHORT_HASHES), before, split)
+        for table, chosen, before in parts_of(tables, wanted)
+    )
     short = joined([bare(part.chosen(np.diff(part.first_shingle) > 0)) for part in parts])
     result = np.ones(len(left), np.bool_)
     pairs = np.flatnonzero(np.isin(left, short.number) & np.isin(right, short.number))
