@@ -79,11 +79,12 @@ def completed(layout: Layout, rows: Rows, names: Sequence[str]) -> Layout:
     taken = {*layout.prompt, *layout.completion, *layout.messages}
 
     def beside(*wanted: str) -> Names:
-        """Return the columns of these names: those that hold texts, and those that later rows may have."""
+        """Return the columns of these names: those that hold a text, and those that later rows may have.
+
+        Of a pair all: a row whose `input` or `context` cannot be read is rejected, never trained without it.
+        """
         there = (plain.get(name, name) for name in wanted)
-        return tuple(
-            name for name in there if name not in taken and all(isinstance(v, str) for v in values_of(rows, name))
-        )
+        return tuple(name for name in there if name not in taken and (is_pair or may_say(rows, name)))
 
     is_pair = layout.shape == "pair"
     label = plain.get("label")
@@ -96,6 +97,12 @@ def completed(layout: Layout, rows: Rows, names: Sequence[str]) -> Layout:
         history=plain.get("history", "history") if is_pair else None,
         label=label if is_judged else None,
     )
+
+
+def may_say(rows: Rows, name: str) -> bool:
+    """Tell whether a column holds a text in any row, or nothing at all."""
+    values = values_of(rows, name)
+    return not values or any(isinstance(value, str) for value in values)
 
 
 def is_text(rows: Rows, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -127,10 +128,22 @@ def texts_at(row: Mapping[str, Any], names: Names) -> list[str]:
 def optional_texts(row: Mapping[str, Any], names: Names) -> list[str]:
     """Return the texts of the columns that a row has and that say something. Raises ObjectionError."""
     values = [value_at(row, name) for name in names]
-    there = [value for value in values if value is not MISSING and value is not None]
-    if not all(isinstance(value, str) for value in there):
-        raise ObjectionError("not text")
+    there = [text_beside(value) for value in values if value is not MISSING and value is not None]
     return [text for text in there if text.strip()]
+
+
+def text_beside(value: Any) -> str:
+    """Return what stands beside a question as a text: several with blank lines between, a number as it is written.
+
+    Raises ObjectionError.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return BETWEEN.join(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "" if math.isnan(value) else str(value)  # NaN is how pandas writes that there is none
+    raise ObjectionError("not text beside the question")
 
 
 def conversation_of(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:

@@ -303,3 +303,36 @@ def test_calls_and_tools_of_glaive_are_structured(test_data):
     known = [{tool["function"]["name"] for tool in item.variables["tools"]} for item in documents]
     assert {call["function"]["name"] for call in calls} <= set().union(*known)
     assert all(isinstance(call["function"]["arguments"], dict) for call in calls)
+
+
+@pytest.mark.parametrize(
+    ("beside", "asked"),
+    [
+        ({"input": 4}, "Square this\n\n4"),
+        ({"input": float("nan")}, "Square this"),
+        ({"input": ["a", "b"]}, "Square this\n\na\n\nb"),
+        ({"context": ["p1", "p2"]}, "p1\n\np2\n\nSquare this"),
+    ],
+)
+def test_what_stands_beside_a_question_is_read_though_one_row_has_no_text_there(tmp_path, beside, asked):
+    (name,) = beside
+    rows = [{"instruction": f"Say {n}", name: f"text {n}", "output": "yes"} for n in range(9)]
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "Square this", **beside, "output": "16"}])
+    )
+
+    found = read(path)
+
+    assert found[-1][0] == ("user", asked)
+    assert all(f"text {n}" in found[n][0][1] for n in range(9))
+
+
+def test_a_pair_whose_input_cannot_be_read_is_rejected_not_trained_without_it(tmp_path):
+    rows = [{"instruction": f"Say {n}", "input": f"text {n}", "output": "yes"} for n in range(9)]
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "a", "input": {"b": 1}, "output": "c"}])
+    )
+
+    assert read(path)[-1] == "not text beside the question"
