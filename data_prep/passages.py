@@ -20,7 +20,8 @@ import numpy.typing as npt
 from data_prep.config import DataConfig
 from data_prep.packing import Split
 from data_prep.pouring import Integers
-from data_prep.selection import Documents, Flags, Selection
+from data_prep.quotations import quoted
+from data_prep.selection import Documents, Flags, Selection, without_crossing
 from data_prep.shards import SPLITS
 from data_prep.slices import EncodedSlice
 from data_prep.sources import Slice
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 HELD_OUT_VERSION = 1  # part of the manifest's config digest: raise it when other documents or passages are held out
 FEW_DOCUMENTS = 200  # texts: fewer hold out passages
 LEAST_TOKENS = 64  # of a passage
+TRIED = 20  # documents, for one that no other is like
 LEAST_DOCUMENTS = 10  # of which one is held out whatever the hashes say
 SNAP_SHARE = 4  # of a passage: so far back a paragraph's end is looked for
 TRAIN, VALIDATION = SPLITS.index("train"), SPLITS.index("validation")
@@ -95,43 +97,61 @@ def passage_of(ids: npt.NDArray[Any], place: int, config: DataConfig, ends: npt.
 
 
 def held_out(
-    documents: Documents, selection: Selection, is_text: Flags, config: DataConfig, found: Mapping[int, Passage]
+    documents: Documents,
+    tables: Sequence[EncodedSlice],
+    selection: Selection,
+    is_text: Flags,
+    config: DataConfig,
+    found: Mapping[int, Passage],
 ) -> tuple[Selection, dict[int, Passage]]:
-    """Return the selection as it is used, and the passages of its documents that are held out; say what was done.
+    """Return the selection with long texts in train, and the passages of theirs that are held out; say what was done.
 
-    `is_text` is of the documents.
+    `is_text` is of the documents. A passage that stands in another text too is not held out.
     """
     kept = selection.kept & documents.is_head
     texts = int(np.count_nonzero(kept & is_text))
-    is_wanted = config.validation == "passages" or (config.validation == "auto" and texts < FEW_DOCUMENTS)
+    if config.validation != "passages" and (config.validation != "auto" or texts >= FEW_DOCUMENTS):
+        return selection, {}
+    passages = {number: one for number, one in found.items() if kept[number] and selection.split[number] <= VALIDATION}
+    elsewhere = quoted(tables, {number: (one.begin, one.end) for number, one in passages.items()}, kept)
+    if not passages:
+        return selection, {}
     split = selection.split.copy()
-    passages = {}
-    if is_wanted:
-        passages = {number: one for number, one in found.items() if kept[number] and split[number] <= VALIDATION}
-        split[list(passages)] = TRAIN
-    if passages:
-        log.info(
-            "validation: a passage of each of %d long texts, about %g of it, for there are %d texts (data.validation)",
-            len(passages),
-            config.validation_fraction,
-            texts,
-        )
-    elif config.validation_fraction > 0 and not (kept & (split == VALIDATION)).any():
-        hold_out_one(documents, selection, split)
+    split[list(passages)] = TRAIN
+    passages = {number: one for number, one in passages.items() if number not in elsewhere}
+    log.info(
+        "validation: a passage of each of %d long texts, about %g of it, for there are %d texts (data.validation)",
+        len(passages),
+        config.validation_fraction,
+        texts,
+    )
+    if elsewhere:
+        log.info("validation: %d passages stand in other texts too and are not held out", len(elsewhere))
     return replace(selection, split=split), passages
 
 
-def hold_out_one(documents: Documents, selection: Selection, split: npt.NDArray[np.int8]) -> None:
-    """Move the document with the smallest hash to validation, of those that nothing else is nearly the same as."""
+def with_one_held_out(
+    documents: Documents, tables: Sequence[EncodedSlice], selection: Selection, config: DataConfig
+) -> Selection:
+    """Return the selection with a document in validation, if it has none and could spare one; say so.
+
+    It is the one with the smallest hash of those that no other is like.
+    """
     kept = selection.kept & documents.is_head
-    alike = np.bincount(selection.leader[kept], minlength=len(split))
-    candidates = np.flatnonzero(kept & (split == TRAIN) & (alike[selection.leader] == 1))
-    if np.count_nonzero(kept) < LEAST_DOCUMENTS or len(candidates) == 0:
-        return
-    chosen = candidates[np.lexsort((documents.key[candidates, 1], documents.key[candidates, 0]))[0]]
-    following = np.flatnonzero(documents.is_head[chosen + 1 :])
-    split[chosen : chosen + 1 + (int(following[0]) if len(following) else len(split))] = VALIDATION  # all its lines
-    log.info("validation: none of %d documents fell into it, so one is held out", np.count_nonzero(kept))
+    is_wanted = config.validation_fraction > 0 and np.count_nonzero(kept) >= LEAST_DOCUMENTS
+    if not is_wanted or (kept & (selection.split == VALIDATION)).any():
+        return selection
+    candidates = np.flatnonzero(kept & (selection.split == TRAIN))
+    candidates = candidates[np.lexsort((documents.key[candidates, 1], documents.key[candidates, 0]))]
+    for chosen in candidates[:TRIED].tolist():
+        following = np.flatnonzero(documents.is_head[chosen + 1 :])
+        split = selection.split.copy()
+        split[chosen : chosen + 1 + (int(following[0]) if len(following) else len(split))] = VALIDATION  # all its lines
+        moved = replace(selection, split=split)
+        if np.array_equal(without_crossing(documents, tables, moved, config).kept, selection.kept):
+            log.info("validation: none of %d documents fell into it, so one is held out", np.count_nonzero(kept))
+            return moved
+    return selection
 
 
 def stretches_of(

@@ -15,11 +15,11 @@ from data_prep.config import DataConfig
 from data_prep.ledger import count_documents, reasons_of
 from data_prep.mixture import mixed
 from data_prep.packing import Packing, Split, pack
-from data_prep.passages import Stretches, held_out, passages_in, stretches_of
+from data_prep.passages import Stretches, held_out, passages_in, stretches_of, with_one_held_out
 from data_prep.pouring import Integers, Small
 from data_prep.refusals import check_refused, tell_run_together
 from data_prep.rejects import Repeat, Sample, drawn
-from data_prep.selection import Documents, collect, drawn_repeats, select
+from data_prep.selection import Documents, collect, drawn_repeats, select_unique, without_crossing
 from data_prep.shards import SPLITS
 from data_prep.slices import EncodedSlice
 from data_prep.sources import Corpus, Slice
@@ -101,9 +101,12 @@ def make_plan(
     check_refused(corpus, records)
     tell_run_together(corpus, records)
     is_text = np.array([file.columns.shape == "text" for file in corpus.files])
-    selected = select(documents, tables, lambda lines: is_text[documents.file[lines]], config)
+    unique = select_unique(documents, tables, lambda lines: is_text[documents.file[lines]], config)
     found = passages_in(tables, slices, is_text, config, ends)
-    selection, passages = held_out(documents, selected, is_text[documents.file], config, found)
+    unique, passages = held_out(documents, tables, unique, is_text[documents.file], config, found)
+    selection = without_crossing(documents, tables, unique, config)
+    if not passages:
+        selection = with_one_held_out(documents, tables, selection, config)
     counts = count_documents(corpus, records, documents, selection)
     chosen = {s: np.flatnonzero(selection.kept & (selection.split == number)) for number, s in enumerate(SPLITS)}
     chosen["train"] = mixed(config, corpus, documents, chosen["train"], counts)

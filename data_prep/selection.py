@@ -140,6 +140,13 @@ def select(
     documents: Documents, tables: Sequence[EncodedSlice], is_text: Callable[[Integers], Flags], config: DataConfig
 ) -> Selection:
     """Return which documents are used, and where. `is_text` tells which of some lines are running text."""
+    return without_crossing(documents, tables, select_unique(documents, tables, is_text, config), config)
+
+
+def select_unique(
+    documents: Documents, tables: Sequence[EncodedSlice], is_text: Callable[[Integers], Flags], config: DataConfig
+) -> Selection:
+    """Return which documents repeat no other, and their splits by their own hashes; those are not compared yet."""
     head = np.flatnonzero(documents.is_head)
     split = splits_of(documents.key[head], (config.validation_fraction, config.test_fraction)).astype(np.int8)
     leader = first_equal(documents.key[head]) if config.cleaning.duplicates else np.arange(len(head))
@@ -147,9 +154,22 @@ def select(
     dropped = {DUPLICATE: repeats}
     if config.cleaning.near_duplicates != "off":
         may_drop = is_text(head) if config.cleaning.near_duplicates == "text" else np.ones(len(head), np.bool_)
-        near = drop_near(tables, head, leader, may_drop, config.cleaning.near_threshold)
-        dropped[NEAR_DUPLICATE] = near
-        dropped |= drop_crossing(tables, head, leader, split, ~repeats & ~near)
+        dropped[NEAR_DUPLICATE] = drop_near(tables, head, leader, may_drop, config.cleaning.near_threshold)
+    return spread(Selection(split=split, leader=leader, dropped=dropped), documents.is_head, head)
+
+
+def without_crossing(
+    documents: Documents, tables: Sequence[EncodedSlice], selection: Selection, config: DataConfig
+) -> Selection:
+    """Return the selection without what stands in another split too, unless near duplicates are not looked for."""
+    if config.cleaning.near_duplicates == "off":
+        return selection
+    head = np.flatnonzero(documents.is_head)
+    leader = np.searchsorted(head, selection.leader[head])
+    split = selection.split[head]
+    crosses = drop_crossing(tables, head, leader, split, selection.kept[head])
+    dropped = {reason: flags[head] for reason, flags in selection.dropped.items()}
+    dropped |= {reason: flags | dropped[reason] if reason in dropped else flags for reason, flags in crosses.items()}
     return spread(Selection(split=split, leader=leader, dropped=dropped), documents.is_head, head)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -141,3 +142,65 @@ def test_books_and_pairs_together_hold_out_passages_of_the_books_alone(
     both = train.keys() & held.keys()
     assert both == {document for document in held if document[0] < 6}
     assert not test.keys() & (train.keys() | held.keys())
+
+
+def words(seed: int, count: int) -> str:
+    random = Random(seed)
+    return " ".join("".join(random.choices("abcdefghij", k=5)) for _ in range(count))
+
+
+def splits_of(folder: Path, manifest: Manifest) -> dict[tuple[int, int], set[str]]:
+    """Return the splits in which each document has tokens."""
+    found: dict[tuple[int, int], set[str]] = defaultdict(set)
+    for split in manifest.splits:
+        if manifest.rows(split):
+            for document in pieces_of(folder, manifest, split):
+                found[document].add(split)
+    return found
+
+
+def test_the_one_document_that_is_held_out_has_no_twin_in_train(
+    lines_file: Callable[..., Path], prepared: Prepared, model: str, tmp_path: Path
+) -> None:
+    twins = [{"prompt": words(n, 59) + last, "completion": "yes"} for n in range(10) for last in (" one", " two")]
+    alone = {"prompt": words(99, 60), "completion": "no"}
+    fixed = {**FIXED, "validation_fraction": 1e-9, "row_tokens": 512, "cleaning": {}}
+
+    manifest = prepared(lines_file(*twins, alone), model=model, **fixed)
+
+    held = [place for place, splits in splits_of(tmp_path / "data", manifest).items() if splits == {"validation"}]
+    assert held == [(0, 20)]
+    assert prepared(lines_file(*twins), model=model, into="twins", **fixed).rows("validation") == 0
+
+
+def test_a_passage_that_stands_in_another_book_is_not_held_out(
+    prepared: Prepared, model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "books").mkdir()
+    own = [words(n, 900) for n in range(4)]
+    for n, text in enumerate([own[0], own[1], own[2] + " " + own[0] + " " + own[3]]):
+        (tmp_path / "books" / f"{n}.txt").write_text(text)
+
+    with caplog.at_level("INFO"):
+        manifest = prepared(tmp_path / "books", model=model, cleaning={"near_duplicates": "off"}, **FIXED)
+
+    splits = splits_of(tmp_path / "data", manifest)
+    assert splits[0, 0] == {"train"} and splits[1, 0] == {"train", "validation"}
+    assert "passages stand in other texts too and are not held out" in caplog.text
+
+
+def test_a_short_text_that_stands_in_a_long_one_is_not_held_out_beside_it(
+    prepared: Prepared, model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "texts").mkdir()
+    for n in range(40):
+        text = words(n, 900)
+        (tmp_path / "texts" / f"{n:02}-long.txt").write_text(text)
+        (tmp_path / "texts" / f"{n:02}-short.txt").write_text(text[:360])
+
+    manifest = prepared(tmp_path / "texts", model=model, cleaning={}, **{**FIXED, "validation_fraction": 0.2})
+
+    splits = splits_of(tmp_path / "data", manifest)
+    assert all(
+        "validation" not in splits[file, 0] for file in range(1, 80, 2) if "train" in splits.get((file - 1, 0), ())
+    )
