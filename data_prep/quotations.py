@@ -18,7 +18,7 @@ from data_prep.pouring import Integers
 from data_prep.slices import EncodedSlice
 
 RUN_TOKENS = 16
-SHARE = 0.5  # of a passage's runs: from here on it stands in the other document
+SHARE = 0.5  # of the runs of a passage or of the other document, whichever has fewer
 FACTOR = 0x9E3779B97F4A7C15  # odd
 
 Hashes = npt.NDArray[np.uint64]
@@ -27,9 +27,10 @@ Hashes = npt.NDArray[np.uint64]
 def quoted(
     tables: Sequence[EncodedSlice], passages: Mapping[int, tuple[int, int]], kept: npt.NDArray[np.bool_]
 ) -> set[int]:
-    """Return the passages of which half stands in another kept document; each is a document's number, begin and end.
+    """Return the passages of which half stands in another kept document, or that hold half of one.
 
-    Takes 8 bytes a token of the passages and looks once at every token of the corpus.
+    A passage is given by its document's number, and where it begins and ends. Takes 8 bytes for each of their tokens,
+    and looks once at every token of the corpus.
     """
     if not passages:
         return set()
@@ -41,7 +42,8 @@ def quoted(
     every, owner = every[order], owner[order]
     found: set[int] = set()
     for number, ids in documents_of(tables, set(np.flatnonzero(kept).tolist())):
-        shares = common_runs(every, owner, np.unique(runs_of(ids)), len(numbers)) / [max(1, len(one)) for one in runs]
+        own = np.unique(runs_of(ids))
+        shares = common_runs(every, owner, own, len(numbers)) / [max(1, min(len(one), len(own))) for one in runs]
         found |= {int(other) for other in numbers[shares >= SHARE] if other != number}
     return found
 
