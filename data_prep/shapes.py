@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from data_prep.looks import is_gap
 from data_prep.markers import marked_turns
 from data_prep.messages import NEEDS_MEDIA, NOT_MESSAGES, ROLE_KEYS, turns_of_message
 from data_prep.paths import MISSING, matching, opened, value_at
@@ -19,6 +20,7 @@ from data_prep.turns import Turn
 ROWS = "rows"  # where `grouping` puts the rows that are one conversation
 SAID_ROLES = ("user", "assistant")
 BETWEEN = "\n\n"  # what one person says from several columns
+NAME_LENGTH, NAMES = 40, 12  # of a column, and so many of them, in what people read
 NO_VARIABLES: Mapping[str, Any] = {}
 
 
@@ -127,7 +129,7 @@ def texts_at(row: Mapping[str, Any], names: Names) -> list[str]:
 def optional_texts(row: Mapping[str, Any], names: Names) -> list[str]:
     """Return the texts of the columns that a row has and that say something. Raises ObjectionError."""
     values = [value_at(row, name) for name in names]
-    there = [value for value in values if value is not MISSING and value is not None]
+    there = [value for value in values if value is not MISSING and not is_gap(value)]
     if not all(isinstance(value, str) for value in there):
         raise ObjectionError("not text")
     return [text for text in there if text.strip()]
@@ -242,6 +244,21 @@ def folded(turns: Sequence[Turn]) -> tuple[Turn, Turn]:
 def shortened(names: Iterable[str]) -> str:
     """Return column names for people: those that differ in their number only as one, with how many they are."""
     families = Counter(re.sub(r"\d+$", "*", name) for name in names)
-    return ", ".join(
-        name if count == 1 and "*" not in name else f"{name} ({count})" for name, count in families.items()
+    return listed(
+        cut(name) if count == 1 and "*" not in name else f"{cut(name)} ({count})" for name, count in families.items()
     )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for people: the first of them, and how many more there are. A row taken for a header is long."""
+    found = list(names)
+    more = [f"... ({len(found) - NAMES} more)"] if len(found) > NAMES else []
+    return ", ".join([*map(cut, found[:NAMES]), *more])
+
+
+def cut(name: str, length: int = NAME_LENGTH) -> str:
+    """Return a name as it is shown: on one line, not too long, and never nothing."""
+    plain = " ".join(name[: 4 * length].split())
+    if not plain:
+        return "(unnamed)"
+    return plain if len(plain) <= length + 10 else f"{plain[:length]}..."
