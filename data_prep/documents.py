@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -133,6 +134,12 @@ def text_of(raw: Raw) -> str:
 
 def parsed(raw: Raw) -> Mapping[str, Any]:
     """Return a record as a row; a text alone is the row {text: ...}. Raises ObjectionError."""
+    row = row_or_text(raw)
+    return {"text": row} if isinstance(row, str) else row
+
+
+def row_or_text(raw: Raw) -> Mapping[str, Any] | str:
+    """Return a record as a row or, of JSON, as the text alone that it is. Raises ObjectionError."""
     if isinstance(raw, ObjectionError):
         raise raw
     if isinstance(raw, Mapping):
@@ -146,9 +153,7 @@ def parsed(raw: Raw) -> Mapping[str, Any]:
         raise ObjectionError("nested too deeply") from None
     except ValueError:
         raise ObjectionError("bad JSON") from None
-    if isinstance(row, str):
-        return {"text": row}
-    if not isinstance(row, dict):
+    if not isinstance(row, dict | str):
         raise ObjectionError("not a JSON object")
     return row
 
@@ -168,7 +173,7 @@ def find_columns(location: Path, source: SourceConfig, form: Format = JSONL) -> 
     records = sampled(location, form)
     rows, objections = parsed_rows(records)
     if not rows and all(isinstance(raw, ObjectionError) for raw in records) and len(records) < SNIFFED_RECORDS:
-        return Columns(shape="text", layout=PLAIN, names=PLAIN.text, format=form)  # damaged: each objection is counted
+        return without_rows(objections, location, form)
     inner = source.fields.rows or (inner_key(rows, source) if form.kind == "json" else None)
     if inner is not None:
         rows, objections = parsed_rows(itertools.islice(inner_rows(rows, inner, parsed), SNIFFED_RECORDS))
@@ -202,14 +207,35 @@ def sampled(location: Path, form: Format) -> list[Raw]:
 
 
 def parsed_rows(records: Iterable[Raw]) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """Return the rows among some records, and what is wrong with the others."""
-    rows, objections = [], []
+    """Return the rows among some records, and what is wrong with the others.
+
+    Texts alone are rows of one column where they are most: some among objects must not tell what the objects are.
+    """
+    rows: list[Mapping[str, Any]] = []
+    texts: list[Mapping[str, Any]] = []
+    objections = []
     for raw in records:
         try:
-            rows.append(parsed(raw))
+            found = row_or_text(raw)
         except ObjectionError as objection:
             objections.append(str(objection))
-    return rows, objections
+            continue
+        if isinstance(found, str):
+            texts.append({"text": found})
+        else:
+            rows.append(found)
+    return (rows if len(texts) <= len(rows) else [*rows, *texts]), objections
+
+
+def without_rows(objections: Sequence[str], location: Path, form: Format) -> Columns:
+    """Return how a file is read none of whose records is a row: as what it is, or counting each objection."""
+    counts = Counter(objections)
+    reasons = ", ".join(counts)
+    if len(objections) == 1 or (objections and form.kind in ("parquet", "arrow")):
+        return Columns(shape="text", format=Format(kind="refused", note=reasons))
+    told = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+    note = f"{location.name}: none of its {len(objections)} records is a row ({told})" if counts else ""
+    return Columns(shape="text", layout=PLAIN, format=form, notes=(note or f"{location.name}: it has no row",))
 
 
 def inner_key(rows: Sequence[Mapping[str, Any]], source: SourceConfig) -> str | None:

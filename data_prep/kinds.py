@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_prep.looks import Rows, columns_of, is_messages, texts_in, values_of
+from data_prep.looks import Rows, are_texts, columns_of, is_messages, texts_in, values_of
 from data_prep.markers import HH, has_marks
 from data_prep.paths import opened, value_at
 from data_prep.roles import known_role
@@ -106,9 +106,13 @@ def may_say(rows: Rows, name: str) -> bool:
 
 
 def is_text(rows: Rows, name: str) -> bool:
-    """Tell whether a column holds texts and nothing else."""
-    values = values_of(rows, name)
-    return bool(values) and all(isinstance(value, str) for value in values)
+    """Tell whether a column holds texts: one odd value does not decide how all other rows are read."""
+    return are_texts(values_of(rows, name))
+
+
+def texts_of(rows: Rows, name: str) -> list[str]:
+    """Return the texts that a column holds."""
+    return [value for value in values_of(rows, name) if isinstance(value, str)]
 
 
 def are_verdicts(values: Sequence[Any]) -> bool:
@@ -141,10 +145,10 @@ def chosen_layouts(rows: Rows, names: Sequence[str], chosen: str) -> Iterator[La
         yield Layout(messages=(before, chosen))
     elif is_text(rows, chosen) and asked:
         for name in asked:
-            is_marked = all(text.rstrip().endswith("\n\nAssistant:") for text in values_of(rows, name))
+            is_marked = all(text.rstrip().endswith("\n\nAssistant:") for text in texts_of(rows, name))
             marked = Layout(messages=(name, chosen), markers=HH)
             yield marked if is_marked else Layout(prompt=(name,), completion=(chosen,))
-    elif is_text(rows, chosen) and all(has_marks(text, HH) for text in values_of(rows, chosen)):
+    elif is_text(rows, chosen) and all(has_marks(text, HH) for text in texts_of(rows, chosen)):
         yield Layout(messages=(chosen,), markers=HH)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,10 @@ UNMARKED = (  # of how many bytes a character is, and which of them are NUL in w
     (2, (0,), "utf-16-be"),
     (2, (1,), "utf-16-le"),
 )
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+LFS_BYTES = 1024  # a pointer has fewer
+LFS_NOTE = "a Git LFS pointer, not the file: run `git lfs pull`"
+COLUMNS_SHOWN = 12
 BINARY = "not text: it has NUL bytes"
 
 
@@ -60,6 +65,8 @@ class Seen(NamedTuple):
 
 def with_layout(form: Format, location: Path, name: str, source: SourceConfig) -> Format:
     """Return a file's format with what its beginning tells. Raises DataError if `columns` or `encoding` are wrong."""
+    if is_pointer(location):
+        return replace(form, kind="refused", note=LFS_NOTE)
     if form.kind not in ENCODED_KINDS:
         return form
     try:
@@ -233,10 +240,25 @@ def looked_at_lines(location: Path, form: Format) -> list[str]:
     return lines
 
 
+def is_pointer(location: Path) -> bool:
+    """Tell whether Git LFS left a pointer in the place of a file, whatever the file is named."""
+    if location.stat().st_size > LFS_BYTES:
+        return False
+    with location.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
 def header_hint(location: Path, form: Format) -> str:
     """Return what to add to the message about columns that are not understood: the first line may be a row."""
     first = first_cells(looked_at_lines(location, form), form)
-    wanted = ", ".join(["prompt", "completion"] if len(first) == 2 else [f"column{n}" for n, _ in enumerate(first, 1)])
+    named = ["prompt", "completion"] if len(first) == 2 else [f"column{n}" for n, _ in enumerate(first, 1)]
+    wanted = ", ".join(named if len(named) <= COLUMNS_SHOWN else [*named[:2], "...", named[-1]])
+    again = [name for name, count in Counter(first).items() if count > 1]
+    if again and not is_data(list(dict.fromkeys(first))):
+        return (
+            f"Its first line has {excerpt(again) or 'an empty cell'} more than once: if it is a header, give each "
+            f"column a name of its own; if it is a row, name the columns: `columns: [{wanted}]`"
+        )
     if is_data(first):
         return f"Its first line is no header but a row ({excerpt(first)}); name its columns: `columns: [{wanted}]`"
     return f"If its first line is a row and no header, name the columns: `columns: [{wanted}]`"
@@ -264,4 +286,5 @@ def is_number(cell: str) -> bool:
 
 
 def excerpt(cells: Sequence[str]) -> str:
-    return " | ".join(cell if len(cell) <= 40 else f"{cell[:40]}..." for cell in cells)[:200]
+    shown = [" ".join(cell[:200].split()) for cell in cells]
+    return " | ".join(cell if len(cell) <= 40 else f"{cell[:40]}..." for cell in shown)[:200]

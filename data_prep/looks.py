@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -23,6 +24,7 @@ LABELS = re.compile(
 )
 DATES = re.compile(r"(.*_)?(date|time|created|updated|timestamp|expiration|at)", re.IGNORECASE)
 HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|[ -]+")  # where a name's words meet
+SHARE_OF_TEXTS = 0.9  # in a column of texts; a row with another value there is rejected and counted by itself
 FEW = 0.2  # so few different values for each row are labels
 
 
@@ -33,7 +35,18 @@ def columns_of(rows: Rows) -> list[str]:
 
 def values_of(rows: Rows, name: str) -> list[Any]:
     """Return what a column holds where it holds something."""
-    return [row[name] for row in rows if row.get(name) is not None and row[name] != ""]
+    return [row[name] for row in rows if not is_gap(row.get(name)) and row[name] != ""]
+
+
+def is_gap(value: Any) -> bool:
+    """Tell whether a value stands for none: null, or the NaN that pandas has in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def are_texts(values: Sequence[Any]) -> bool:
+    """Tell whether a column's values are texts, but for a few."""
+    texts = sum(isinstance(value, str) for value in values)
+    return texts > 0 and texts >= SHARE_OF_TEXTS * len(values)
 
 
 def look_of(name: str, values: Sequence[Any]) -> Look:
@@ -42,8 +55,8 @@ def look_of(name: str, values: Sequence[Any]) -> Look:
         return "empty"
     if all(isinstance(value, bool | int | float) for value in values):
         return "number"
-    if all(isinstance(value, str) for value in values):
-        return look_of_texts(name, values)
+    if are_texts(values):
+        return look_of_texts(name, [value for value in values if isinstance(value, str)])
     if any(is_messages(value) for value in values):
         return "messages"
     return "list" if any(isinstance(value, list) for value in values) else "object"

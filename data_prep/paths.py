@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import io
+import itertools
 import json
 import re
+import tokenize
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final
@@ -13,7 +16,7 @@ from typing import Any, Final
 from data_prep.streams import ObjectionError
 
 STEP = re.compile(r"\.?([^.\[\]]+)|\[(-?\d+)\]")
-GLUED = re.compile(r"""(?<=['"])\s+(?=['"])|\}\s*\{|\]\s*\[""")  # a list that numpy printed has no commas
+GLUED = re.compile(r"""['"]\s+['"]""")  # in a list that numpy printed, which has no commas, or inside of a text
 
 
 class Missing:
@@ -100,9 +103,16 @@ def python_value(plain: str, text: str) -> Any:
         return text
     if not isinstance(value, list | dict):
         return text
-    if GLUED.search(plain):
+    if GLUED.search(plain) and has_glued_texts(plain):
         raise ObjectionError("a list without commas between its items")
     return value
+
+
+def has_glued_texts(plain: str) -> bool:
+    """Tell whether two texts of a value that Python can read stand side by side, with no comma between them."""
+    tokens = tokenize.generate_tokens(io.StringIO(plain).readline)
+    kinds = [token.type for token in tokens if token.type not in (tokenize.NL, tokenize.COMMENT)]
+    return any(pair == (tokenize.STRING, tokenize.STRING) for pair in itertools.pairwise(kinds))
 
 
 def without_nulls(value: Any) -> Any:

@@ -7,19 +7,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_prep.fields import PLACEHOLDER
-from data_prep.kinds import ANSWERS, CHOICES, NUMBERED, QUESTIONS, REJECTED, kinds_of, opened_safely
+from data_prep.kinds import (
+    ANSWERS,
+    CHOICES,
+    NUMBERED,
+    ONLY_TOGETHER,
+    QUESTIONS,
+    REJECTED,
+    kinds_of,
+    opened_safely,
+)
 from data_prep.looks import Rows, columns_of, look_of, looks_opened, values_of
 from data_prep.markers import STYLES, Markers, has_marks
 from data_prep.roles import known_role, quoted
 from data_prep.row_layouts import Layout, as_fields, layout_from
-from data_prep.shapes import shortened
+from data_prep.shapes import cut, listed, shortened
 from data_prep.speakers import unknown_speakers
 
 UNDERSTOOD = (
     "text; prompt, instruction, question, query or problem with completion, output, response, answer or solution; "
     "messages, conversations or conversation; chosen"
 )
-EXAMPLE = 60  # characters of a value that a person is shown
+LINE_NAME = 80  # characters of a column's name in a line to copy: a longer one is no name but a cell
 ROLE_LIKE, CONTENT_LIKE = (
     ("role", "from", "speaker", "author", "sender"),
     ("content", "value", "text", "utterance", "message", "body"),
@@ -37,13 +46,20 @@ def written(layout: Layout, rows: Rows) -> str:
 
 def joined(proposal: Proposal, markers: Markers = ()) -> str:
     """Return a proposal on one line."""
-    fields = ", ".join(f"{name}: {value_text(value)}" for name, value, _ in proposal)
+    fields = ", ".join(f"{name}: {value_text(short_value(value))}" for name, value, _ in proposal)
     marks = (
         f", markers: {{{', '.join(f'{role}: {value_text(list(marks))}' for role, marks in markers)}}}"
         if markers
         else ""
     )
     return f"fields: {{{fields}}}{marks}"
+
+
+def short_value(value: Any) -> Any:
+    """Return a column's name, or a list of them, as a message shows it."""
+    if isinstance(value, list):
+        return [short_value(item) for item in value]
+    return cut(value, LINE_NAME) if isinstance(value, str) and len(value) > LINE_NAME else value
 
 
 def value_text(value: Any) -> str:
@@ -63,7 +79,7 @@ def quoted_path(name: str) -> str:
 def ask(rows: Rows) -> str:
     """Return what a person is told of rows that are not understood."""
     proposal, markers = propose(rows)
-    told = f"{remarks(proposal)}{printed_remark(rows)}"
+    told = f"{remarks(proposal)}{printed_remark(rows)}{number_remark(rows)}"
     return (
         f"columns seen: {shortened(columns_of(rows))}. Understood by themselves are {UNDERSTOOD} (docs/rows.md). For "
         f"others write below this source in data.sources, for example: `{joined(proposal, markers)}`{told}"
@@ -73,7 +89,24 @@ def ask(rows: Rows) -> str:
 def printed_remark(rows: Rows) -> str:
     """Return what is said of columns that were written as a program prints them."""
     printed = [name for name in columns_of(rows) if is_printed(values_of(rows, name))]
-    return f"; {', '.join(printed)} holds printed lists, which cannot be read back: write JSON" if printed else ""
+    return f"; {listed(printed)} holds printed lists, which cannot be read back: write JSON" if printed else ""
+
+
+def number_remark(rows: Rows) -> str:
+    """Return what is said of questions, answers and texts that are numbers: how to spell one, only its owner knows."""
+    known = {*QUESTIONS, *ANSWERS, "text", *(name for pair in ONLY_TOGETHER for name in pair)}
+    told = ""
+    for name in columns_of(rows):
+        held = values_of(rows, name) if name.casefold() in known else []
+        numbers = [value for value in held if isinstance(value, int | float)]
+        if numbers:
+            what = "true and false" if all(isinstance(value, bool) for value in numbers) else "numbers"
+            shown = json.dumps(numbers[0])
+            told += (
+                f"; {name} holds {what} in {len(numbers)} of {len(rows)} rows, and only texts are trained: write them "
+                f'as texts, "{shown}" for {shown}'
+            )
+    return told
 
 
 def is_printed(values: Sequence[Any]) -> bool:
@@ -84,7 +117,7 @@ def is_printed(values: Sequence[Any]) -> bool:
 
 def remarks(proposal: Proposal) -> str:
     """Return a proposal's comments on one line."""
-    told = [f"{name}: {comment}" for name, value, comment in proposal if comment]
+    told = [f"{cut(name)}: {comment}" for name, value, comment in proposal if comment]
     return f" ({'; '.join(told)})" if told else ""
 
 
@@ -111,16 +144,16 @@ def pair_or_text(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> 
     asked = [name for name in texts if name.casefold() in QUESTIONS]
     answered = [name for name in texts if name.casefold() in ANSWERS]
     if len(choices) == 1 and not asked:
-        return [("text", choices[0], f"or, if it answers something: prompt: {PLACEHOLDER}, completion: {choices[0]}")]
+        return [
+            ("text", choices[0], f"or, if it answers something: prompt: {PLACEHOLDER}, completion: {cut(choices[0])}")
+        ]
     if not choices:
-        return [("text", PLACEHOLDER, f"no column looks like text; columns: {', '.join(looks) or 'none'}")]
+        return [("text", PLACEHOLDER, f"no column looks like text; columns: {listed(looks) or 'none'}")]
     is_whole = not any(name.casefold() in CHOICES for name in looks)  # else the question alone asks for nothing
     prompt = asked[0] if is_whole and len(asked) == 1 and len(answered) <= 1 else PLACEHOLDER
     completion = answered[0] if len(answered) == 1 and len(asked) <= 1 else PLACEHOLDER
     others = [name for name in choices if name not in (prompt, completion)]
-    one_of = (
-        f"one of: {', '.join(others)}" if others else f"no other column looks like text; columns: {', '.join(looks)}"
-    )
+    one_of = f"one of: {listed(others)}" if others else f"no other column looks like text; columns: {listed(looks)}"
     return [
         ("prompt", prompt, one_of if prompt == PLACEHOLDER else ""),
         ("completion", completion, one_of if completion == PLACEHOLDER else ""),
@@ -167,7 +200,7 @@ def nested_messages(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) 
 
 def chosen_key(keys: Sequence[str], like: Sequence[str], items: Sequence[Any]) -> tuple[str, str]:
     found = [key for key in keys if key in like and any(isinstance(item.get(key), str | int) for item in items)]
-    return (found[0], "") if len(found) == 1 else (PLACEHOLDER, f"one of: {', '.join(keys)}")
+    return (found[0], "") if len(found) == 1 else (PLACEHOLDER, f"one of: {listed(keys)}")
 
 
 def message_rows(rows: Rows, looks: Mapping[str, str]) -> Proposal:
@@ -183,7 +216,7 @@ def message_rows(rows: Rows, looks: Mapping[str, str]) -> Proposal:
     if not speakers or not said:
         return []
     group = groups[0] if len(groups) == 1 else PLACEHOLDER
-    one_of = f"the rows of one conversation have the same in it; one of: {', '.join(looks)}"
+    one_of = f"the rows of one conversation have the same in it; one of: {listed(looks)}"
     return [
         ("group_by", group, one_of if group == PLACEHOLDER else ""),
         ("role", speakers[0], ""),
@@ -212,8 +245,8 @@ def conversation_hint(rows: Rows, layout: Layout) -> Iterator[str]:
     if found is not None:
         lines = joined([("messages", found[0], "")], found[1])
         yield (
-            f"the texts in {found[0]} look like conversations and are trained whole; to train the answers only, write "
-            f"`{lines}`"
+            f"the texts in {cut(found[0])} look like conversations and are trained whole; to train the answers only, "
+            f"write `{lines}`"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,18 +12,19 @@ from data_prep.config import SourceConfig
 from data_prep.grouping import columns_read
 from data_prep.kinds import Kind, kinds_of, opened_safely
 from data_prep.looks import Rows, columns_of, look_of, texts_in, values_of
-from data_prep.messages import CONTENT_KEYS, KNOWN_KEYS, MASK_KEY, ROLE_KEYS, UNTOLD_MASK
+from data_prep.messages import CONTENT_KEYS, KNOWN_KEYS, MASK_KEY, NOT_MESSAGES, ROLE_KEYS, UNTOLD_MASK
 from data_prep.paths import MISSING, matching, value_at
-from data_prep.proposals import ask, conversation_hint, written
+from data_prep.proposals import ask, conversation_hint, number_remark, written
 from data_prep.roles import known_role, line_to_write
 from data_prep.row_layouts import THINKING, VARIABLES, Layout, layout_from
-from data_prep.shapes import shortened, turns_of_row, variables_of_row
+from data_prep.shapes import listed, shortened, turns_of_row, variables_of_row
 from data_prep.speakers import messages_of, speakers, unknown_speakers
 from data_prep.streams import ObjectionError
 
 TOOLS = "tools"
 TREES = "of each tree the conversation of the best ranked answers is read; `paths: all` reads every one"
-IGNORED_COLUMNS = 12  # so many that hold no text are named
+SURE_ROWS, WRONG_SHARE = 10, 0.9  # of so many rows, such a share rejected: the columns are not what they seem
+UNFIT = ("missing column", "not text", NOT_MESSAGES)
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,20 @@ def decide(rows: Rows, source: SourceConfig, place: str) -> Decision:
     check_own(rows, layout, source, place)
     check_speakers(rows, layout, place)
     check_flags(rows, layout, place)
+    rejections = rejections_of(rows, layout)
+    check_rejections(rejections, rows, layout, place)
     texts, others = unused_columns(rows, layout)
     notes = [
         kind.note,
         TREES if layout.parent_id and source.paths is None else "",
         *conversation_hint(rows, layout),
-        *told_rejections(rows, layout),
+        *told_rejections(rejections, len(rows)),
     ]
     idle = idle_roles(rows, layout)
     if idle:
         notes.append(f"roles: nobody in the rows looked at is called {', '.join(idle)}")
     if others:
-        listed = [*others[:IGNORED_COLUMNS], *(["..."] if len(others) > IGNORED_COLUMNS else [])]
-        notes.append(f"other columns that are not used: {shortened(listed)}")
+        notes.append(f"other columns that are not used: {shortened(others)}")
     return Decision(layout, texts, tuple(filter(None, notes)))
 
 
@@ -140,16 +143,14 @@ def check_keys(rows: Rows, layout: Layout, place: str) -> None:
     wanted = [layout.role, layout.content, layout.user, layout.assistant, layout.train, layout.masked]
     absent = [key for key in wanted if key is not None and key not in keys]
     if absent:
-        raise DataError(
-            f"{place}: no message has {', '.join(absent)}; keys of its messages: {', '.join(keys) or 'none'}"
-        )
+        raise DataError(f"{place}: no message has {', '.join(absent)}; keys of its messages: {listed(keys) or 'none'}")
     has_role, has_content = (
         layout.role or set(ROLE_KEYS) & keys.keys(),
         layout.content or set(CONTENT_KEYS) & keys.keys(),
     )
     if keys and not layout.user and not (has_role and has_content):
         raise DataError(
-            f"{place}: its messages have neither role and content nor from and value; keys: {', '.join(keys)}. "
+            f"{place}: its messages have neither role and content nor from and value; keys: {listed(keys)}. "
             f"Write which key is what: `fields: {{messages: {', '.join(layout.messages)}, role: ???, content: ???}}`"
         )
 
@@ -161,7 +162,7 @@ def check_speakers(rows: Rows, layout: Layout, place: str) -> None:
     if unknown:
         known = [str(known_role(name, own)) for name in said]
         raise DataError(
-            f"{place}: nobody knows who {', '.join(map(repr, unknown))} is; write below this source in data.sources, "
+            f"{place}: nobody knows who {listed(map(repr, unknown))} is; write below this source in data.sources, "
             f"if that is what they are, `{line_to_write(unknown, known)}` (user, assistant, system or tool)"
         )
 
@@ -219,17 +220,35 @@ def unused_keys(rows: Rows, layout: Layout) -> tuple[list[str], list[str]]:
     return keys[True], keys[False]
 
 
-def told_rejections(rows: Rows, layout: Layout) -> Iterator[str]:
-    """Yield what is wrong with rows of the sample, if many have it."""
-    if layout.is_whole:
-        return
-    reasons: dict[str, int] = {}
-    for row in rows:
+def rejections_of(rows: Rows, layout: Layout) -> Mapping[str, int]:
+    """Return what is wrong with rows of the sample, and of how many: nothing is known of rows that are joined."""
+    reasons: Counter[str] = Counter()
+    for row in () if layout.is_whole else rows:
         try:
             turns_of_row(row, layout)
             variables_of_row(row, layout)
         except ObjectionError as objection:
-            reasons[str(objection)] = reasons.get(str(objection), 0) + 1
-    for reason, count in reasons.items():
-        if count >= max(2, len(rows) // 20):
-            yield f"{count} of the {len(rows)} rows looked at are rejected: {reason}"
+            reasons[str(objection)] += 1
+    return reasons
+
+
+def check_rejections(reasons: Mapping[str, int], rows: Rows, layout: Layout, place: str) -> None:
+    """Raise DataError if nearly all rows do not fit the layout: then it is wrong, not they."""
+    unfit = {reason: count for reason, count in reasons.items() if reason in UNFIT}
+    if len(rows) < SURE_ROWS or sum(unfit.values()) < WRONG_SHARE * len(rows):
+        return
+    names = columns_of(rows)
+    read = columns_read(layout, tuple(names))
+    told = ", ".join(f"{reason}: {count}" for reason, count in unfit.items())
+    raise DataError(
+        f"{place}: {sum(unfit.values())} of the {len(rows)} rows looked at would be rejected ({told}), if "
+        f"{shortened(read)} is read; columns seen: {shortened(names)}{number_remark(rows)}. Mend the rows, or write "
+        "below this source in data.sources which columns are meant: `fields: {...}` (docs/rows.md)"
+    )
+
+
+def told_rejections(reasons: Mapping[str, int], count: int) -> Iterator[str]:
+    """Yield what is wrong with rows of a sample of `count`, if many have it."""
+    for reason, rejected in reasons.items():
+        if rejected >= max(2, count // 20):
+            yield f"{rejected} of the {count} rows looked at are rejected: {reason}"

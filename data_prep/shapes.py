@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from data_prep.looks import is_gap
 from data_prep.markers import marked_turns
 from data_prep.messages import NEEDS_MEDIA, NOT_MESSAGES, ROLE_KEYS, turns_of_message
 from data_prep.paths import MISSING, matching, opened, value_at
@@ -20,6 +20,7 @@ from data_prep.turns import Turn
 ROWS = "rows"  # where `grouping` puts the rows that are one conversation
 SAID_ROLES = ("user", "assistant")
 BETWEEN = "\n\n"  # what one person says from several columns
+NAME_LENGTH, NAMES = 40, 12  # of a column, and so many of them, in what people read
 NO_VARIABLES: Mapping[str, Any] = {}
 
 
@@ -128,7 +129,7 @@ def texts_at(row: Mapping[str, Any], names: Names) -> list[str]:
 def optional_texts(row: Mapping[str, Any], names: Names) -> list[str]:
     """Return the texts of the columns that a row has and that say something. Raises ObjectionError."""
     values = [value_at(row, name) for name in names]
-    there = [text_beside(value) for value in values if value is not MISSING and value is not None]
+    there = [text_beside(value) for value in values if value is not MISSING and not is_gap(value)]
     return [text for text in there if text.strip()]
 
 
@@ -142,7 +143,7 @@ def text_beside(value: Any) -> str:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return BETWEEN.join(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return "" if math.isnan(value) else str(value)  # NaN is how pandas writes that there is none
+        return str(value)
     raise ObjectionError("not text beside the question")
 
 
@@ -255,6 +256,21 @@ def folded(turns: Sequence[Turn]) -> tuple[Turn, Turn]:
 def shortened(names: Iterable[str]) -> str:
     """Return column names for people: those that differ in their number only as one, with how many they are."""
     families = Counter(re.sub(r"\d+$", "*", name) for name in names)
-    return ", ".join(
-        name if count == 1 and "*" not in name else f"{name} ({count})" for name, count in families.items()
+    return listed(
+        cut(name) if count == 1 and "*" not in name else f"{cut(name)} ({count})" for name, count in families.items()
     )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for people: the first of them, and how many more there are. A row taken for a header is long."""
+    found = list(names)
+    more = [f"... ({len(found) - NAMES} more)"] if len(found) > NAMES else []
+    return ", ".join([*map(cut, found[:NAMES]), *more])
+
+
+def cut(name: str, length: int = NAME_LENGTH) -> str:
+    """Return a name as it is shown: on one line, not too long, and never nothing."""
+    plain = " ".join(name[: 4 * length].split())
+    if not plain:
+        return "(unnamed)"
+    return plain if len(plain) <= length + 10 else f"{plain[:length]}..."

@@ -44,7 +44,7 @@ from data_prep.reading import ReadPart, read_usable
 from data_prep.rejects import Sample, drawn
 from data_prep.sources import Corpus, Slice
 
-SLICE_VERSION = 6  # part of every slice's digest: raise it when reading, encoding or this format changes
+SLICE_VERSION = 7  # part of every slice's digest: raise it when reading, encoding or this format changes
 
 Mask = npt.NDArray[np.uint8]
 

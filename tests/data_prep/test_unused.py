@@ -5,7 +5,7 @@ from __future__ import annotations
 from data_prep.config import SourceConfig
 from data_prep.documents import Document, Rejected, read_part
 from data_prep.ledger import summary
-from data_prep.sources import find_corpus, not_read, notes_of, parts_of
+from data_prep.sources import find_corpus, not_read, notes_of, parts_of, read_as
 from data_prep.turns import Turn
 
 PAIR = (Turn("user", "Hi"), Turn("assistant", "Ho"))
@@ -118,3 +118,20 @@ def test_a_column_of_tools_that_are_no_tools_is_not_read(lines_file):
 
     assert read(path) == [[("user", "Build a chair."), ("assistant", "Saw.")]]
     assert not_read(corpus_of(path), "source") == ["tools"]
+
+
+def test_a_column_without_a_name_is_not_told_as_nothing(tmp_path):
+    (tmp_path / "a.csv").write_text(",question,answer\n" + "".join(f"{n},How deep is it?,Deep.\n" for n in range(30)))
+
+    assert notes_of(corpus_of(tmp_path / "a.csv"), "source") == ["other columns that are not used: (unnamed)"]
+
+
+def test_a_table_none_of_whose_rows_can_be_read_says_why_and_not_that_it_is_text(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer\n" + "How deep, then?,Well, deep\n" * 9)
+
+    corpus = corpus_of(tmp_path / "a.csv")
+
+    (note,) = notes_of(corpus, "source")
+    assert note == "a.csv: none of its 9 records is a row (another number of columns than the header: 9)"
+    assert "from text" not in read_as(corpus, "source")
+    assert read(tmp_path / "a.csv") == ["another number of columns than the header"] * 9
