@@ -30,7 +30,12 @@ def read(path, **source):
         (PAIRS, [{"question": "How deep?", "answer": 5}], "pair", ["not text"]),
         (PAIRS, [b'"str"'] * 9, "pair", ["missing column"] * 9),
         (TEXTS, [{"text": 5}], "text", ["not text"]),
-        ([{**row, "system": "Be kind."} for row in PAIRS], [{**PAIRS[0], "system": 5}], "pair", ["not text"]),
+        (
+            [{**row, "system": "Be kind."} for row in PAIRS],
+            [{**PAIRS[0], "system": {"a": 1}}],
+            "pair",
+            ["not text beside the question"],
+        ),
         (
             [{"prompt": row["question"], "chosen": "Nine.", "rejected": "No."} for row in PAIRS],
             [{"prompt": 5, "chosen": "Nine.", "rejected": "No."}],
