@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_prep.fields import PLACEHOLDER
-from data_prep.kinds import ANSWERS, CHOICES, NUMBERED, QUESTIONS, REJECTED, kinds_of, opened_safely
+from data_prep.kinds import ANSWERS, CHOICES, NUMBERED, QUESTIONS, REJECTED, SYSTEMS, kinds_of, opened_safely
 from data_prep.looks import Rows, columns_of, look_of, looks_opened, values_of
-from data_prep.markers import STYLES, Markers, has_marks
+from data_prep.markers import STYLES, Markers, has_marks, with_shown
 from data_prep.roles import known_role, quoted
 from data_prep.row_layouts import Layout, as_fields, layout_from
 from data_prep.shapes import shortened
@@ -39,11 +39,15 @@ def joined(proposal: Proposal, markers: Markers = ()) -> str:
     """Return a proposal on one line."""
     fields = ", ".join(f"{name}: {value_text(value)}" for name, value, _ in proposal)
     marks = (
-        f", markers: {{{', '.join(f'{role}: {value_text(list(marks))}' for role, marks in markers)}}}"
+        f", markers: {{{', '.join(f'{role_text(role)}: {value_text(list(marks))}' for role, marks in markers)}}}"
         if markers
         else ""
     )
     return f"fields: {{{fields}}}{marks}"
+
+
+def role_text(role: str) -> str:
+    return f'"{role}"' if role == PLACEHOLDER else role  # YAML takes no key that begins with ? in braces
 
 
 def value_text(value: Any) -> str:
@@ -97,7 +101,8 @@ def propose(rows: Rows) -> tuple[Proposal, Markers]:
     texts = [name for name, look in looks.items() if look == "text"]
     marked = marked_column(rows, texts)
     if marked is not None:
-        return [("messages", marked[0], "")], marked[1]
+        told = [("system", name, "") for name in texts if name in SYSTEMS and name != marked[0]]
+        return [("messages", marked[0], ""), *told[:1]], marked[1]
     for guess in (message_rows(rows, looks), nested_messages(rows, looks, texts), numbered_columns(looks)):
         if guess:
             return guess, ()
@@ -202,7 +207,7 @@ def marked_column(rows: Rows, texts: Sequence[str]) -> tuple[str, Markers] | Non
         values = [str(value) for value in values_of(rows, name)]
         for style in STYLES:
             if values and all(has_marks(value, style) for value in values):
-                return name, style
+                return name, with_shown(style, values)
     return None
 
 
@@ -230,8 +235,11 @@ def proposal_lines(rows: Rows) -> list[str]:
         line = f"  {name}: {value_text(value)}"
         lines.append(f"{line:<32} # {comment}" if comment else line)
     if markers:
-        marks = ", ".join(f"{role}: {json.dumps(list(marks), ensure_ascii=False)}" for role, marks in markers)
-        lines.append(f"markers: {{{marks}}}")
+        marks = ", ".join(
+            f"{role_text(role)}: {json.dumps(list(marks), ensure_ascii=False)}" for role, marks in markers
+        )
+        unsure = f"  # write who speaks, or leave it out: {PLACEHOLDER}" if PLACEHOLDER in marks else ""
+        lines.append(f"markers: {{{marks}}}{unsure}")
     layout = found[0].layout if found else layout_of(proposal)
     unknown = unknown_speakers(rows, layout) if layout else []
     if unknown:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import yaml
+from pydantic import ValidationError
 
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.documents import find_columns
 from data_prep.kinds import kinds_of
-from data_prep.proposals import proposal_lines, propose
+from data_prep.proposals import ask, proposal_lines, propose
 
 
 def fields_of(*rows):
@@ -84,3 +88,22 @@ def test_lines_for_texts_with_marks_and_for_unknown_speakers_are_yaml():
 
     assert marked == ["fields:", "  messages: log", 'markers: {user: ["\\nUser:"], assistant: ["\\nBot:"]}']
     assert spoken == ["roles:", '  "Dr. Bob": ???  # user, assistant, system or tool']
+
+
+def test_marks_of_tools_and_ends_are_proposed_and_other_capitals_are_left_open():
+    chat = (
+        "USER: Rate?\n\nASSISTANT: <functioncall> {} <|endoftext|>\n\nFUNCTION RESPONSE: 0.9\n\nASSISTANT: It is 0.9."
+    )
+    fields, markers = propose([{"system": "SYSTEM: You are a helper.", "chat": f"{chat}\nCRITIC: Good, very good."}])
+    asked = ask([{"system": "SYSTEM: You are a helper.", "chat": f"{chat}\nCRITIC: Good, very good."}])
+
+    assert [(name, value) for name, value, _ in fields] == [("messages", "chat"), ("system", "system")]
+    assert dict(markers) == {
+        "user": ("\nUSER:",),
+        "assistant": ("\nASSISTANT:",),
+        "tool": ("\nFUNCTION RESPONSE:",),
+        "ignore": ("<|endoftext|>",),
+        "???": ("\nCRITIC:",),
+    }
+    with pytest.raises(ValidationError, match="markers"):
+        SourceConfig(path="a", **yaml.safe_load(f"{{{re.search('`(fields.*)`', asked)[1]}}}"))
