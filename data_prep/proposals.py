@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from data_prep.fields import PLACEHOLDER
-from data_prep.kinds import ANSWERS, CHOICES, NUMBERED, QUESTIONS, REJECTED, SYSTEMS, kinds_of, opened_safely
-from data_prep.looks import Rows, columns_of, look_of, looks_opened, values_of
+from data_prep.kinds import ANSWERS, CHOICES, NUMBERED, QUESTIONS, SYSTEMS, kinds_of, opened_safely
+from data_prep.looks import Rows, columns_of, look_of, looks_opened, texts_in, values_of
 from data_prep.markers import STYLES, Markers, has_marks, with_shown
+from data_prep.paths import MISSING, value_at
 from data_prep.roles import known_role, quoted
 from data_prep.row_layouts import Layout, as_fields, layout_from
 from data_prep.shapes import shortened
@@ -25,13 +28,18 @@ ROLE_LIKE, CONTENT_LIKE = (
     ("content", "value", "text", "utterance", "message", "body"),
 )
 
+WORSE = re.compile(  # what nobody wants learnt
+    r"reject|incorrect|non.?preferred|dis.?preferred|wrong|distractor|negative|loser", re.IGNORECASE
+)
 SAID_LOOKS = ("text", "label", "id", "empty")  # of short texts among longer ones
 Proposal = list[tuple[str, Any, str]]  # key, value, comment
 
 
 def written(layout: Layout, rows: Rows) -> str:
     """Return the lines of YAML, in one, by which rows are read with a layout."""
-    fields = as_fields(layout, columns_of(rows))
+    seen = columns_of(rows)
+    has_tools = layout.tools is not None and any(value_at(row, layout.tools) is not MISSING for row in rows)
+    fields = as_fields(layout if has_tools else replace(layout, tools=None), seen)
     return joined([(name, value, "") for name, value in fields.items()], layout.markers)
 
 
@@ -97,7 +105,7 @@ def propose(rows: Rows) -> tuple[Proposal, Markers]:
 
     An id, an address, a label or a rejected answer is never proposed for what is trained.
     """
-    looks = {name: look_of(name, values_of(rows, name)) for name in columns_of(rows) if not REJECTED.search(name)}
+    looks = {name: look_of(name, values_of(rows, name)) for name in columns_of(rows) if not WORSE.search(name)}
     texts = [name for name, look in looks.items() if look == "text"]
     marked = marked_column(rows, texts)
     if marked is not None:
@@ -111,37 +119,57 @@ def propose(rows: Rows) -> tuple[Proposal, Markers]:
 
 def pair_or_text(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> Proposal:
     """Return a question with its answer, or one text, out of the columns that look like text."""
-    nested = [name for name, look in looks.items() if look in ("list", "object")]
+    nested = [name for name, look in looks.items() if look in ("list", "messages", "object")]
     choices = [*texts, *(path for name in nested for path in inside(rows, name))]
     asked = [name for name in texts if name.casefold() in QUESTIONS]
-    answered = [name for name in texts if name.casefold() in ANSWERS]
     if len(choices) == 1 and not asked:
-        return [("text", choices[0], f"or, if it answers something: prompt: {PLACEHOLDER}, completion: {choices[0]}")]
+        return one_text(choices[0], [path for name in nested for path in places(rows, name)])
     if not choices:
         return [("text", PLACEHOLDER, f"no column looks like text; columns: {', '.join(looks) or 'none'}")]
-    is_whole = not any(name.casefold() in CHOICES for name in looks)  # else the question alone asks for nothing
+    answered = [name for name in texts if name.casefold() in ANSWERS]
+    is_whole = not any(name.casefold() in CHOICES for name in columns_of(rows))  # else the question asks for nothing
     prompt = asked[0] if is_whole and len(asked) == 1 and len(answered) <= 1 else PLACEHOLDER
     completion = answered[0] if len(answered) == 1 and len(asked) <= 1 else PLACEHOLDER
-    others = [name for name in choices if name not in (prompt, completion)]
-    one_of = (
-        f"one of: {', '.join(others)}" if others else f"no other column looks like text; columns: {', '.join(looks)}"
-    )
+    others = [name for name in dict.fromkeys([*choices, *looks]) if name not in (prompt, completion)]
+    one_of = f"one of: {', '.join(others)}"
     return [
         ("prompt", prompt, one_of if prompt == PLACEHOLDER else ""),
         ("completion", completion, one_of if completion == PLACEHOLDER else ""),
     ]
 
 
+def one_text(name: str, held: Sequence[str]) -> Proposal:
+    """Return the one running text, left open if other texts lie where a column `held` them."""
+    others = [path for path in held if path != name]
+    answers = f"or, if it answers something: prompt: {PLACEHOLDER}, completion: {PLACEHOLDER if others else name}"
+    if others:
+        return [("text", PLACEHOLDER, f"one of: {', '.join([name, *others])}; {answers}")]
+    return [("text", name, answers)]
+
+
 def inside(rows: Rows, name: str) -> list[str]:
     """Return the paths to texts of several words right inside a column of lists or objects."""
-    paths: dict[str, None] = {}
+    found = places(rows, name).items()
+    return [path for path, held in found if any(isinstance(text, str) and len(text.split()) > 2 for text in held)]
+
+
+def places(rows: Rows, name: str) -> dict[str, list[Any]]:
+    """Return what lies right inside a column of lists or objects, by its path, where it says something."""
+    paths: dict[str, list[Any]] = {}
     for value in values_of(rows, name):
         held = opened_safely(value)
         inner = held.items() if isinstance(held, dict) else enumerate(held[:1]) if isinstance(held, list) else ()
-        for key, text in inner:
-            if isinstance(text, str) and len(text.split()) > 2:
-                paths[f"{name}[{key}]" if isinstance(key, int) else f"{name}.{key}"] = None
-    return list(paths)
+        for key, item in inner:
+            if says_something(item) and not WORSE.search(str(key)):
+                paths.setdefault(f"{name}[{key}]" if isinstance(key, int) else f"{name}.{key}", []).append(item)
+    return paths
+
+
+def says_something(value: Any) -> bool:
+    """Tell whether a value has a text of several words in it, or is a list of objects with texts, if only of a word."""
+    texts = list(texts_in(value))
+    are_objects = isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    return any(len(text.split()) > 1 for text in texts) or (are_objects and bool(texts))
 
 
 def numbered_columns(looks: Mapping[str, str]) -> Proposal:

@@ -107,3 +107,34 @@ def test_marks_of_tools_and_ends_are_proposed_and_other_capitals_are_left_open()
     }
     with pytest.raises(ValidationError, match="markers"):
         SourceConfig(path="a", **yaml.safe_load(f"{{{re.search('`(fields.*)`', asked)[1]}}}"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"tree": "t1", "prompt": {"text": "What is rain?", "replies": [{"text": "Water."}, {"text": "Drops."}]}},
+        {"id": "1", "input": "What is a sea?", "output": ["Salt water."]},
+    ],
+)
+def test_one_text_is_no_running_text_while_others_lie_beside_it(row):
+    ((name, value, comment),), _ = propose([row])
+
+    assert (name, value) == ("text", "???")
+    assert re.match(r"one of: (prompt.text, prompt.replies|input, output\[0\]);", comment)
+
+
+def test_a_placeholder_lists_every_column_but_those_that_are_rejected_by_their_names():
+    row = {"question": "How deep is it?", "answer": False, "passage": "It is nine metres.", "empty": None}
+    worse = dict.fromkeys(("incorrect_answers", "non_preferred", "dispreferred", "wrong", "distractor3"), "It is ten.")
+
+    proposal, _ = propose([row | worse | {"negative": "It is eleven.", "loser": "It is twelve."}])
+
+    assert proposal == [("prompt", "question", ""), ("completion", "???", "one of: passage, answer, empty")]
+
+
+def test_tools_are_written_only_if_rows_have_them(lines_file):
+    said = {"role": "assistant", "content": "A", "mask": 1}
+    path = lines_file({"messages": [{"role": "user", "content": "Q"}, said]})
+
+    with pytest.raises(DataError, match=r"beside `fields: \{messages: messages\}`"):
+        find_columns(path, SourceConfig(path=str(path)))
