@@ -72,9 +72,9 @@ def quoted_path(name: str) -> str:
     return name if plain.isalnum() and not plain[:1].isdigit() else json.dumps(name, ensure_ascii=False)
 
 
-def ask(rows: Rows) -> str:
+def ask(rows: Rows, inner: str | None = None) -> str:
     """Return what a person is told of rows that are not understood."""
-    proposal, markers = propose(rows)
+    proposal, markers = propose(rows, inner)
     told = f"{remarks(proposal)}{printed_remark(rows)}"
     return (
         f"columns seen: {shortened(columns_of(rows))}. Understood by themselves are {UNDERSTOOD} (docs/rows.md). For "
@@ -100,21 +100,28 @@ def remarks(proposal: Proposal) -> str:
     return f" ({'; '.join(told)})" if told else ""
 
 
-def propose(rows: Rows) -> tuple[Proposal, Markers]:
+def propose(rows: Rows, inner: str | None = None) -> tuple[Proposal, Markers]:
     """Return `fields` for rows, with placeholders where it is not sure, and markers that go with them.
 
+    `inner` is where in each JSON value the rows lie.
     An id, an address, a label or a rejected answer is never proposed for what is trained.
     """
+    lie = rows_at(inner)
     looks = {name: look_of(name, values_of(rows, name)) for name in columns_of(rows) if not WORSE.search(name)}
     texts = [name for name, look in looks.items() if look == "text"]
     marked = marked_column(rows, texts)
     if marked is not None:
         told = [("system", name, "") for name in texts if name in SYSTEMS and name != marked[0]]
-        return [("messages", marked[0], ""), *told[:1]], marked[1]
-    for guess in (message_rows(rows, looks), nested_messages(rows, looks, texts), numbered_columns(looks)):
+        return [*lie, ("messages", marked[0], ""), *told[:1]], marked[1]
+    told_apart = [] if lie else message_rows(rows, looks)  # rows inside a JSON value cannot be grouped
+    for guess in (told_apart, nested_messages(rows, looks, texts), numbered_columns(looks)):
         if guess:
-            return guess, ()
-    return pair_or_text(rows, looks, texts), ()
+            return [*lie, *guess], ()
+    return [*lie, *pair_or_text(rows, looks, texts)], ()
+
+
+def rows_at(inner: str | None) -> Proposal:
+    return [] if inner is None else [("rows", inner, "")]
 
 
 def pair_or_text(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> Proposal:
@@ -182,7 +189,9 @@ def numbered_columns(looks: Mapping[str, str]) -> Proposal:
 
 def nested_messages(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> Proposal:
     """Return a column of lists of objects, or of texts, as a conversation, where it is plain or all that there is."""
-    for name in (name for name, look in looks.items() if look in ("list", "messages", "object") and name != "tools"):
+    nested = [name for name, look in looks.items() if look in ("list", "messages", "object") and name != "tools"]
+    are_many = sum(bool(places(rows, name)) for name in nested) > 1  # then one of them alone is not all that is said
+    for name in nested:
         held = (opened_safely(value) for value in values_of(rows, name))
         items = [item for value in held if isinstance(value, list) for item in value]
         if items and all(isinstance(item, dict) for item in items):
@@ -193,9 +202,13 @@ def nested_messages(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) 
                     ("role", *chosen_key(keys, ROLE_LIKE, items)),
                     ("content", *chosen_key(keys, CONTENT_LIKE, items)),
                 ]
-        elif not texts and len(items) > 1 and all(isinstance(item, str) and len(item.split()) > 2 for item in items):
+        elif not texts and not are_many and len(items) > 1 and all(map(is_said, items)):
             return [("messages", name, "texts that two people say in turn, the first of them the user")]
     return []
+
+
+def is_said(item: Any) -> bool:
+    return isinstance(item, str) and len(item.split()) > 2
 
 
 def chosen_key(keys: Sequence[str], like: Sequence[str], items: Sequence[Any]) -> tuple[str, str]:
@@ -243,21 +256,21 @@ def conversation_hint(rows: Rows, layout: Layout) -> Iterator[str]:
     """Yield what to write if running texts look like conversations."""
     found = marked_column(rows, [name for name in layout.text if name in columns_of(rows)]) if layout.text else None
     if found is not None:
-        lines = joined([("messages", found[0], "")], found[1])
+        lines = joined([*rows_at(layout.rows), ("messages", found[0], "")], found[1])
         yield (
             f"the texts in {found[0]} look like conversations and are trained whole; to train the answers only, write "
             f"`{lines}`"
         )
 
 
-def proposal_lines(rows: Rows) -> list[str]:
+def proposal_lines(rows: Rows, inner: str | None = None) -> list[str]:
     """Return the YAML that `shardline init` writes below a source whose rows are not understood by themselves."""
     found = kinds_of(rows)
     if len(found) > 1:
-        ways = [f"#   {written(kind.layout, rows)}" for kind in found]
+        ways = [f"#   {written(replace(kind.layout, rows=inner), rows)}" for kind in found]
         told = f"# its columns can be read in {len(found)} ways; put one of these lines in the place of `fields`:"
         return [told, *ways, "fields:", f"  messages: {PLACEHOLDER}"]
-    proposal, markers = ([], ()) if found else propose(rows)
+    proposal, markers = (rows_at(inner), ()) if found else propose(rows, inner)
     lines = ["fields:"] if proposal else []
     for name, value, comment in proposal:
         line = f"  {name}: {value_text(value)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -11,8 +12,11 @@ from pydantic import ValidationError
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.documents import find_columns
+from data_prep.formats import Format
 from data_prep.kinds import kinds_of
 from data_prep.proposals import ask, proposal_lines, propose
+
+JSON = Format(kind="json")
 
 
 def fields_of(*rows):
@@ -138,3 +142,54 @@ def test_tools_are_written_only_if_rows_have_them(lines_file):
 
     with pytest.raises(DataError, match=r"beside `fields: \{messages: messages\}`"):
         find_columns(path, SourceConfig(path=str(path)))
+
+
+PORT = [{"ask": "How deep is it?", "reply": "Nine metres deep."}, {"ask": "How far is it?", "reply": "Ten miles off."}]
+
+
+def test_what_is_proposed_for_rows_inside_a_json_object_works_when_it_is_pasted(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"version": "1", "data": PORT}))
+    with pytest.raises(DataError) as refusal:
+        find_columns(path, SourceConfig(path=str(path)), JSON)
+
+    line = re.search("`(fields.*)`", str(refusal.value))[1]
+    pasted = yaml.safe_load(f"{{{line.replace('prompt: ???', 'prompt: ask').replace('???', 'reply')}}}")
+    found = find_columns(path, SourceConfig(path=str(path), **pasted), JSON)
+
+    assert pasted["fields"]["rows"] == "data"
+    assert found.layout.prompt == ("ask",) and found.layout.rows == "data" and found.format == JSON
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ({"features": [{"name": "ask"}, {"name": "reply"}], "rows": [{"row": row} for row in PORT]}, "rows"),
+        ({"Positive Examples": PORT[:1], "Negative Examples": [], "Some Instances": PORT}, '"Some Instances"'),
+    ],
+)
+def test_the_list_with_the_most_objects_is_named(tmp_path, value, named):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(value))
+
+    note = find_columns(path, SourceConfig(path=str(path)), JSON).format.note
+
+    assert f"fields: {{rows: {named}, ...}}" in note
+
+
+@pytest.mark.parametrize("beginning", ["", "\ufeff\n "])
+def test_a_json_list_of_one_row_is_rows(tmp_path, beginning):
+    path = tmp_path / "a.json"
+    path.write_text(beginning + json.dumps(PORT[:1]))
+
+    with pytest.raises(DataError, match="columns seen: ask, reply"):
+        find_columns(path, SourceConfig(path=str(path)), JSON)
+    named = find_columns(path, SourceConfig(path=str(path), fields={"prompt": "ask", "completion": "reply"}), JSON)
+
+    assert named.names == ("ask", "reply") and named.format == JSON
+
+
+def test_one_of_two_lists_of_texts_is_not_taken_for_all_that_is_said():
+    row = {"tag": "greeting", "patterns": ["Hi there you", "How are you?"], "responses": ["Hello my friend!"]}
+
+    assert fields_of(row) == {"prompt": "???", "completion": "???"}
