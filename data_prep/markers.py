@@ -107,15 +107,23 @@ def has_marks(text: str, markers: Markers) -> bool:
 def with_shown(style: Markers, texts: Sequence[str]) -> Markers:
     """Return a style with what else the texts show: ends to leave out, and capitals that begin a line.
 
-    Those who are no system and no tool by their names stand under a placeholder: a person knows whether they speak.
+    Those that are not plainly a system's or a tool's stand under a placeholder: a person knows whether they speak.
     """
     found = {role: list(marks) for role, marks in style}
     named = {mark.strip() for marks in found.values() for mark in marks}
     for word in dict.fromkeys(word for text in texts for word in CAPITALS.findall(text)):
         if f"{word}:" not in named:
-            role = known_role(word.replace(" ", "_"))
-            found.setdefault(role if role in ("system", "tool") else PLACEHOLDER, []).append(f"\n{word}:")
+            found.setdefault(plain_role(word, texts) or PLACEHOLDER, []).append(f"\n{word}:")
     ends = [end for end in ENDS if end not in named and any(end in text for text in texts)]
     if ends:
         found.setdefault(IGNORE, []).extend(ends)
     return tuple((role, tuple(marks)) for role, marks in found.items())
+
+
+def plain_role(word: str, texts: Sequence[str]) -> str | None:
+    """Return the role of a word in capitals; an answer may have FUNCTION: in it, and SYSTEM: too."""
+    role = known_role(word.replace(" ", "_"))
+    is_plain = (role == "tool" and not word.isalpha()) or (
+        role == "system" and any(text.lstrip().startswith(f"{word}:") for text in texts)
+    )
+    return role if is_plain else None

@@ -31,6 +31,7 @@ ROLE_LIKE, CONTENT_LIKE = (
 WORSE = re.compile(  # what nobody wants learnt
     r"reject|incorrect|non.?preferred|dis.?preferred|wrong|distractor|negative|loser", re.IGNORECASE
 )
+INSIDE = "each row is a message; such are put together in files of rows only: write these rows as JSON lines"
 SAID_LOOKS = ("text", "label", "id", "empty")  # of short texts among longer ones
 Proposal = list[tuple[str, Any, str]]  # key, value, comment
 
@@ -113,7 +114,9 @@ def propose(rows: Rows, inner: str | None = None) -> tuple[Proposal, Markers]:
     if marked is not None:
         told = [("system", name, "") for name in texts if name in SYSTEMS and name != marked[0]]
         return [*lie, ("messages", marked[0], ""), *told[:1]], marked[1]
-    told_apart = [] if lie else message_rows(rows, looks)  # rows inside a JSON value cannot be grouped
+    told_apart = message_rows(rows, looks)
+    if told_apart and lie:
+        return [*lie, ("text", PLACEHOLDER, INSIDE)], ()
     for guess in (told_apart, nested_messages(rows, looks, texts), numbered_columns(looks)):
         if guess:
             return [*lie, *guess], ()

@@ -193,3 +193,20 @@ def test_one_of_two_lists_of_texts_is_not_taken_for_all_that_is_said():
     row = {"tag": "greeting", "patterns": ["Hi there you", "How are you?"], "responses": ["Hello my friend!"]}
 
     assert fields_of(row) == {"prompt": "???", "completion": "???"}
+
+
+def test_only_a_system_that_begins_a_text_is_plainly_one():
+    begun = {"log": "SYSTEM: Be kind.\nUSER: Hi there\nASSISTANT: Hello."}
+    within = {"log": "USER: What does it print?\nASSISTANT: It prints\nSYSTEM: halted\nTOOL: none"}
+
+    assert dict(propose([begun])[1])["system"] == ("\nSYSTEM:",)
+    assert dict(propose([within])[1])["???"] == ("\nSYSTEM:", "\nTOOL:")
+
+
+def test_messages_inside_a_json_object_are_not_proposed_as_running_text():
+    row = {"conversation_id": 1, "role": "user", "message": "Hi there my friend"}
+
+    proposal, _ = propose([row], "data")
+
+    assert [(name, value) for name, value, _ in proposal] == [("rows", "data"), ("text", "???")]
+    assert "JSON lines" in proposal[1][2]
