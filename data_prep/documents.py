@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from data_prep.config import SourceConfig
 from data_prep.formats import Format
 from data_prep.grouping import JOINED_BYTES, columns_read, inner_rows, joined
 from data_prep.kinds import DIALOGUES, kinds_of
-from data_prep.looks import columns_of, is_messages
+from data_prep.looks import columns_of, is_messages, texts_in
 from data_prep.paths import without_nulls
+from data_prep.proposals import quoted_path
 from data_prep.records import Raw, raw_records
 from data_prep.row_layouts import EXTRA_COLUMNS, Layout
 from data_prep.samples import decide
 from data_prep.shapes import turns_of_row, variables_of_row
 from data_prep.stamps import Stamp
-from data_prep.streams import ObjectionError
+from data_prep.streams import ObjectionError, open_stream
 from data_prep.turns import Document, Shape, Turn
 
 __all__ = ["Columns", "Document", "Part", "Rejected", "Turn", "document_of", "find_columns", "raw_records", "read_part"]
@@ -173,18 +175,24 @@ def find_columns(location: Path, source: SourceConfig, form: Format = JSONL) -> 
     records = sampled(location, form)
     rows, objections = parsed_rows(records)
     if not rows and all(isinstance(raw, ObjectionError) for raw in records) and len(records) < SNIFFED_RECORDS:
+<<<<<<< HEAD
         return without_rows(objections, location, form)
     inner = source.fields.rows or (inner_key(rows, source) if form.kind == "json" else None)
+=======
+        return Columns(shape="text", layout=PLAIN, names=PLAIN.text, format=form)  # damaged: each objection is counted
+    inner = wrapping(rows, source, location, form)
+>>>>>>> turns
     if inner is not None:
+        source = with_rows(source, inner)
         rows, objections = parsed_rows(itertools.islice(inner_rows(rows, inner, parsed), SNIFFED_RECORDS))
     elif form.kind == "json" and len(records) == 1 and not source.fields.given:
-        note = one_value(rows, objections)
+        note = None if rows and is_array(location, form) else one_value(rows, objections)
         if note is not None:
             return Columns(shape="text", format=Format(kind="refused", note=note))
     if not rows:
         raise DataError(no_rows(location, objections))
     decision = decide(rows, source, str(location))
-    layout = decision.layout if inner is None else replace(decision.layout, rows=inner)
+    layout = decision.layout
     check_size(location, layout)
     return Columns(
         shape=layout.shape,
@@ -238,6 +246,25 @@ def without_rows(objections: Sequence[str], location: Path, form: Format) -> Col
     return Columns(shape="text", layout=PLAIN, format=form, notes=(note or f"{location.name}: it has no row",))
 
 
+def wrapping(rows: Sequence[Mapping[str, Any]], source: SourceConfig, location: Path, form: Format) -> str | None:
+    """Return where in each JSON value of a file its rows lie: as its source says it, or if that is plain."""
+    if source.fields.rows is not None:
+        return source.fields.rows
+    key = inner_key(rows, source) if form.kind == "json" else None
+    return None if key is None or is_array(location, form) else key
+
+
+def with_rows(source: SourceConfig, path: str) -> SourceConfig:
+    """Return a source that says where its rows lie."""
+    return source.model_copy(update={"fields": source.fields.model_copy(update={"rows": path})})
+
+
+def is_array(location: Path, form: Format) -> bool:
+    """Tell whether a JSON file is a list: then what is in it are rows, if only one."""
+    with open_stream(location, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
+        return stream.read(EXCERPT_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
 def inner_key(rows: Sequence[Mapping[str, Any]], source: SourceConfig) -> str | None:
     """Return under which key of the one JSON object of a file its rows lie, if that is plain."""
     if len(rows) != 1 or source.fields.given:
@@ -248,20 +275,29 @@ def inner_key(rows: Sequence[Mapping[str, Any]], source: SourceConfig) -> str | 
     return found[0] if len(found) == 1 and not said else None
 
 
+def longest_list(row: Mapping[str, Any]) -> str | None:
+    """Return which list of a JSON object has the most objects, of several the longest texts; None if none has any."""
+    counts = {
+        name: (sum(isinstance(item, dict) for item in value), sum(map(len, texts_in(value))))
+        for name, value in row.items()
+        if isinstance(value, list)
+    }
+    return max((name for name, (objects, _) in counts.items() if objects), key=lambda name: counts[name], default=None)
+
+
 def one_value(rows: Sequence[Mapping[str, Any]], objections: Sequence[str]) -> str | None:
     """Return why the one JSON value of a file is no row; None if it is one."""
     if objections:
         return objections[0]
     kinds = kinds_of(rows)
-    names = [name for name, value in rows[0].items() if isinstance(value, list)]
-    are_texts = any(
-        isinstance(item, str) for kind in kinds for name in kind.layout.columns(names) for item in rows[0][name]
-    )
-    if kinds and not are_texts:
+    lists = [name for name, value in rows[0].items() if isinstance(value, list)]
+    columns = [name for kind in kinds for name in kind.layout.columns(lists)]
+    said = next((name for name in columns if any(isinstance(item, str) for item in rows[0][name])), None)
+    if kinds and said is None:
         return None
-    names = [name for name in names if are_texts or any(isinstance(item, dict) for item in rows[0][name])]
-    hint = f"; name the list in it, for example `fields: {{rows: {names[0]}, ...}}`" if names else ""
-    hint += f", or `fields: {{messages: {names[0]}}}` if it is one conversation" if are_texts else ""
+    named = longest_list(rows[0]) or said
+    hint = f"; name the list in it, for example `fields: {{rows: {quoted_path(named)}, ...}}`" if named else ""
+    hint += f", or `fields: {{messages: {quoted_path(said)}}}` if it is one conversation" if said else ""
     return f"one JSON value, not rows{hint}"
 
 

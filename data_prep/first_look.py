@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import ConfigError, DataError
 from data_prep.config import SourceConfig
-from data_prep.documents import find_columns, parsed_rows, sampled
+from data_prep.documents import SNIFFED_RECORDS, longest_list, parsed, parsed_rows, sampled, with_rows, wrapping
+from data_prep.fields import PLACEHOLDER
 from data_prep.formats import Format, format_of, with_html
-from data_prep.proposals import proposal_lines
-from data_prep.sources import files_of
+from data_prep.grouping import inner_rows
+from data_prep.layouts import with_layout
+from data_prep.proposals import proposal_lines, quoted_path
+from data_prep.sources import columns_in, files_of
 
 KINDS = {"text": "text", "pair": "pairs", "messages": "conversations"}
 FILES = 8  # so many of a folder are looked into
 KIND_OF_KEY = {"text": "text", "prompt": "pairs", "completion": "pairs"}  # all others are of conversations
+
+NO_HEADER = "Its first line is no header"
+ENCODING = re.compile(r"`encoding(?:`, such as|:) ([\w-]+)")  # as it is written in what a person is told
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ def look_at(data: str) -> FirstLook:
     """Return what a file, a folder or a glob holds; the first file that is not understood decides what to write."""
     kinds: list[str] = []
     for location, form in some_files(data):
-        found = look_into(data, location, form)
+        found = look_into(SourceConfig(path=data), location, form)
         if found.lines:
             return found
         if found.kind is not None:
@@ -48,18 +56,59 @@ def some_files(data: str) -> Iterator[tuple[Path, Format]]:
         yield location, with_html(format_of(location.name) or Format(), "article")
 
 
-def look_into(data: str, location: Path, form: Format) -> FirstLook:
+def look_into(source: SourceConfig, location: Path, form: Format) -> FirstLook:
     """Return what one file holds."""
     if form.is_archive or location.stat().st_size == 0:
         return FirstLook(None)
     if not form.has_rows:
         return FirstLook("text")
+    laid_out = with_layout(form, location, location.name, source)
+    if laid_out.kind == "refused":
+        return other_encoding(source, location, form, str(laid_out.note))
     try:
-        return FirstLook(KINDS[find_columns(location, SourceConfig(path=data), form).shape])
+        columns = columns_in(location, source, laid_out)
     except DataError as problem:
-        rows, _ = parsed_rows(sampled(location, form))
-        if not rows:
-            raise ConfigError(str(problem)) from None
-        lines = proposal_lines(rows)
-    key = next((line.split(":")[0].strip() for line in lines if line.startswith("  ")), "messages")
+        return asked(source, location, laid_out, str(problem))
+    if columns.format.kind == "refused":
+        return one_object(source, location, form, str(columns.format.note))
+    path = source.fields.rows
+    return FirstLook(KINDS[columns.shape], ("fields:", f"  rows: {quoted_path(path)}") if path else ())
+
+
+def other_encoding(source: SourceConfig, location: Path, form: Format, note: str) -> FirstLook:
+    """Return what a file holds that is in another encoding, by one that it may be in; a person has to write it."""
+    named = ENCODING.search(note)
+    lines = (f"# {location.name}: {note}",)
+    if named is None or source.encoding is not None:
+        return FirstLook("text", lines)
+    found = look_into(source.model_copy(update={"encoding": named[1]}), location, form)
+    return FirstLook(found.kind, (*lines, f"encoding: {PLACEHOLDER}  # such as {named[1]}", *found.lines))
+
+
+def one_object(source: SourceConfig, location: Path, form: Format, note: str) -> FirstLook:
+    """Return what a file of one JSON object holds: the rows in its longest list, if it has one."""
+    laid_out = with_layout(form, location, location.name, source)
+    rows, _ = parsed_rows(sampled(location, laid_out))
+    path = longest_list(rows[0]) if rows else None
+    lines = (f"# {location.name}: {note}",)
+    if path is None:
+        return FirstLook("text", lines)
+    found = look_into(with_rows(source, path), location, form)
+    return FirstLook(found.kind, (*lines, *found.lines))
+
+
+def asked(source: SourceConfig, location: Path, form: Format, problem: str) -> FirstLook:
+    """Return the lines that a person has to complete for a file whose rows are not understood."""
+    rows, _ = parsed_rows(sampled(location, form))
+    path = wrapping(rows, source, location, form)
+    if path is not None:
+        rows, _ = parsed_rows(itertools.islice(inner_rows(rows, path, parsed), SNIFFED_RECORDS))
+    if not rows:
+        raise ConfigError(problem)
+    lines = proposal_lines(rows, path) or [f"# {problem}"]
+    headless = problem.find(NO_HEADER)
+    if headless >= 0:
+        lines.insert(0, f"# {problem[headless:]}")
+    keys = [line.split(":")[0].strip() for line in lines if line.startswith("  ")]
+    key = next((key for key in keys if key != "rows"), "messages")
     return FirstLook(KIND_OF_KEY.get(key, "conversations"), (f"# of {location.name}:", *lines))

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+from data_prep.fields import PLACEHOLDER
+from data_prep.roles import known_role
 from data_prep.streams import ObjectionError
 from data_prep.turns import Turn
 
@@ -37,6 +39,9 @@ STYLES: tuple[Markers, ...] = (  # what is proposed for a text that holds it, th
     (("user", ("\nUser:",)), ("assistant", ("\nBot:",))),
     (("user", ("\nQ:",)), ("assistant", ("\nA:",))),
 )
+
+ENDS = ("<|endoftext|>", "<|eot_id|>", "</s>", "<s>")  # of a turn or a text, as tokenizers write them
+CAPITALS = re.compile(r"^([A-Z][A-Z]+(?:[ _][A-Z]+){0,2}):", re.MULTILINE)  # FUNCTION RESPONSE:
 
 
 def marked_turns(text: str, markers: Markers) -> Iterator[Turn]:
@@ -97,3 +102,28 @@ def has_marks(text: str, markers: Markers) -> bool:
     except ObjectionError:
         return False
     return "assistant" in roles and "user" in roles
+
+
+def with_shown(style: Markers, texts: Sequence[str]) -> Markers:
+    """Return a style with what else the texts show: ends to leave out, and capitals that begin a line.
+
+    Those that are not plainly a system's or a tool's stand under a placeholder: a person knows whether they speak.
+    """
+    found = {role: list(marks) for role, marks in style}
+    named = {mark.strip() for marks in found.values() for mark in marks}
+    for word in dict.fromkeys(word for text in texts for word in CAPITALS.findall(text)):
+        if f"{word}:" not in named:
+            found.setdefault(plain_role(word, texts) or PLACEHOLDER, []).append(f"\n{word}:")
+    ends = [end for end in ENDS if end not in named and any(end in text for text in texts)]
+    if ends:
+        found.setdefault(IGNORE, []).extend(ends)
+    return tuple((role, tuple(marks)) for role, marks in found.items())
+
+
+def plain_role(word: str, texts: Sequence[str]) -> str | None:
+    """Return the role of a word in capitals; an answer may have FUNCTION: in it, and SYSTEM: too."""
+    role = known_role(word.replace(" ", "_"))
+    is_plain = (role == "tool" and not word.isalpha()) or (
+        role == "system" and any(text.lstrip().startswith(f"{word}:") for text in texts)
+    )
+    return role if is_plain else None

@@ -41,7 +41,11 @@ def decide(rows: Rows, source: SourceConfig, place: str) -> Decision:
 
     Raises DataError with the columns seen and the lines to write if that cannot be told.
     """
-    kind = Kind(named_layout(rows, source, place)) if source.fields.given - {"rows"} else single_kind(rows, place)
+    kind = (
+        Kind(named_layout(rows, source, place))
+        if source.fields.given - {"rows"}
+        else single_kind(rows, place, source.fields.rows)
+    )
     layout = with_own(replace(kind.layout, tools=tools_column(rows, kind.layout)), source)
     check_own(rows, layout, source, place)
     check_speakers(rows, layout, place)
@@ -80,18 +84,21 @@ def check_own(rows: Rows, layout: Layout, source: SourceConfig, place: str) -> N
         raise DataError(f"{place}: markers: {', '.join(layout.messages)} holds no text that they could be found in")
 
 
-def single_kind(rows: Rows, place: str) -> Kind:
-    """Return the one kind that rows are. Raises DataError if there is none, or more than one."""
+def single_kind(rows: Rows, place: str, inner: str | None = None) -> Kind:
+    """Return the one kind that rows are. Raises DataError if there is none, or more than one.
+
+    `inner` is where in each JSON value they lie.
+    """
     found = kinds_of(rows)
     if len(found) == 1:
         return found[0]
     if found:
-        lines = " or ".join(f"`{written(kind.layout, rows)}`" for kind in found)
+        lines = " or ".join(f"`{written(replace(kind.layout, rows=inner), rows)}`" for kind in found)
         raise DataError(
             f"{place}: its columns can be read in {len(found)} ways; columns seen: {shortened(columns_of(rows))}. "
             f"Write below this source in data.sources which is meant: {lines}"
         )
-    raise DataError(f"{place}: cannot tell what its columns are; {ask(rows)}")
+    raise DataError(f"{place}: cannot tell what its columns are; {ask(rows, inner)}")
 
 
 def with_own(layout: Layout, source: SourceConfig) -> Layout:

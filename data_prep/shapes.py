@@ -128,12 +128,12 @@ def texts_at(row: Mapping[str, Any], names: Names) -> list[str]:
 
 def optional_texts(row: Mapping[str, Any], names: Names) -> list[str]:
     """Return the texts of the columns that a row has and that say something. Raises ObjectionError."""
-    values = [value_at(row, name) for name in names]
-    there = [text_beside(value) for value in values if value is not MISSING and not is_gap(value)]
+    values = [(name, value_at(row, name)) for name in names]
+    there = [text_beside(name, value) for name, value in values if value is not MISSING and not is_gap(value)]
     return [text for text in there if text.strip()]
 
 
-def text_beside(value: Any) -> str:
+def text_beside(name: str, value: Any) -> str:
     """Return what stands beside a question as a text: several with blank lines between, a number as it is written.
 
     Raises ObjectionError.
@@ -144,7 +144,7 @@ def text_beside(value: Any) -> str:
         return BETWEEN.join(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise ObjectionError("not text beside the question")
+    raise ObjectionError(f"not text in {name}")
 
 
 def conversation_of(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:

@@ -84,7 +84,9 @@ def write_init(kind: str | None, data: str, model: str | None, output: Path) -> 
         name=scalar(re.sub(r"[^A-Za-z0-9._-]+", "-", output.stem).lstrip("._-") or "run"),
         data=scalar(data),
         shape=SHAPES[kind],
-        fields="".join(f"      {line}\n" for line in found.lines),
+        fields="".join(
+            f"      {' '.join(line.splitlines())}\n" for line in found.lines
+        ),  # a name may have a line's end
         row_tokens=longest_rows(folder) if model else 512,
         tokenizer=(template_lines(model, folder) if kind == "conversations" else "") if model else NEW_TOKENIZER,
         model=f"  path: {scalar(model)}\n" if model else NEW_MODEL,
@@ -94,7 +96,7 @@ def write_init(kind: str | None, data: str, model: str | None, output: Path) -> 
     )
     write_text(output, text)
     is_open = any(PLACEHOLDER in line for line in found.lines)
-    choose = f"put a column in the place of each {PLACEHOLDER} in {output}, then " if is_open else ""
+    choose = f"put what is meant in the place of each {PLACEHOLDER} in {output}, then " if is_open else ""
     return f"{output}\nnext: {choose}shardline check {output}"
 
 

@@ -335,4 +335,4 @@ def test_a_pair_whose_input_cannot_be_read_is_rejected_not_trained_without_it(tm
         "".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "a", "input": {"b": 1}, "output": "c"}])
     )
 
-    assert read(path)[-1] == "not text beside the question"
+    assert read(path)[-1] == "not text in input"

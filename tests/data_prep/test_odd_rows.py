@@ -34,7 +34,7 @@ def read(path, **source):
             [{**row, "system": "Be kind."} for row in PAIRS],
             [{**PAIRS[0], "system": {"a": 1}}],
             "pair",
-            ["not text beside the question"],
+            ["not text in system"],
         ),
         (
             [{"prompt": row["question"], "chosen": "Nine.", "rejected": "No."} for row in PAIRS],

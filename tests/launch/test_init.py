@@ -90,3 +90,49 @@ def test_a_kind_is_asked_for_where_there_is_nothing_to_look_at(tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"nothing here tells what your data is.*init text \| pairs \| conversations"):
         initialized(tmp_path, tmp_path / "absent")
     assert "running text" in initialized(tmp_path, tmp_path / "absent", "text")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("Question;Answer\nHow deep?;Nine.\n", '"prompt": "..."'),
+        ("ask|reply\nHow deep is it?|Nine metres deep.\n", "one of: ask, reply\n"),
+        ("\ufeffsep=;\nFrage;Antwort\nWie tief ist es?;Neun Meter tief.\n", "one of: Frage, Antwort\n"),
+    ],
+)
+def test_a_table_is_looked_at_as_it_is_laid_out(tmp_path: Path, data: str, expected: str) -> None:
+    (tmp_path / "a.csv").write_text(data)
+
+    text = initialized(tmp_path, tmp_path / "a.csv")
+
+    assert expected in text and ";" not in text.partition("sources:")[2].partition("row_tokens")[0].replace("; or", "")
+
+
+def test_a_table_in_another_encoding_has_its_encoding_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("question;answer\nWie groß?;Fünf Meter.\n".encode("cp1252"))
+
+    text = initialized(tmp_path, tmp_path / "a.csv")
+
+    assert "      encoding: ???  # such as cp1252\n" in text and '"prompt": "..."' in text
+    with pytest.raises(ConfigError, match="encoding"):
+        load_config(RunConfig, tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("key", ["data", "items"])
+def test_rows_inside_a_json_object_are_proposed_with_where_they_lie(tmp_path: Path, key: str) -> None:
+    value = {"n": 1, key: [{"ask": "How deep is it?", "reply": "Nine metres deep."}] * 2, "by": [{"name": "x"}][:0]}
+    (tmp_path / "a.json").write_text(json.dumps(value))
+
+    text = initialized(tmp_path, tmp_path / "a.json")
+
+    assert f"      fields:\n        rows: {key}\n        prompt: ???" in text
+
+
+def test_a_line_that_begins_like_a_row_is_told_of_in_a_comment_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"Do you ship\nabroad?",Yes we do ship.\nHow far is it?,It is ten miles.\n')
+
+    text = initialized(tmp_path, tmp_path / "a.csv")
+
+    assert "# Its first line is no header but a row (Do you ship abroad? | " in text
+    with pytest.raises(ConfigError, match="stands for a column"):
+        load_config(RunConfig, tmp_path / "run.yaml")
