@@ -175,13 +175,8 @@ def find_columns(location: Path, source: SourceConfig, form: Format = JSONL) -> 
     records = sampled(location, form)
     rows, objections = parsed_rows(records)
     if not rows and all(isinstance(raw, ObjectionError) for raw in records) and len(records) < SNIFFED_RECORDS:
-<<<<<<< HEAD
         return without_rows(objections, location, form)
-    inner = source.fields.rows or (inner_key(rows, source) if form.kind == "json" else None)
-=======
-        return Columns(shape="text", layout=PLAIN, names=PLAIN.text, format=form)  # damaged: each objection is counted
     inner = wrapping(rows, source, location, form)
->>>>>>> turns
     if inner is not None:
         source = with_rows(source, inner)
         rows, objections = parsed_rows(itertools.islice(inner_rows(rows, inner, parsed), SNIFFED_RECORDS))

@@ -9,25 +9,19 @@ from dataclasses import replace
 from typing import Any
 
 from data_prep.fields import PLACEHOLDER
-<<<<<<< HEAD
 from data_prep.kinds import (
     ANSWERS,
     CHOICES,
     NUMBERED,
     ONLY_TOGETHER,
     QUESTIONS,
-    REJECTED,
+    SYSTEMS,
     kinds_of,
     opened_safely,
 )
-from data_prep.looks import Rows, columns_of, look_of, looks_opened, values_of
-from data_prep.markers import STYLES, Markers, has_marks
-=======
-from data_prep.kinds import ANSWERS, CHOICES, NUMBERED, QUESTIONS, SYSTEMS, kinds_of, opened_safely
 from data_prep.looks import Rows, columns_of, look_of, looks_opened, texts_in, values_of
 from data_prep.markers import STYLES, Markers, has_marks, with_shown
 from data_prep.paths import MISSING, value_at
->>>>>>> turns
 from data_prep.roles import known_role, quoted
 from data_prep.row_layouts import Layout, as_fields, layout_from
 from data_prep.shapes import cut, listed, shortened
@@ -70,16 +64,15 @@ def joined(proposal: Proposal, markers: Markers = ()) -> str:
     return f"fields: {{{fields}}}{marks}"
 
 
-<<<<<<< HEAD
 def short_value(value: Any) -> Any:
     """Return a column's name, or a list of them, as a message shows it."""
     if isinstance(value, list):
         return [short_value(item) for item in value]
     return cut(value, LINE_NAME) if isinstance(value, str) and len(value) > LINE_NAME else value
-=======
+
+
 def role_text(role: str) -> str:
     return f'"{role}"' if role == PLACEHOLDER else role  # YAML takes no key that begins with ? in braces
->>>>>>> turns
 
 
 def value_text(value: Any) -> str:
@@ -98,13 +91,8 @@ def quoted_path(name: str) -> str:
 
 def ask(rows: Rows, inner: str | None = None) -> str:
     """Return what a person is told of rows that are not understood."""
-<<<<<<< HEAD
-    proposal, markers = propose(rows)
-    told = f"{remarks(proposal)}{printed_remark(rows)}{number_remark(rows)}"
-=======
     proposal, markers = propose(rows, inner)
-    told = f"{remarks(proposal)}{printed_remark(rows)}"
->>>>>>> turns
+    told = f"{remarks(proposal)}{printed_remark(rows)}{number_remark(rows)}"
     return (
         f"columns seen: {shortened(columns_of(rows))}. Understood by themselves are {UNDERSTOOD} (docs/rows.md). For "
         f"others write below this source in data.sources, for example: `{joined(proposal, markers)}`{told}"
@@ -178,28 +166,15 @@ def pair_or_text(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> 
     choices = [*texts, *(path for name in nested for path in inside(rows, name))]
     asked = [name for name in texts if name.casefold() in QUESTIONS]
     if len(choices) == 1 and not asked:
-<<<<<<< HEAD
-        return [
-            ("text", choices[0], f"or, if it answers something: prompt: {PLACEHOLDER}, completion: {cut(choices[0])}")
-        ]
-    if not choices:
-        return [("text", PLACEHOLDER, f"no column looks like text; columns: {listed(looks) or 'none'}")]
-    is_whole = not any(name.casefold() in CHOICES for name in looks)  # else the question alone asks for nothing
-    prompt = asked[0] if is_whole and len(asked) == 1 and len(answered) <= 1 else PLACEHOLDER
-    completion = answered[0] if len(answered) == 1 and len(asked) <= 1 else PLACEHOLDER
-    others = [name for name in choices if name not in (prompt, completion)]
-    one_of = f"one of: {listed(others)}" if others else f"no other column looks like text; columns: {listed(looks)}"
-=======
         return one_text(choices[0], [path for name in nested for path in places(rows, name)])
     if not choices:
-        return [("text", PLACEHOLDER, f"no column looks like text; columns: {', '.join(looks) or 'none'}")]
+        return [("text", PLACEHOLDER, f"no column looks like text; columns: {listed(looks) or 'none'}")]
     answered = [name for name in texts if name.casefold() in ANSWERS]
     is_whole = not any(name.casefold() in CHOICES for name in columns_of(rows))  # else the question asks for nothing
     prompt = asked[0] if is_whole and len(asked) == 1 and len(answered) <= 1 else PLACEHOLDER
     completion = answered[0] if len(answered) == 1 and len(asked) <= 1 else PLACEHOLDER
     others = [name for name in dict.fromkeys([*choices, *looks]) if name not in (prompt, completion)]
-    one_of = f"one of: {', '.join(others)}"
->>>>>>> turns
+    one_of = f"one of: {listed(others)}"
     return [
         ("prompt", prompt, one_of if prompt == PLACEHOLDER else ""),
         ("completion", completion, one_of if completion == PLACEHOLDER else ""),
