@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.errors import DataError
-from data_prep.cells import decoded_lines, first_cells, table_layout
+from data_prep.cells import decoded_lines, first_cells, table_layout, with_quoting
 from data_prep.config import SourceConfig
 from data_prep.formats import ENCODED_KINDS, LINE_KINDS, TABLE_KINDS, Format
 from data_prep.streams import ObjectionError, open_stream, require_whole, valid_beginning
@@ -199,7 +199,7 @@ def with_table(form: Format, location: Path, name: str, source: SourceConfig) ->
     lines = looked_at_lines(location, form)
     given = source.separator or ("\t" if form.kind == "tsv" else None)
     separator, quoted = table_layout(lines, given, len(source.columns or ()))
-    form = replace(form, separator=separator, quoted=quoted)
+    form = with_quoting(replace(form, separator=separator, quoted=quoted), lines)
     if source.columns is None:
         if len(lines) == 1:
             log.warning("%s: it has one line, which is taken for its header, so there is no row", name)
