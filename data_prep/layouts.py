@@ -17,6 +17,7 @@ from typing import NamedTuple
 from cluster.errors import DataError
 from data_prep.cells import decoded_lines, first_cells, table_layout, with_quoting
 from data_prep.config import SourceConfig
+from data_prep.folders import readable_name
 from data_prep.formats import ENCODED_KINDS, LINE_KINDS, TABLE_KINDS, Format
 from data_prep.streams import ObjectionError, open_stream, require_whole, valid_beginning
 
@@ -47,6 +48,12 @@ UNMARKED = (  # of how many bytes a character is, and which of them are NUL in w
     (2, (0,), "utf-16-be"),
     (2, (1,), "utf-16-le"),
 )
+PACKED = (
+    (b"\x1f\x8b\x08", "gzip", ".gz"),
+    (b"BZh91AY&SY", "bzip2", ".bz2"),
+    (b"\xfd7zXZ\0", "xz", ".xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd", ".zst"),
+)
 BINARY = "not text: it has NUL bytes"
 
 
@@ -66,6 +73,8 @@ def with_layout(form: Format, location: Path, name: str, source: SourceConfig) -
         data, is_whole = beginning(location, form)
     except ObjectionError:
         return form  # a bomb; reading meets it too, and counts it
+    if form.compression is None and (note := packed_note(data, location.name)):
+        return replace(form, kind="refused", note=note)
     if form.kind == "xml" and b"<mediawiki" in data[:WIKI_BYTES]:
         return replace(form, kind="wikipedia")
     form = with_encoding(form, data, name, source.encoding, is_whole=is_whole)
@@ -78,6 +87,14 @@ def with_layout(form: Format, location: Path, name: str, source: SourceConfig) -
     if b"\r" in text and b"\n" not in text:
         form = replace(form, cr_lines=True)
     return with_table(form, location, name, source) if form.kind in TABLE_KINDS else form
+
+
+def packed_note(data: bytes, name: str) -> str | None:
+    """Return what to do about a file that is packed, though its name does not say so."""
+    for magic, what, suffix in PACKED:
+        if data.startswith(magic):
+            return f"is {what} data: name it {readable_name(name)}{suffix}"
+    return None
 
 
 def beginning(location: Path, form: Format) -> tuple[bytes, bool]:
