@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cluster.files import sha256_of, whole_folder
+from data_prep.cut_zips import CutMember, cut_members
 from data_prep.folders import readable_name
 from data_prep.formats import Format, format_of
 from data_prep.streams import (
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 SEPARATOR = "!/"  # between an archive's name and its member's, in the manifest
 MEMBERS = 100_000  # of one archive; every member is a file on the disk, and most disks count files
 CONTENTS = "contents.json"
-UNPACKING = "2"  # part of the folder's name: raise it when other members are unpacked
+UNPACKING = "3"  # part of the folder's name: raise it when other members are unpacked
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError)
 
 
@@ -54,7 +55,7 @@ class Budget:
         self.members = 0
         self.names: set[str] = set()
 
-    def copy(self, source: IO[bytes], target: Path) -> None:
+    def copy(self, source: IO[bytes] | CutMember, target: Path) -> None:
         """Copy a member. Raises ObjectionError when the archive has unpacked to more than it may."""
         with target.open("wb") as sink:
             while chunk := source.read(CHUNK_BYTES):
@@ -75,7 +76,9 @@ def unpack(archive: Path, form: Format, cache: Path, given: str | None = None) -
         with whole_folder(folder) as partial:
             members = sorted(unpacked(archive, form, partial, given), key=lambda member: member.name)
             (partial / CONTENTS).write_text(json.dumps([asdict(member) for member in members]), encoding="utf-8")
-        log.info("unpacked %s: %d members", archive, len(members))
+        found = [member for member in members if member.name]
+        damage = "".join(f"; {member.problem}" for member in members if not member.name)
+        log.info("unpacked %s: %d members%s", archive, len(found), damage)
     return contents_of(folder), folder
 
 
@@ -107,6 +110,11 @@ def unpacked(archive: Path, form: Format, folder: Path, given: str | None) -> It
 
 
 def zip_members(archive: Path, budget: Budget, folder: Path) -> Iterator[Member]:
+    try:
+        zipfile.ZipFile(archive).close()
+    except zipfile.BadZipFile:
+        yield from members_before_damage(archive, budget, folder)
+        raise
     with zipfile.ZipFile(archive) as container:
         for info in container.infolist():
             if info.is_dir():
@@ -122,6 +130,41 @@ def zip_members(archive: Path, budget: Budget, folder: Path) -> Iterator[Member]
                     (folder / member.file).unlink(missing_ok=True)
                     member = Member(name=member.name, problem=described(error))
             yield member
+
+
+def members_before_damage(archive: Path, budget: Budget, folder: Path) -> Iterator[Member]:
+    """Yield the whole members of a zip without its directory, up to the first that is damaged or of unknown length.
+
+    That a member is a link stands in the directory alone.
+    """
+    with archive.open("rb") as file:
+        members = cut_members(file)
+        while True:
+            try:
+                member = next_member(next(members), budget, folder)
+            except (StopIteration, EOFError, zlib.error, ValueError):
+                return  # the caller counts the damage
+            if member is not None:
+                yield member
+
+
+def next_member(source: CutMember, budget: Budget, folder: Path) -> Member | None:
+    """Write a member of a cut zip; None for a folder. Raises EOFError, zlib.error or ValueError where it is damaged."""
+    if source.name.endswith("/"):
+        source.skip()
+        return None
+    problem = "encrypted" if source.is_encrypted else None if source.is_readable else "packed in an unknown way"
+    member = plan_member(source.name, problem, budget)
+    if member.file is None:
+        source.skip()
+        return member
+    target = folder / member.file
+    try:
+        budget.copy(source, target)
+    except (EOFError, zlib.error, ValueError):
+        target.unlink()
+        raise
+    return member
 
 
 def tar_members(archive: Path, compression: str | None, budget: Budget, folder: Path) -> Iterator[Member]:

@@ -8,6 +8,7 @@ import itertools
 import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from data_prep.formats import Format
@@ -18,6 +19,10 @@ NO_SEPARATOR = "\x1f"  # of a single column of bare text, whatever punctuation i
 EXCEL_HINT = re.compile(rb"sep=(.)\s*")  # Excel's own first line, which is no row
 ENCLOSED = re.compile(r'"(?:""|[^"]*(?:""[^"]*)+)?"')  # a cell with doubled quotes inside, or nothing
 CELL_LINES = 100_000  # of one quoted cell: one that is never closed takes no more
+ESCAPED = re.compile(r'\\(["\\])')
+STANDS_FOR = {'"': "\ud800", "\\": "\ud801"}  # what no text decodes to
+SPACED_SHARE = 0.9  # of rows: from here on a space after the separator is the file's way of writing
+ESCAPES_GAIN = 10  # so many times fewer lines are unexplained if backslashes escape
 WRONG_WIDTH = "another number of columns than the header"
 
 Line = str | ObjectionError
@@ -63,9 +68,14 @@ def drained(lines: deque[Line]) -> Iterator[Line]:
         yield lines.popleft()
 
 
-def quoted_rows(feed: LineFeed, separator: str) -> Iterator[list[str] | csv.Error]:
+def quoted_rows(feed: LineFeed, form: Format) -> Iterator[list[str] | csv.Error]:
     """Yield the cells of each row by the rules of quoting, or how its lines break them: they can be put back then."""
-    rows = csv.reader(feed.fed(), delimiter=separator, strict=True)
+
+    def opened() -> Iterator[list[str]]:
+        lines = (hidden(line, form.escapes) for line in feed.fed()) if form.escapes else feed.fed()
+        return csv.reader(lines, delimiter=form.separator, skipinitialspace=form.spaced, strict=True)
+
+    rows = opened()
     while True:
         feed.taken.clear()
         try:
@@ -74,15 +84,29 @@ def quoted_rows(feed: LineFeed, separator: str) -> Iterator[list[str] | csv.Erro
             return
         except csv.Error as error:
             yield error
-            rows = csv.reader(feed.fed(), delimiter=separator, strict=True)
+            rows = opened()
         else:
-            yield row
+            yield [shown(cell) for cell in row] if form.escapes else row
+
+
+def hidden(line: str, escapes: str) -> str:
+    """Return a line in which other characters stand for those that a backslash escapes; other backslashes stay."""
+    if "\\" not in line:
+        return line
+    return ESCAPED.sub(lambda found: STANDS_FOR[found[1]] if found[1] in escapes else found[0], line)
+
+
+def shown(cell: str) -> str:
+    """Return a cell with the characters that `hidden` took away."""
+    for character, other in STANDS_FOR.items():
+        cell = cell.replace(other, character)
+    return cell
 
 
 def read_csv(stream: BinaryIO, form: Format) -> Iterator[dict[str, str] | ObjectionError]:
     """Yield the rows of a CSV or TSV file."""
     csv.field_size_limit(DOCUMENT_BYTES)
-    rows = split_rows(decoded_lines(stream), form.separator, quoted=form.quoted)
+    rows = split_rows(decoded_lines(stream), form)
     names: Sequence[str] = form.names
     for row in rows:
         if isinstance(row, ObjectionError):
@@ -105,14 +129,14 @@ def decoded_lines(stream: BinaryIO) -> Iterator[Line]:
         yield line if isinstance(line, ObjectionError) else line.decode("utf-8", "surrogateescape") + "\n"
 
 
-def split_rows(lines: Iterator[Line], separator: str, *, quoted: bool) -> Iterator[list[str] | ObjectionError]:
+def split_rows(lines: Iterator[Line], form: Format) -> Iterator[list[str] | ObjectionError]:
     """Yield each row's cells. Where the file is damaged, raises ObjectionError."""
     feed = LineFeed(lines)
     width = 0
-    for row in quoted_rows(feed, separator) if quoted else bare_rows(feed, separator):
+    for row in quoted_rows(feed, form) if form.quoted else bare_rows(feed, form.separator):
         found: list[str] | ObjectionError | csv.Error = row
         if isinstance(row, csv.Error):
-            found = broken_row(feed, separator, width, row)
+            found = broken_row(feed, form, width, row)
         elif not width:
             width = len(row)
         if feed.objection is not None:
@@ -122,7 +146,7 @@ def split_rows(lines: Iterator[Line], separator: str, *, quoted: bool) -> Iterat
         raise feed.damage
 
 
-def broken_row(feed: LineFeed, separator: str, width: int, error: csv.Error) -> list[str] | ObjectionError:
+def broken_row(feed: LineFeed, form: Format, width: int, error: csv.Error) -> list[str] | ObjectionError:
     """Return the first line that was taken as it stands, if that is a row; the lines after it are read anew.
 
     A quote that was meant as a quote is followed by rows, a cell that ends early by the rest of its text: that goes
@@ -131,11 +155,11 @@ def broken_row(feed: LineFeed, separator: str, width: int, error: csv.Error) -> 
 
     def is_like_a_row(line: str) -> bool:
         quotes = line.count('"')
-        return line.count(separator) == width - 1 or (quotes > 0 and quotes % 2 == 0)
+        return line.count(form.separator) == width - 1 or (quotes > 0 and quotes % 2 == 0)
 
     follow = [is_like_a_row(line) for line in feed.taken[1:]]
     first = feed.put_back() if any(follow) else feed.taken[0]
-    cells = first.rstrip("\n").split(separator)
+    cells = [cell.lstrip(" ") if form.spaced else cell for cell in first.rstrip("\n").split(form.separator)]
     if len(cells) == width and (first.count('"') % 2 == 0 or (follow and all(follow))):
         return cells
     return ObjectionError(TOO_LONG if "limit" in str(error) else f"bad CSV ({error})")
@@ -188,9 +212,9 @@ def table_layout(lines: Sequence[str], separator: str | None, width: int = 0) ->
 
 def unexplained(lines: Sequence[str], separator: str, width: int) -> tuple[bool, int, int, int]:
     """Return what speaks against a separator, the gravest first."""
-    first = next(split_rows(iter(lines), separator, quoted=True), [])
+    first = next(split_rows(iter(lines), Format(separator=separator)), [])
     cells = len(first) if isinstance(first, list) else 0
-    bare, quoted = unexplained_bare(lines, separator), unexplained_quoted(lines, separator)
+    bare, quoted = unexplained_bare(lines, separator), unexplained_quoted(lines, Format(separator=separator))
     return bool(width) and cells != width, min(bare, quoted), quoted, -cells
 
 
@@ -204,13 +228,13 @@ def unexplained_bare(lines: Sequence[str], separator: str) -> int:
     )
 
 
-def unexplained_quoted(lines: Sequence[str], separator: str) -> int:
+def unexplained_quoted(lines: Sequence[str], form: Format) -> int:
     """Count the lines that rules of quoting do not explain: those of rows of another width than the first, where the
     rules are broken, and lines inside of a cell that look like rows themselves.
     """
     feed = LineFeed(iter(lines))
     width, count = 0, 0
-    for row in quoted_rows(feed, separator):
+    for row in quoted_rows(feed, form):
         if isinstance(row, csv.Error):
             feed.put_back()
             count += "new-line" not in str(row)  # a carriage return in a cell: its line is taken as it stands
@@ -219,7 +243,7 @@ def unexplained_quoted(lines: Sequence[str], separator: str) -> int:
         if len(row) != width:
             count += len(feed.taken)
         elif len(feed.taken) > 1:
-            count += max(sum(line.count(separator) == width - 1 for line in feed.taken) - 1, 0)
+            count += max(sum(line.count(form.separator) == width - 1 for line in feed.taken) - 1, 0)
     return count
 
 
@@ -231,7 +255,7 @@ def is_quoted(lines: Sequence[str], separator: str) -> bool:
     """
     if not any('"' in line for line in lines):
         return separator != "\t"
-    bare, quoted = unexplained_bare(lines, separator), unexplained_quoted(lines, separator)
+    bare, quoted = unexplained_bare(lines, separator), unexplained_quoted(lines, Format(separator=separator))
     cells = [cell for line in lines for cell in line.rstrip("\r\n").split(separator)]
     enclosed = [cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"']
     if separator != "\t":
@@ -243,8 +267,48 @@ def is_quoted(lines: Sequence[str], separator: str) -> bool:
     return bool(enclosed) and (as_excel or all(name in enclosed for name in lines[0].rstrip("\r\n").split("\t")))
 
 
+def with_quoting(form: Format, lines: Sequence[str]) -> Format:
+    """Return a table's format with whether spaces stand before quotes, and what a backslash escapes.
+
+    Either is taken only where it explains lines that nothing else does, or is in nearly every row: else a cell keeps
+    its spaces and backslashes.
+    """
+    lines = [line for line in lines if line.strip()]
+    text = "".join(lines)
+    if not form.quoted or '"' not in text:
+        return form
+    is_doubled = "\\\\" in text and "\\" not in ESCAPED.sub("", text)
+    other = replace(form, escapes='"\\' if is_doubled else '"')
+    ways = [form, other] if '\\"' in text else [form]
+    if form.separator != "\t" and re.search(f'{re.escape(form.separator)} +"', text):
+        ways += [spaced for way in ways if is_spaced(lines, spaced := replace(way, spaced=True))]
+    if len(ways) == 1:
+        return form
+
+    def against(way: Format) -> tuple[int, bool, bool]:
+        count = unexplained_quoted(lines, way)
+        return count * (ESCAPES_GAIN if way.escapes else 1), bool(way.escapes), not way.spaced
+
+    return min(ways, key=against)
+
+
+def is_spaced(lines: Sequence[str], form: Format) -> bool:
+    """Tell whether in nearly every row below the header a space follows the first cell's separator."""
+    feed = LineFeed(iter(lines))
+    mark = re.escape(form.separator)
+    begins = re.compile(f' *(?:"(?:[^"]|"")*"|[^"{mark}][^{mark}]*)?{mark} ')
+    seen = spaced = 0
+    for number, row in enumerate(quoted_rows(feed, form)):
+        if isinstance(row, csv.Error):
+            feed.put_back()
+        elif number and len(row) > 1 and row[1]:
+            seen += 1
+            spaced += begins.match(hidden("".join(feed.taken), form.escapes)) is not None
+    return seen > 0 and spaced >= SPACED_SHARE * seen
+
+
 def first_cells(lines: Sequence[str], form: Format) -> list[str]:
     """Return the cells of a table's first row."""
-    rows: Any = split_rows(iter(lines), form.separator, quoted=form.quoted)
+    rows: Any = split_rows(iter(lines), form)
     row = next((row for row in rows if isinstance(row, list)), [])
     return list(row)

@@ -4,24 +4,73 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from data_prep.byte_ranges import HashedFile
 from data_prep.config import SourceConfig
 from data_prep.documents import raw_records
-from data_prep.formats import Format, format_of
+from data_prep.formats import Format, format_of, suffix_of
 from data_prep.shards import SourceFile
-from data_prep.sources import CorpusFile, FoundFile, look_into
+from data_prep.sources import CorpusFile, FoundFile, Named, expanded, look_into
 from data_prep.streams import ObjectionError, open_stream
 
 RECORDS = 200  # of a file, at most
 SAMPLE_BYTES = 2**20  # of a file, at most
+FILES = 5  # of a source, spread over all
+SMALL_FILES = 40  # of a source, if they are small
+SMALL_BYTES = 8 * 2**20  # what is looked at of them together
+SUFFIXES = 12  # that are not among them, of each one file
+ARCHIVE_BYTES = 32 * 2**20  # of a source's archives together; further ones are not opened here
 PAGE_BYTES = 8 * 2**20  # larger pages are not opened here
+
+
+def opened_here(source: SourceConfig, named: Sequence[Named], cache: Path, passed_over: Counter[str]) -> list[Named]:
+    """Return a source's files with the members of its small archives, unpacked in `cache`, in place of those."""
+    found: list[Named] = []
+    left = ARCHIVE_BYTES
+    for name, location in named:
+        form = format_of(location.name, source.format)
+        size = location.stat().st_size
+        if form is None or not form.is_archive or size > left:
+            found.append((name, location))
+            continue
+        left -= size
+        for member in expanded(source, name, location, cache, passed_over):
+            if member.problem is None:
+                found.append((member.name, member.location))
+            else:
+                passed_over[member.problem] += 1
+    return found
+
+
+def spread(named: Sequence[Named]) -> list[Named]:
+    """Return some files, from the first to the last: FILES, or more if they are small, and one of each suffix."""
+    count = min(SMALL_FILES, len(named))
+    while count > FILES and sum(map(looked_at_bytes, evenly(named, count))) > SMALL_BYTES:
+        count = max(count // 2, FILES)
+    chosen = evenly(named, min(count, len(named)))
+    seen = {suffix_of(name) for name, _ in chosen}
+    others: dict[str, Named] = {}
+    for one in named:
+        if suffix_of(one[0]) not in seen:
+            others.setdefault(suffix_of(one[0]), one)
+    return [*chosen, *list(others.values())[:SUFFIXES]]
+
+
+def evenly(named: Sequence[Named], count: int) -> list[Named]:
+    places = np.linspace(0, len(named) - 1, count).round().astype(int)
+    return [named[place] for place in dict.fromkeys(places.tolist())]
+
+
+def looked_at_bytes(one: Named) -> int:
+    return min(one[1].stat().st_size, SAMPLE_BYTES)
 
 
 def sampled_file(source: SourceConfig, name: str, location: Path) -> CorpusFile | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 from collections import Counter, deque
@@ -50,7 +51,7 @@ def walk(folder: Path, left_out: Counter[str]) -> Iterator[tuple[Path, bool]]:
             for entry in listed(current):
                 if is_hidden(entry.name):
                     continue
-                if not entry.is_dir():
+                if not leads_to_folder(entry):
                     yield Path(entry.path), False
                 else:
                     (links if entry.is_symlink() else folders).append(Path(entry.path))
@@ -118,7 +119,19 @@ def listed(folder: Path) -> list[os.DirEntry[str]]:
     except NotADirectoryError:
         return []
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            return []
         raise DataError(f"{folder}: this folder cannot be listed ({error.strerror})") from None
+
+
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder or a link to one; a link that leads to itself leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
 
 
 def is_hidden(name: str) -> bool:

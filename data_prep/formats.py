@@ -74,7 +74,9 @@ class Format:
 
     A `refused` file counts as one rejected document; `note` is the reason. Of text, `encoding` is None for UTF-8, and
     `cr_lines` says that its lines end with a carriage return alone. Of CSV and TSV, `names` are the columns of a file
-    without a header, and cells are `quoted` or stand as they are. `html` is what a crawl's pages are read as.
+    without a header, and cells are `quoted` or stand as they are; `spaced` says that spaces follow a separator and are
+    no part of the cell, and `escapes` which characters a backslash stands before. `html` is what a crawl's pages are
+    read as.
     """
 
     kind: str = "text"
@@ -84,6 +86,8 @@ class Format:
     cr_lines: bool = False
     separator: str = ","
     quoted: bool = True
+    spaced: bool = False
+    escapes: str = ""
     names: tuple[str, ...] = ()
     html: str = "article"
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.errors import DataError
-from data_prep.cells import decoded_lines, first_cells, table_layout
+from data_prep.cells import decoded_lines, first_cells, table_layout, with_quoting
 from data_prep.config import SourceConfig
+from data_prep.folders import readable_name
 from data_prep.formats import ENCODED_KINDS, LINE_KINDS, TABLE_KINDS, Format
 from data_prep.streams import ObjectionError, open_stream, require_whole, valid_beginning
 
@@ -52,6 +53,12 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 LFS_BYTES = 1024  # a pointer has fewer
 LFS_NOTE = "a Git LFS pointer, not the file: run `git lfs pull`"
 COLUMNS_SHOWN = 12
+PACKED = (
+    (b"\x1f\x8b\x08", "gzip", ".gz"),
+    (b"BZh91AY&SY", "bzip2", ".bz2"),
+    (b"\xfd7zXZ\0", "xz", ".xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd", ".zst"),
+)
 BINARY = "not text: it has NUL bytes"
 
 
@@ -73,6 +80,8 @@ def with_layout(form: Format, location: Path, name: str, source: SourceConfig) -
         data, is_whole = beginning(location, form)
     except ObjectionError:
         return form  # a bomb; reading meets it too, and counts it
+    if form.compression is None and (note := packed_note(data, location.name)):
+        return replace(form, kind="refused", note=note)
     if form.kind == "xml" and b"<mediawiki" in data[:WIKI_BYTES]:
         return replace(form, kind="wikipedia")
     form = with_encoding(form, data, name, source.encoding, is_whole=is_whole)
@@ -85,6 +94,14 @@ def with_layout(form: Format, location: Path, name: str, source: SourceConfig) -
     if b"\r" in text and b"\n" not in text:
         form = replace(form, cr_lines=True)
     return with_table(form, location, name, source) if form.kind in TABLE_KINDS else form
+
+
+def packed_note(data: bytes, name: str) -> str | None:
+    """Return what to do about a file that is packed, though its name does not say so."""
+    for magic, what, suffix in PACKED:
+        if data.startswith(magic):
+            return f"is {what} data: name it {readable_name(name)}{suffix}"
+    return None
 
 
 def beginning(location: Path, form: Format) -> tuple[bytes, bool]:
@@ -206,7 +223,7 @@ def with_table(form: Format, location: Path, name: str, source: SourceConfig) ->
     lines = looked_at_lines(location, form)
     given = source.separator or ("\t" if form.kind == "tsv" else None)
     separator, quoted = table_layout(lines, given, len(source.columns or ()))
-    form = replace(form, separator=separator, quoted=quoted)
+    form = with_quoting(replace(form, separator=separator, quoted=quoted), lines)
     if source.columns is None:
         if len(lines) == 1:
             log.warning("%s: it has one line, which is taken for its header, so there is no row", name)

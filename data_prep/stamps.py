@@ -21,8 +21,10 @@ class Stamp:
         """Raise DataError if the file is another one now, or gone."""
         now = stamp_of(Path(self.location), self.name)
         if now != self:
+            sizes = f"{self.size} bytes when it was hashed, {now.size} now"
+            how = sizes if now.size != self.size else "its time of change is another one, its size is the same"
             raise DataError(
-                f"{self.name}: changed while it was read ({self.size} bytes when it was hashed, {now.size} now), so "
+                f"{self.name}: changed while it was read ({how}), so "
                 "nothing of it was stored; wait until nobody writes to it, and run the command again"
             )
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from cluster.environment import cpu_count
 from cluster.errors import DataError
@@ -22,9 +20,12 @@ from data_prep.file_samples import (
     SAMPLE_BYTES,
     beginning,
     is_cut_short,
+    opened_here,
     read_bytes,
     sampled_file,
+    spread,
 )
+from data_prep.formats import suffix_of
 from data_prep.progress import amount_of, duration
 from data_prep.proof import choose_engine
 from data_prep.shapes import shortened
@@ -32,7 +33,6 @@ from data_prep.slices import EncodedSlice, encode_parts
 from data_prep.sources import SHAPES, Corpus, CorpusFile, Named, files_of, notes_of, parts_of
 from data_prep.tokenizer import encoder_spec, open_data_tokenizer, sample, train_tokenizer, with_template
 
-FILES = 5  # of a source, spread over all
 START_S = 2.0  # before the first document is encoded
 
 
@@ -54,24 +54,29 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Looked:
-    """What the first records of a source's sampled files gave, and about what the whole of these files would give."""
+    """What the first records of a source's sampled files gave, and about what the whole of these files would give, by
+    their suffix.
+    """
 
     records: int
     kept: int
     tokens: int
     trained: int
     rejected: Counter[str]
-    whole: Estimate
+    whole: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SurveyedSource:
-    """One source: its files, those that were looked into, and what a person is to know of them."""
+    """One source: its files, those that were looked into, how many of those chosen only preparing can open, and what a
+    person is to know of them.
+    """
 
     label: str
     files: Sequence[Named]
     passed_over: Mapping[str, int]
     sampled: Sequence[CorpusFile]
+    unopened: int
     notes: Sequence[str]
 
     @property
@@ -86,8 +91,14 @@ def survey(config: DataConfig, model_path: str | None, *, may_add_tokens: bool =
     `prepare` would raise for these records.
     """
     Cleaner(config.cleaning)
+    with tempfile.TemporaryDirectory() as folder:
+        yield from surveyed(config, model_path, Path(folder), may_add_tokens=may_add_tokens)
+
+
+def surveyed(config: DataConfig, model_path: str | None, folder: Path, *, may_add_tokens: bool) -> Iterator[str]:
+    """Yield the lines of `survey`; small archives are unpacked in a folder."""
     here = [source for source in config.sources if source.address is None]
-    sources = [looked_at(source, config) for source in here]
+    sources = [looked_at(source, folder) for source in here]
     for source in config.sources:
         if source.address is not None:
             check_reachable(source)
@@ -119,22 +130,28 @@ def check_reachable(source: SourceConfig) -> None:
         require_dataset(source)
 
 
-def looked_at(source: SourceConfig, config: DataConfig) -> SurveyedSource:
+def looked_at(source: SourceConfig, folder: Path) -> SurveyedSource:
     """Return a source with some of its files looked into, and the columns that are not used. Raises DataError."""
-    named, passed_over = files_of(source, {})
+    listed, passed_over = files_of(source, {})
+    named = opened_here(source, listed, folder, passed_over)
+    if not named:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(passed_over.items())) or "no member"
+        raise DataError(f"data.sources: {source.label}: nothing to read in its archives ({reasons})")
     sampled = []
-    for name, location in spread(named):
+    chosen = spread(named)
+    for name, location in chosen:
         file = sampled_file(source, name, location)
         if file is not None:
             sampled.append(file)
     notes = notes_of(Corpus(files=sampled, passed_over={}), source.label)
-    return SurveyedSource(label=source.label, files=named, passed_over=dict(passed_over), sampled=sampled, notes=notes)
-
-
-def spread(named: Sequence[Named]) -> list[Named]:
-    """Return up to FILES files, from the first to the last."""
-    places = np.linspace(0, len(named) - 1, min(FILES, len(named))).round().astype(int)
-    return [named[place] for place in dict.fromkeys(places.tolist())]
+    return SurveyedSource(
+        label=source.label,
+        files=named,
+        passed_over=dict(passed_over),
+        sampled=sampled,
+        unopened=len(chosen) - len(sampled),
+        notes=notes,
+    )
 
 
 def encoder_for(
@@ -157,7 +174,7 @@ def look(source: SurveyedSource, encoder: Encoder, cleaning: CleaningConfig) -> 
     """Read, clean and encode the first records of the sampled files."""
     encoder.encode_texts([b"the first text takes longer"])
     found: list[EncodedSlice] = []
-    whole = Estimate()
+    whole: dict[str, Estimate] = defaultdict(Estimate)
     for file in source.sampled:
         with tempfile.TemporaryDirectory() as folder:
             piece = beginning(file, Path(folder))
@@ -166,7 +183,7 @@ def look(source: SurveyedSource, encoder: Encoder, cleaning: CleaningConfig) -> 
             began = time.perf_counter()
             encoded = encode_parts([part], encoder, cleaning, RECORDS)
             seconds = time.perf_counter() - began
-            whole += estimated(
+            whole[suffix_of(file.info.path)] += estimated(
                 file, encoded, seconds, file.info.bytes / max(read_bytes(file, piece, encoded.records[0]), 1.0)
             )
             found.append(encoded)
@@ -204,8 +221,9 @@ def described(source: SurveyedSource) -> Iterator[str]:
     )
     for line in (*made, *source.notes):
         yield f"               {line}"
-    if len(source.sampled) < min(FILES, len(source.files)):
-        yield "               archives and large pages are opened when they are prepared"
+    if source.unopened:
+        none = "" if source.sampled else ", and there is nothing else here: whether they can be used is not known yet"
+        yield f"               large archives and pages are opened when they are prepared{none}"
 
 
 def told(looked: Looked) -> Iterator[str]:
@@ -230,12 +248,37 @@ def estimate(config: DataConfig, sources: Sequence[SurveyedSource], found: Mappi
     """Say about how much preparing all sources gives, and how long it takes here."""
     whole = Estimate()
     for source in sources:
-        sampled = sum(file.info.bytes for file in source.sampled)
-        whole += found[source.label].whole.times(source.bytes / sampled if sampled else 0.0)
+        whole += of_all(source, found[source.label].whole)
     rows = math.ceil(whole.tokens / config.row_tokens)
     took = duration(START_S + whole.seconds / (config.workers or cpu_count()))
     said = f"{rounded(whole.documents)} documents, {rounded(whole.tokens)} tokens ({rounded(whole.trained)} trained)"
-    return f"estimate       about {said}, {rounded(rows)} rows of {config.row_tokens}; prepared here in about {took}"
+    weighted = any(source.weight is not None or source.epochs != 1 for source in config.sources)
+    before = ", before weights and epochs" if weighted else ""
+    said += f", {rounded(rows)} rows of {config.row_tokens}{before}"
+    return f"estimate       about {said}; prepared here in about {took}"
+
+
+def of_all(source: SurveyedSource, sampled: Mapping[str, Estimate]) -> Estimate:
+    """Return about what all files of a source give: those of each suffix as the sampled ones, and others as all.
+
+    A file that is one document counts as one, whatever its size.
+    """
+    has, seen, files, looked = (Counter[str]() for _ in range(4))
+    for name, location in source.files:
+        has[suffix_of(name)] += location.stat().st_size
+        files[suffix_of(name)] += 1
+    for file in source.sampled:
+        seen[suffix_of(file.info.path)] += file.info.bytes
+        looked[suffix_of(file.info.path)] += 1
+    one_each = {suffix_of(file.info.path) for file in source.sampled if not file.columns.format.has_many}
+    whole = Estimate()
+    for suffix, estimate in sampled.items():
+        every = estimate.times(has[suffix] / seen[suffix] if seen[suffix] else 0.0)
+        if suffix in one_each:
+            every = replace(every, documents=estimate.documents * files[suffix] / looked[suffix])
+        whole += every
+    known = sum(has[suffix] for suffix in sampled)
+    return whole.times(has.total() / known if known else 0.0)
 
 
 def rounded(value: float) -> str:

@@ -47,9 +47,10 @@ def test_linked_folders_are_read_once_and_circles_and_broken_links_are_told(fold
     (tmp_path / "outside" / "back").symlink_to(folder)
     (folder / "b" / "again.txt").symlink_to("near.txt")
     (folder / "d.txt").symlink_to("nowhere.txt")
+    (folder / "e.txt").symlink_to("e.txt")
     os.mkfifo(folder / "pipe.txt")
 
-    told = {"broken link": 1, "link to a file that is read already": 1, "neither file nor folder": 1}
+    told = {"broken link": 2, "link to a file that is read already": 1, "neither file nor folder": 1}
     assert found(folder) == (["b/near.txt", "c/far.txt"], {**told, "link to a folder that is read already": 2})
 
 

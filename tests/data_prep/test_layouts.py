@@ -80,6 +80,13 @@ def test_a_file_in_another_encoding_does_not_cost_its_neighbours(tmp_path, caplo
     assert "a.txt: cannot be read: not UTF-8" in caplog.text
 
 
+def test_a_packed_file_whose_name_hides_it_is_told_its_name(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(b'{"text": "goose"}\n'))
+
+    with pytest.raises(DataError, match=r"a\.jsonl: is gzip data: name it a\.jsonl\.gz"):
+        read(tmp_path / "a.jsonl")
+
+
 def test_a_stray_byte_costs_its_row_and_is_told_with_the_file(tmp_path, caplog):
     rows = [f'{{"text": "row {n}"}}\n'.encode() for n in range(50)]
     rows[7] = b'{"text": "caf\xe9"}\n'

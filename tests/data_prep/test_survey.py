@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 from cluster.environment import child_environment
 from cluster.errors import DataError
 from data_prep.config import DataConfig
-from data_prep.file_samples import RECORDS, SAMPLE_BYTES
+from data_prep.file_samples import RECORDS, SAMPLE_BYTES, spread
 from data_prep.model_files import HUB_TIMEOUT_S
 from data_prep.survey import survey
 
@@ -163,3 +164,39 @@ def hold(server: socket.socket, asked: list[socket.socket]) -> None:
             asked.append(server.accept()[0])
         except OSError:
             return
+
+
+def test_a_folder_of_small_uneven_files_is_estimated_from_all_of_them(config_of: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for n in range(35):
+        (folder / f"{n:02d}.md").write_text(f"# {n}\n" + "a goose sings. " * (1 if n % 7 else 900))
+    rows = [json.dumps({"text": f"the goose {n} sings. "}) for n in range(50)]
+    (folder / "b.jsonl").write_text("\n".join(rows))
+    (folder / "c.csv").write_text("question,answer\n" + "".join(f"who is {n}?,goose {n}\n" for n in range(60)))
+    told = said(config_of({"path": str(folder), "epochs": 2.0}))
+    assert "about 140 documents" in told and "before weights and epochs" in told  # 35 + 50 + 60, two digits
+    assert "from question, answer" in told
+
+
+def test_where_files_are_large_one_of_each_suffix_is_looked_into(tmp_path: Path) -> None:
+    for name in [*(f"{n:02d}.jsonl" for n in range(60)), "zz.md", "05a.csv"]:
+        (tmp_path / name).write_bytes(b"x" * (SAMPLE_BYTES if name.endswith("jsonl") else 9))
+    chosen = [name for name, _ in spread([(path.name, path) for path in sorted(tmp_path.iterdir())])]
+    assert 5 <= len(chosen) <= 11 and {"zz.md", "05a.csv"} <= set(chosen)
+
+
+def test_documents_that_are_files_are_counted_as_files(config_of: Config, tmp_path: Path) -> None:
+    for n in range(90):
+        (tmp_path / f"{n:03d}.txt").write_text(f"{n} " + "a goose sings. " * (40 if n % 9 == 0 else 2))
+    assert "about 90 documents" in said(config_of(tmp_path / "*.txt"))
+
+
+def test_a_small_archive_is_looked_into_and_an_empty_one_refused(config_of: Config, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.jsonl", "".join(json.dumps({"text": f"goose {n} sings"}) + "\n" for n in range(30)))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("a.jpg", "no text")
+    assert "about 30 documents" in said(config_of(tmp_path / "a.zip"))
+    with pytest.raises(DataError, match=r"nothing to read in its archives \(1 .jpg\)"):
+        said(config_of(tmp_path / "b.zip"))
