@@ -6,7 +6,7 @@ RUN_TOKENS tokens that another document has. What is copied word for word has th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,36 +35,53 @@ def quoted(
     if not passages:
         return set()
     numbers = np.array(sorted(passages), np.int64)
-    runs = [np.unique(runs_of(ids[slice(*passages[number])])) for number, ids in documents_of(tables, set(passages))]
+    texts = zip(numbers.tolist(), documents_of(tables, numbers), strict=True)
+    runs = [np.unique(runs_of(ids[slice(*passages[number])])) for number, ids in texts]
     owner = np.repeat(np.arange(len(numbers)), list(map(len, runs)))
     every = np.concatenate(runs)
     order = np.argsort(every, kind="stable")
     every, owner = every[order], owner[order]
+    sizes = np.array(list(map(len, runs)))
     found: set[int] = set()
-    for number, ids in documents_of(tables, set(np.flatnonzero(kept).tolist())):
-        own = np.unique(runs_of(ids))
-        shares = common_runs(every, owner, own, len(numbers)) / [max(1, min(len(one), len(own))) for one in runs]
-        found |= {int(other) for other in numbers[shares >= SHARE] if other != number}
-    return found
-
-
-def common_runs(every: Hashes, owner: Integers, runs: Hashes, passages: int) -> Integers:
-    """Return how many of a document's runs each passage has; `every` is sorted, `owner` whose run each is."""
-    first, last = np.searchsorted(every, runs, "left"), np.searchsorted(every, runs, "right")
-    hit = last > first
-    return np.bincount(owner[places(first[hit], (last - first)[hit])], minlength=passages)
-
-
-def documents_of(tables: Sequence[EncodedSlice], numbers: set[int]) -> list[tuple[int, npt.NDArray[Any]]]:
-    """Return the numbers and token ids of the chosen documents, in their order."""
-    found = []
     before = 0
     for table in tables:
-        for line in range(len(table.part)):
-            if before + line in numbers:
-                found.append((before + line, table.ids[table.first[line] : table.first[line + 1]]))
+        lines, passage, common = met(table, kept[before : before + len(table.part)], every, owner, len(numbers))
+        fewer = np.minimum(np.diff(table.first)[lines] - RUN_TOKENS + 1, sizes[passage])
+        here = (common >= SHARE * fewer) & (before + lines != numbers[passage])
+        found |= set(numbers[passage[here]].tolist())
         before += len(table.part)
     return found
+
+
+def met(
+    table: EncodedSlice, kept: npt.NDArray[np.bool_], every: Hashes, owner: Integers, passages: int
+) -> tuple[Integers, Integers, Integers]:
+    """Return the kept documents of a slice that share runs with passages: line, passage, and how many distinct runs.
+
+    `every` is sorted, and `owner` says of which passage each run is.
+    """
+    # All runs of the slice are looked up at once; one that goes over a document's end is of none. Few are left, those
+    # that a passage has too: each once for its document, and counted by document and passage.
+    runs = runs_of(table.ids)
+    line = np.searchsorted(table.first, np.arange(len(runs)), side="right") - 1
+    first = np.searchsorted(every, runs, "left")
+    hit = (first < len(every)) & kept[line] & (np.arange(len(runs)) + RUN_TOKENS <= table.first[line + 1])
+    hit[hit] = every[first[hit]] == runs[hit]
+    line, run = np.unique(np.stack([line[hit], first[hit]]), axis=1)
+    counts = np.searchsorted(every, every[run], "right") - run
+    both = np.repeat(line, counts) * passages + owner[places(run, counts)]
+    pairs, common = np.unique(both, return_counts=True)
+    return pairs // passages, pairs % passages, common
+
+
+def documents_of(tables: Sequence[EncodedSlice], numbers: Integers) -> Iterator[npt.NDArray[Any]]:
+    """Yield the token ids of the documents of these numbers, which are sorted."""
+    before = 0
+    for table in tables:
+        here = numbers[(numbers >= before) & (numbers < before + len(table.part))] - before
+        for line in here.tolist():
+            yield table.ids[table.first[line] : table.first[line + 1]]
+        before += len(table.part)
 
 
 def runs_of(ids: npt.NDArray[Any]) -> Hashes:

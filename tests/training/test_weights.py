@@ -227,12 +227,15 @@ def test_an_expert_that_is_missing_is_a_wrong_shape(tmp_path: Path) -> None:
 def test_a_head_that_is_tied_to_the_embedding_may_be_in_the_file_or_not(tmp_path: Path, head: str) -> None:
     config = AutoConfig.for_model("llama", **CONFIGS["llama"], vocab_size=99, tie_word_embeddings=True)
     skeleton = skeleton_of(config)
-    tensors = {name: torch.zeros(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    tensors = {name: torch.randn(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    embedding = tensors["model.embed_tokens.weight"]
     if head == "present":
-        tensors["lm_head.weight"] = torch.zeros(99, WIDTH)
+        tensors["lm_head.weight"] = embedding.clone()
     weights = PretrainedWeights(folder_of(tmp_path, tensors), skeleton)
     read_all(weights, {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()})
     weights.finish(elsewhere=())
+    found = weights.part("model.embed_tokens.weight", (99, WIDTH), 0, 99 * WIDTH)
+    assert torch.equal(found, embedding.reshape(-1))
 
 
 def test_a_file_saved_without_the_head_has_names_without_the_models_prefix(tmp_path: Path) -> None:
