@@ -7,27 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import ConfigError, DataError
-from cluster.schema import validate
-from data_prep.config import SourceConfig
-from data_prep.documents import Rejected, read_part
+from data_prep.documents import read_part
 from data_prep.sources import find_corpus, not_read, parts_of
+from tests.data_prep.reading_rows import read, source_of
 
 MARKS = {"user": "U:", "assistant": "A:"}
 PAIR = [("user", "Hi"), ("assistant", "Ho")]
-
-
-def source_of(path, **source):
-    return validate(SourceConfig, {"path": str(path), **source}, "run.yaml")
-
-
-def read(path, **source):
-    """Return who says what in each record, or why it is rejected."""
-    (file,) = find_corpus([source_of(path, **source)], {}).files
-    return [
-        item.reason if isinstance(item, Rejected) else [(turn.role, turn.text) for turn in item.turns]
-        for part in parts_of(0, file, 64)
-        for item in read_part(part)
-    ]
 
 
 @pytest.mark.parametrize(

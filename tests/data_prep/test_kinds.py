@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import DataError
-from data_prep.config import SourceConfig
 from data_prep.documents import Rejected, read_part
-from data_prep.sources import find_corpus, parts_of
+from data_prep.sources import parts_of
+from tests.data_prep.reading_rows import corpus_of, read
 
 USER, SAID = ("user", "How deep is it?"), ("assistant", "Nine metres.")
 ASKED = {"role": "user", "content": USER[1]}
@@ -135,20 +135,6 @@ KINDS = {
     ),
     "kto": ({"prompt": USER[1], "completion": SAID[1], "label": True}, [USER, SAID]),
 }
-
-
-def corpus_of(path, **source):
-    return find_corpus([SourceConfig(path=str(path), name="source", **source)], {})
-
-
-def read(path, **source):
-    """Return who says what in each record, or why it is rejected."""
-    (file,) = corpus_of(path, **source).files
-    (part,) = parts_of(0, file, 2**30)
-    return [
-        item.reason if isinstance(item, Rejected) else [(turn.role, turn.text) for turn in item.turns]
-        for item in read_part(part)
-    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)

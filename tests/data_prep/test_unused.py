@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from data_prep.config import SourceConfig
-from data_prep.documents import Document, Rejected, read_part
+from data_prep.documents import Document, Rejected
 from data_prep.ledger import summary
-from data_prep.sources import find_corpus, not_read, notes_of, parts_of, read_as
+from data_prep.sources import not_read, notes_of, read_as
 from data_prep.turns import Turn
+from tests.data_prep.reading_rows import corpus_of, read
 
 PAIR = (Turn("user", "Hi"), Turn("assistant", "Ho"))
 USER, SAID = ("user", "How deep is it?"), ("assistant", "Nine metres.")
 ASKED = {"role": "user", "content": USER[1]}
 ANSWERED = {"role": "assistant", "content": SAID[1]}
-
-
-def corpus_of(path, **source):
-    return find_corpus([SourceConfig(path=str(path), name="source", **source)], {})
-
-
-def read(path, **source):
-    """Return who says what in each record, or why it is rejected."""
-    (file,) = corpus_of(path, **source).files
-    (part,) = parts_of(0, file, 2**30)
-    return [
-        item.reason if isinstance(item, Rejected) else [(turn.role, turn.text) for turn in item.turns]
-        for item in read_part(part)
-    ]
 
 
 def test_columns_that_are_not_used_stand_in_the_manifest_and_the_table(prepared, lines_file):
