@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.environment import enter_world, read_world
 
 if TYPE_CHECKING:
-    from training.checkpoint_files import Commit
+    from training.checkpoints.layout import Commit
 
 LLAMA = {  # 209 million parameters
     "hidden_size": 1024,
@@ -81,11 +81,11 @@ class Bench:
         from transformers import LlamaConfig
 
         from benchmarks.plans import plan_of
-        from training.checkpoint import Checkpoints
+        from training.checkpoints.async_save import SavePolicy
+        from training.checkpoints.checkpoint import Checkpoints
         from training.config import TrainConfig
-        from training.ds_config import deepspeed_config, read_template
-        from training.engine import Engine, join_world
-        from training.saving import SavePolicy
+        from training.zero.ds_config import deepspeed_config, read_template
+        from training.zero.engine import Engine, join_world
 
         world = read_world()
         assert world is not None
@@ -113,7 +113,7 @@ class Bench:
         """Take an optimizer step on random tokens."""
         import torch
 
-        from training.batches import micro_batch_of
+        from training.step.batches import micro_batch_of
 
         ids = torch.randint(0, LLAMA["vocab_size"], (1, ROW_TOKENS))
         batch = micro_batch_of(ids, torch.ones_like(ids, dtype=torch.bool), [[ROW_TOKENS]], index=0)
@@ -126,7 +126,7 @@ class Bench:
         self.checkpoints.saver.staging.copy(self.engine)
 
     def begin(self) -> None:
-        from training.progress import Progress
+        from training.train_state import Progress
 
         self.number += 1
         self.checkpoints.saver.begin(self.engine, Progress(steps_done=self.number))
@@ -149,7 +149,7 @@ class Bench:
             raise SystemExit(f"{folder} is damaged")
 
     def newest(self) -> tuple[Path, Commit]:
-        from training.checkpoint_files import newest_checkpoint, read_commit
+        from training.checkpoints.layout import newest_checkpoint, read_commit
 
         folder = newest_checkpoint(self.folder / "ours")
         return folder, read_commit(folder)
@@ -195,8 +195,8 @@ def stall(bench: Bench, rounds: int) -> dict[str, list[float]]:
 
 def bandwidth(bench: Bench, rounds: int) -> dict[str, list[float]]:
     """Return the seconds in which all ranks' state is durable, and in which it is read and checked again."""
-    from training.checkpoint_files import newest_checkpoint
-    from training.rank_files import bytes_of
+    from training.checkpoints.layout import newest_checkpoint
+    from training.checkpoints.shard_files import bytes_of
 
     bench.begin()
     bench.checkpoints.saver.conclude()
@@ -241,7 +241,7 @@ def main(case: str, folder: str, rounds: str) -> None:
     if bench.world.is_first:
         facts = {"state_mb_a_rank": bench.state_bytes / 1e6, "ranks": bench.world.size, "seconds": taken}
         (Path(folder) / "taken.json").write_text(json.dumps(facts))
-    from training.engine import leave_world
+    from training.zero.engine import leave_world
 
     leave_world()
 

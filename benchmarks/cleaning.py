@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from benchmarks.measuring import corpus_texts, measure, size_of
-from data_prep.cleaning import Cleaner
+from data_prep.clean.cleaning import Cleaner
+from data_prep.clean.near_duplicates import signatures
 from data_prep.config import CleaningConfig
-from data_prep.documents import Document, Turn
-from data_prep.near_duplicates import signatures
-from data_prep.reading import content_key
+from data_prep.encode.usable_records import content_key
+from data_prep.read.parts import Document, Turn
 
 ADDED = {
     "with private data": {"private": dict.fromkeys(("email", "phone", "ip", "card", "iban"), "replace")},

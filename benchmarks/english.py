@@ -40,7 +40,7 @@ def write_english(path: Path, size: int) -> int:
 
 def write_tokenizer(folder: Path) -> None:
     """Train a byte-level BPE of 32,000 tokens on the books."""
-    from data_prep.tokenizer import train_tokenizer
+    from data_prep.encode.tokenizer import train_tokenizer
 
     texts = [file.read_text(encoding="utf-8") for file in sorted((data_folder() / "books").glob("*.md"))]
     train_tokenizer(texts, 32_000).save_pretrained(folder)

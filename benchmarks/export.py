@@ -32,8 +32,8 @@ def shardline(size: str, folder: Path, output: Path) -> Work:
     from transformers import AutoTokenizer
 
     from training.config import ExportConfig
-    from training.export import export
-    from training.model import ModelOrigin
+    from training.models.source import ModelOrigin
+    from training.outcome.export import export
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     origin = ModelOrigin(config=llama(size), tokenizer=tokenizer, folder=None)
@@ -42,7 +42,7 @@ def shardline(size: str, folder: Path, output: Path) -> Work:
 
 def checksums(size: str, folder: Path, output: Path) -> Work:
     """Check the bytes of our checkpoint."""
-    from training.checkpoint_files import newest_checkpoint, verify
+    from training.checkpoints.layout import newest_checkpoint, verify
 
     return lambda: verify(newest_checkpoint(folder / "ours"), kind="master")
 
@@ -96,7 +96,7 @@ def run(variant: str, size: str, folder: Path) -> dict[str, float]:
 def write_checkpoints(size: str, folder: Path) -> int:
     """Write DeepSpeed's checkpoint and ours of the same state; return the number of parameters."""
     from benchmarks.english import write_tokenizer
-    from training.import_deepspeed import import_deepspeed, sub_groups, tag_folder
+    from training.checkpoints.import_deepspeed import import_deepspeed, sub_groups, tag_folder
 
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     native = folder / "native"

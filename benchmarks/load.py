@@ -29,7 +29,7 @@ SMALL_BUCKETS = 1_000_000  # the templates' own are for GPUs: gigabytes
 
 
 def main() -> None:
-    from cluster.local_ranks import run_ranks
+    from cluster.local_launcher import run_ranks
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -73,7 +73,7 @@ def write_model(folder: Path, size: str, files: int) -> int:
     from safetensors.torch import save_file
     from transformers import AutoConfig
 
-    from training.model import skeleton_of
+    from training.models.source import skeleton_of
 
     hidden, layers = SIZES[size]
     config = AutoConfig.for_model(
@@ -129,7 +129,7 @@ def rank(model: str, warm_up: str, template: str, output: str) -> None:
     world = read_world()
     assert world is not None
     enter_world(world)
-    from training.engine import join_world, leave_world
+    from training.zero.engine import join_world, leave_world
 
     join_world(world)
     load(Path(warm_up), template, world)
@@ -151,9 +151,9 @@ def load(folder: Path, template: str, world: Any) -> Any:
 
     from benchmarks.plans import plan_of
     from training.config import TrainConfig
-    from training.ds_config import DEFAULT_TEMPLATE, deepspeed_config, read_template
-    from training.engine import Engine
-    from training.model import ModelOrigin
+    from training.models.source import ModelOrigin
+    from training.zero.ds_config import DEFAULT_TEMPLATE, deepspeed_config, read_template
+    from training.zero.engine import Engine
 
     train = TrainConfig(global_batch_rows=world.size)
     origin = ModelOrigin(config=AutoConfig.from_pretrained(folder), tokenizer=None, folder=folder)

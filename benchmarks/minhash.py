@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.measuring import corpus_texts, measure, size_of
-from data_prep.near_duplicates import BINS, SHINGLE_WORDS, clusters, signatures
+from data_prep.clean.near_duplicates import BINS, SHINGLE_WORDS, clusters, signatures
 
 WORD = re.compile(r"\w+")
 PEER_CHARS = 800_000  # peers are an order slower; they get a part of the corpus

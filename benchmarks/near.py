@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from benchmarks.measuring import corpus_texts
+from data_prep.clean.document_marks import Marked, distinct, do_cross
+from data_prep.clean.near_duplicates import clusters, summaries
 from data_prep.config import CleaningConfig
-from data_prep.marked import Marked, distinct, do_cross
-from data_prep.near_duplicates import clusters, summaries
 
 WORD = re.compile(r"[^\W_]+")
 TEXTS = 300

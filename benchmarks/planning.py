@@ -19,14 +19,14 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.byte_ranges import HashedFile
+from data_prep.clean.near_duplicates import BINS, MARK_BYTES, NO_WORDS, Sketches
 from data_prep.config import CleaningConfig, DataConfig, SourceConfig
-from data_prep.documents import Columns, Part
-from data_prep.near_duplicates import BINS, MARK_BYTES, NO_WORDS, Sketches
-from data_prep.planning import make_plan
+from data_prep.encode.encoded_slices import EncodedSlice, whole_mask
+from data_prep.fetch.sources import Corpus, CorpusFile
+from data_prep.pack.row_plan import make_plan
+from data_prep.read.byte_ranges import HashedFile
+from data_prep.read.parts import Columns, Part
 from data_prep.shards import SourceFile
-from data_prep.slices import EncodedSlice, whole_mask
-from data_prep.sources import Corpus, CorpusFile
 
 Packing = Literal["concat", "best_fit"]
 

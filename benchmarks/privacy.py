@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from benchmarks.measuring import corpus_texts, measure, size_of
-from data_prep.privacy import KINDS, scrub
+from data_prep.clean.privacy import KINDS, scrub
 
 ATOM = rb"[A-Za-z0-9_+%-]"
 EMAIL = re.compile(

@@ -119,7 +119,7 @@ def batch_of(shape: Shape, number: int) -> Any:
     """Return a micro batch: the first 40 % of each document are its prompt, the rest is trained."""
     import torch
 
-    from training.batches import micro_batch_of
+    from training.step.batches import micro_batch_of
 
     lengths = [document_lengths(shape, number * shape.rows + row) for row in range(shape.rows)]
     generator = torch.Generator().manual_seed(number)
@@ -160,11 +160,11 @@ def ours(job: Job, taken: Taken, *, as_before: bool) -> None:
 
     from benchmarks.plans import plan_of
     from training.config import TrainConfig
-    from training.ds_config import deepspeed_config, read_template
-    from training.engine import Engine, join_world
-    from training.model import skeleton_of
-    from training.new_weights import NewWeights
-    from training.packed_model import Isolation
+    from training.models.new_weights import NewWeights
+    from training.models.source import skeleton_of
+    from training.step.packed_model import Isolation
+    from training.zero.ds_config import deepspeed_config, read_template
+    from training.zero.engine import Engine, join_world
 
     world, shape = job.world, job.shape
     join_world(world)
@@ -198,8 +198,8 @@ def plain_model(shape: Shape) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from training.model import skeleton_of
-    from training.new_weights import NewWeights
+    from training.models.new_weights import NewWeights
+    from training.models.source import skeleton_of
 
     config = LlamaConfig(**shape.config)
     weights = NewWeights(skeleton_of(config), seed=0)

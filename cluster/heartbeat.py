@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from cluster.environment import World, host_name
-from cluster.local_ranks import die_with_parent
+from cluster.local_launcher import die_with_parent
 from cluster.paths import RunPaths
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,14 @@ def start_watchdog(paths: RunPaths, world: World, hang_timeout_s: float | None) 
     if world.local_rank != 0:
         return None
     paths.heartbeats.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "cluster.watchdog", str(paths.root.resolve()), str(world.size), launch_of(world)]
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.hangs.watchdog",
+        str(paths.root.resolve()),
+        str(world.size),
+        launch_of(world),
+    ]
     if hang_timeout_s is not None:
         command.append(str(hang_timeout_s))
     return subprocess.Popen(command, cwd=CHECKOUT, preexec_fn=die_with_parent)

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from cluster.disk.atomic_files import write_text
 from cluster.environment import World, host_name, process_age_s
 from cluster.errors import EXIT_MEND, ClusterError
-from cluster.files import write_text
 from cluster.heartbeat import Heartbeat
 from cluster.paths import RunPaths
 

@@ -7,10 +7,10 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cluster.schema import PathValue, Section
-from data_prep.fields import Fields
-from data_prep.formats import FormatName
-from data_prep.roles import Role
+from cluster.config_loading import PathValue, Section
+from data_prep.files.formats import FormatName
+from data_prep.rows.fields import Fields
+from data_prep.rows.roles import Role
 
 
 class SourceConfig(Section):

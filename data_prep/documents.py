@@ -1,314 +1,79 @@
-"""From the bytes of a file to documents: one for each page or text, one for each row of what has rows."""
+"""What a document is: who says what, and whatever else of it the chat template is given."""
 
 from __future__ import annotations
 
-import codecs
-import itertools
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from cluster.errors import DataError
-from data_prep.config import SourceConfig
-from data_prep.formats import Format
-from data_prep.grouping import JOINED_BYTES, columns_read, inner_rows, joined
-from data_prep.kinds import DIALOGUES, kinds_of
-from data_prep.looks import columns_of, is_messages, texts_in
-from data_prep.paths import without_nulls
-from data_prep.proposals import quoted_path
-from data_prep.records import Raw, raw_records
-from data_prep.row_layouts import EXTRA_COLUMNS, Layout
-from data_prep.samples import decide
-from data_prep.shapes import turns_of_row, variables_of_row
-from data_prep.stamps import Stamp
-from data_prep.streams import ObjectionError, open_stream
-from data_prep.turns import Document, Shape, Turn
+Shape = Literal["text", "pair", "messages"]
 
-__all__ = ["Columns", "Document", "Part", "Rejected", "Turn", "document_of", "find_columns", "raw_records", "read_part"]
-
-SNIFFED_RECORDS = 200
-EXCERPT_BYTES = 500
-TEXT, JSONL = Format(), Format(kind="jsonl")
-PLAIN = Layout(text=("text",))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Columns:
-    """How a file is read and what its documents are made of. Without a layout, a document is one text.
-
-    `names` are the columns that are read, `unused` those that hold text and are not; `notes` tell a person more.
-    """
-
-    shape: Shape
-    layout: Layout | None = None
-    names: tuple[str, ...] = ()
-    format: Format = TEXT
-    unused: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """The columns that are read of a table."""
-        return (*self.names, *EXTRA_COLUMNS)
-
-    @property
-    def may_be_cut(self) -> bool:
-        """Whether several tasks may read a large file."""
-        return self.format.may_be_cut and not (self.layout is not None and self.layout.is_whole)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """The documents whose first byte lies in `start` to `end` of one file; all, if its format is never cut."""
-
-    file: int
-    location: str
-    start: int
-    end: int
-    columns: Columns
-    stamp: Stamp | None = None
-    """What the file was when it was hashed; not part of what a slice is."""
-
-    def check_unchanged(self) -> None:
-        """Raise DataError if the file is no longer the one that was hashed; asked before and after it is read."""
-        if self.stamp is not None:
-            self.stamp.check()
+NAMES = frozenset({"id", "name", "role", "tool_call_id", "type"})  # what a message is tied together by: never mended
+ARGUMENTS = "arguments"  # of a tool call: all that stands in them is data, whatever its key
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
-    """A record that is left out, why, and how it begins."""
+class Turn:
+    """Who says what. A text is one turn of the role 'text'; a pair ends with a user's and an assistant's.
+
+    `more` holds what the message has beyond role and text, under the keys of `apply_chat_template`: `tool_calls` (their
+    arguments parsed), `tool_call_id`, `name`, `reasoning_content`; and `content` that is None or parts.
+    `is_trained` is what the row says of the turn; None: it says nothing.
+    """
+
+    role: str
+    text: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+    is_trained: bool | None = None
+
+    def message(self) -> dict[str, Any]:
+        """Return the turn as a chat template gets it."""
+        return {"role": self.role, "content": self.text, **self.more}
+
+    def mended(self, mend: Callable[[str], str]) -> Turn:
+        """Return the turn with every text that is said in it mended; names and ids stay as they are."""
+        more = mended(self.more, mend, NAMES) if self.more else self.more
+        return Turn(self.role, mend(self.text), more, self.is_trained)
+
+    def said(self) -> str:
+        """Return all that the turn says as one text: what is counted, compared and searched."""
+        if not self.more:
+            return self.text
+        parts = {} if self.text else {"content": self.more.get("content")}  # else they say the text once more
+        more = {**self.more, "content": None, **parts}
+        rest = (value if isinstance(value, str) else canonical(value) for value in more.values() if value)
+        return "\n".join(filter(None, (self.text, *rest)))
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document; `record` counts the records of its part from 0.
+
+    `variables` is what the chat template gets beside the messages: `tools`, and what a row sets for it
+    (`enable_thinking`).
+    """
 
     record: int
-    reason: str
-    excerpt: str = field(default="", compare=False)
+    shape: Shape
+    turns: tuple[Turn, ...]
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_part(part: Part) -> Iterator[Document | Rejected]:
-    """Yield one document or rejection for each record of a part, in order; nothing is cleaned yet."""
-    part.check_unchanged()
-    records = records_of(Path(part.location), part.columns, part.start, part.end)
-    for record, raw in enumerate(records):
-        yield document_of(record, raw, part.columns)
-    part.check_unchanged()
+def mended(value: Any, mend: Callable[[str], str], spared: frozenset[str]) -> Any:
+    """Return JSON-like data with its texts mended, but for what stands under a `spared` key."""
+    if isinstance(value, str):
+        return mend(value)
+    if isinstance(value, list):
+        return [mended(item, mend, spared) for item in value]
+    if isinstance(value, Mapping):
+        return {
+            key: item if key in spared else mended(item, mend, frozenset() if key == ARGUMENTS else spared)
+            for key, item in value.items()
+        }
+    return value
 
 
-def records_of(path: Path, columns: Columns, start: int, end: int) -> Iterator[Raw]:
-    """Yield the records of a range of a file, one for each document: rows that are one conversation put together."""
-    layout = columns.layout
-    records = raw_records(path, columns.format, start, end, columns.wanted)
-    return joined(records, layout, parsed) if layout is not None and layout.is_whole else records
-
-
-def document_of(record: int, raw: Raw, columns: Columns) -> Document | Rejected:
-    """Return what a record is: a document, or why it is none."""
-    layout = columns.layout
-    try:
-        if layout is None:
-            return Document(record, "text", (Turn("text", text_of(raw)),))
-        row = parsed(raw)
-        if layout.text:
-            return Document(record, "text", turns_of_row(row, layout))
-        return Document(record, layout.shape, turns_of_row(row, layout), variables_of_row(row, layout))
-    except ObjectionError as objection:
-        reason = str(objection)
-        if reason == "invalid UTF-8" and columns.format.encoding is not None:
-            reason = f"invalid {columns.format.encoding}"
-        return Rejected(record, reason, excerpt_of(raw))
-
-
-def excerpt_of(raw: Raw) -> str:
-    """Return the beginning of a record, for a person to look at."""
-    if isinstance(raw, bytes):
-        return raw[:EXCERPT_BYTES].decode("utf-8", "replace")
-    return "" if isinstance(raw, ObjectionError) else str(raw)[:EXCERPT_BYTES]
-
-
-def text_of(raw: Raw) -> str:
-    """Return a record as a text. Raises ObjectionError."""
-    if isinstance(raw, ObjectionError):
-        raise raw
-    return decoded(raw) if isinstance(raw, bytes) else str(raw)
-
-
-def parsed(raw: Raw) -> Mapping[str, Any]:
-    """Return a record as a row; a text alone is the row {text: ...}. Raises ObjectionError."""
-    row = row_or_text(raw)
-    return {"text": row} if isinstance(row, str) else row
-
-
-def row_or_text(raw: Raw) -> Mapping[str, Any] | str:
-    """Return a record as a row or, of JSON, as the text alone that it is. Raises ObjectionError."""
-    if isinstance(raw, ObjectionError):
-        raise raw
-    if isinstance(raw, Mapping):
-        return {name: without_nulls(value) if isinstance(value, list | dict) else value for name, value in raw.items()}
-    text = decoded(raw) if isinstance(raw, bytes) else raw
-    if not text.strip():
-        raise ObjectionError("blank line")
-    try:
-        row = json.loads(text)
-    except RecursionError:
-        raise ObjectionError("nested too deeply") from None
-    except ValueError:
-        raise ObjectionError("bad JSON") from None
-    if not isinstance(row, dict | str):
-        raise ObjectionError("not a JSON object")
-    return row
-
-
-def decoded(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ObjectionError("invalid UTF-8") from None
-
-
-def find_columns(location: Path, source: SourceConfig, form: Format = JSONL) -> Columns:
-    """Return how a file of rows is read, from a sample of them; the source's `fields` override what names tell.
-
-    Raises DataError with the columns seen and the line to write, if that cannot be told.
-    """
-    records = sampled(location, form)
-    rows, objections = parsed_rows(records)
-    if not rows and all(isinstance(raw, ObjectionError) for raw in records) and len(records) < SNIFFED_RECORDS:
-        return without_rows(objections, location, form)
-    inner = wrapping(rows, source, location, form)
-    if inner is not None:
-        source = with_rows(source, inner)
-        rows, objections = parsed_rows(itertools.islice(inner_rows(rows, inner, parsed), SNIFFED_RECORDS))
-    elif form.kind == "json" and len(records) == 1 and not source.fields.given:
-        note = None if rows and is_array(location, form) else one_value(rows, objections)
-        if note is not None:
-            return Columns(shape="text", format=Format(kind="refused", note=note))
-    if not rows:
-        raise DataError(no_rows(location, objections))
-    decision = decide(rows, source, str(location))
-    layout = decision.layout
-    check_size(location, layout)
-    return Columns(
-        shape=layout.shape,
-        layout=layout,
-        names=(str(inner).partition(".")[0],) if inner is not None else columns_read(layout, tuple(columns_of(rows))),
-        format=form,
-        unused=decision.unused,
-        notes=decision.notes,
-    )
-
-
-def sampled(location: Path, form: Format) -> list[Raw]:
-    """Return a file's first records and, where it can be read from anywhere, some of its middle and its end."""
-    size = location.stat().st_size
-    found = list(itertools.islice(raw_records(location, form, 0, size), SNIFFED_RECORDS))
-    if form.may_be_cut and len(found) == SNIFFED_RECORDS:
-        for start in (size // 2, size * 9 // 10):
-            found += itertools.islice(raw_records(location, form, start, size), SNIFFED_RECORDS // 4)
-    return found
-
-
-def parsed_rows(records: Iterable[Raw]) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """Return the rows among some records, and what is wrong with the others.
-
-    Texts alone are rows of one column where they are most: some among objects must not tell what the objects are.
-    """
-    rows: list[Mapping[str, Any]] = []
-    texts: list[Mapping[str, Any]] = []
-    objections = []
-    for raw in records:
-        try:
-            found = row_or_text(raw)
-        except ObjectionError as objection:
-            objections.append(str(objection))
-            continue
-        if isinstance(found, str):
-            texts.append({"text": found})
-        else:
-            rows.append(found)
-    return (rows if len(texts) <= len(rows) else [*rows, *texts]), objections
-
-
-def without_rows(objections: Sequence[str], location: Path, form: Format) -> Columns:
-    """Return how a file is read none of whose records is a row: as what it is, or counting each objection."""
-    counts = Counter(objections)
-    reasons = ", ".join(counts)
-    if len(objections) == 1 or (objections and form.kind in ("parquet", "arrow")):
-        return Columns(shape="text", format=Format(kind="refused", note=reasons))
-    told = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
-    note = f"{location.name}: none of its {len(objections)} records is a row ({told})" if counts else ""
-    return Columns(shape="text", layout=PLAIN, format=form, notes=(note or f"{location.name}: it has no row",))
-
-
-def wrapping(rows: Sequence[Mapping[str, Any]], source: SourceConfig, location: Path, form: Format) -> str | None:
-    """Return where in each JSON value of a file its rows lie: as its source says it, or if that is plain."""
-    if source.fields.rows is not None:
-        return source.fields.rows
-    key = inner_key(rows, source) if form.kind == "json" else None
-    return None if key is None or is_array(location, form) else key
-
-
-def with_rows(source: SourceConfig, path: str) -> SourceConfig:
-    """Return a source that says where its rows lie."""
-    return source.model_copy(update={"fields": source.fields.model_copy(update={"rows": path})})
-
-
-def is_array(location: Path, form: Format) -> bool:
-    """Tell whether a JSON file is a list: then what is in it are rows, if only one."""
-    with open_stream(location, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
-        return stream.read(EXCERPT_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
-
-
-def inner_key(rows: Sequence[Mapping[str, Any]], source: SourceConfig) -> str | None:
-    """Return under which key of the one JSON object of a file its rows lie, if that is plain."""
-    if len(rows) != 1 or source.fields.given:
-        return None
-    lists = [(name, value) for name, value in rows[0].items() if isinstance(value, list) and value]
-    found = [name for name, value in lists if all(isinstance(item, dict) for item in value) and not is_messages(value)]
-    said = [name for name in found if name != "data" and name in DIALOGUES]  # questions with their answers
-    return found[0] if len(found) == 1 and not said else None
-
-
-def longest_list(row: Mapping[str, Any]) -> str | None:
-    """Return which list of a JSON object has the most objects, of several the longest texts; None if none has any."""
-    counts = {
-        name: (sum(isinstance(item, dict) for item in value), sum(map(len, texts_in(value))))
-        for name, value in row.items()
-        if isinstance(value, list)
-    }
-    return max((name for name, (objects, _) in counts.items() if objects), key=lambda name: counts[name], default=None)
-
-
-def one_value(rows: Sequence[Mapping[str, Any]], objections: Sequence[str]) -> str | None:
-    """Return why the one JSON value of a file is no row; None if it is one."""
-    if objections:
-        return objections[0]
-    kinds = kinds_of(rows)
-    lists = [name for name, value in rows[0].items() if isinstance(value, list)]
-    columns = [name for kind in kinds for name in kind.layout.columns(lists)]
-    said = next((name for name in columns if any(isinstance(item, str) for item in rows[0][name])), None)
-    if kinds and said is None:
-        return None
-    named = longest_list(rows[0]) or said
-    hint = f"; name the list in it, for example `fields: {{rows: {quoted_path(named)}, ...}}`" if named else ""
-    hint += f", or `fields: {{messages: {quoted_path(said)}}}` if it is one conversation" if said else ""
-    return f"one JSON value, not rows{hint}"
-
-
-def check_size(location: Path, layout: Layout) -> None:
-    """Raise DataError if a file is too large for its rows to be put together in memory."""
-    size = location.stat().st_size
-    if layout.is_joined and size > JOINED_BYTES:
-        raise DataError(
-            f"{location}: {size / 1e9:.1f} GB; rows that are put together are held in memory, which is done for files "
-            f"of up to {JOINED_BYTES / 1e9:.1f} GB; split it, each conversation within one file"
-        )
-
-
-def no_rows(location: Path, objections: Iterable[str]) -> str:
-    reasons = ", ".join(sorted(set(objections)))
-    return (
-        f"{location}: none of its first {SNIFFED_RECORDS} records is a row ({reasons}); "
-        'expected one object on each line, such as {"prompt": "...", "completion": "..."}, or a table with a header'
-    )
+def canonical(value: Any) -> str:
+    """Return data as one spelling of JSON, the same for equal data."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -11,26 +11,43 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.disk.atomic_files import digest_of, fsync_path, full_disk_named
+from cluster.disk.locks import Holder, LockFile, alone
 from cluster.errors import DataError
-from cluster.files import digest_of, fsync_path, full_disk_named
-from cluster.locks import Holder, LockFile, alone
-from data_prep.cleaning import CLEANING_VERSION, Cleaner
+from data_prep.clean.cleaning import CLEANING_VERSION, Cleaner
+from data_prep.clean.near_duplicates import SIGNATURE_VERSION
+from data_prep.clean.rejected_samples import FOLDER as REJECTED
+from data_prep.clean.rejected_samples import write_rejected
 from data_prep.config import CleaningConfig, DataConfig
-from data_prep.conversations import read_template
-from data_prep.encoding import EncoderSpec, write_spec
-from data_prep.fan_out import Executor, Workers
-from data_prep.gathering import RowFormat, ShardTask, write_rows
-from data_prep.ledger import count_tokens
-from data_prep.near_duplicates import SIGNATURE_VERSION
-from data_prep.originals import document_place
-from data_prep.packing import PACKING_VERSION
-from data_prep.passages import HELD_OUT_VERSION
-from data_prep.planning import Plan, make_plan, packing_method, shard_plans
+from data_prep.encode.backend_parity import EngineMismatchError, choose_engine, refused
+from data_prep.encode.conversations import read_template
+from data_prep.encode.encoded_slices import (
+    SLICE_VERSION,
+    SliceFiles,
+    SliceTask,
+    encode_slice,
+    read_slice,
+    slice_digests,
+)
+from data_prep.encode.encoding import EncoderSpec, write_spec
+from data_prep.encode.tokenizer import (
+    DataTokenizer,
+    digest_of_rules,
+    encoder_spec,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_origin,
+)
+from data_prep.executors import Executor, Workers
+from data_prep.fetch.provenance import document_place
+from data_prep.fetch.sources import Corpus, Slice, cut_slices, find_corpus, notes_of, read_as
+from data_prep.pack.packing import PACKING_VERSION
+from data_prep.pack.row_assembly import RowFormat, ShardTask, write_rows
+from data_prep.pack.row_plan import Plan, make_plan, packing_method, shard_plans
 from data_prep.progress import counted
-from data_prep.proof import EngineMismatchError, choose_engine, refused
-from data_prep.rejects import FOLDER as REJECTED
-from data_prep.rejects import write_rejected
-from data_prep.shard_writing import list_others, row_schema, write_manifest, write_split_files
+from data_prep.select.held_out_passages import HELD_OUT_VERSION
+from data_prep.select.ledger import count_tokens
+from data_prep.select.long_documents import line_ends
 from data_prep.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -41,18 +58,8 @@ from data_prep.shards import (
     read_manifest,
     template_digest,
 )
-from data_prep.slices import SLICE_VERSION, SliceFiles, SliceTask, encode_slice, read_slice, slice_digests
-from data_prep.sources import Corpus, Slice, cut_slices, find_corpus, notes_of, read_as
-from data_prep.splitting import line_ends
-from data_prep.tokenizer import (
-    DataTokenizer,
-    digest_of_rules,
-    encoder_spec,
-    load_tokenizer,
-    save_tokenizer,
-    tokenizer_origin,
-)
-from data_prep.tokenizer_files import vocabulary_size
+from data_prep.shards.tokenizer_files import vocabulary_size
+from data_prep.shards.writing import list_others, row_schema, write_manifest, write_split_files
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +144,7 @@ def fetch_addresses(config: DataConfig, folder: Path) -> dict[str, list[tuple[st
     """Return the files of each source that has an address, fetched now or before."""
     if all(source.address is None for source in config.sources):
         return {}
-    from data_prep.listing import fetch_sources  # httpx takes 0.2 s to import
+    from data_prep.fetch.remote_listing import fetch_sources  # httpx takes 0.2 s to import
 
     return fetch_sources(config.sources, folder)
 

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from cluster.disk.atomic_files import sha256_of
 from cluster.errors import DataError
-from cluster.files import sha256_of
-from data_prep.blocks import damaged_ranges
 from data_prep.shards import MANIFEST, SPLITS, ListedFile, Manifest, ShardInfo, check_size, read_manifest
+from data_prep.shards.blocks import damaged_ranges
 
 THREADS = 4  # hashing releases the interpreter
 

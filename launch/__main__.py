@@ -15,7 +15,7 @@ from typing import NoReturn
 from cluster.environment import World, read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, DamagedRowsError, ShardlineError, exit_code_of
 from cluster.journal import set_up_logging
-from cluster.stop import ignore_signals
+from cluster.stop_request import ignore_signals
 from launch.wording import with_run_named
 
 log = logging.getLogger(__name__)

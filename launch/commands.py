@@ -11,26 +11,25 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.attempts import note_interruption, note_launch
+from cluster.disk.atomic_files import full_disk_named, write_json
+from cluster.disk.locks import Holder
+from cluster.disk.run_lock import held_for_rank, hold_run
 from cluster.environment import LOCK, World, allocation_end, cpu_count, enter_world, gpu_count, read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MEND, EXIT_STOPPED, ConfigError
-from cluster.files import full_disk_named, write_json
 from cluster.journal import world_size_at
-from cluster.local_ranks import run_ranks
-from cluster.locks import Holder
-from cluster.run_lock import held_for_rank, hold_run
-from cluster.stop import StopFlag
+from cluster.local_launcher import run_ranks
+from cluster.restart_limit import note_interruption, note_launch
+from cluster.stop_request import StopFlag
 from data_prep.shards import MANIFEST, check_shards, read_manifest
-from launch.check import check_fits, check_source
 from launch.config import RunConfig
-from launch.kept import keep_config, kept_text, load_run
-from launch.wording import as_typed, named, with_run_named
-from training.identity import check_identity, committed_identity
+from launch.kept import keep_config, kept_text, load_run, origin_of
+from launch.verbs.check import check_fits, check_source
+from launch.wording import as_typed, named, say, with_run_named
 from training.plan import identity_of
+from training.run_identity import check_identity, committed_identity
 
 if TYPE_CHECKING:
-    from training.model import ModelOrigin
-    from training.run import RunRequest
+    from training.train_rank import RunRequest
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ def load(options: argparse.Namespace) -> RunConfig:
 
 def init(options: argparse.Namespace) -> int:
     """Write a YAML to begin with."""
-    from launch.init import write_init
+    from launch.verbs.init import write_init
 
     say(write_init(options.kind, options.data, options.model, options.output))
     return EXIT_DONE
@@ -52,7 +51,7 @@ def init(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Say what a run will do and need."""
-    from launch.check import check_run
+    from launch.verbs.check import check_run
 
     run = load(options)
     for line in check_run(run, local_ranks(run, None)):
@@ -62,9 +61,9 @@ def check(options: argparse.Namespace) -> int:
 
 def prepare(options: argparse.Namespace) -> int:
     """Turn the corpus into shards, or show some rows of them."""
-    from data_prep.ledger import summary
     from data_prep.prepare import prepare as prepare_data
-    from data_prep.preview import preview
+    from data_prep.preview.row_preview import preview
+    from data_prep.select.ledger import summary
 
     run = load(options)
     check_source(run)
@@ -123,7 +122,7 @@ def train_as_rank(run: RunConfig, world: World) -> int:
     stop = StopFlag(run.paths.stop_request, allocation_end())
     stop.install()
     enter_world(world)
-    from training.run import train_rank  # after enter_world: torch reads the environment when imported
+    from training.train_rank import train_rank  # after enter_world: torch reads the environment when imported
 
     return train_rank(rank_request(run), world, stop)
 
@@ -179,15 +178,15 @@ def local_ranks(run: RunConfig, asked: int | None) -> int:
 
 def checkpoint(options: argparse.Namespace) -> int:
     """List, check, show, keep or import checkpoints."""
-    from launch.checkpoint import ACTIONS
+    from launch.verbs.checkpoint import ACTIONS
 
     return ACTIONS[options.action](load(options), options)
 
 
 def verify_resume(options: argparse.Namespace) -> int:
     """Train a few steps, interrupted and not, and say whether they are the same."""
-    from launch.verify_resume import as_text
-    from launch.verify_resume import verify_resume as prove
+    from launch.verbs.verify_resume import as_text
+    from launch.verbs.verify_resume import verify_resume as prove
 
     run = load(options)
     check_fits(run, read_manifest(run.shards))
@@ -212,8 +211,8 @@ def export(options: argparse.Namespace) -> int:
 
 def export_run(run: RunConfig) -> None:
     """Export a run that is ours alone."""
-    from training.export import Partial
-    from training.export import export as export_checkpoint
+    from training.outcome.export import Partial
+    from training.outcome.export import export as export_checkpoint
 
     origin = origin_of(run)
     partial = Partial(origin=origin, seed=run.seed, lora=run.train.lora)
@@ -222,8 +221,8 @@ def export_run(run: RunConfig) -> None:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Score base and tuned model on held-out rows."""
-    from training.evaluate import as_text
-    from training.evaluate import evaluate as evaluate_run
+    from training.outcome.evaluate import as_text
+    from training.outcome.evaluate import evaluate as evaluate_run
 
     run = load(options)
     manifest = read_manifest(run.shards)
@@ -235,7 +234,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def generate(options: argparse.Namespace) -> int:
     """Answer the prompts of the command line, or each line of standard input."""
-    from training.generate import answer, load_export, prompt_ids
+    from training.outcome.generate import answer, load_export, prompt_ids
 
     run = load(options)
     model, tokenizer = load_export(run.paths.export)
@@ -251,7 +250,7 @@ def generate(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Write the run's page."""
-    from training.report import write_report
+    from training.reporting.report import write_report
 
     run = load(options)
     say(str(write_report(run.paths, run.shards, run.name)))
@@ -260,7 +259,7 @@ def report(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Say where the run is."""
-    from training.status import status_text
+    from training.reporting.status import status_text
 
     say(with_run_named(status_text(load(options).paths), options))
     return EXIT_DONE
@@ -271,7 +270,7 @@ def inspect(options: argparse.Namespace) -> int:
     run = load(options)
     if options.replay:
         return replay(run, options)
-    from launch.inspect import inspect_step
+    from launch.verbs.inspect import inspect_step
 
     for line in inspect_step(run, options.step, characters=options.characters, originals=options.originals):
         say(line)
@@ -294,20 +293,8 @@ def replay(run: RunConfig, options: argparse.Namespace) -> int:
 
 def rank_request(run: RunConfig) -> RunRequest:
     """Return what a rank needs of the configuration."""
-    from training.run import RunRequest
+    from training.train_rank import RunRequest
 
     return RunRequest(
         paths=run.paths, config=kept_text(run), shards=run.shards, model=run.model, train=run.train, seed=run.seed
     )
-
-
-def origin_of(run: RunConfig) -> ModelOrigin:
-    """Return what the run's model starts from."""
-    from training.model import find_model
-
-    return find_model(run.model, run.shards, read_manifest(run.shards))
-
-
-def say(text: str) -> None:
-    """Write a command's result to standard output."""
-    sys.stdout.write(text + "\n")

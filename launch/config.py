@@ -7,8 +7,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from cluster.config_loading import PathValue, Section
 from cluster.paths import RunPaths
-from cluster.schema import PathValue, Section
 from data_prep.config import DataConfig
 from training.config import EvaluateConfig, ExportConfig, ModelConfig, TrainConfig
 

@@ -11,13 +11,17 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cluster.config_loading import dump_yaml, merged, parse_override, read_yaml, validate
+from cluster.disk.atomic_files import write_text
 from cluster.errors import CheckpointError, ConfigError
-from cluster.files import write_text
 from cluster.paths import INSIDE, RunPaths
-from cluster.schema import dump_yaml, merged, parse_override, read_yaml, validate
+from data_prep.shards import read_manifest
 from launch.config import RunConfig
+
+if TYPE_CHECKING:
+    from training.models.source import ModelOrigin
 
 HERE = "."  # what `folder` says in a configuration that was kept
 PATHS = (("data", "folder"), ("data", "chat_template"), ("train", "deepspeed"))
@@ -134,3 +138,10 @@ def begun_from(values: dict[str, Any], other: RunConfig) -> dict[str, Any]:
     data = merged(other.model_dump(mode="json")["data"], own)
     data |= {"folder": str(other.shards), "tokenizer": None}  # an exported model brings its own
     return {**values, "data": data, "model": {"path": str(other.paths.export)}}
+
+
+def origin_of(run: RunConfig) -> ModelOrigin:
+    """Return what the run's model starts from."""
+    from training.models.source import find_model
+
+    return find_model(run.model, run.shards, read_manifest(run.shards))

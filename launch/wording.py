@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 
 from cluster.paths import RunPaths
 
@@ -28,3 +29,8 @@ def named(options: argparse.Namespace, paths: RunPaths) -> str:
 def with_run_named(text: str, options: argparse.Namespace) -> str:
     """Return a message with what was typed in the place of the run."""
     return text.replace(PLACEHOLDER, as_typed(options)) if hasattr(options, "overrides") else text
+
+
+def say(text: str) -> None:
+    """Write a command's result to standard output."""
+    sys.stdout.write(text + "\n")

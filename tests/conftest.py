@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.shard_writing import Row, Rows, row_schema, write_manifest, write_shard, write_split_files
 from data_prep.shards import Manifest, Piece, template_digest, tokenizer_digest
+from data_prep.shards.writing import Row, Rows, row_schema, write_manifest, write_shard, write_split_files
 
 WORDS = ("a", "run", "that", "ends", "is", "worth", "more", "than", "fast", "and", "every", "step", "counts", "once")
 
@@ -157,8 +157,8 @@ def write_checkpoint() -> Callable[..., Path]:
     """Write a committed checkpoint of these fp32 weights, by name, as two ranks would; its moments are zeros."""
     import torch
 
-    from training.checkpoint_files import Commit, commit_folder, files_record, folder_of
-    from training.rank_files import Stretch, rank_file_name, write_rank_file
+    from training.checkpoints.layout import Commit, commit_folder, files_record, folder_of
+    from training.checkpoints.shard_files import Stretch, rank_file_name, write_rank_file
 
     def write(checkpoints: Path, weights: dict[str, Any], *, step: int = 5, **identity: Any) -> Path:
         final = folder_of(checkpoints, step)

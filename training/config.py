@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cluster.schema import PathValue, Section
+from cluster.config_loading import PathValue, Section
 
 
 class NewModel(Section):

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from cluster.errors import TrainingError
 from training.config import TrainConfig
-from training.loss import StepStats
-from training.progress import Progress
+from training.step.loss import StepStats
+from training.train_state import Progress
 
 USUAL_STEPS = 16  # updates before anything can be called a spike
 SPIKE_NATS = 1.0  # a loss closer to the usual one is no spike: near 0 any factor is soon exceeded

@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from cluster.errors import EXIT_DONE, EXIT_STOPPED
-from training.batches import MicroBatch, StepBatch
 from training.guards import BARRED, Guards, rolled_back
-from training.isolation import Proof
-from training.loss import StepStats
 from training.plan import Plan
-from training.progress import Progress
+from training.step.batches import MicroBatch, StepBatch
+from training.step.isolation import Proof
+from training.step.loss import StepStats
+from training.train_state import Progress
 
 
 class Outcome(enum.Enum):

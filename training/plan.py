@@ -82,7 +82,7 @@ class Plan:
         return min(len(saved), self.config.keep_last + 1 + len([step for step in saved if every and step % every == 0]))
 
     def identity(self) -> dict[str, Any]:
-        """Return what two starts of one run must have in common; see training.identity."""
+        """Return what two starts of one run must have in common; see training.run_identity."""
         return {**identity_of(self.config, self.data_digest, self.seed), "parameters": self.parameters}
 
     def as_record(self) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from cluster.environment import World
 from cluster.errors import ConfigError
 from cluster.journal import read_lines, world_size_at
 from cluster.paths import RunPaths
-from training.checkpoint import Checkpoints
-from training.engine import Engine, leave_world
+from training.checkpoints.checkpoint import Checkpoints
 from training.loop import train
-from training.progress import Progress
-from training.run import RunRequest, assemble
+from training.train_rank import RunRequest, assemble
+from training.train_state import Progress
+from training.zero.engine import Engine, leave_world
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from data_prep.config import DataConfig
-from data_prep.encoding import Encoder, EncoderSpec
+from data_prep.encode.encoding import Encoder, EncoderSpec
+from data_prep.encode.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from data_prep.prepare import prepare
 from data_prep.shards import Manifest
-from data_prep.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 WORDS = [
     "the",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cluster.schema import validate
+from cluster.config_loading import validate
 from data_prep.config import SourceConfig
-from data_prep.documents import Rejected, read_part
-from data_prep.sources import Corpus, find_corpus, parts_of
+from data_prep.fetch.sources import Corpus, find_corpus, parts_of
+from data_prep.read.parts import Rejected, read_part
 
 
 def source_of(path: Path, **source: Any) -> SourceConfig:

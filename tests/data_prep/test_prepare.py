@@ -9,8 +9,8 @@ import pytest
 
 from cluster.errors import DataError
 from data_prep.config import DataConfig
-from data_prep.ledger import summary
 from data_prep.prepare import prepare
+from data_prep.select.ledger import summary
 from data_prep.shards import ShardReader, read_manifest
 
 SMALL = {"slice_bytes": 1024, "shard_rows": 16}

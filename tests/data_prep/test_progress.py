@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.encode.tokenizer import train_tokenizer
 from data_prep.progress import QUIET_S, Progress, StoppedError, counted, duration, thread_pool
-from data_prep.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from training.batches import MicroBatch, micro_batch_of
-from training.documents import attend, attending, has_kernel
-from training.isolation import median, prove
-from training.loss import HeadLoss, LogitRule, summed_loss
-from training.packed_model import Isolation, PackedModel
+from training.step.batches import MicroBatch, micro_batch_of
+from training.step.document_attention import attend, attending, has_kernel
+from training.step.isolation import median, prove
+from training.step.loss import HeadLoss, LogitRule, summed_loss
+from training.step.packed_model import Isolation, PackedModel
 
 pytestmark = [
     pytest.mark.gpu,
@@ -95,7 +95,7 @@ def test_the_kernels_outputs_and_gradients_are_those_of_the_cpu(window: int | No
 
 
 def test_the_kernel_is_what_plain_bf16_attention_takes() -> None:
-    from training.documents import Rule
+    from training.step.document_attention import Rule
 
     query = torch.zeros(8, 4, 64, device="cuda", dtype=torch.bfloat16)
     plain = Rule(scale=None, dropout=0.0, window=None, soft_cap=None, sinks=None)

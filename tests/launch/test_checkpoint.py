@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.checkpoint_files import folder_of, set_aside
+from training.checkpoints.layout import folder_of, set_aside
 
 Command = Callable[..., Any]  # returns a Result: see conftest.py
 WEIGHTS = {"layer.weight": torch.arange(15.0).reshape(5, 3), "layer.bias": torch.arange(5.0)}

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from cluster.config_loading import load_config
 from cluster.errors import ConfigError
-from cluster.schema import load_config
 from launch.config import RunConfig
-from launch.init import SHAPES, write_init
 from launch.kept import keep_config, kept_text, load_run
+from launch.verbs.init import SHAPES, write_init
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))

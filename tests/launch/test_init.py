@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.config_loading import load_config
 from cluster.errors import ConfigError
-from cluster.schema import load_config
 from launch.config import RunConfig
-from launch.init import write_init
+from launch.verbs.init import write_init
 
 HH = {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"}
 

@@ -13,11 +13,11 @@ import pytest
 from ruamel.yaml import YAML
 from transformers import AutoTokenizer
 
-from cluster.schema import load_config
-from data_prep.conversations import TEMPLATES
-from data_prep.tokenizer import train_tokenizer
+from cluster.config_loading import load_config
+from data_prep.encode.conversations import TEMPLATES
+from data_prep.encode.tokenizer import train_tokenizer
 from launch.config import RunConfig
-from launch.init import write_init
+from launch.verbs.init import write_init
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 Command = Callable[..., Any]  # returns a Result: see conftest.py

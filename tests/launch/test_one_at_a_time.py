@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from cluster.disk.locks import Holder
+from cluster.disk.run_lock import held_for_rank, hold_run, wait_for_first_rank
 from cluster.environment import World
 from cluster.errors import ClusterError
 from cluster.heartbeat import launch_of
-from cluster.locks import Holder
 from cluster.paths import RunPaths
-from cluster.run_lock import held_for_rank, hold_run, wait_for_first_rank
 
 Command = Callable[..., Any]  # returns a Result: see conftest.py
 ROOT = Path(__file__).resolve().parents[2]

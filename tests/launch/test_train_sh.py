@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.locks import Holder
+from cluster.disk.locks import Holder
+from cluster.disk.run_lock import hold_run
 from cluster.paths import RunPaths
-from cluster.run_lock import hold_run
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "launch" / "train.sh"

@@ -32,7 +32,7 @@ TRAIN = {
 def request_of(root: Path, name: str, kind: str) -> Any:
     from cluster.paths import RunPaths
     from training.config import ModelConfig, TrainConfig
-    from training.run import RunRequest
+    from training.train_rank import RunRequest
 
     return RunRequest(
         paths=RunPaths(root / "runs" / name / kind),
@@ -49,7 +49,7 @@ def trained(root: Path, name: str, kind: str, stop_after: int, world: World) -> 
     from cluster.errors import ShardlineError
     from training.loop import train
     from training.replay import Memory
-    from training.run import assemble
+    from training.train_rank import assemble
 
     request = request_of(root, name, kind)
     try:
@@ -75,7 +75,7 @@ def keep_logits(engine: Any, folder: Path, world: World) -> None:
     from families import TEXT
     from safetensors.torch import save_file
 
-    from training.packed_model import Isolation
+    from training.step.packed_model import Isolation
 
     engine.model.isolate(Isolation.ONE_A_ROW)
     engine.deepspeed.eval()
@@ -89,7 +89,7 @@ def main(root: str, *jobs: str) -> None:
     world = read_world()
     assert world is not None
     enter_world(world)
-    from training.engine import join_world, leave_world
+    from training.zero.engine import join_world, leave_world
 
     join_world(world)
     found = {}

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from training.config import ExportConfig
-from training.conversions import saved_tensors
-from training.export import Partial, export
-from training.model import ModelOrigin, skeleton_of
-from training.new_weights import NewWeights
-from training.weights import PretrainedWeights
+from training.models.initial_weights import PretrainedWeights
+from training.models.name_conversions import saved_tensors
+from training.models.new_weights import NewWeights
+from training.models.source import ModelOrigin, skeleton_of
+from training.outcome.export import Partial, export
 
 FamilyFolder = Callable[[str], Path]
 

@@ -18,13 +18,13 @@ from families import FAMILIES, logits_of, make_family
 from matrix_ranks import KINDS, STEPS, request_of
 from safetensors.torch import load_file
 
-from cluster.local_ranks import run_ranks
+from cluster.local_launcher import run_ranks
 from data_prep.config import DataConfig
 from data_prep.prepare import prepare
 from data_prep.shards import read_manifest
 from training.config import ExportConfig
-from training.export import Partial, export
-from training.model import find_model
+from training.models.source import find_model
+from training.outcome.export import Partial, export
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "models.md"

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from launch.__main__ import main
-from training.generate import answer, load_export, prompt_ids
+from training.outcome.generate import answer, load_export, prompt_ids
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,18 +19,18 @@ import pytest
 from hypothesis import settings
 
 from cluster.journal import read_lines
-from cluster.local_ranks import run_ranks
+from cluster.local_launcher import run_ranks
 from cluster.paths import RunPaths
-from data_prep.shard_writing import Row, Rows, row_schema, write_manifest, write_shard, write_split_files
 from data_prep.shards import SPLITS, Manifest, Piece, template_digest, tokenizer_digest
+from data_prep.shards.writing import Row, Rows, row_schema, write_manifest, write_shard, write_split_files
 
 settings.register_profile("no clock", deadline=None)  # a shared machine may be slow: no test fails for that
 settings.load_profile("no clock")
 
 ROOT = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).parent
-FAULTY = HERE / "faulty.py"
-TWO_RANKS = "import sys; from cluster.local_ranks import run_ranks; sys.exit(run_ranks(sys.argv[1:], 2))"
+PROGRAMS = Path(__file__).parent / "rank_programs"
+FAULTY = PROGRAMS / "faulty.py"
+TWO_RANKS = "import sys; from cluster.local_launcher import run_ranks; sys.exit(run_ranks(sys.argv[1:], 2))"
 ROW_TOKENS = 64
 
 
@@ -131,7 +131,7 @@ def trial_of(
     def code_and_trial(world_size: int, script: str, *arguments: str, rows: int) -> tuple[int, Trial]:
         shards = uneven_shards(rows)
         folder = tmp_path_factory.mktemp(f"trial_{world_size}_")
-        command = [sys.executable, str(HERE / script), str(folder), str(tiny_model), str(shards), *arguments]
+        command = [sys.executable, str(PROGRAMS / script), str(folder), str(tiny_model), str(shards), *arguments]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
             return run_ranks(command, world_size), Trial(folder, world_size)

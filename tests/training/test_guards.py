@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from training.config import TrainConfig
 from training.guards import USUAL_STEPS, Guards, rolled_back
-from training.loss import StepStats
-from training.progress import HISTORY_STEPS, Progress
+from training.step.loss import StepStats
+from training.train_state import HISTORY_STEPS, Progress
 
 
 def progress_of(losses: list[float], norms: list[float] | None = None) -> Progress:

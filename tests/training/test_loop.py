@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import TrainingError
-from training.batches import MicroBatch, StepBatch
 from training.config import TrainConfig
 from training.guards import STREAK_STEPS, USUAL_STEPS
-from training.isolation import Proof
 from training.loop import Judge, Outcome, train
-from training.loss import LogitRule, StepStats
-from training.packed_model import Isolation
 from training.plan import Plan
-from training.progress import Progress
+from training.step.batches import MicroBatch, StepBatch
+from training.step.isolation import Proof
+from training.step.loss import LogitRule, StepStats
+from training.step.packed_model import Isolation
+from training.train_state import Progress
 
 PROOF = Proof(isolation=Isolation.BY_ATTENTION, leak=0, alone=0, loss=0, rule=LogitRule(), why=None, passes=1, tokens=1)
 Taken = tuple[int, int, float]  # what one optimizer step was given: step, trained tokens, learning rate

@@ -1,0 +1,180 @@
+"""What every document goes through before it is hashed and encoded: mended, then measured against the rules."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cluster.errors import ConfigError
+from data_prep.clean.language import LANGUAGE_VERSION, NO_LANGUAGE, find_language, known_languages, prose_of
+from data_prep.clean.privacy import KINDS, PRIVACY_VERSION, scrub
+from data_prep.clean.quality import QUALITY_VERSION, judged
+from data_prep.config import CleaningConfig
+from data_prep.read.parts import Document, Rejected, Turn
+
+CLEANING_VERSION = (3, PRIVACY_VERSION, QUALITY_VERSION, LANGUAGE_VERSION)  # part of every slice's digest
+
+UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
+
+# A lead byte of UTF-8 and a byte that follows it, each read as a character of Latin-1 or Windows-1252
+FOLLOWING = (
+    "[\x80-\xbf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013\u2014\u2018-\u201e\u2020-\u2022"
+    "\u2026\u2030\u2039\u203a\u20ac\u2122]"
+)
+MOJIBAKE = re.compile("[\xc2-\xf4]" + FOLLOWING)
+EXCERPT_CHARS = 500
+C4_COUNTS = ("quality c4: documents", "quality c4: lines", "quality c4: characters")
+
+
+class Cleaner:
+    """Mends documents and rejects some, as the configuration says.
+
+    `changed` counts what was mended in those that are kept: occurrences of each kind of private data, lines and
+    characters, and documents of all else.
+
+    Raises ConfigError for a language that cannot be told.
+    """
+
+    def __init__(self, config: CleaningConfig) -> None:
+        self.config = config
+        self.changed: Counter[str] = Counter()
+        self.pending: Counter[str] = Counter()  # of the document that is looked at, which may yet be rejected
+        private = config.private.model_dump()
+        self.private = [kind for kind in KINDS if private[kind] != "keep"]
+        self.dropped = [kind for kind in KINDS if private[kind] == "drop"]
+        check_languages(config.languages)
+
+    def cleaned(self, document: Document) -> Document | Rejected:
+        """Return a document mended, or why it is left out and how it begins."""
+        is_running = document.shape == "text"
+        turns = tuple(turn.mended(lambda text: self.mended(text, is_running)) for turn in document.turns)
+        return self.judged(document, turns)
+
+    def without_spaces(self, document: Document) -> Document | Rejected:
+        """Return a running text, in order but for spaces at the ends of its lines, as `cleaned` does."""
+        text = document.turns[0].text
+        return self.judged(document, (Turn("text", without_trailing_spaces(text) if self.config.whitespace else text),))
+
+    def judged(self, document: Document, turns: tuple[Turn, ...]) -> Document | Rejected:
+        """Return a document with its mended turns, or why it is left out."""
+        objection = self.objection(document.shape, turns)
+        if objection is None and document.shape == "text" and self.config.quality:
+            turns, objection = self.without_poor_lines(turns[0].text)
+        if self.private:
+            turns, private_objection = self.scrubbed(turns)
+            objection = objection or private_objection
+        if objection is None and self.pending:
+            self.changed.update(self.pending)
+        self.pending.clear()
+        if objection is not None:
+            return Rejected(document.record, objection, excerpt(turns))
+        return replace(document, turns=turns)
+
+    def without_poor_lines(self, text: str) -> tuple[tuple[Turn, ...], str | None]:
+        """Return a running text as the rules of quality leave it, and why it is left out, or None."""
+        left, objection = judged(text, self.config.quality)
+        if len(left) < len(text):
+            removed = (1, text.count("\n") - left.count("\n"), len(text) - len(left))
+            self.pending.update(dict(zip(C4_COUNTS, removed, strict=True)))
+        return (Turn("text", left),), objection
+
+    def mended(self, text: str, is_running: bool) -> str:
+        """Return a text repaired and in its normal form; in a prompt, spaces can be meant, and stay."""
+        if self.config.repair and not text.isascii():
+            text = self.repaired(text)
+        if self.config.control_characters:
+            if "\r" in text:
+                text = text.replace("\r\n", "\n").replace("\r", "\n")
+            if UNWANTED.search(text):
+                text = UNWANTED.sub("", text)
+        if self.config.unicode != "off" and not text.isascii():
+            text = unicodedata.normalize("NFC" if self.config.unicode == "nfc" else "NFKC", text)
+        if self.config.whitespace and is_running:
+            text = without_trailing_spaces(text)
+        return text
+
+    def repaired(self, text: str) -> str:
+        """Return a text without mojibake; ftfy, which is slow, sees only the lines that may hold some."""
+        if MOJIBAKE.search(text) is None:
+            return text
+        lines = [repaired_line(line) if MOJIBAKE.search(line) else line for line in text.split("\n")]
+        result = "\n".join(lines)
+        if result != text:
+            self.pending["repaired"] = 1
+        return result
+
+    def objection(self, shape: str, turns: Sequence[Turn]) -> str | None:
+        """Say why turns are left out whatever their quality."""
+        learnt = turns[-1:] if shape == "pair" else turns
+        if not any(turn.said().strip() for turn in learnt):
+            return "empty"
+        size = sum(len(turn.said()) for turn in turns)
+        if size < self.config.min_chars:
+            return f"shorter than {self.config.min_chars} characters"
+        if self.config.max_chars is not None and size > self.config.max_chars:
+            return f"longer than {self.config.max_chars} characters"
+        return self.language_objection(turns) if self.config.languages else None
+
+    def language_objection(self, turns: Sequence[Turn]) -> str | None:
+        """Say which other language turns are in: all that is said in them together, without code and tool calls."""
+        prose = prose_of("\n".join(said for turn in turns for said in (turn.text, reasoning_of(turn)) if said))
+        language, probability = find_language(prose) if prose else (NO_LANGUAGE, 1.0)
+        if probability < self.config.language_probability:
+            return "language: uncertain"
+        if language == NO_LANGUAGE:
+            self.pending["language not judged"] = 1
+            return None
+        return None if language in self.config.languages else f"language: {language}"
+
+    def scrubbed(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], str | None]:
+        """Return turns without their private data, and why they are left out, or None."""
+        counts: Counter[str] = Counter()
+
+        def scrubbed(text: str) -> str:
+            text, found = scrub(text, self.private)
+            counts.update(found)
+            return text
+
+        result = tuple(turn.mended(scrubbed) for turn in turns)
+        dropped = next((kind for kind in self.dropped if counts[kind]), None)
+        if counts:
+            self.pending.update(counts)
+            self.pending["documents with private data"] = 1
+        return result, None if dropped is None else f"private data: {dropped}"
+
+    def without_private(self, rejected: Rejected) -> Rejected:
+        """Return what could not be read with its excerpt scrubbed: samples are kept."""
+        return replace(rejected, excerpt=scrub(rejected.excerpt, self.private)[0]) if self.private else rejected
+
+
+def reasoning_of(turn: Turn) -> str:
+    return str(turn.more.get("reasoning_content") or "")
+
+
+def repaired_line(line: str) -> str:
+    from ftfy import fix_encoding  # 0.1 s to import, and most corpora need it nowhere
+
+    return fix_encoding(line)
+
+
+def without_trailing_spaces(text: str) -> str:
+    return "\n".join(map(str.rstrip, text.split("\n"))).rstrip("\n")
+
+
+def excerpt(turns: Sequence[Turn]) -> str:
+    """Return how a document begins, for people."""
+    said = (turn.text if turn.role == "text" else f"{turn.role}: {turn.said()}" for turn in turns)
+    return "\n".join(said)[:EXCERPT_CHARS]
+
+
+def check_languages(codes: Sequence[str]) -> None:
+    """Raise ConfigError if one of the codes is of no language that can be told."""
+    unknown = [code for code in codes if code not in known_languages()]
+    if unknown:
+        raise ConfigError(
+            f"data.cleaning.languages: {', '.join(unknown)}: not among the languages that can be told: "
+            f"{', '.join(sorted(known_languages()))}"
+        )

@@ -1,0 +1,327 @@
+"""From the configuration's sources to a fixed list of files, and from the files to slices of work."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from cluster.errors import DataError
+from data_prep.config import SourceConfig
+from data_prep.fetch.hub_layout import DESCRIPTION, OTHER_SPLIT
+from data_prep.fetch.local_files import paths_of
+from data_prep.files.archives import SEPARATOR, unpack
+from data_prep.files.bounded_io import DOCUMENT_BYTES
+from data_prep.files.file_stamps import Stamp, stamp_of
+from data_prep.files.folders import is_hidden, readable_name
+from data_prep.files.formats import (
+    TABLE_KINDS,
+    Format,
+    beyond_name,
+    check_readable,
+    format_of,
+    suffix_of,
+    supported,
+    with_html,
+)
+from data_prep.progress import Progress, thread_pool
+from data_prep.read.byte_ranges import HashedFile, Told, hashed_file
+from data_prep.read.parts import Columns, Part, find_columns
+from data_prep.read.text_layouts import check_header, header_hint, with_layout
+from data_prep.rows.record_shapes import shortened
+from data_prep.shards import SourceFile
+
+log = logging.getLogger(__name__)
+
+Slice = tuple[Part, ...]
+SHAPES = {"text": "texts", "pair": "pairs", "messages": "conversations"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusFile:
+    """A file of documents: what the manifest says of it, where it lies, and what its documents are made of."""
+
+    info: SourceFile
+    location: Path
+    columns: Columns
+    hashed: HashedFile
+    stamp: Stamp | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Every file of every source in a fixed order; `passed_over` counts by source and suffix what is not read."""
+
+    files: list[CorpusFile]
+    passed_over: dict[str, dict[str, int]]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.info.bytes for file in self.files)
+
+    @property
+    def is_text(self) -> bool:
+        return all(file.columns.shape == "text" for file in self.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundFile:
+    """A file, or a member of an archive, before it is looked into; `problem` says why it cannot be read."""
+
+    source: SourceConfig
+    name: str
+    location: Path
+    problem: str | None = None
+
+
+Named = tuple[str, Path]  # what the manifest calls a file, and where it lies
+
+
+def find_corpus(
+    sources: Sequence[SourceConfig],
+    downloads: Mapping[str, Sequence[Named]],
+    cache: Path | None = None,
+    slice_bytes: int | None = None,
+) -> Corpus:
+    """List, hash and look into the files of all sources.
+
+    `downloads` holds the fetched files of each source that has an address; archives are unpacked in `cache`. What may
+    be cut is hashed by ranges of `slice_bytes` too.
+    Raises DataError for a source with nothing to read.
+    """
+    found: list[FoundFile] = []
+    passed_over: dict[str, Counter[str]] = {}
+    for source in sources:
+        named, others = files_of(source, downloads)
+        counter = passed_over.setdefault(source.label, Counter())
+        counter.update(others)
+        for name, location in named:
+            found += expanded(source, name, location, cache, counter)
+    size = sum(file.location.stat().st_size for file in found if file.problem is None)
+    with thread_pool() as pool, Progress("hashing", size, "bytes") as progress:
+        files = list(pool.map(partial(opened_file, slice_bytes=slice_bytes, told=progress.advance), found))
+    for source in sources:
+        check_rows_used(
+            source, [file.columns for file in files if file.info.source == source.label and file.info.bytes]
+        )
+    for file in files:
+        if file.columns.format.note:
+            log.warning("%s: cannot be read: %s", file.info.path, file.columns.format.note)
+    check_any_readable(files)
+    corpus = Corpus(files=files, passed_over={label: dict(sorted(c.items())) for label, c in passed_over.items()})
+    if corpus.bytes == 0:
+        raise DataError(
+            f"data.sources: the corpus is empty: {len(files)} files hold 0 bytes; name files with documents"
+        )
+    return corpus
+
+
+def check_rows_used(source: SourceConfig, columns: Sequence[Columns]) -> None:
+    """Raise DataError if a source says how rows are read, and none of its files has rows."""
+    given = {"fields": source.fields.given, "system": source.system, "roles": source.roles, "markers": source.markers}
+    said = [name for name, value in given.items() if value]
+    is_text = all(one.layout is None and one.format.kind != "refused" for one in columns)
+    if said and columns and is_text:
+        raise DataError(
+            f"data.sources: {source.label}: {' and '.join(said)} say how rows are read, and no file here has rows; "
+            "remove them, or give the files with rows a source of their own"
+        )
+
+
+def check_any_readable(files: Sequence[CorpusFile]) -> None:
+    """Raise DataError if no file of a source can be read, with the reason for its first one."""
+    for label, of_source in itertools.groupby(files, key=lambda file: file.info.source):
+        members = list(of_source)
+        if all(file.columns.format.kind == "refused" for file in members):
+            first = members[0]
+            raise DataError(
+                f"data.sources: {label}: none of its files can be read ({len(members)}); "
+                f"{first.info.path}: {first.columns.format.note}"
+            )
+
+
+def read_as(corpus: Corpus, label: str) -> str:
+    """Say what a source's files were taken for: how many are texts, and which columns make pairs or conversations."""
+    kinds = Counter(
+        f"{SHAPES[file.columns.shape]}" + (f" from {shortened(file.columns.names)}" if file.columns.names else "")
+        for file in corpus.files
+        if file.info.source == label and file.columns.format.kind != "refused"
+    )
+    return "; ".join(f"{count} with {kind}" for kind, count in sorted(kinds.items()))
+
+
+def not_read(corpus: Corpus, label: str) -> list[str]:
+    """Return the columns of a source's files that hold text and are not used."""
+    return list(
+        dict.fromkeys(name for file in corpus.files if file.info.source == label for name in file.columns.unused)
+    )
+
+
+def notes_of(corpus: Corpus, label: str) -> list[str]:
+    """Return what a person is to know of how a source's files are read."""
+    unused = [f"columns with text that are not used: {shortened(names)}"] if (names := not_read(corpus, label)) else []
+    told = (note for file in corpus.files if file.info.source == label for note in file.columns.notes)
+    return list(dict.fromkeys([*unused, *told]))
+
+
+def expanded(
+    source: SourceConfig, name: str, location: Path, cache: Path | None, passed_over: Counter[str]
+) -> Iterator[FoundFile]:
+    """Yield a file, or the members of an archive: those of unknown formats are counted, as in a folder."""
+    form = format_of(location.name, source.format)
+    if form is None or not form.is_archive:
+        yield FoundFile(source=source, name=name, location=location)
+        return
+    if cache is None:
+        raise DataError(f"{location}: an archive, and no folder is given to unpack it in; unpack it yourself")
+    members, folder = unpack(location, form, cache, source.format)
+    for member in members:
+        inside = f"{name}{SEPARATOR}{readable_name(member.name)}" if member.name else name
+        if member.problem is not None:
+            yield FoundFile(source=source, name=inside, location=location, problem=member.problem)
+        elif any(map(is_hidden, PurePosixPath(member.name).parts)):
+            continue
+        elif member.file is not None:
+            yield FoundFile(source=source, name=inside, location=folder / member.file)
+        else:
+            passed_over[suffix_of(readable_name(member.name))] += 1
+
+
+def opened_file(found: FoundFile, slice_bytes: int | None, told: Told) -> CorpusFile:
+    """Return what `corpus_file` does. Raises DataError, with the file's name as text, for whatever is wrong with it."""
+    try:
+        return corpus_file(found, slice_bytes, told)
+    except DataError as error:
+        raise DataError(readable_name(str(error))) from None
+    except (PermissionError, FileNotFoundError) as error:
+        raise DataError(f"{found.name}: cannot be read ({error.strerror}); mend that, or leave it out") from None
+
+
+def corpus_file(found: FoundFile, slice_bytes: int | None = None, told: Told = lambda size: None) -> CorpusFile:
+    """Return one file as a member of the corpus, hashed, its columns found from its first rows.
+
+    Raises DataError if it changes meanwhile.
+    """
+    source, location = found.source, found.location.resolve()
+    if found.problem is not None:
+        columns = Columns(shape="text", format=Format(kind="refused", note=found.problem))
+        nothing = HashedFile(hashlib.sha256().hexdigest(), 0)
+        info = SourceFile(source=source.label, path=found.name, bytes=0, sha256=nothing.sha256)
+        return CorpusFile(info=info, location=location, columns=columns, hashed=nothing)
+    stamp = stamp_of(location, found.name)
+    columns = look_into(found, stamp.size)
+    layout = columns.layout
+    how = layout.changes() if layout is not None and layout.is_whole else {}
+    hashed = hashed_file(location, slice_bytes if is_cut(columns, stamp.size) else None, told)
+    info = SourceFile(
+        source=source.label,
+        path=found.name,
+        bytes=stamp.size,
+        sha256=hashed.sha256,
+        reading=beyond_name(columns.format, found.name),
+        joined=how,
+    )
+    stamp.check()
+    return CorpusFile(info=info, location=location, columns=columns, hashed=hashed, stamp=stamp)
+
+
+def look_into(found: FoundFile, size: int) -> Columns:
+    """Return how a file is read and what its documents are made of, from its name and its beginning."""
+    source, location = found.source, found.location.resolve()
+    named = with_html(format_of(found.location.name, source.format) or Format(), source.html)
+    form = with_layout(named, location, found.name, source)
+    check_readable(form, found.name)
+    if size == 0:
+        return Columns(shape="text")  # one empty document, whatever it wanted to be
+    if form.has_rows:
+        return columns_in(location, source, form)
+    return Columns(shape="text", format=form)
+
+
+def columns_in(location: Path, source: SourceConfig, form: Format) -> Columns:
+    """Return the columns of a file of rows. Raises DataError with what to write if they cannot be told."""
+    try:
+        columns = find_columns(location, source, form)
+    except DataError as error:
+        if form.kind not in TABLE_KINDS or form.names:
+            raise
+        raise DataError(f"{error}. {header_hint(location, form)}") from None
+    if form.kind in TABLE_KINDS and not form.names:
+        check_header(location, form, columns.names)
+    return columns
+
+
+def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> tuple[list[Named], Counter[str]]:
+    """Return a source's files under the names the manifest gives them, and counts of those passed over."""
+    passed_over: Counter[str] = Counter()
+    if source.address is not None:
+        named = list(downloads[source.address])
+    else:
+        paths = paths_of(source, passed_over)
+        named = [(readable_name(path.as_posix()), (source.relative_to or Path()) / path) for path in paths]
+    readable = [(name, path) for name, path in named if form_told(path, source) is not None]
+    passed_over.update(suffix_of(readable_name(path.name)) for _, path in named if form_told(path, source) is None)
+    if not readable:
+        found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items())) or "no file"
+        raise DataError(f"data.sources: {source.label}: nothing to read here ({found}); supported are {supported()}")
+    check_used(source, [path for _, path in readable])
+    return readable, passed_over
+
+
+def form_told(path: Path, source: SourceConfig) -> Format | None:
+    """Return what a file's name or its source tells of its format; None if it is not read, or was not fetched."""
+    return None if str(path) in (OTHER_SPLIT, DESCRIPTION) else format_of(path.name, source.format)
+
+
+def check_used(source: SourceConfig, paths: Sequence[Path]) -> None:
+    """Raise DataError if a source says how tables are read and has none."""
+    forms = [form for path in paths if (form := form_told(path, source)) is not None]
+    if any(form.kind in TABLE_KINDS or form.is_archive for form in forms):
+        return
+    for key in ("columns", "separator"):
+        if getattr(source, key) is not None:
+            raise DataError(f"data.sources: {source.label}: `{key}` is for CSV and TSV, and no file here is either")
+
+
+def cut_slices(corpus: Corpus, slice_bytes: int) -> list[Slice]:
+    """Return the corpus as slices of about `slice_bytes`, decided from sizes alone.
+
+    Large files are cut at multiples of `slice_bytes` if their format allows it, other files never; small files of one
+    source share a slice.
+    """
+    slices: list[Slice] = []
+    group: list[Part] = []
+    for part in itertools.chain.from_iterable(parts_of(i, f, slice_bytes) for i, f in enumerate(corpus.files)):
+        size = sum(other.end - other.start for other in group)
+        same_source = not group or corpus.files[group[-1].file].info.source == corpus.files[part.file].info.source
+        if group and (not same_source or size + part.end - part.start > slice_bytes):
+            slices.append(tuple(group))
+            group = []
+        group.append(part)
+    return [*slices, tuple(group)]
+
+
+def is_cut(columns: Columns, size: int) -> bool:
+    """Tell whether a file of such columns and a size is read by several tasks."""
+    return columns.may_be_cut and (columns.format.has_rows or size > DOCUMENT_BYTES)
+
+
+def parts_of(index: int, file: CorpusFile, slice_bytes: int) -> list[Part]:
+    """Return one file as parts of at most `slice_bytes`, or as one part if it must not be cut."""
+    step = slice_bytes if is_cut(file.columns, file.info.bytes) else max(file.info.bytes, 1)
+    return [
+        Part(
+            file=index,
+            location=str(file.location),
+            start=start,
+            end=min(start + step, file.info.bytes),
+            columns=file.columns,
+            stamp=file.stamp,
+        )
+        for start in range(0, max(file.info.bytes, 1), step)
+    ]

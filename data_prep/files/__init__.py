@@ -1,0 +1,1 @@
+"""What lies on a disk: formats, compression, packed files, folders, and how much of each is read at once."""

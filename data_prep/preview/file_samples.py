@@ -1,0 +1,151 @@
+"""The beginning of a file of documents: a file of the corpus of which only the first records are read."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from data_prep.config import SourceConfig
+from data_prep.fetch.sources import CorpusFile, FoundFile, Named, expanded, look_into
+from data_prep.files.bounded_io import ObjectionError, open_stream
+from data_prep.files.formats import Format, format_of, suffix_of
+from data_prep.read.byte_ranges import HashedFile
+from data_prep.read.parts import raw_records
+from data_prep.shards import SourceFile
+
+RECORDS = 200  # of a file, at most
+SAMPLE_BYTES = 2**20  # of a file, at most
+FILES = 5  # of a source, spread over all
+SMALL_FILES = 40  # of a source, if they are small
+SMALL_BYTES = 8 * 2**20  # what is looked at of them together
+SUFFIXES = 12  # that are not among them, of each one file
+ARCHIVE_BYTES = 32 * 2**20  # of a source's archives together; further ones are not opened here
+PAGE_BYTES = 8 * 2**20  # larger pages are not opened here
+
+
+def opened_here(source: SourceConfig, named: Sequence[Named], cache: Path, passed_over: Counter[str]) -> list[Named]:
+    """Return a source's files with the members of its small archives, unpacked in `cache`, in place of those."""
+    found: list[Named] = []
+    left = ARCHIVE_BYTES
+    for name, location in named:
+        form = format_of(location.name, source.format)
+        size = location.stat().st_size
+        if form is None or not form.is_archive or size > left:
+            found.append((name, location))
+            continue
+        left -= size
+        for member in expanded(source, name, location, cache, passed_over):
+            if member.problem is None:
+                found.append((member.name, member.location))
+            else:
+                passed_over[member.problem] += 1
+    return found
+
+
+def spread(named: Sequence[Named]) -> list[Named]:
+    """Return some files, from the first to the last: FILES, or more if they are small, and one of each suffix."""
+    count = min(SMALL_FILES, len(named))
+    while count > FILES and sum(map(looked_at_bytes, evenly(named, count))) > SMALL_BYTES:
+        count = max(count // 2, FILES)
+    chosen = evenly(named, min(count, len(named)))
+    seen = {suffix_of(name) for name, _ in chosen}
+    others: dict[str, Named] = {}
+    for one in named:
+        if suffix_of(one[0]) not in seen:
+            others.setdefault(suffix_of(one[0]), one)
+    return [*chosen, *list(others.values())[:SUFFIXES]]
+
+
+def evenly(named: Sequence[Named], count: int) -> list[Named]:
+    places = np.linspace(0, len(named) - 1, count).round().astype(int)
+    return [named[place] for place in dict.fromkeys(places.tolist())]
+
+
+def looked_at_bytes(one: Named) -> int:
+    return min(one[1].stat().st_size, SAMPLE_BYTES)
+
+
+def sampled_file(source: SourceConfig, name: str, location: Path) -> CorpusFile | None:
+    """Return a file as a member of the corpus, but for its hash; None if only preparing can open it."""
+    form = format_of(location.name, source.format) or Format()
+    size = location.stat().st_size
+    is_page = not form.has_rows and form.kind != "text"
+    if form.is_archive or (is_page and size > PAGE_BYTES):
+        return None
+    columns = look_into(FoundFile(source=source, name=name, location=location), size)
+    info = SourceFile(source=source.label, path=name, bytes=size, sha256="")
+    return CorpusFile(info=info, location=location.resolve(), columns=columns, hashed=HashedFile("", size))
+
+
+def first_records(file: CorpusFile) -> Iterator[Any]:
+    return itertools.islice(raw_records(file.location, file.columns.format, 0, file.info.bytes), RECORDS)
+
+
+def beginning(file: CorpusFile, folder: Path) -> CorpusFile:
+    """Return a file, or of a long plain text its first bytes as a file of their own."""
+    if file.columns.format.kind != "text":
+        return file
+    form = file.columns.format
+    with open_stream(file.location, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
+        try:
+            data = stream.read(SAMPLE_BYTES + 1)
+        except ObjectionError:  # which reading it will say again
+            return file
+    if len(data) <= SAMPLE_BYTES:
+        return file
+    piece = folder / "beginning.txt"
+    piece.write_bytes(data.decode(errors="ignore").encode() if is_utf8(data) else data[:SAMPLE_BYTES])
+    columns = replace(file.columns, format=replace(form, compression=None, encoding=None, cr_lines=False))
+    info = replace(file.info, bytes=piece.stat().st_size)
+    return CorpusFile(info=info, location=piece, columns=columns, hashed=file.hashed)
+
+
+def is_cut_short(file: CorpusFile) -> bool:
+    """Tell whether only the lines are read that begin in a file's first bytes."""
+    form = file.columns.format
+    return form.kind == "jsonl" and form.may_be_cut and file.info.bytes > SAMPLE_BYTES
+
+
+def is_utf8(data: bytes) -> bool:
+    """Tell whether bytes are UTF-8 but for a character that their end may cut."""
+    try:
+        data[: len(data) - 4].decode()
+    except UnicodeDecodeError as error:
+        return error.end >= len(data) - 4
+    return True
+
+
+def read_bytes(file: CorpusFile, piece: CorpusFile, records: int) -> float:
+    """Return about how many bytes of a file on the disk its first records are; `piece` is what was read of it."""
+    form = file.columns.format
+    if not form.has_rows:
+        return file.info.bytes if piece is file else min(piece.info.bytes / shrinks(file, piece), file.info.bytes)
+    if records < RECORDS and not is_cut_short(file):
+        return file.info.bytes
+    if form.kind == "parquet":
+        return file.info.bytes * records / max(records, int(pq.read_metadata(file.location).num_rows))
+    sizes = [raw_size(raw) for raw in itertools.islice(first_records(file), records)]
+    return min(sum(sizes) / shrinks(file, piece), file.info.bytes)
+
+
+def shrinks(file: CorpusFile, piece: CorpusFile) -> float:
+    """Return how many times smaller compression makes a file, as far as its beginning tells; 1 if it is not packed."""
+    if file.columns.format.compression is None:
+        return 1.0
+    raw = [one for one in first_records(file if file.columns.format.has_rows else piece) if isinstance(one, bytes)]
+    texts = b"\n".join(raw)[:SAMPLE_BYTES]
+    return len(texts) / len(zlib.compress(texts)) if texts else 1.0
+
+
+def raw_size(raw: Any) -> int:
+    if isinstance(raw, bytes | str):
+        return len(raw) + 1
+    return 0 if isinstance(raw, ObjectionError) else sum(len(str(value)) + 1 for value in raw.values())

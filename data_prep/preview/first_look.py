@@ -1,0 +1,114 @@
+"""What somebody's data is, told from its first files: for the YAML that a run begins with."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import ConfigError, DataError
+from data_prep.config import SourceConfig
+from data_prep.fetch.sources import columns_in, files_of
+from data_prep.files.formats import Format, format_of, with_html
+from data_prep.read.parts import SNIFFED_RECORDS, longest_list, parsed, parsed_rows, sampled, with_rows, wrapping
+from data_prep.read.text_layouts import with_layout
+from data_prep.rows.field_proposals import proposal_lines, quoted_path
+from data_prep.rows.fields import PLACEHOLDER
+from data_prep.rows.grouping import inner_rows
+
+KINDS = {"text": "text", "pair": "pairs", "messages": "conversations"}
+FILES = 8  # so many of a folder are looked into
+KIND_OF_KEY = {"text": "text", "prompt": "pairs", "completion": "pairs"}  # all others are of conversations
+
+NO_HEADER = "Its first line is no header"
+ENCODING = re.compile(r"`encoding(?:`, such as|:) ([\w-]+)")  # as it is written in what a person is told
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """The kind of some data, None if it is not there to be looked at; and lines of YAML that stand below its path."""
+
+    kind: str | None
+    lines: tuple[str, ...] = ()
+
+
+def look_at(data: str) -> FirstLook:
+    """Return what a file, a folder or a glob holds; the first file that is not understood decides what to write."""
+    kinds: list[str] = []
+    for location, form in some_files(data):
+        found = look_into(SourceConfig(path=data), location, form)
+        if found.lines:
+            return found
+        if found.kind is not None:
+            kinds.append(found.kind)
+    return FirstLook(max(kinds, key=kinds.count, default=None))
+
+
+def some_files(data: str) -> Iterator[tuple[Path, Format]]:
+    """Yield the first files of some data and their formats; nothing if it is not here."""
+    try:
+        named, _ = files_of(SourceConfig(path=data), {})
+    except DataError:
+        return
+    for _, location in named[:FILES]:
+        yield location, with_html(format_of(location.name) or Format(), "article")
+
+
+def look_into(source: SourceConfig, location: Path, form: Format) -> FirstLook:
+    """Return what one file holds."""
+    if form.is_archive or location.stat().st_size == 0:
+        return FirstLook(None)
+    if not form.has_rows:
+        return FirstLook("text")
+    laid_out = with_layout(form, location, location.name, source)
+    if laid_out.kind == "refused":
+        return other_encoding(source, location, form, str(laid_out.note))
+    try:
+        columns = columns_in(location, source, laid_out)
+    except DataError as problem:
+        return asked(source, location, laid_out, str(problem))
+    if columns.format.kind == "refused":
+        return one_object(source, location, form, str(columns.format.note))
+    path = source.fields.rows
+    return FirstLook(KINDS[columns.shape], ("fields:", f"  rows: {quoted_path(path)}") if path else ())
+
+
+def other_encoding(source: SourceConfig, location: Path, form: Format, note: str) -> FirstLook:
+    """Return what a file holds that is in another encoding, by one that it may be in; a person has to write it."""
+    named = ENCODING.search(note)
+    lines = (f"# {location.name}: {note}",)
+    if named is None or source.encoding is not None:
+        return FirstLook("text", lines)
+    found = look_into(source.model_copy(update={"encoding": named[1]}), location, form)
+    return FirstLook(found.kind, (*lines, f"encoding: {PLACEHOLDER}  # such as {named[1]}", *found.lines))
+
+
+def one_object(source: SourceConfig, location: Path, form: Format, note: str) -> FirstLook:
+    """Return what a file of one JSON object holds: the rows in its longest list, if it has one."""
+    laid_out = with_layout(form, location, location.name, source)
+    rows, _ = parsed_rows(sampled(location, laid_out))
+    path = longest_list(rows[0]) if rows else None
+    lines = (f"# {location.name}: {note}",)
+    if path is None:
+        return FirstLook("text", lines)
+    found = look_into(with_rows(source, path), location, form)
+    return FirstLook(found.kind, (*lines, *found.lines))
+
+
+def asked(source: SourceConfig, location: Path, form: Format, problem: str) -> FirstLook:
+    """Return the lines that a person has to complete for a file whose rows are not understood."""
+    rows, _ = parsed_rows(sampled(location, form))
+    path = wrapping(rows, source, location, form)
+    if path is not None:
+        rows, _ = parsed_rows(itertools.islice(inner_rows(rows, path, parsed), SNIFFED_RECORDS))
+    if not rows:
+        raise ConfigError(problem)
+    lines = proposal_lines(rows, path) or [f"# {problem}"]
+    headless = problem.find(NO_HEADER)
+    if headless >= 0:
+        lines.insert(0, f"# {problem[headless:]}")
+    keys = [line.split(":")[0].strip() for line in lines if line.startswith("  ")]
+    key = next((key for key in keys if key != "rows"), "messages")
+    return FirstLook(KIND_OF_KEY.get(key, "conversations"), (f"# of {location.name}:", *lines))

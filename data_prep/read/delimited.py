@@ -1,0 +1,314 @@
+"""Rows out of CSV and TSV: by the rules of the format where a file keeps them, line by line where it does not."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import itertools
+import re
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+from data_prep.files.bounded_io import DOCUMENT_BYTES, TOO_LONG, ObjectionError, read_lines
+from data_prep.files.formats import Format
+
+SEPARATORS = (",", ";", "\t", "|")
+NO_SEPARATOR = "\x1f"  # of a single column of bare text, whatever punctuation it has
+EXCEL_HINT = re.compile(rb"sep=(.)\s*")  # Excel's own first line, which is no row
+ENCLOSED = re.compile(r'"(?:""|[^"]*(?:""[^"]*)+)?"')  # a cell with doubled quotes inside, or nothing
+CELL_LINES = 100_000  # of one quoted cell: one that is never closed takes no more
+ESCAPED = re.compile(r'\\(["\\])')
+STANDS_FOR = {'"': "\ud800", "\\": "\ud801"}  # what no text decodes to
+SPACED_SHARE = 0.9  # of rows: from here on a space after the separator is the file's way of writing
+ESCAPES_GAIN = 10  # so many times fewer lines are unexplained if backslashes escape
+WRONG_WIDTH = "another number of columns than the header"
+
+Line = str | ObjectionError
+
+
+class LineFeed:
+    """Lines for the csv module: what it took for its row is known, and can be put back."""
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self.lines = self.undamaged(lines)  # one for all readings
+        self.back: deque[Line] = deque()
+        self.taken: list[str] = []
+        self.objection: ObjectionError | None = None
+        self.damage: ObjectionError | None = None
+
+    def fed(self) -> Iterator[str]:
+        """Yield lines until those of one row are too many."""
+        taken = self.taken
+        for line in itertools.chain(drained(self.back), self.lines):
+            if isinstance(line, ObjectionError):
+                self.objection, line = line, " \n"
+            taken.append(line)
+            yield line
+            if len(taken) >= CELL_LINES:
+                return
+
+    def undamaged(self, lines: Iterator[Line]) -> Iterator[Line]:
+        """Yield the lines before damage, which is kept: lines that were taken before it may come back."""
+        try:
+            yield from lines
+        except ObjectionError as damage:
+            self.damage = damage
+
+    def put_back(self) -> str:
+        """Return the first line that was taken and put the others back; what was fed before goes on from there."""
+        self.back.extendleft(reversed(self.taken[1:]))
+        return self.taken[0]
+
+
+def drained(lines: deque[Line]) -> Iterator[Line]:
+    """Yield and remove the lines that were put back."""
+    while lines:
+        yield lines.popleft()
+
+
+def quoted_rows(feed: LineFeed, form: Format) -> Iterator[list[str] | csv.Error]:
+    """Yield the cells of each row by the rules of quoting, or how its lines break them: they can be put back then."""
+
+    def opened() -> Iterator[list[str]]:
+        lines = (hidden(line, form.escapes) for line in feed.fed()) if form.escapes else feed.fed()
+        return csv.reader(lines, delimiter=form.separator, skipinitialspace=form.spaced, strict=True)
+
+    rows = opened()
+    while True:
+        feed.taken.clear()
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error
+            rows = opened()
+        else:
+            yield [shown(cell) for cell in row] if form.escapes else row
+
+
+def hidden(line: str, escapes: str) -> str:
+    """Return a line in which other characters stand for those that a backslash escapes; other backslashes stay."""
+    if "\\" not in line:
+        return line
+    return ESCAPED.sub(lambda found: STANDS_FOR[found[1]] if found[1] in escapes else found[0], line)
+
+
+def shown(cell: str) -> str:
+    """Return a cell with the characters that `hidden` took away."""
+    for character, other in STANDS_FOR.items():
+        cell = cell.replace(other, character)
+    return cell
+
+
+def read_csv(stream: BinaryIO, form: Format) -> Iterator[dict[str, str] | ObjectionError]:
+    """Yield the rows of a CSV or TSV file."""
+    csv.field_size_limit(DOCUMENT_BYTES)
+    rows = split_rows(decoded_lines(stream), form)
+    names: Sequence[str] = form.names
+    for row in rows:
+        if isinstance(row, ObjectionError):
+            yield row
+        elif not names:
+            names = distinct(row)
+        else:
+            yield named_row(names, row)
+
+
+def decoded_lines(stream: BinaryIO) -> Iterator[Line]:
+    """Yield lines as text, wrong bytes as lone surrogates; without a byte order mark or Excel's hint."""
+    lines = read_lines(stream)
+    first = next(lines, None)
+    if isinstance(first, bytes):
+        first = first.removeprefix(codecs.BOM_UTF8)
+    if first is not None and not (isinstance(first, bytes) and EXCEL_HINT.fullmatch(first)):
+        lines = itertools.chain([first], lines)
+    for line in lines:
+        yield line if isinstance(line, ObjectionError) else line.decode("utf-8", "surrogateescape") + "\n"
+
+
+def split_rows(lines: Iterator[Line], form: Format) -> Iterator[list[str] | ObjectionError]:
+    """Yield each row's cells. Where the file is damaged, raises ObjectionError."""
+    feed = LineFeed(lines)
+    width = 0
+    for row in quoted_rows(feed, form) if form.quoted else bare_rows(feed, form.separator):
+        found: list[str] | ObjectionError | csv.Error = row
+        if isinstance(row, csv.Error):
+            found = broken_row(feed, form, width, row)
+        elif not width:
+            width = len(row)
+        if feed.objection is not None:
+            found, feed.objection = feed.objection, None
+        yield found  # type: ignore[misc]  # an error of the module has been replaced
+    if feed.damage is not None:
+        raise feed.damage
+
+
+def broken_row(feed: LineFeed, form: Format, width: int, error: csv.Error) -> list[str] | ObjectionError:
+    """Return the first line that was taken as it stands, if that is a row; the lines after it are read anew.
+
+    A quote that was meant as a quote is followed by rows, a cell that ends early by the rest of its text: that goes
+    with the first line, and no part of it is taken for a row.
+    """
+
+    def is_like_a_row(line: str) -> bool:
+        quotes = line.count('"')
+        return line.count(form.separator) == width - 1 or (quotes > 0 and quotes % 2 == 0)
+
+    follow = [is_like_a_row(line) for line in feed.taken[1:]]
+    first = feed.put_back() if any(follow) else feed.taken[0]
+    cells = [cell.lstrip(" ") if form.spaced else cell for cell in first.rstrip("\n").split(form.separator)]
+    if len(cells) == width and (first.count('"') % 2 == 0 or (follow and all(follow))):
+        return cells
+    return ObjectionError(TOO_LONG if "limit" in str(error) else f"bad CSV ({error})")
+
+
+def bare_rows(feed: LineFeed, separator: str) -> Iterator[list[str]]:
+    """Yield the cells of each line as they stand."""
+    for line in feed.fed():
+        yield line.rstrip("\n").split(separator) if line != "\n" else []
+        feed.taken.clear()
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Return a header's names, those that come again with a number: none hides another."""
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        result.append(f"{name}.{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return result
+
+
+def named_row(names: Sequence[str], values: Sequence[str]) -> dict[str, str] | ObjectionError:
+    """Return a row's values by column, or why it is no row."""
+    if not values:
+        return ObjectionError("blank line")
+    if len(values) != len(names):
+        return ObjectionError(WRONG_WIDTH)
+    if any("\udc80" <= character <= "\udcff" for value in values if not value.isascii() for character in value):
+        return ObjectionError("invalid UTF-8")
+    return dict(zip(names, values, strict=True))
+
+
+def table_layout(lines: Sequence[str], separator: str | None, width: int = 0) -> tuple[str, bool]:
+    """Return what separates the cells of a table that begins with these lines, and whether quotes enclose cells.
+
+    `width` is the number of its columns, if that is known. Each way to read the lines leaves some unexplained; the one
+    that leaves the fewest is right. Of separators, those come first that are in the first line: else the file has one
+    column.
+    """
+    csv.field_size_limit(DOCUMENT_BYTES)
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        return separator or ",", True
+    if separator is None:
+        present = [mark for mark in SEPARATORS if mark in lines[0] and width != 1] or [",", NO_SEPARATOR]
+        separator = min(present, key=lambda mark: unexplained(lines, mark, width))
+    return separator, is_quoted(lines, separator)
+
+
+def unexplained(lines: Sequence[str], separator: str, width: int) -> tuple[bool, int, int, int]:
+    """Return what speaks against a separator, the gravest first."""
+    first = next(split_rows(iter(lines), Format(separator=separator)), [])
+    cells = len(first) if isinstance(first, list) else 0
+    bare, quoted = unexplained_bare(lines, separator), unexplained_quoted(lines, Format(separator=separator))
+    return bool(width) and cells != width, min(bare, quoted), quoted, -cells
+
+
+def unexplained_bare(lines: Sequence[str], separator: str) -> int:
+    """Count the lines that have not the first one's number of separators, or a cell that a program has enclosed."""
+    expected = lines[0].count(separator) if lines else 0
+    return sum(
+        line.count(separator) != expected
+        or ('""' in line and any(map(ENCLOSED.fullmatch, line.rstrip("\r\n").split(separator))))
+        for line in lines
+    )
+
+
+def unexplained_quoted(lines: Sequence[str], form: Format) -> int:
+    """Count the lines that rules of quoting do not explain: those of rows of another width than the first, where the
+    rules are broken, and lines inside of a cell that look like rows themselves.
+    """
+    feed = LineFeed(iter(lines))
+    width, count = 0, 0
+    for row in quoted_rows(feed, form):
+        if isinstance(row, csv.Error):
+            feed.put_back()
+            count += "new-line" not in str(row)  # a carriage return in a cell: its line is taken as it stands
+            continue
+        width = width or len(row)
+        if len(row) != width:
+            count += len(feed.taken)
+        elif len(feed.taken) > 1:
+            count += max(sum(line.count(form.separator) == width - 1 for line in feed.taken) - 1, 0)
+    return count
+
+
+def is_quoted(lines: Sequence[str], separator: str) -> bool:
+    """Tell whether quotes enclose cells.
+
+    In CSV they do, unless none that is opened in a line is closed in it and every line has the header's number of
+    separators. In TSV they rarely do: there it takes signs of a program that encloses.
+    """
+    if not any('"' in line for line in lines):
+        return separator != "\t"
+    bare, quoted = unexplained_bare(lines, separator), unexplained_quoted(lines, Format(separator=separator))
+    cells = [cell for line in lines for cell in line.rstrip("\r\n").split(separator)]
+    enclosed = [cell for cell in cells if len(cell) > 1 and cell[0] == cell[-1] == '"']
+    if separator != "\t":
+        return bool(bare or enclosed or not quoted)
+    if bare or quoted:
+        return quoted <= bare
+    open_cells = [cell for cell in cells if not cell.startswith('"')]
+    as_excel = all("," in cell for cell in enclosed) and not any("," in cell for cell in open_cells)
+    return bool(enclosed) and (as_excel or all(name in enclosed for name in lines[0].rstrip("\r\n").split("\t")))
+
+
+def with_quoting(form: Format, lines: Sequence[str]) -> Format:
+    """Return a table's format with whether spaces stand before quotes, and what a backslash escapes.
+
+    Either is taken only where it explains lines that nothing else does, or is in nearly every row: else a cell keeps
+    its spaces and backslashes.
+    """
+    lines = [line for line in lines if line.strip()]
+    text = "".join(lines)
+    if not form.quoted or '"' not in text:
+        return form
+    is_doubled = "\\\\" in text and "\\" not in ESCAPED.sub("", text)
+    other = replace(form, escapes='"\\' if is_doubled else '"')
+    ways = [form, other] if '\\"' in text else [form]
+    if form.separator != "\t" and re.search(f'{re.escape(form.separator)} +"', text):
+        ways += [spaced for way in ways if is_spaced(lines, spaced := replace(way, spaced=True))]
+    if len(ways) == 1:
+        return form
+
+    def against(way: Format) -> tuple[int, bool, bool]:
+        count = unexplained_quoted(lines, way)
+        return count * (ESCAPES_GAIN if way.escapes else 1), bool(way.escapes), not way.spaced
+
+    return min(ways, key=against)
+
+
+def is_spaced(lines: Sequence[str], form: Format) -> bool:
+    """Tell whether in nearly every row below the header a space follows the first cell's separator."""
+    feed = LineFeed(iter(lines))
+    mark = re.escape(form.separator)
+    begins = re.compile(f' *(?:"(?:[^"]|"")*"|[^"{mark}][^{mark}]*)?{mark} ')
+    seen = spaced = 0
+    for number, row in enumerate(quoted_rows(feed, form)):
+        if isinstance(row, csv.Error):
+            feed.put_back()
+        elif number and len(row) > 1 and row[1]:
+            seen += 1
+            spaced += begins.match(hidden("".join(feed.taken), form.escapes)) is not None
+    return seen > 0 and spaced >= SPACED_SHARE * seen
+
+
+def first_cells(lines: Sequence[str], form: Format) -> list[str]:
+    """Return the cells of a table's first row."""
+    rows: Any = split_rows(iter(lines), form)
+    row = next((row for row in rows if isinstance(row, list)), [])
+    return list(row)

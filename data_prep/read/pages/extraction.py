@@ -1,0 +1,155 @@
+"""The text of a web page, an XML file, a PDF, a Word document or an electronic book."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from html.entities import html5
+from typing import Any
+from xml.etree import ElementTree
+
+from data_prep.files.bounded_io import DOCUMENT_BYTES, TOO_LONG, ObjectionError
+from data_prep.read.pages import pdf_text
+from data_prep.read.pages.epub import book_chapters
+from data_prep.read.pages.markup import article_paragraphs, decoded_page, html_text
+from data_prep.read.pages.xml_text import name_of, xml_text
+
+ARTICLE_BYTES = 4 * 2**20  # of HTML whose article is looked for: 7 s and 80 MiB of memory for each MiB of tags
+PAGE_BYTES = 16 * 2**20  # of HTML or XML all of whose text is taken: 30 times its bytes in memory, 12 s of mere tags
+BOOK_BYTES = 256 * 2**20  # of a PDF, Word file or book, which are mostly pictures; unpacked too
+ENTITIES = {name.rstrip(";"): text for name, text in html5.items()}  # for a DTD that is not at hand: &nbsp; &eacute;
+MUCH_MORE, NEARLY_ALL = 1.8, 0.9  # of the words that were found: see `whole_article`
+PDF_CPU_S = 20  # of CPU, and as much again for each MiB
+PDF_MEMORY_BYTES = 4 * 2**30
+
+
+def extract_text(kind: str, data: bytes) -> str:
+    """Return the text of a page. Raises ObjectionError if there is none, or if it is damaged."""
+    try:
+        text = str(EXTRACTORS[kind](data))
+    except ObjectionError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a parser of a stranger's file may raise anything; it is counted
+        raise ObjectionError(f"damaged {NAMES[kind]} ({type(error).__name__})") from None
+    if not text.strip():
+        raise ObjectionError(f"{NAMES[kind]} without text")
+    if len(text) > DOCUMENT_BYTES:
+        raise ObjectionError(TOO_LONG)
+    return text
+
+
+def limit_of(kind: str) -> int:
+    """Return how many bytes a file of a kind may have."""
+    return {"article": ARTICLE_BYTES, "page": PAGE_BYTES, "xml": PAGE_BYTES}.get(kind, BOOK_BYTES)
+
+
+def article_of(data: bytes) -> str:
+    """Return a web page's article, without menus, advertisements and comments."""
+    import trafilatura
+
+    try:
+        page: str | bytes = decoded_page(data)
+    except ObjectionError:  # it declares no encoding, or a false one: trafilatura looks at the bytes
+        page = data
+    found = trafilatura.extract(page, include_comments=False, favor_precision=True) or ""
+    return whole_article(found, page) if isinstance(page, str) else found
+
+
+def whole_article(found: str, page: str) -> str:
+    """Return an article as it was found, or all of its element's paragraphs where only a section of it was.
+
+    Of an article that its page cuts into sections, trafilatura takes one. What was found must then be among the
+    paragraphs, and they must be far more than the captions and asides that it leaves out of other articles.
+    """
+    words = found.split()
+    if "<article" not in page or not words:
+        return found
+    paragraphs = max(map("\n".join, article_paragraphs(page)), key=len, default="")
+    whole = paragraphs.split()
+    if len(whole) < MUCH_MORE * len(words):
+        return found
+    is_within = (Counter(words) & Counter(whole)).total() >= NEARLY_ALL * len(words)
+    return paragraphs if is_within else found
+
+
+def page_of(data: bytes) -> str:
+    """Return all text of a web page, one line for each block."""
+    return html_text(decoded_page(data))
+
+
+def xml_of(data: bytes) -> str:
+    """Return all text of an XML document but its header; expat refuses entities that blow up."""
+    parser = ElementTree.XMLParser()
+    parser.entity.update(ENTITIES)
+    page = decoded_page(data)
+    root = ElementTree.fromstring(page, parser)
+    return html_text(page) if name_of(root) == "html" else xml_text(root)
+
+
+def pdf_of(data: bytes) -> str:
+    """Return the text layer of a PDF, page after page; the time and memory that this may take are bounded."""
+    cpu_s = PDF_CPU_S * (1 + (len(data) >> 20))
+    limits = map(str, (cpu_s, PDF_MEMORY_BYTES, DOCUMENT_BYTES))
+    done = subprocess.run([sys.executable, "-P", pdf_text.__file__, *limits], input=data, capture_output=True)
+    if done.returncode == -signal.SIGXCPU:
+        raise ObjectionError(f"PDF that takes more than {cpu_s} s")
+    if done.returncode == pdf_text.OBJECTION:
+        raise ObjectionError(done.stdout.decode())
+    if done.returncode != 0:
+        raise ObjectionError(f"damaged PDF (exit code {done.returncode})")
+    return done.stdout.decode()
+
+
+def docx_of(data: bytes) -> str:
+    """Return the paragraphs of a Word document and the rows of its tables, in their order."""
+    import docx
+    from docx.table import Table
+
+    opened_archive(data)
+    lines: list[str] = []
+    for block in docx.Document(io.BytesIO(data)).iter_inner_content():
+        if isinstance(block, Table):
+            lines += ["\t".join(cell.text for cell in row.cells) for row in block.rows]
+        else:
+            lines.append(block.text)
+    return "\n".join(lines)
+
+
+def epub_of(data: bytes) -> str:
+    """Return the chapters of an electronic book in reading order."""
+    return "\n\n".join(within_limit(book_chapters(opened_archive(data))))
+
+
+def opened_archive(data: bytes) -> zipfile.ZipFile:
+    """Open a document that is a zip. Raises ObjectionError if it unpacks to more than a book."""
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    if sum(member.file_size for member in archive.infolist()) > BOOK_BYTES:
+        raise ObjectionError(f"unpacks to more than {BOOK_BYTES >> 20} MiB")
+    return archive
+
+
+def within_limit(texts: Iterator[str]) -> Iterator[str]:
+    """Yield the texts that are not blank. Raises ObjectionError as soon as they are too long for one document."""
+    total = 0
+    for text in texts:
+        total += len(text)
+        if total > DOCUMENT_BYTES:
+            raise ObjectionError(TOO_LONG)
+        if text.strip():
+            yield text
+
+
+EXTRACTORS: dict[str, Callable[[bytes], Any]] = {
+    "article": article_of,
+    "page": page_of,
+    "xml": xml_of,
+    "pdf": pdf_of,
+    "docx": docx_of,
+    "epub": epub_of,
+}
+NAMES = {"article": "HTML", "page": "HTML", "xml": "XML", "pdf": "PDF", "docx": "DOCX", "epub": "EPUB"}

@@ -1,0 +1,183 @@
+"""Rows that are one conversation, wherever they stand in a file; and rows that lie inside one JSON value.
+
+The rows are held in memory until the file's end, so a file of more than JOINED_BYTES is refused before it is read.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from data_prep.files.bounded_io import ObjectionError
+from data_prep.rows.messages import KNOWN_KEYS
+from data_prep.rows.record_shapes import ROWS
+from data_prep.rows.roles import known_role, speaker
+from data_prep.rows.row_layouts import EXTRA_COLUMNS, Layout
+from data_prep.rows.value_paths import MISSING, value_at
+
+JOINED_BYTES = 2**30  # of a file: as Python's objects two to three times as much, and so are the documents
+DELETED = "deleted"  # Open Assistant's word for a message that was taken back
+
+Row = Mapping[str, Any]
+Parse = Callable[[Any], Row]
+
+
+def joined(records: Iterable[Any], layout: Layout, parse: Parse) -> Iterator[Row | ObjectionError]:
+    """Yield a file's records as its documents: conversations put together, or the rows inside of one value.
+
+    A row that belongs to nothing is yielded as an objection, so that each is counted.
+    """
+    if layout.rows is not None:
+        yield from inner_rows(records, layout.rows, parse)
+        return
+    rows: list[Row] = []
+    for record in records:
+        try:
+            row = parse(record)
+            if row.get(DELETED) is True:
+                raise ObjectionError("marked as deleted")
+            kept = (*columns_read(layout, tuple(row)), *(name for name in EXTRA_COLUMNS if name in row))
+            rows.append({name: row[name] for name in kept})
+        except ObjectionError as objection:
+            yield objection
+    yield from grouped(rows, layout) if layout.group_by is not None else paths_of_trees(rows, layout)
+
+
+@lru_cache(maxsize=256)  # most rows have the same columns
+def columns_read(layout: Layout, seen: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the columns among those `seen` that are read; of rows that are messages also a message's usual keys."""
+    keys = (name for name in seen if layout.is_joined and (name in KNOWN_KEYS or name == DELETED))
+    return tuple(dict.fromkeys([*layout.columns(seen), *keys]))
+
+
+def inner_rows(records: Iterable[Any], path: str, parse: Parse) -> Iterator[Row | ObjectionError]:
+    """Yield what lies in the list at a path of each record."""
+    for record in records:
+        try:
+            rows = value_at(parse(record), path)
+        except ObjectionError as objection:
+            yield objection
+            continue
+        if not isinstance(rows, list):
+            yield ObjectionError("no list of rows")
+            continue
+        yield from (row if isinstance(row, dict) else ObjectionError("not a JSON object") for row in rows)
+
+
+def grouped(rows: Iterable[Row], layout: Layout) -> Iterator[Row | ObjectionError]:
+    """Yield the conversations of rows that name theirs, in the order of their first rows."""
+    groups: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        key = key_at(row, layout.group_by)
+        if key is None:
+            yield ObjectionError("missing column")
+        else:
+            groups[key].append(row)
+    for members in groups.values():
+        yield ordered(members, layout.order_by)
+
+
+def key_at(row: Row, path: str | None) -> str | None:
+    """Return what a row names at a path, as text; None if nothing."""
+    value = value_at(row, str(path))
+    if not isinstance(value, str | int | float) or value in ("", None) or value != value:
+        return None
+    return str(value).removesuffix(".0")  # what pandas made of whole numbers beside absent ones
+
+
+def ordered(rows: list[Row], order_by: str | None) -> Row | ObjectionError:
+    """Return rows as one conversation, in their order: numbers before texts, and texts of digits as numbers."""
+    if order_by is None:
+        return conversation(rows)
+    places = [value_at(row, order_by) for row in rows]
+    if any(place is MISSING or place is None for place in places):
+        return ObjectionError("a row of the conversation without its place")
+    keys = [order_key(place) for place in places]
+    if len(set(keys)) < len(keys):
+        return ObjectionError("two rows of the conversation with the same place")
+    return conversation([row for _, row in sorted(zip(keys, rows, strict=True), key=lambda pair: pair[0])])
+
+
+def order_key(place: Any) -> tuple[int, float, str]:
+    try:
+        return 0, float(place), ""
+    except (TypeError, ValueError):
+        return 1, 0.0, str(place)
+
+
+def conversation(rows: list[Row]) -> Row:
+    """Return rows as one row: of each column the first value there is, and the rows themselves."""
+    head: dict[str, Any] = {}
+    for row in rows:
+        head |= {name: value for name, value in row.items() if value is not None and head.get(name) is None}
+    return {**head, ROWS: rows}
+
+
+def paths_of_trees(rows: list[Row], layout: Layout) -> Iterator[Row | ObjectionError]:
+    """Yield conversations out of trees of messages: of each the path of the best ranked answers, or every path.
+
+    Where nobody ranked, the first answer counts as the best. A row that no first message leads to is an objection.
+    """
+    by_name: dict[Any, Row] = {}
+    for row in rows:
+        name = key_at(row, layout.id)
+        if name is None or name in by_name:  # a name twice could lead around in a circle
+            yield ObjectionError("missing column" if name is None else "an id twice")
+        else:
+            by_name[name] = row
+    answers: dict[Any, list[Any]] = defaultdict(list)
+    for name, row in by_name.items():
+        answers[key_at(row, layout.parent_id)].append(name)
+    for parent, names in answers.items():
+        if parent is not None:
+            names.sort(key=lambda name: rank_of(by_name[name], layout))
+    for root in answers.get(None, ()):
+        yield from paths_from(root, answers, by_name, layout)
+    reached = below(answers.get(None, ()), answers)
+    yield from (ObjectionError("no way to it from a first message") for name in by_name if name not in reached)
+
+
+def paths_from(
+    root: Any, answers: Mapping[Any, list[Any]], by_name: Mapping[Any, Row], layout: Layout
+) -> Iterator[Row | ObjectionError]:
+    """Yield the paths from a tree's first message to its last answers, the best first."""
+    done: set[Any] = set()
+    left = [[root]]
+    while left:
+        path = left.pop()
+        following = answers.get(path[-1], [])
+        left += [[*path, name] for name in reversed(following[:1] if layout.paths == "best" else following)]
+        if following:
+            continue
+        while path and asks(by_name[path[-1]], layout):
+            path.pop()
+        if path and path[-1] not in done:
+            done.add(path[-1])
+            yield conversation([by_name[name] for name in path])
+    if not done:
+        yield ObjectionError("nobody answers")
+
+
+def asks(row: Row, layout: Layout) -> bool:
+    name = value_at(row, layout.role or "role")
+    called = speaker(name)
+    return called is not None and known_role(called, layout.roles) == "user"
+
+
+def below(names: Iterable[Any], answers: Mapping[Any, list[Any]]) -> set[Any]:
+    """Return messages and all that answer them."""
+    found: set[Any] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        found.add(name)
+        left += answers.get(name, ())
+    return found
+
+
+def rank_of(row: Row, layout: Layout) -> tuple[int, float, str]:
+    """Return what answers are sorted by: those that were not ranked come last."""
+    rank = None if layout.rank is None else value_at(row, layout.rank)
+    return (2, 0.0, "") if rank is None or rank is MISSING or rank == "" else order_key(rank)

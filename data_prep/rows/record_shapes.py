@@ -1,0 +1,276 @@
+"""From a row's columns to who says what, as a layout tells which column is what."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from data_prep.documents import Turn
+from data_prep.files.bounded_io import ObjectionError
+from data_prep.rows.column_looks import is_gap
+from data_prep.rows.messages import NEEDS_MEDIA, NOT_MESSAGES, ROLE_KEYS, turns_of_message
+from data_prep.rows.row_layouts import MEDIA, THINKING, VARIABLES, Layout, Names
+from data_prep.rows.turn_markers import marked_turns
+from data_prep.rows.value_paths import MISSING, matching, opened, value_at
+
+ROWS = "rows"  # where `grouping` puts the rows that are one conversation
+SAID_ROLES = ("user", "assistant")
+BETWEEN = "\n\n"  # what one person says from several columns
+NAME_LENGTH, NAMES = 40, 12  # of a column, and so many of them, in what people read
+NO_VARIABLES: Mapping[str, Any] = {}
+
+
+def turns_of_row(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
+    """Return the turns of a row. Raises ObjectionError."""
+    if any(row.get(name) for name in MEDIA) and any(row.get(name) for name in MEDIA if name not in layout.columns(row)):
+        raise ObjectionError(NEEDS_MEDIA)
+    if layout.text:
+        return (Turn("text", BETWEEN.join(texts_at(row, layout.text))),)
+    if layout.label is not None and not wanted(value_at(row, layout.label)):
+        raise ObjectionError("label says it is not wanted")
+    if layout.prompt:
+        turns = pair_of(row, layout)
+    else:
+        turns = with_context(conversation_of(row, layout), optional_texts(row, layout.context))
+    return with_system(turns, BETWEEN.join(optional_texts(row, layout.system)), layout.said)
+
+
+def variables_of_row(row: Mapping[str, Any], layout: Layout) -> Mapping[str, Any]:
+    """Return what the chat template gets beside the messages. Raises ObjectionError."""
+    found: dict[str, Any] = {}
+    if settings := in_form(row.get(VARIABLES), Mapping, f"{VARIABLES} is no JSON object"):
+        found |= settings
+    thinks = row.get(THINKING)
+    if thinks is not None:
+        found[THINKING] = truth(thinks, f"{THINKING} is neither true nor false")
+    if tools := in_form(value_at(row, layout.tools) if layout.tools else None, list | Mapping, "tools are no JSON"):
+        found["tools"] = [as_function(tool) for tool in (tools if isinstance(tools, list) else [tools])]
+    return found or NO_VARIABLES
+
+
+def in_form(value: Any, form: Any, objection: str) -> Any:
+    """Return a value, or what its JSON holds, in this form; None if there is nothing. Raises ObjectionError."""
+    if isinstance(value, str):
+        value = opened(value) if value.strip() else None
+    if value is None or value is MISSING or value in ([], {}):
+        return None
+    if not isinstance(value, form):
+        raise ObjectionError(objection)
+    return value
+
+
+def as_function(tool: Any) -> Any:
+    """Return a tool in OpenAI's form, which servers hand to templates."""
+    if isinstance(tool, str):
+        tool = opened(tool)
+    if not isinstance(tool, Mapping):
+        raise ObjectionError("tools are no JSON")
+    return tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool}
+
+
+def truth(value: Any, objection: str) -> bool:
+    """Return whether a value says yes: true, 1 or their text. Raises ObjectionError if it says neither."""
+    if isinstance(value, str):
+        value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        raise ObjectionError(objection)
+    return bool(value)
+
+
+def wanted(label: Any) -> bool:
+    return truth(label, "label is neither true nor false")
+
+
+def pair_of(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
+    """Return a question and its answer, after what was said before. Raises ObjectionError."""
+    asked = required_texts(row, layout.prompt)
+    answer = BETWEEN.join(required_texts(row, layout.completion))
+    asked = [*optional_texts(row, layout.context), *asked, *optional_texts(row, layout.input)]
+    question = BETWEEN.join(text for text in asked if text)
+    before = conversation_turns([said], layout) if (said := history_at(row, layout.history)) else ()
+    return *before, Turn("user", question), Turn("assistant", answer)
+
+
+def history_at(row: Mapping[str, Any], path: str | None) -> Any:
+    """Return what stands at an optional path; None if it is empty."""
+    value = None if path is None else value_at(row, path)
+    if value is MISSING or value in (None, []) or (isinstance(value, str) and value.strip() in ("", "[]")):
+        return None
+    return value
+
+
+def required_texts(row: Mapping[str, Any], names: Names) -> list[str]:
+    """Return the text of one column, or of those of several that a row has. Raises ObjectionError if it has none."""
+    found = texts_at(row, names)
+    return [text for text in found if text] or found[:1]
+
+
+def texts_at(row: Mapping[str, Any], names: Names) -> list[str]:
+    """Return the texts of the columns that a row has: of a pattern's columns one, a line for each.
+
+    Raises ObjectionError if it has none.
+    """
+    found = []
+    for pattern in names:
+        values = [value_at(row, name) for name in matching(pattern, row)]
+        there = [value for value in values if value is not MISSING and (value is not None or len(names) == 1)]
+        if not all(isinstance(value, str) for value in there):
+            raise ObjectionError("not text")
+        found += ["\n".join(there)] if there else []
+    if not found:
+        raise ObjectionError("missing column")
+    return found
+
+
+def optional_texts(row: Mapping[str, Any], names: Names) -> list[str]:
+    """Return the texts of the columns that a row has and that say something. Raises ObjectionError."""
+    values = [(name, value_at(row, name)) for name in names]
+    there = [text_beside(name, value) for name, value in values if value is not MISSING and not is_gap(value)]
+    return [text for text in there if text.strip()]
+
+
+def text_beside(name: str, value: Any) -> str:
+    """Return what stands beside a question as a text: several with blank lines between, a number as it is written.
+
+    Raises ObjectionError.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return BETWEEN.join(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ObjectionError(f"not text in {name}")
+
+
+def conversation_of(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
+    """Return what is said in a row, or in the rows that are one conversation. Raises ObjectionError."""
+    if layout.is_joined:
+        turns = tuple(turn for message in row[ROWS] for turn in turns_of_message(message, layout))
+    else:
+        values = [value_at(row, name) for pattern in layout.messages for name in matching(pattern, row)]
+        if not values or any(value is MISSING for value in values):
+            raise ObjectionError("missing column")
+        turns = tuple(conversation_turns(values, layout))
+    if not turns:
+        raise ObjectionError("empty")
+    return turns
+
+
+def conversation_turns(values: Sequence[Any], layout: Layout) -> Iterator[Turn]:
+    """Yield the turns of lists of messages, single messages, and texts that two people say in turn.
+
+    A text after a conversation answers it; a single text has its turns marked, or is a list as JSON.
+    """
+    if layout.markers and all(isinstance(value, str) for value in values):
+        yield from marked_turns("".join(values), layout.markers)
+        return
+    check_gaps(values)
+    last = "assistant"
+    for value in values:
+        if isinstance(value, str):
+            value = opened_conversation(value, is_alone=len(values) == 1)
+        for turn in turns_of_item(value, last, layout):
+            yield turn
+            last = turn.role
+        if not isinstance(value, str):
+            last = "user"
+
+
+def check_gaps(values: Sequence[Any]) -> None:
+    """Raise ObjectionError if a text of several is empty, and not the last: who says the next one is not known."""
+    are_blank = [isinstance(value, str) and not value.strip() for value in values]
+    if any(before and not after for before, after in itertools.pairwise(are_blank)):
+        raise ObjectionError("an empty turn between others")
+
+
+def opened_conversation(text: str, *, is_alone: bool) -> Any:
+    """Return the list or message that a text is the JSON of; among other columns only what is plainly messages."""
+    value = opened(text)
+    if is_alone:
+        if isinstance(value, str):
+            raise ObjectionError(NOT_MESSAGES)
+        return value
+    items = value if isinstance(value, list) else [value]
+    is_said = all(isinstance(item, Mapping) and not item.keys().isdisjoint(ROLE_KEYS) for item in items)
+    return value if items and is_said else text
+
+
+def turns_of_item(value: Any, last: str, layout: Layout) -> Iterator[Turn]:
+    """Yield the turns of a text, a message, a question with its answer, or a list of such. Raises ObjectionError."""
+    if isinstance(value, str):
+        if value.strip():
+            yield Turn(SAID_ROLES[last == "user"], value)
+    elif isinstance(value, Mapping):
+        yield from turns_of_message(value, layout)
+    elif isinstance(value, list):
+        check_gaps(value)
+        for item in value:
+            is_exchange = isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item)
+            if isinstance(item, list) and not is_exchange:
+                raise ObjectionError(NOT_MESSAGES)
+            exchange = (Turn(*said) for said in zip(SAID_ROLES, item, strict=True)) if is_exchange else None
+            for turn in exchange or turns_of_item(item, last, layout):
+                yield turn
+                last = turn.role
+    else:
+        raise ObjectionError(NOT_MESSAGES)
+
+
+def with_system(turns: tuple[Turn, ...], told: str, said: str | None) -> tuple[Turn, ...]:
+    """Return a conversation that begins with its row's system text; `said` is the source's, for those without one.
+
+    Where a conversation has its own and its row another, both are said.
+    """
+    has_own = bool(turns) and turns[0].role == "system"
+    if not told and not has_own:
+        told = said or ""
+    if not told or (has_own and turns[0].text.strip() == told.strip()):
+        return turns
+    if has_own:
+        return replace(turns[0], text=f"{told}{BETWEEN}{turns[0].text}"), *turns[1:]
+    return Turn("system", told), *turns
+
+
+def with_context(turns: tuple[Turn, ...], context: Sequence[str]) -> tuple[Turn, ...]:
+    """Return a conversation whose first question has the context before it. Raises ObjectionError if none asks."""
+    if not context:
+        return turns
+    first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
+    if first is None:
+        raise ObjectionError("a context, and nobody who asks")
+    asked = replace(turns[first], text=BETWEEN.join([*context, turns[first].text]))
+    return *turns[:first], asked, *turns[first + 1 :]
+
+
+def folded(turns: Sequence[Turn]) -> tuple[Turn, Turn]:
+    """Return a pair for a model without a chat template: all that is said before the answer is its prompt."""
+    *asked, answer = turns
+    return Turn("user", BETWEEN.join(turn.text for turn in asked if turn.text)), answer
+
+
+def shortened(names: Iterable[str]) -> str:
+    """Return column names for people: those that differ in their number only as one, with how many they are."""
+    families = Counter(re.sub(r"\d+$", "*", name) for name in names)
+    return listed(
+        cut(name) if count == 1 and "*" not in name else f"{cut(name)} ({count})" for name, count in families.items()
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for people: the first of them, and how many more there are. A row taken for a header is long."""
+    found = list(names)
+    more = [f"... ({len(found) - NAMES} more)"] if len(found) > NAMES else []
+    return ", ".join([*map(cut, found[:NAMES]), *more])
+
+
+def cut(name: str, length: int = NAME_LENGTH) -> str:
+    """Return a name as it is shown: on one line, not too long, and never nothing."""
+    plain = " ".join(name[: 4 * length].split())
+    if not plain:
+        return "(unnamed)"
+    return plain if len(plain) <= length + 10 else f"{plain[:length]}..."

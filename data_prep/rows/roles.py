@@ -1,0 +1,78 @@
+"""Who speaks: the many names that data has for the few roles of a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, Literal
+
+from data_prep.files.bounded_io import ObjectionError
+
+Role = Literal["system", "user", "assistant", "tool"]
+Own = tuple[tuple[str, str], ...]  # a source's `roles`: name, role
+
+ALIASES: dict[str, Role] = {
+    **dict.fromkeys(("system", "developer", "sys", "system_prompt"), "system"),
+    **dict.fromkeys(
+        ("user", "human", "prompter", "customer", "client", "question", "questioner", "instruction", "prompt"), "user"
+    ),
+    **dict.fromkeys(("usr", "query", "asker", "input"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "ai", "bot", "chatgpt", "agent", "chatbot", "claude"), "assistant"),
+    **dict.fromkeys(("answer", "answerer", "response", "output", "gpt4", "gpt-4", "gpt-3.5", "bard"), "assistant"),
+    **dict.fromkeys(("bing", "gemini", "llm", "ai_assistant", "completion", "chosen"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "tool_response", "ipython", "tool_output"), "tool"),
+    **dict.fromkeys(("tool_result", "function_response", "function_output"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), "assistant"),
+}
+CALLING = ("function_call", "tool_call")  # what these say is a call, as JSON
+UNKNOWN = "unknown role"
+
+
+def role_of(name: str, own: Own) -> str:
+    """Return the role of who is called `name`. Raises ObjectionError."""
+    role = known_role(name, own)
+    if role is None:
+        raise ObjectionError(UNKNOWN)
+    return role
+
+
+@lru_cache(maxsize=1024)
+def known_role(name: str, own: Own = ()) -> str | None:
+    """Return the role of who is called `name`: by the source's own names, else by what is known, in any case.
+
+    None if nobody knows.
+    """
+    if name in dict(own):
+        return dict(own)[name]
+    plain = name.strip().casefold()
+    folded = {key.strip().casefold(): role for key, role in own}
+    return folded.get(plain) or ALIASES.get(plain)
+
+
+@lru_cache(maxsize=1024)
+def is_calling(name: str) -> bool:
+    """Tell whether what somebody of this name says is a tool call, as JSON."""
+    return name.strip().casefold() in CALLING
+
+
+def speaker(value: Any) -> str | None:
+    """Return what somebody is called, also by a number or a truth (0, true); None if it is no name."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, str | int) else None
+
+
+def line_to_write(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Return the source's `roles` for names that nobody knows: two who take turns as user and assistant, else open."""
+    names = list(dict.fromkeys(unknown))
+    guess = (
+        ["user", "assistant"] if len(names) == 2 and not set(known) & {"user", "assistant"} else ["???"] * len(names)
+    )
+    return "roles: {" + ", ".join(f"{quoted(name)}: {role}" for name, role in zip(names, guess, strict=True)) + "}"
+
+
+def quoted(name: str) -> str:
+    """Return a name as YAML within braces."""
+    if name in ("true", "false", "null"):
+        return f'"{name}"'
+    return name if name.replace("_", "").replace("-", "").isalnum() and not name.isdigit() else f'"{name}"'

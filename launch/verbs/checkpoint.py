@@ -1,0 +1,168 @@
+"""`shardline checkpoint ACTION RUN`: which checkpoints a run has, whether they are whole, which stay, imports."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cluster.disk.atomic_files import PARTIAL, fsync_path
+from cluster.disk.locks import Holder
+from cluster.disk.run_lock import hold_run
+from cluster.errors import EXIT_DONE, EXIT_MEND, CheckpointError
+from data_prep.shards import read_manifest
+from launch.config import RunConfig
+from launch.kept import keep_config, origin_of
+from launch.wording import as_typed, named, say
+from training.checkpoints.layout import (
+    KEEP,
+    LEFT_BEHIND,
+    REASON,
+    DamagedError,
+    candidate_folders,
+    folder_of,
+    newest_checkpoint,
+    read_commit,
+    set_aside_folders,
+    step_of,
+)
+from training.checkpoints.layout import verify as verified
+from training.reporting.status import bytes_text
+
+ROW = "{:<12} {:<20} {:>5} {:>10}  {}"
+
+
+def list_checkpoints(run: RunConfig, options: argparse.Namespace) -> int:
+    """Say what lies in the run's checkpoints folder, a line each; sizes are checked, bytes are not."""
+    folder = run.paths.checkpoints
+    found = candidate_folders(folder)
+    if found:
+        say(ROW.format("step", "written (UTC)", "ranks", "size", "state"))
+    else:
+        say(f"{folder}: holds no checkpoint; next: shardline train {as_typed(options)}")
+    for path in found:
+        say(row(path))
+    for path in sorted(folder.glob(f"*{PARTIAL}")):
+        say(f"{path.name}: not a checkpoint: it is being written or removed, or the process that did so was killed")
+    for path in [*set_aside_folders(folder), *sorted((folder / LEFT_BEHIND).glob("step-*"))]:
+        reason = path / REASON
+        why = reason.read_text(encoding="utf-8").strip() if reason.is_file() else f"no {REASON} is in it"
+        say(f"{path}: not read any more\n  {why}")
+    return EXIT_DONE
+
+
+def row(folder: Path) -> str:
+    """Return a checkpoint's line."""
+    kept = ", kept" if (folder / KEEP).exists() else ""
+    try:
+        commit = read_commit(folder)
+    except CheckpointError as error:
+        return ROW.format(f"{step_of(folder):,}", "", "", "", f"cannot be used{kept}: {error}")
+    loss = commit.resumed().validation_loss
+    state = f"whole{kept}" if loss is None else f"whole{kept}, validation loss {loss:.4f}"
+    written = commit.written.replace("T", " ").removesuffix("+00:00")
+    return ROW.format(f"{commit.step:,}", written, commit.world_size, bytes_text(commit.bytes), state)
+
+
+def verify(run: RunConfig, options: argparse.Namespace) -> int:
+    """Read every byte of a checkpoint, or of all; every problem is a line, and makes the exit code 2."""
+    code = EXIT_DONE
+    for folder in chosen(run, options.step):
+        try:
+            commit = verified(folder)
+        except CheckpointError as error:
+            code = EXIT_MEND
+            say(str(error))
+            if isinstance(error, DamagedError):
+                say(f"  next: `shardline train {as_typed(options)}` sets it aside and uses an older one")
+        else:
+            say(f"{folder}: {commit.bytes:,} bytes in {len(commit.files)} files, every byte is as it was committed")
+    return code
+
+
+def show(run: RunConfig, options: argparse.Namespace) -> int:
+    """Say all that a checkpoint's commit file says."""
+    (folder,) = chosen(run, options.step)
+    commit = read_commit(folder)
+    progress = commit.resumed()
+    skipped = ", ".join(str(step + 1) for step in progress.skipped) or "none"
+    facts = {
+        "folder": f"{folder}{', kept' if (folder / KEEP).exists() else ''}",
+        "written": f"{commit.written} by ranks: {commit.world_size}; format version {commit.version}",
+        "progress": f"{progress.steps_done:,} steps taken, {progress.updates:,} updates; steps skipped: {skipped}",
+    }
+    lines = [f"{name:<10}{fact}" for name, fact in facts.items()]
+    lines += ["identity", *(f"  {key:<38} {value}" for key, value in commit.identity.items())]
+    lines += ["files", *(f"  {name} {f['bytes']:>16,} bytes  {f['sha256']}" for name, f in commit.files.items())]
+    lines += ["parameters", *(f"  {name:<60} {shape}" for name, shape in commit.shapes.items())]
+    say("\n".join(lines))
+    return EXIT_DONE
+
+
+def keep(run: RunConfig, options: argparse.Namespace) -> int:
+    """Mark a checkpoint, so that training never removes it."""
+    (folder,) = chosen(run, options.step)
+    (folder / KEEP).touch()
+    fsync_path(folder)
+    say(f"{folder}: stays until you unkeep or remove it")
+    return EXIT_DONE
+
+
+def unkeep(run: RunConfig, options: argparse.Namespace) -> int:
+    """Take the mark away again."""
+    (folder,) = chosen(run, options.step)
+    (folder / KEEP).unlink(missing_ok=True)
+    fsync_path(folder)
+    say(f"{folder}: goes when train.keep_last newer ones are there")
+    return EXIT_DONE
+
+
+def convert(run: RunConfig, options: argparse.Namespace) -> int:
+    """Make the run's first checkpoint of one that DeepSpeed wrote by itself."""
+    with hold_run(run.paths, Holder.here("shardline checkpoint convert")):
+        folder, total_steps = converted(run, options)
+        keep_config(run)
+    again = named(options, run.paths)
+    say(f"{folder}: DeepSpeed's weights and moments; learning rate, decay and the order of the data are this run's")
+    if step_of(folder) < total_steps:
+        say(f"next: shardline train {again}, on to step {total_steps:,}")
+    else:
+        say(f"train.steps: the run ends at {total_steps:,}; raise it to go on, or: shardline export {again}")
+    return EXIT_DONE
+
+
+def converted(run: RunConfig, options: argparse.Namespace) -> tuple[Path, int]:
+    """Import the checkpoint; return its folder, and the step that the run ends at."""
+    from training.checkpoints.import_deepspeed import import_deepspeed
+    from training.plan import make_plan
+
+    manifest = read_manifest(run.shards)
+    origin = origin_of(run)
+    shapes = {name: list(parameter.shape) for name, parameter in origin.skeleton.named_parameters()}
+    plan = make_plan(run.train, manifest, parameters=origin.parameters, world_size=1, seed=run.seed)
+    identity = {**plan.identity(), **origin.identity()}
+    folder = import_deepspeed(options.from_deepspeed, options.tag, run.paths.checkpoints, shapes, identity)
+    return folder, plan.total_steps
+
+
+def chosen(run: RunConfig, step: int | str) -> list[Path]:
+    """Return the checkpoints that 'all', 'newest' or a step names. Raises CheckpointError if there is none."""
+    folder = run.paths.checkpoints
+    found = candidate_folders(folder)
+    if step == "all" and found:
+        return found
+    if isinstance(step, str):
+        return [newest_checkpoint(folder)]
+    if folder_of(folder, step) not in found:
+        there = ", ".join(str(step_of(path)) for path in found) or "none"
+        raise CheckpointError(f"{folder}: holds no checkpoint of step {step}; there are: {there}")
+    return [folder_of(folder, step)]
+
+
+ACTIONS = {
+    "list": list_checkpoints,
+    "verify": verify,
+    "show": show,
+    "keep": keep,
+    "unkeep": unkeep,
+    "convert": convert,
+}

@@ -1,0 +1,136 @@
+"""The YAML that `shardline init` writes: short, commented, and right for a first run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from cluster.disk.atomic_files import write_text
+from cluster.errors import ConfigError
+from data_prep.preview.first_look import look_at
+from data_prep.rows.fields import PLACEHOLDER
+
+ROW_TOKENS = 1024  # for a model that is fine-tuned
+SHAPES = {
+    "text": "files of running text: .txt, .md, .rst, .py",
+    "pairs": 'JSONL rows such as {"prompt": "...", "completion": "..."} or {"question": "...", "answer": "..."}',
+    "conversations": 'JSONL rows such as {"messages": [{"role": "user", "content": "..."}, ...]}',
+}
+
+TEMPLATE = """\
+# A run of Shardline. `shardline check {file}` says what it will do before anything is done.
+name: {name}                       # everything of the run goes to runs/{name}
+seed: 0
+
+data:
+  sources:
+    - path: {data}                 # a file, a folder or a glob; or  url: https://...
+      # {shape}
+{fields}  row_tokens: {row_tokens}                  # tokens the model sees at a time
+  validation_fraction: 0.05        # held out, to be scored before and after
+  # cleaning:                      # texts are repaired, repeated and nearly repeated ones left out; more by choice:
+  #   private: {{email: replace, phone: replace}}
+  #   languages: [en]
+{tokenizer}
+model:
+{model}
+train:
+  epochs: {epochs}
+  global_batch_rows: {batch}            # rows in a step, over all GPUs
+  micro_batch_rows: 1              # rows a GPU takes at a time; raise it until memory is full
+  learning_rate: {rate}
+  save_every_steps: 100
+  precision: bf16
+"""
+
+NEW_TOKENIZER = """\
+  tokenizer:
+    train: {vocab_size: 8192}      # made from the corpus itself
+"""
+NEW_MODEL = """\
+  new:                             # a small model made from nothing
+    model_type: llama
+    config: {hidden_size: 384, intermediate_size: 1024, num_hidden_layers: 6, num_attention_heads: 6,
+             num_key_value_heads: 6, tie_word_embeddings: true}
+"""
+OWN_TEMPLATE = "  # chat_template:                 # {reason}\n"
+CHATML = "  chat_template: chatml            # {reason}\n"
+PLAIN = """\
+  chat_template: plain             # {reason}
+                                   # or, with new tokens: chatml, and resize_embeddings: true below model
+"""
+UNSEEN = """\
+  # chat_template: plain           # {model} is not on this machine: whether its tokenizer has a chat template of
+                                   # its own is told by shardline check, which fetches it; without one, write this line
+"""
+TEMPLATE_LINES = {None: OWN_TEMPLATE, "chatml": CHATML, "plain": PLAIN}
+
+
+def write_init(kind: str | None, data: str, model: str | None, output: Path) -> str:
+    """Write the YAML for some data; return what to type next. Without a `kind`, the data tells it."""
+    if output.exists():
+        raise ConfigError(f"{output}: exists already; choose another --output, or remove it")
+    found = look_at(data)
+    kind = kind or found.kind
+    if kind is None:
+        raise ConfigError(
+            f"--data {data}: nothing here tells what your data is; name a file or folder that is here, or say it: "
+            f"`shardline init {' | '.join(SHAPES)}`"
+        )
+    folder = folder_here(model) if model else None
+    text = TEMPLATE.format(
+        file=output,
+        name=scalar(re.sub(r"[^A-Za-z0-9._-]+", "-", output.stem).lstrip("._-") or "run"),
+        data=scalar(data),
+        shape=SHAPES[kind],
+        fields="".join(
+            f"      {' '.join(line.splitlines())}\n" for line in found.lines
+        ),  # a name may have a line's end
+        row_tokens=longest_rows(folder) if model else 512,
+        tokenizer=(template_lines(model, folder) if kind == "conversations" else "") if model else NEW_TOKENIZER,
+        model=f"  path: {scalar(model)}\n" if model else NEW_MODEL,
+        epochs=3 if model else 1,
+        batch=32,
+        rate="2e-5" if model else "1e-3",
+    )
+    write_text(output, text)
+    is_open = any(PLACEHOLDER in line for line in found.lines)
+    choose = f"put what is meant in the place of each {PLACEHOLDER} in {output}, then " if is_open else ""
+    return f"{output}\nnext: {choose}shardline check {output}"
+
+
+def folder_here(model: str) -> Path | None:
+    """Return the folder of a model that lies here or was fetched before; nothing is fetched.
+
+    Raises ConfigError if it is meant to be here and is not.
+    """
+    from cluster.model_files import cached_folder, found_folder, looks_local
+
+    is_here = looks_local(model) or Path(model).expanduser().exists()
+    return found_folder(model, "--model") if is_here else cached_folder(model)
+
+
+def longest_rows(folder: Path | None) -> int:
+    """Return the tokens in a row for a first run: what is usual, or what the model has positions for."""
+    from cluster.model_files import CONFIG, read_settings
+
+    settings = read_settings(folder / CONFIG) if folder else {}
+    positions = settings.get("max_position_embeddings") or settings.get("n_positions") or ROW_TOKENS
+    return min(ROW_TOKENS, int(positions) // 8 * 8)  # row_tokens are a multiple of 8
+
+
+def template_lines(model: str, folder: Path | None) -> str:
+    """Return the lines about the chat template that suits a model's tokenizer, and why."""
+    from data_prep.encode.tokenizer import choose_template
+    from data_prep.shards.tokenizer_files import open_tokenizer
+
+    if folder is None:
+        return UNSEEN.format(model=model)
+    name, reason = choose_template(open_tokenizer(folder))
+    return TEMPLATE_LINES[name].format(reason=reason)
+
+
+def scalar(text: str) -> str:
+    """Return a text as YAML: plain where that is safe, else quoted, as JSON is."""
+    return text if re.fullmatch(r"[A-Za-z./][A-Za-z0-9._/*-]*", text) else json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,51 @@
+"""Which documents were in a step, with their text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cluster.errors import ConfigError
+from data_prep.fetch.provenance import document_place, read_document
+from data_prep.shards import ShardReader, read_manifest
+from data_prep.shards.tokenizer_files import open_tokenizer
+from launch.config import RunConfig
+from training.order import Order
+
+
+def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool) -> Iterator[str]:
+    """Yield lines about the rows of a step (from 1): row, and for each piece its document and its text.
+
+    The text is what the model saw, decoded; with `originals` it is the document as it stands in its file.
+    """
+    if step < 1:
+        raise ConfigError(f"--step {step}: steps are counted from 1, as in metrics.jsonl")
+    manifest = read_manifest(run.shards)
+    reader = ShardReader(run.shards, manifest, "train", verify=False)
+    order = Order(
+        row_count=len(reader),
+        global_batch_rows=run.train.global_batch_rows,
+        seed=run.seed,
+        data_digest=manifest.content_digest,
+    )
+    relative_to = {source.label: source.relative_to for source in run.data.sources}
+    tokenizer = open_tokenizer(run.shards / "tokenizer")
+    for place, row in enumerate(order.rows_of_step(step - 1)):
+        arrays = reader.rows([row])
+        yield f"row {row}, place {place} of the batch, {int(arrays.loss_mask.sum())} trained tokens"
+        first = 0
+        for piece in reader.pieces(row):
+            ids = arrays.input_ids[0, first : first + piece.tokens].tolist()
+            first += piece.tokens
+            start = f", from its token {piece.start}" if piece.start else ""
+            where = document_place(manifest.files[piece.source], piece.position)
+            text = tokenizer.decode(ids)
+            if originals:
+                base = relative_to.get(manifest.files[piece.source].source)
+                text = read_document(run.shards, manifest, piece.source, piece.position, base)
+            yield f"  {where}{start}, {piece.tokens} tokens: {shortened(text, characters)}"
+
+
+def shortened(text: str, characters: int) -> str:
+    """Return the text on one line, cut to so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= characters else line[: characters - 3] + "..."

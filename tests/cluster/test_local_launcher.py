@@ -1,0 +1,119 @@
+"""Ranks of one machine start together, hear signals and end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.local_launcher import combined, run_ranks, start_rank
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def ranks(code: str, size: int) -> int:
+    begin = "import os, sys, time, signal; rank = int(os.environ['RANK'])"
+    return run_ranks([sys.executable, "-c", f"{begin}; {code}"], size)
+
+
+def launcher_of(rank_code: str) -> subprocess.Popen[bytes]:
+    """Start a process that runs `rank_code` as two ranks."""
+    code = f"import sys; from cluster.local_launcher import run_ranks; run = [sys.executable, '-c', {rank_code!r}]"
+    return subprocess.Popen([sys.executable, "-c", f"{code}; sys.exit(run_ranks(run, 2))"], cwd=ROOT)
+
+
+def test_every_rank_gets_its_number_and_the_meeting_point(tmp_path: Path) -> None:
+    code = f"open(f'{tmp_path}/{{rank}}', 'w').write(os.environ['WORLD_SIZE'] + os.environ['MASTER_ADDR'])"
+    assert ranks(code, 3) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2"]
+    assert {p.read_text() for p in tmp_path.iterdir()} == {"3127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [([0, 0], 0), ([75, 75], 75), ([0, 1], 1), ([1, 2], 2), ([75, -9], 1), ([-15], 1), ([130, 1], 130), ([130, 2], 2)],
+)
+def test_one_exit_code_says_most_about_all_ranks(codes: list[int], expected: int) -> None:
+    assert combined(codes) == expected
+
+
+def test_a_rank_that_dies_takes_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.local_launcher.GRACE_S", 0.2)
+    assert ranks("rank == 1 and os.kill(os.getpid(), signal.SIGKILL); time.sleep(600)", 2) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_to_the_launcher_reaches_every_rank(tmp_path: Path, number: signal.Signals) -> None:
+    rank = (
+        f"import os, sys, time, signal; r = os.environ['RANK']; signal.signal({int(number)}, lambda *_: sys.exit(75));"
+        f" open('{tmp_path}/' + r, 'w').close(); time.sleep(600)"
+    )
+    process = launcher_of(rank)
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(30) == 75
+
+
+def test_ranks_that_ctrl_c_ends_before_they_listen_were_interrupted_by_a_person(tmp_path: Path) -> None:
+    process = launcher_of(
+        f"import os, time; open('{tmp_path}/' + os.environ['RANK'], 'w').close()\n"
+        "try:\n time.sleep(600)\nexcept KeyboardInterrupt:\n os._exit(130)"
+    )
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+
+
+def test_what_the_ranks_are_to_know_is_in_their_environment() -> None:
+    assert (
+        run_ranks([sys.executable, "-c", "import os, sys; sys.exit(os.environ['OURS'] != 'x')"], 2, {"OURS": "x"}) == 0
+    )
+
+
+def test_a_signal_while_ranks_are_started_ends_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def start_one(*arguments: object) -> subprocess.Popen[bytes]:
+        started.append(start_rank(*arguments))  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return started[-1]
+
+    monkeypatch.setattr("cluster.local_launcher.start_rank", start_one)
+    assert ranks("signal.pause()", 3) == 75
+    assert len(started) == 1 and started[0].returncode is not None
+
+
+def test_a_rank_that_a_signal_ends_before_it_listens_was_asked_to_stop(tmp_path: Path) -> None:
+    process = launcher_of(f"import os, time; open('{tmp_path}/' + os.environ['RANK'], 'w').close(); time.sleep(600)")
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75
+
+
+def test_ranks_die_with_their_launcher(tmp_path: Path) -> None:
+    rank = f"import os, time; open('{tmp_path}/' + str(os.getpid()), 'w').close(); time.sleep(600)"
+    process = launcher_of(rank)
+    while len(pids := [int(p.name) for p in tmp_path.iterdir()]) < 2:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 10
+    while any(is_alive(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,95 @@
+"""A run is started again as long as the starts lead to new steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import TrainingError
+from cluster.journal import read_lines, write_event
+from cluster.paths import RunPaths
+from cluster.restart_limit import note_interruption, note_launch
+
+
+def launch(paths: RunPaths, reached: int, code: int | None = None, reason: str = "OSError: gone") -> None:
+    """Start a run that comes to a step and ends with an exit code, or is killed."""
+    note_launch(paths)
+    if reached:
+        paths.metrics.write_text(json.dumps({"step": reached}) + "\n")
+    if code is not None:
+        write_event(paths, "end" if reached else "no-start", step=reached, reason=reason, exit_code=code)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    return RunPaths(tmp_path / "run")
+
+
+def test_a_crash_at_the_same_step_is_tried_three_times_and_then_told_on_one_line(paths: RunPaths) -> None:
+    for _ in range(3):
+        launch(paths, reached=36, code=1, reason="ValueError: bad token")
+    with pytest.raises(TrainingError) as caught:
+        note_launch(paths)
+    assert str(caught.value) == (
+        f"{paths.root}: the last 2 starts made no step beyond step 36; the last one ended with: ValueError: bad token."
+        " Not started again: look at the log, mend the cause, then start it yourself"
+    )
+
+
+def test_starts_that_were_killed_before_their_first_step_are_counted_too(paths: RunPaths) -> None:
+    launch(paths, reached=0)
+    launch(paths, reached=0)
+    with pytest.raises(
+        TrainingError, match="no step beyond step 0; the last one ended with: it was killed, or crashed"
+    ):
+        note_launch(paths)
+
+
+def test_a_start_after_the_refusal_is_that_of_a_person_who_has_looked(paths: RunPaths) -> None:
+    launch(paths, reached=0, code=1)
+    launch(paths, reached=0, code=1)
+    with pytest.raises(TrainingError):
+        note_launch(paths)
+    launch(paths, reached=0, code=1)
+    note_launch(paths)
+
+
+@pytest.mark.parametrize(
+    "endings",
+    [
+        [(10, 1), (12, 1), (14, None), (15, 1)],  # each got further
+        [(10, 1), (10, 1), (11, 1), (11, 1)],  # at least every second
+        [(0, 75), (0, 75), (0, 75), (0, 75)],  # sent back to the queue before the first step
+        [(0, 1), (0, 2), (0, 1), (0, 2)],  # a person mends one thing after the other
+    ],
+)
+def test_a_run_that_comes_on_or_was_stopped_on_purpose_is_started_again(
+    paths: RunPaths, endings: list[tuple[Any, int | None]]
+) -> None:
+    for reached, code in endings:
+        launch(paths, reached, code)
+    note_launch(paths)
+    assert [event["event"] for event in read_lines(paths.segments)].count("launch") == len(endings) + 1
+
+
+def test_a_stop_on_purpose_does_not_hide_the_failures_around_it(paths: RunPaths) -> None:
+    for code in (1, 75, 1):
+        launch(paths, reached=0, code=code)
+    with pytest.raises(TrainingError):
+        note_launch(paths)
+
+
+def test_starts_that_a_person_ended_are_not_held_against_the_run(paths: RunPaths) -> None:
+    for _ in range(4):
+        launch(paths, reached=0)
+        note_interruption(paths)
+    assert [event["exit_code"] for event in read_lines(paths.segments) if event["event"] == "no-start"] == [130] * 4
+
+
+def test_what_the_ranks_said_of_their_end_is_not_said_again(paths: RunPaths) -> None:
+    launch(paths, reached=3, code=75, reason="signal SIGINT")
+    note_interruption(paths)
+    assert [event["event"] for event in read_lines(paths.segments)] == ["launch", "end"]

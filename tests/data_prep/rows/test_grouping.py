@@ -1,0 +1,135 @@
+"""Rows that are one conversation, by group or by tree, and rows inside of one JSON value."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.errors import DataError
+from data_prep.documents import Turn
+from data_prep.fetch.provenance import read_document
+from data_prep.fetch.sources import find_corpus, not_read, parts_of
+from data_prep.read.parts import read_part
+from data_prep.shards import Manifest
+from tests.data_prep.reading_rows import read, source_of
+
+PAIR = [("user", "Hi"), ("assistant", "Ho")]
+
+
+def test_rows_of_one_conversation_are_joined_wherever_they_stand(lines_file):
+    said = [("c1", 2, "agent", "Ho"), ("c2", 10, "client", "B"), ("c1", 1, "client", "Hi"), ("c2", 9, "agent", "A")]
+    rows = [
+        {"conversation_id": c, "turn": n, "speaker": who, "text": text, "topic": "the port"} for c, n, who, text in said
+    ]
+    fields = {
+        "group_by": "conversation_id",
+        "order_by": "turn",
+        "role": "speaker",
+        "content": "text",
+        "system": "topic",
+    }
+
+    found = read(lines_file(*rows, {"turn": 1, "speaker": "client", "text": "lost", "topic": ""}, b"{"), fields=fields)
+
+    system = ("system", "the port")
+    assert found == ["bad JSON", "missing column", [system, *PAIR], [system, ("assistant", "A"), ("user", "B")]]
+
+
+def test_of_rows_that_are_messages_all_that_a_message_may_have_is_read_from_parquet(tmp_path):
+    rows = [
+        {"c": 1, "role": "user", "content": "Hi", "weight": None, "reasoning": None, "n": 0},
+        {"c": 1, "role": "assistant", "content": "Ho", "weight": 0, "reasoning": "Well.", "n": 1},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    corpus = find_corpus([source_of(tmp_path / "a.parquet", name="s", fields={"group_by": "c"})], {})
+
+    (document,) = read_part(*parts_of(0, corpus.files[0], 2**30))
+
+    assert document.turns == (
+        Turn("user", "Hi"),
+        Turn("assistant", "Ho", {"reasoning_content": "Well."}, is_trained=False),
+    )
+    assert not_read(corpus, "s") == []
+
+
+def test_a_conversation_whose_order_is_not_told_is_rejected(lines_file):
+    rows = [{"c": "x", "n": 1, "role": role, "content": "a"} for role in ("user", "assistant")]
+
+    found = read(lines_file(*rows), fields={"group_by": "c", "order_by": "n"})
+
+    assert found == ["two rows of the conversation with the same place"]
+
+
+def test_a_conversation_that_was_joined_is_found_again_by_its_number(tmp_path, lines_file):
+    rows = [{"c": c, "role": role, "content": f"{c} {role}"} for role in ("user", "assistant") for c in ("x", "y")]
+    corpus = find_corpus([source_of(lines_file(*rows), fields={"group_by": "c"})], {})
+    values = dict.fromkeys(Manifest.__dataclass_fields__) | {"files": [corpus.files[0].info]}
+
+    shown = json.loads(read_document(tmp_path, Manifest(**values), 0, 1))
+
+    assert [row["content"] for row in shown["rows"]] == ["y user", "y assistant"]
+
+
+def test_a_file_that_would_not_fit_into_memory_is_refused_before_it_is_read(lines_file, monkeypatch):
+    monkeypatch.setattr("data_prep.read.parts.JOINED_BYTES", 10)
+
+    with pytest.raises(DataError, match="held in memory"):
+        read(lines_file({"c": "x", "role": "user", "content": "a"}), fields={"group_by": "c"})
+
+
+def test_ids_are_the_same_whether_numbers_or_texts(tmp_path):
+    (tmp_path / "a.csv").write_text("id,up,role,content\n1,,user,Hi\n2,1.0,assistant,Ho\n")
+
+    assert read(tmp_path / "a.csv", fields={"id": "id", "parent_id": "up"}) == [PAIR]
+
+
+def test_trees_with_a_circle_or_a_name_twice_end(lines_file):
+    rows = [
+        {"id": a, "up": b, "role": "user", "content": a}
+        for a, b in (("a", "b"), ("b", "a"), ("r", None), ("s", "r"), ("s", "s"))
+    ]
+
+    found = read(lines_file(*rows), fields={"id": "id", "parent_id": "up"}, paths="all")
+
+    assert found == ["an id twice", "nobody answers", *["no way to it from a first message"] * 2]
+
+
+def test_rows_inside_of_a_json_value_are_read_from_their_path(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"meta": [{"x": 1}], "set": {"rows": [{"q": "Hi", "a": "Ho"}, 5]}}))
+
+    found = read(tmp_path / "a.json", fields={"rows": "set.rows", "prompt": "q", "completion": "a"})
+
+    assert found == [PAIR, "not a JSON object"]
+
+
+def test_open_assistants_trees_are_read_by_their_best_answers(lines_file):
+    def message(name, parent, role, rank=None):
+        return {
+            "message_id": name,
+            "parent_id": parent,
+            "role": role,
+            "text": f"says {name}",
+            "rank": rank,
+            "lang": "en",
+        }
+
+    path = lines_file(
+        message("a", None, "prompter"),
+        message("b", "a", "assistant", 1),
+        message("c", "a", "assistant", 0),
+        message("e", "d", "assistant", 0),
+        message("d", "c", "prompter"),
+        message("f", "b", "prompter"),
+        message("x", "gone", "assistant", 0),
+        message("y", None, "prompter"),
+    )
+
+    best = [("user", "says a"), ("assistant", "says c"), ("user", "says d"), ("assistant", "says e")]
+    lost = ["nobody answers", "no way to it from a first message"]
+    assert read(path) == [best, *lost]
+    other = [("user", "says a"), ("assistant", "says b")]
+    fields = {"id": "message_id", "parent_id": "parent_id", "role": "role", "content": "text", "rank": "rank"}
+    assert read(path, fields=fields, paths="all") == [best, other, *lost]

@@ -1,0 +1,163 @@
+"""The checkpoints of a run, as its loop sees them. What lies on disk is described in checkpoint_files."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from cluster.environment import host_name
+from cluster.errors import CheckpointError
+from training.checkpoints import layout
+from training.checkpoints.async_save import SavePolicy, Saver, gathered
+from training.checkpoints.layout import Commit, DamagedError
+from training.models.initial_weights import Weights
+from training.run_identity import check_identity
+from training.train_state import Progress
+
+if TYPE_CHECKING:
+    from training.zero.engine import Engine
+
+log = logging.getLogger(__name__)
+
+WRITING_TIMEOUT = timedelta(hours=6)  # a rank's disk may be that much slower than another's; the watchdog finds hangs
+
+
+class Checkpoints:
+    """Restores a run and saves it. Every method is collective."""
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        policy: SavePolicy,
+        first_weights: Callable[[], Weights],
+        rows: int | None = None,
+    ) -> None:
+        """`rows` of the data are given if a run may go on with another length: see training.run_identity."""
+        self.folder, self.identity, self.first_weights, self.rows = folder, identity, first_weights, rows
+        self.restored_identity: dict[str, Any] | None = None
+        self.group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT)
+        self.saver = Saver(folder, identity, policy, self.group)
+
+    def offer(self, engine: Engine, progress: Progress, *, due: bool) -> None:
+        """Save if a checkpoint is due, or was due while the one before was still being written."""
+        self.saver.offer(engine, progress, due=due)
+
+    def complete(self, engine: Engine, progress: Progress) -> None:
+        """Return when the checkpoint of this progress is durable. Raises CheckpointError if it cannot be written."""
+        self.saver.complete(engine, progress)
+
+    def restore(self, engine: Engine, before: int | None = None, last: int | None = None) -> Progress:
+        """Fill the engine from the newest good checkpoint, or with the run's first weights; return how far the run is.
+
+        The first rank chooses and all ranks check that they see the same; a damaged checkpoint is set aside and the
+        next older one used. Raises CheckpointError if there were checkpoints and none is good. With `before`, the run
+        goes back: checkpoints of that step and later ones are left behind. With `last`, only those of at most that step
+        count, and nothing on the disk is changed.
+        """
+        self.saver.settle()
+        if engine.world.is_first and last is None and before is not None:
+            layout.leave_behind(self.folder, before)
+        refused: set[Path] = set()
+        while True:
+            chosen = self.choose_together(engine, last, refused)
+            if engine.world.is_first and last is None:  # now: a start that is refused leaves everything as it was
+                layout.sweep(self.folder)
+            if chosen is None:
+                engine.start_from(self.first_weights())
+                return Progress()
+            folder, commit = chosen
+            started = time.monotonic()
+            damaged = gathered(self.check(folder, commit, engine), self.group)
+            if not damaged:
+                break
+            refused.add(folder)
+            if engine.world.is_first:
+                refuse(folder, "\n  ".join(damaged), aside=last is None)
+        self.load(engine, folder, commit)
+        log.info("loaded %s, written by %d ranks, in %.1f s", folder, commit.world_size, time.monotonic() - started)
+        self.saver.saved_step, self.restored_identity = commit.step, commit.identity
+        return commit.resumed()
+
+    def choose_together(self, engine: Engine, last: int | None, refused: set[Path]) -> tuple[Path, Commit] | None:
+        """Return the first rank's choice on all ranks; an error there is raised by all."""
+        chosen: list[Any] = [self.choose(last, refused) if engine.world.is_first else None]
+        dist.broadcast_object_list(chosen, src=0, group=self.group)
+        if isinstance(chosen[0], CheckpointError):
+            raise chosen[0]
+        found: tuple[Path, Commit] | None = chosen[0]
+        return found
+
+    def choose(self, last: int | None, refused: set[Path]) -> tuple[Path, Commit] | CheckpointError | None:
+        """Return the newest checkpoint of this run with all its files, None for a run without one, or an error.
+
+        Not collective. A damaged one is set aside, unless only a look is taken at those up to step `last`.
+        """
+        for folder in reversed(layout.candidate_folders(self.folder)):
+            if folder in refused or (last is not None and layout.step_of(folder) > last):
+                continue
+            try:
+                commit = layout.read_commit(folder)
+                check_identity(commit.identity, self.identity, folder, steps_done=commit.step, rows=self.rows)
+            except DamagedError as error:
+                refuse(folder, str(error), aside=last is None)
+            except CheckpointError as error:
+                return error
+            else:
+                return folder, commit
+        if layout.set_aside_folders(self.folder):
+            return CheckpointError(
+                f"{self.folder}: no good checkpoint is left; the damaged ones are in"
+                f" {self.folder / layout.SET_ASIDE}, each with its reason. Put a whole one back, or remove"
+                " that folder to begin again at step 0"
+            )
+        return None
+
+    def check(self, folder: Path, commit: Commit, engine: Engine) -> list[str]:
+        """Return what is wrong with the files that are dealt to this rank. Collective.
+
+        Raises CheckpointError on all ranks if one of them sees another checkpoint in this place than the first rank.
+        """
+        seen = []
+        try:
+            if layout.read_commit(folder).digest != commit.digest:
+                seen.append("it holds another checkpoint than for the first rank")
+        except CheckpointError as error:
+            seen.append(str(error))
+        where = f"rank {engine.world.rank} on {host_name()}"
+        others = gathered([f"{folder}, as {where} sees it: {problem}" for problem in seen], self.group)
+        if others:
+            raise CheckpointError("\n  ".join([*others, "all ranks must see the same shared folder; mend the mount"]))
+        shapes = {slot.name: list(slot.shape) for slot in engine.layout()}
+        if shapes != commit.shapes:
+            other = layout.first_difference(shapes, commit.shapes)
+            raise CheckpointError(f"{folder}: holds another model; first difference: {other}")
+        dealt = list(commit.files)[engine.world.rank :: engine.world.size]
+        return layout.damaged_files(folder, commit, dealt)
+
+    def load(self, engine: Engine, folder: Path, commit: Commit) -> None:
+        """Fill this rank's parts, each from only the bytes it needs."""
+        failed = []
+        try:
+            with layout.stored_state(folder, commit) as state:
+                for part in engine.parts(writing=True):
+                    for kind, tensor in part.values.items():
+                        state.read(f"{kind}.{part.name}", part.start, tensor)
+        except (CheckpointError, OSError) as error:
+            failed.append(f"rank {engine.world.rank} on {host_name()} cannot load {folder}: {error}")
+        failed = gathered(failed, self.group)
+        if failed:
+            raise CheckpointError("\n  ".join(failed))
+        engine.continue_after(commit.resumed().updates)
+
+
+def refuse(folder: Path, reason: str, *, aside: bool) -> None:
+    """Say why a damaged checkpoint is not used, and set it aside."""
+    where = f"moved to {layout.set_aside(folder, reason)}" if aside else "left where it is"
+    log.warning("%s\n  this checkpoint is damaged: %s; the next older one is used", reason, where)

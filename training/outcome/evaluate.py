@@ -1,0 +1,161 @@
+"""The base model beside the tuned one, on held-out rows: loss, perplexity, bits per byte, stop rate, answers."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from cluster.errors import DataError
+from data_prep.shards import Manifest, ShardReader
+from training.config import EvaluateConfig
+from training.models.source import ModelOrigin
+from training.outcome.generate import Answer, answer, best_device, load_export, load_model
+from training.step.batches import micro_batch
+from training.step.isolation import prove
+from training.step.packed_model import PackedModel
+
+log = logging.getLogger(__name__)
+
+TEXT_PROMPT_TOKENS = 32  # of a document that is no conversation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A held-out prompt and how its document goes on, as ids."""
+
+    prompt: list[int]
+    reference: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How well a model predicts the held-out tokens that would be trained.
+
+    `loss` is in nats a token; `bits_per_byte` is over the text of these tokens, so it compares tokenizers;
+    `stop_rate` is the share of answers that the model ended by itself, None where it was not taught to answer.
+    """
+
+    path: str
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    stop_rate: float | None
+
+
+def evaluate(
+    origin: ModelOrigin, export: Path, shards: Path, manifest: Manifest, config: EvaluateConfig, seed: int
+) -> dict[str, Any]:
+    """Return the evaluation of base and tuned model as the JSON values of evaluation.json."""
+    if manifest.rows("validation") == 0:
+        raise DataError("no held-out rows: raise data.validation_fraction and run `shardline prepare RUN.yaml` again")
+    reader = ShardReader(shards, manifest, "validation")
+    rows = list(range(min(len(reader), config.rows or len(reader))))
+    samples = list(islice(held_out_samples(reader, manifest.conversational), config.samples))
+    tokenizer = origin.tokenizer
+    tuned_model, _ = load_export(export)
+    models = {"base": base_model(origin, seed), "tuned": tuned_model}
+    paths = {"base": str(origin.folder or "new, untrained"), "tuned": str(export)}
+    scores: dict[str, Any] = {}
+    answers: dict[str, list[Answer]] = {}
+    for name, model in models.items():
+        answers[name] = [answer(model, tokenizer, s.prompt, tokens=config.sample_tokens) for s in samples]
+        loss, bits_per_byte = held_out_loss(model, tokenizer, reader, rows)
+        score = Score(
+            path=paths[name],
+            loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),
+            bits_per_byte=bits_per_byte,
+            stop_rate=stop_rate(answers[name]) if manifest.conversational else None,
+        )
+        scores[name] = asdict(score)
+    return {
+        "split": "validation",
+        "rows": len(rows),
+        "trained_tokens": reader.trained_tokens(rows),
+        "models": scores,
+        "samples": [
+            sample_record(tokenizer, sample, base, tuned)
+            for sample, base, tuned in zip(samples, answers["base"], answers["tuned"], strict=True)
+        ],
+    }
+
+
+def stop_rate(answers: list[Answer]) -> float | None:
+    return sum(answer.stopped for answer in answers) / len(answers) if answers else None
+
+
+def base_model(origin: ModelOrigin, seed: int) -> Any:
+    """Return the model that the run started from."""
+    if origin.folder is not None:
+        return origin.enlarge(load_model(origin.folder), seed)
+    model = AutoModelForCausalLM.from_config(deepcopy(origin.config))
+    weights = origin.first_weights(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights.part(name, tuple(parameter.shape), 0, parameter.numel()).reshape(parameter.shape))
+    return model.to(best_device()).eval()
+
+
+@torch.inference_mode()
+def held_out_loss(model: Any, tokenizer: Any, reader: ShardReader, rows: list[int]) -> tuple[float, float]:
+    """Return nats a trained token, and bits a byte of their text.
+
+    The rows are read as in training: no document sees another one.
+    """
+    packed = PackedModel(model, model, model.device)
+    prove(packed, reader.row_tokens, [micro_batch(reader.rows(rows[:1]), index=0)], list)
+    nats, tokens, size = 0.0, 0, 0
+    for row in rows:
+        arrays = reader.rows([row])
+        batch = micro_batch(arrays, index=0)
+        nats += sum(float(packed.loss(part).summed) for part in packed.parts(batch))
+        tokens += int(arrays.loss_mask.sum())
+        text = tokenizer.decode(arrays.input_ids[arrays.loss_mask].tolist(), skip_special_tokens=True)
+        size += len(text.encode())
+    return nats / tokens, nats / math.log(2) / max(1, size)
+
+
+def held_out_samples(reader: ShardReader, conversational: bool) -> Iterator[Sample]:
+    """Yield the first document of each row: what comes before its first trained stretch, and that stretch."""
+    for row in range(len(reader)):
+        arrays = reader.rows([row])
+        piece, length = reader.pieces(row)[0], int(arrays.piece_tokens[0][0])
+        ids, mask = arrays.input_ids[0, :length].tolist(), arrays.loss_mask[0, :length].tolist()
+        if piece.start > 0:  # the middle of a long document
+            continue
+        first = mask.index(True) if conversational and True in mask else TEXT_PROMPT_TOKENS
+        stop = next((place for place in range(first, length) if not mask[place]), length)
+        if 0 < first < stop:
+            yield Sample(prompt=ids[:first], reference=ids[first:stop])
+
+
+def sample_record(tokenizer: Any, sample: Sample, base: Answer, tuned: Answer) -> dict[str, Any]:
+    return {
+        "prompt": tokenizer.decode(sample.prompt, skip_special_tokens=True).strip(),
+        "reference": tokenizer.decode(sample.reference, skip_special_tokens=True).strip(),
+        "base": base.text,
+        "tuned": tuned.text,
+        "base_stopped": base.stopped,
+        "tuned_stopped": tuned.stopped,
+    }
+
+
+def as_text(evaluation: dict[str, Any]) -> str:
+    """Return the comparison as a table for the terminal."""
+    lines = [f"{evaluation['rows']} held-out rows, {evaluation['trained_tokens']:,} tokens scored"]
+    lines.append(f"{'':8}{'loss':>10}{'perplexity':>12}{'bits/byte':>11}{'stops':>8}")
+    for name, score in evaluation["models"].items():
+        stops = "" if score["stop_rate"] is None else f"{score['stop_rate']:.0%}"
+        lines.append(
+            f"{name:8}{score['loss']:10.4f}{score['perplexity']:12.2f}{score['bits_per_byte']:11.4f}{stops:>8}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,297 @@
+"""Where a run is: read from its folder alone, while it trains or long after, without torch."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from cluster.config_loading import read_yaml
+from cluster.errors import DataError
+from cluster.journal import read_lines
+from cluster.paths import RunPaths
+from data_prep.shards import MANIFEST
+from training.run_identity import COMMIT, FOLDER
+
+RECENT_STEPS = 50  # whose median time tells how fast the run is now
+QUIET_S = 300.0  # a run that writes nothing for so long, or for ten steps, is taken for dead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One training process from its start to its end; `end` is None if it wrote none: it runs, or was killed."""
+
+    start: dict[str, Any]
+    end: dict[str, Any] | None
+    kept_steps: int
+    kept_s: float
+    """What is left of its steps, and the time that they took."""
+
+    @property
+    def started(self) -> datetime:
+        return datetime.fromisoformat(self.start["time"])
+
+    @property
+    def last_sign(self) -> datetime:
+        """Its end, or the earliest moment at which it was still alive."""
+        return datetime.fromisoformat(self.end["time"]) if self.end else self.started + timedelta(seconds=self.kept_s)
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasted, and at least as long as its steps that are kept took."""
+        return max(self.kept_s, (self.last_sign - self.started).total_seconds())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """What a run has written about itself: its plan, a line for each step, its starts and ends."""
+
+    total_steps: int | None
+    lines: list[dict[str, Any]]
+    segments: list[Segment]
+    validation: dict[int, float]
+    events: list[dict[str, Any]]
+
+    @property
+    def step(self) -> int:
+        return int(self.lines[-1]["step"]) if self.lines else 0
+
+    @property
+    def skipped(self) -> int:
+        """How many steps changed no weight: a guard refused them, or a rollback left them out."""
+        return sum("skipped" in line for line in self.lines)
+
+    @property
+    def failed_starts(self) -> list[dict[str, Any]]:
+        """The starts that were refused, or failed before their first step."""
+        return [event for event in self.events if event["event"] == "no-start"]
+
+    @property
+    def failed_start(self) -> dict[str, Any] | None:
+        """The newest start, if it was refused or failed before its first step."""
+        newest = next((event for event in reversed(self.events) if event["event"] in ("start", "no-start")), None)
+        return newest if newest and newest["event"] == "no-start" else None
+
+    @property
+    def launched_again(self) -> str | None:
+        """When the newest launch was, if no word of it has come yet."""
+        return str(self.events[-1]["time"]) if self.events and self.events[-1]["event"] == "launch" else None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.total_steps is not None and self.step >= self.total_steps
+
+    @property
+    def restarts(self) -> int:
+        return max(0, len(self.segments) - 1)
+
+    @property
+    def step_s(self) -> float | None:
+        """Median seconds of the newest steps."""
+        return statistics.median(line["step_s"] for line in self.lines[-RECENT_STEPS:]) if self.lines else None
+
+    @property
+    def kept_s(self) -> float:
+        return float(sum(line["step_s"] for line in self.lines))
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from the first start to the last sign of life, queues and lost work included.
+
+        Added up piece by piece: where the clock was set back, or another host's is behind, a piece counts as nothing.
+        """
+        waits = [(after.started - before.last_sign).total_seconds() for before, after in pairwise(self.segments)]
+        return sum(segment.seconds for segment in self.segments) + sum(max(0.0, wait) for wait in waits)
+
+
+def read_state(paths: RunPaths) -> RunState:
+    """Read a run's folder; what is not there yet is empty."""
+    lines = read_lines(paths.metrics)
+    plan, events = read_record(paths.plan), read_lines(paths.segments)
+    return RunState(
+        total_steps=plan["total_steps"] if plan else None,
+        lines=lines,
+        segments=paired_segments(events, lines),
+        events=events,
+        validation={event["step"]: event["loss"] for event in events if event["event"] == "validation"},
+    )
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return a JSON file's object, or None if there is no such file. Raises DataError for one that is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: damaged: {error}; remove it: the command that wrote it writes it again") from None
+
+
+def paired_segments(events: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[Segment]:
+    """Join each start with its end; a start that is followed by a start has none."""
+    starts = [place for place, event in enumerate(events) if event["event"] == "start"]
+    segments = []
+    for place, following in pairwise([*starts, len(events)]):
+        end = next((event for event in events[place:following] if event["event"] == "end"), None)
+        first = events[place]["step"]
+        until = events[following]["step"] if following < len(events) else float("inf")
+        times = [line["step_s"] for line in lines if first < line["step"] <= until]
+        segments.append(Segment(start=events[place], end=end, kept_steps=len(times), kept_s=sum(times)))
+    return segments
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it, in its two largest units."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def bytes_text(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def short(number: float) -> str:
+    """Return a figure with the three digits that matter."""
+    for unit, size in ((" T", 1e12), (" G", 1e9), (" M", 1e6)):
+        if size <= number < 1e15:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}" if number < 100 or number >= 1e15 else f"{number:,.0f}"
+
+
+def command(verb: str, paths: RunPaths) -> str:
+    """Return what to type for a verb; the run's folder stands for the run once it holds the configuration."""
+    return f"shardline {verb} {shlex.quote(str(paths.root)) if paths.config.is_file() else 'RUN.yaml'}"
+
+
+def status_text(paths: RunPaths, now: datetime | None = None) -> str:
+    """Return where a run is, a fact a line, and what to type next. Raises nothing for a folder without a run."""
+    state = read_state(paths)
+    quiet_s = seconds_since_written(paths, state, now or datetime.now(UTC))
+    facts = {
+        "run": str(paths.root),
+        "step": step_text(state),
+        "time left": time_left(state),
+        "state": ending_text(state, quiet_s),
+        "validation": validation_text(state.validation),
+        "skipped": f"{state.skipped} steps changed no weight" if state.skipped else "",
+        "starts": starts_text(state),
+        "checkpoints": checkpoints_text(paths.checkpoints),
+        "export": str(paths.export) if paths.export.is_dir() else "none yet",
+        "evaluation": evaluation_text(read_record(paths.evaluation)),
+        "report": str(paths.report) if paths.report.is_file() else "none yet",
+        "next": next_text(paths, state, quiet_s),
+    }
+    return "\n".join(f"{name:<13}{fact}" for name, fact in facts.items() if fact)
+
+
+def seconds_since_written(paths: RunPaths, state: RunState, now: datetime) -> float | None:
+    """Return how long an unfinished segment has been quiet; None if nothing should be running.
+
+    What was written at a time to come, before the clock was set back, is as far from now as that time is.
+    """
+    if not state.segments or state.segments[-1].end or state.failed_start:
+        return None
+    written = [state.segments[-1].started.timestamp()]
+    if paths.metrics.is_file():
+        written.append(paths.metrics.stat().st_mtime)
+    return min(abs(now.timestamp() - moment) for moment in written)
+
+
+def is_alive(state: RunState, quiet_s: float | None) -> bool:
+    return quiet_s is not None and quiet_s < max(QUIET_S, 10 * (state.step_s or 0.0))
+
+
+def step_text(state: RunState) -> str:
+    if not state.lines:
+        return f"none of {state.total_steps:,}" if state.total_steps else "none"
+    last = state.lines[-1]
+    of = f" of {state.total_steps:,} ({state.step / state.total_steps:.1%})" if state.total_steps else ""
+    return f"{state.step:,}{of}, loss {last['loss']:.4f}, {last['tokens_per_s']:,.0f} tokens/s"
+
+
+def time_left(state: RunState) -> str:
+    if state.step_s is None or state.total_steps is None or state.is_finished:
+        return ""
+    seconds = (state.total_steps - state.step) * state.step_s
+    return f"{duration(seconds)} at {state.step_s:.3g} s a step"
+
+
+def starts_text(state: RunState) -> str:
+    if not state.segments and not state.failed_starts:
+        return ""
+    failed = f"; and {len(state.failed_starts)} that came to no step" if state.failed_starts else ""
+    return f"{len(state.segments)}, restarts: {state.restarts}{failed}"
+
+
+def ending_text(state: RunState, quiet_s: float | None) -> str:
+    if failed := state.failed_start:
+        again = f"; launched again at {state.launched_again}, no word yet" if state.launched_again else ""
+        code = failed["exit_code"]
+        return f"the last start came to no step: {failed['reason']} (exit code {code}) at {failed['time']}{again}"
+    if not state.segments:
+        return "never trained"
+    end = state.segments[-1].end
+    if end:
+        reason = "finished" if end["reason"] == "done" else f"ended early: {end['reason']}"
+        return f"{reason} (exit code {end['exit_code']}) at {end['time']}"
+    ago = f"{duration(quiet_s or 0.0)} ago"
+    wrote = f"the last step was written {ago}" if state.lines else f"it started {ago} and has written no step"
+    return f"running or killed: {wrote}" if is_alive(state, quiet_s) else f"killed or crashed, it seems: {wrote}"
+
+
+def validation_text(losses: dict[int, float]) -> str:
+    if not losses:
+        return ""
+    last, best = max(losses), min(losses, key=lambda step: losses[step])
+    return f"loss {losses[last]:.4f} at step {last:,}; lowest: {losses[best]:.4f} at step {best:,}"
+
+
+def checkpoints_text(folder: Path) -> str:
+    found = sorted(
+        (int(match[1]), path)
+        for path in folder.glob("step-*")
+        if (match := FOLDER.fullmatch(path.name)) and (path / COMMIT).is_file()
+    )
+    if not found:
+        return "none yet"
+    size = sum(file.stat().st_size for _, path in found for file in path.iterdir())
+    return f"{len(found)}, newest at step {found[-1][0]:,}, {bytes_text(size)} on disk"
+
+
+def evaluation_text(evaluation: dict[str, Any] | None) -> str:
+    if evaluation is None:
+        return "none yet"
+    base, tuned = evaluation["models"]["base"], evaluation["models"]["tuned"]
+    return f"held-out loss {base['loss']:.4f} -> {tuned['loss']:.4f}"
+
+
+def next_text(paths: RunPaths, state: RunState, quiet_s: float | None) -> str:
+    if is_alive(state, quiet_s):
+        return f"wait; to save and end it: touch {shlex.quote(str(paths.stop_request))}"
+    if state.total_steps is None and not (data_folder(paths) / MANIFEST).is_file():
+        return command("prepare", paths)
+    if not state.is_finished:
+        return command("train", paths) + (" (goes on from the newest checkpoint)" if state.segments else "")
+    for made, verb in ((paths.export, "export"), (paths.evaluation, "evaluate"), (paths.report, "report")):
+        if not made.exists():
+            return command(verb, paths)
+    return command("generate", paths)
+
+
+def data_folder(paths: RunPaths) -> Path:
+    """Return where the prepared data is, or will be."""
+    data = read_yaml(paths.config).get("data") if paths.config.is_file() else None
+    folder = data.get("folder") if isinstance(data, dict) else None
+    return Path(paths.located(folder)) if folder else paths.shards

@@ -1,0 +1,1 @@
+"""What one step computes: a batch of packed rows, attention by documents, and the loss."""

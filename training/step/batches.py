@@ -1,0 +1,162 @@
+"""Row numbers to tensors, one step ahead of the engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from data_prep.shards import Batch, ShardReader
+from training.order import Order
+from training.step.loss import Trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """One micro batch. Ids, positions and mask are [rows, row_tokens]; positions restart at each document.
+
+    `segments` are the lengths of the documents, row after row, a row's padding being a segment of its own.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    loss_mask: torch.Tensor
+    trained: Trained
+    segments: list[int]
+    index: int  # its place among the micro batches of the global batch
+    part: int = 0  # where its documents have rows of their own: which of its forward passes this is
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """One rank's share of a step; `rows` and `trained_tokens` are those of the whole global batch."""
+
+    step: int
+    rows: list[int]
+    micro_batches: list[MicroBatch]
+    trained_tokens: int
+
+
+def micro_batch(batch: Batch, index: int) -> MicroBatch:
+    """Return rows as tensors."""
+    lengths = [pieces.tolist() for pieces in batch.piece_tokens]
+    return micro_batch_of(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.loss_mask), lengths, index)
+
+
+def micro_batch_of(
+    input_ids: torch.Tensor, loss_mask: torch.Tensor, lengths: list[list[int]], index: int, part: int = 0
+) -> MicroBatch:
+    """Return ids and mask [rows, row_tokens] with what follows from them and the lengths of each row's documents."""
+    rests = [input_ids.shape[1] - sum(row) for row in lengths]
+    segments = [length for row, rest in zip(lengths, rests, strict=True) for length in (*row, rest) if length]
+    return MicroBatch(
+        input_ids=input_ids,
+        position_ids=torch.cat([torch.arange(length) for length in segments]).reshape(input_ids.shape),
+        loss_mask=loss_mask,
+        trained=trained_tokens(input_ids, loss_mask),
+        segments=segments,
+        index=index,
+        part=part,
+    )
+
+
+def trained_tokens(input_ids: torch.Tensor, loss_mask: torch.Tensor) -> Trained:
+    """Return where the trained tokens are predicted, and which they are; the first token of a row never is one."""
+    rows, places = loss_mask[:, 1:].nonzero(as_tuple=True)
+    return Trained(places=rows * input_ids.shape[1] + places, targets=input_ids[:, 1:][rows, places])
+
+
+def nothing_of(batch: MicroBatch) -> MicroBatch:
+    """Return a micro batch of which no token is trained: what a rank takes that has none left."""
+    mask = torch.zeros_like(batch.loss_mask)
+    return replace(batch, loss_mask=mask, trained=trained_tokens(batch.input_ids, mask))
+
+
+def one_document_a_row(batch: MicroBatch, border: int | None = None) -> list[MicroBatch]:
+    """Return the documents of a micro batch in rows of their own, for models in which those of a row see each other.
+
+    Documents of about a length share a forward pass, which has no more tokens than the micro batch, so it needs no more
+    memory. What follows a document in its row is padding with id 0, which a causal model does not look at. Documents
+    without a trained token are left out. Those longer than `border` tokens do not share a pass with those that are not.
+    """
+    documents = sorted(trained_documents(batch), key=lambda document: -len(document[0]))
+    longer = sum(len(ids) > border for ids, _ in documents) if border is not None else 0
+    parts: list[MicroBatch] = []
+    for group in (documents[:longer], documents[longer:]):
+        while group:
+            together = batch.input_ids.numel() // len(group[0][0])
+            chosen, group = group[:together], group[together:]
+            parts.append(padded(chosen, batch.index, len(parts)))
+    return parts
+
+
+def trained_documents(batch: MicroBatch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield ids and mask [tokens] of each document that has a trained token."""
+    ids, masks = (torch.split(rows.flatten(), batch.segments) for rows in (batch.input_ids, batch.loss_mask))
+    return ((document, mask) for document, mask in zip(ids, masks, strict=True) if mask.any())
+
+
+def padded(documents: Sequence[tuple[torch.Tensor, torch.Tensor]], index: int, part: int) -> MicroBatch:
+    """Return documents as rows as long as the longest."""
+    ids, masks = zip(*documents, strict=True)
+    return micro_batch_of(
+        pad_sequence(list(ids), batch_first=True),
+        pad_sequence(list(masks), batch_first=True),
+        [[len(document)] for document in ids],
+        index,
+        part,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """The batches of one rank: arithmetic decides the rows, memory-mapped shards hold them."""
+
+    reader: ShardReader
+    order: Order
+    rank: int
+    world_size: int
+    micro_batch_rows: int
+    held_out: ShardReader | None = None
+    held_out_rows: int = 0
+
+    def for_step(self, step: int) -> StepBatch:
+        """Return this rank's batch of a step; depends on nothing but the data, the seed and the step."""
+        dealt = self.order.micro_batches(step, self.rank, self.world_size, self.micro_batch_rows)
+        rows = self.order.rows_of_step(step)
+        return StepBatch(
+            step=step,
+            rows=rows,
+            micro_batches=[
+                micro_batch(self.reader.rows(rows), index=number * self.world_size + self.rank)
+                for number, rows in enumerate(dealt)
+            ],
+            trained_tokens=self.reader.trained_tokens(rows),
+        )
+
+    def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
+        """Yield the batches of steps first..stop, the next one being read on a thread meanwhile."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
+            ahead = [thread.submit(self.for_step, step) for step in range(first, min(first + 2, stop))]
+            for step in range(first, stop):
+                if step + 2 < stop:
+                    ahead.append(thread.submit(self.for_step, step + 2))
+                yield ahead.pop(0).result()
+
+    def validation(self) -> Iterator[MicroBatch]:
+        """Yield this rank's share of the held-out rows, the same micro batches for every world size.
+
+        Every rank has as many, since all must call the model equally often: some may have nothing to score.
+        """
+        if self.held_out is None:
+            return
+        starts = range(0, self.held_out_rows, self.micro_batch_rows)
+        for index in range(self.rank, math.ceil(len(starts) / self.world_size) * self.world_size, self.world_size):
+            start = starts[index] if index < len(starts) else 0
+            rows = range(start, min(start + self.micro_batch_rows, self.held_out_rows))
+            batch = micro_batch(self.held_out.rows(rows), index)
+            yield batch if index < len(starts) else nothing_of(batch)

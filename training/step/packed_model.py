@@ -1,0 +1,149 @@
+"""A causal language model that is called with packed rows, and how the documents of a row are kept apart in it.
+
+Training, validation, replay and evaluation take this one path, through DeepSpeed or not.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from cluster.errors import TrainingError
+from training.step import document_attention
+from training.step.batches import MicroBatch, one_document_a_row
+from training.step.loss import LogitRule, LossHead, Trained, summed_loss
+
+
+class Isolation(enum.Enum):
+    """How the documents of a packed row are kept from seeing each other."""
+
+    BY_ATTENTION = "attention by documents"
+    BY_MASK = "a mask made from positions that restart"
+    ONE_A_ROW = "one document a row"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """The summed loss of so many trained tokens and, for mixtures of experts, what each is trained on beside it.
+
+    `auxiliary` is the routers' loss as the model's configuration weighs it; None where it asks for none.
+    """
+
+    summed: torch.Tensor
+    auxiliary: torch.Tensor | None
+    tokens: int
+
+    def trained(self) -> torch.Tensor:
+        """Return the sum over tokens that gradients are taken of."""
+        return self.summed if self.auxiliary is None else self.summed + self.auxiliary * self.tokens
+
+    def sums(self) -> torch.Tensor:
+        """Return the sums over tokens of the tokens' loss and of the routers', [2] in fp64, without gradients."""
+        auxiliary = torch.zeros_like(self.summed) if self.auxiliary is None else self.auxiliary * self.tokens
+        return torch.stack([self.summed.detach().double(), auxiliary.detach().double()])
+
+
+class PackedModel:
+    """`call` is the model itself, or DeepSpeed's engine around it. The model's configuration must be its own."""
+
+    def __init__(self, model: PreTrainedModel, call: Callable[..., Any], device: torch.device) -> None:
+        self.model, self.call, self.device = model, call, device
+        self.head = LossHead(output_head(model))
+        self.rule: LogitRule | None = LogitRule()
+        self.own_attention: str = model.config._attn_implementation
+        self.auxiliary_weight = auxiliary_weight(model)
+        self.border = length_border(model)
+        self.isolate(next(iter(self.ways())))
+
+    def ways(self) -> list[Isolation]:
+        """Return how documents might be kept apart in this model, the fastest first; a proof chooses."""
+        by_attention = document_attention.can_attend_by_documents(self.model)
+        return [way for way in Isolation if way is not Isolation.BY_ATTENTION or by_attention]
+
+    def isolate(self, isolation: Isolation) -> None:
+        """Keep documents apart in this way from now on."""
+        self.isolation = isolation
+        by_attention = isolation is Isolation.BY_ATTENTION
+        document_attention.attend_with(self.model, document_attention.NAME if by_attention else self.own_attention)
+
+    def parts(self, batch: MicroBatch) -> list[MicroBatch]:
+        """Return what is to be called for a micro batch: the batch, or its documents in rows of their own."""
+        return one_document_a_row(batch, self.border) if self.isolation is Isolation.ONE_A_ROW else [batch]
+
+    def loss(self, batch: MicroBatch) -> Loss:
+        """Return the loss of one of the `parts`."""
+        trained = batch.trained.to(self.device)
+        if self.rule is None:
+            output = self.forward(batch)
+            summed = summed_loss(output.logits.flatten(0, 1)[trained.places], trained.targets)
+        else:
+            summed, output = self.loss_in_head(batch, trained, self.rule)
+        return Loss(summed=summed, auxiliary=self.auxiliary(output), tokens=len(trained.targets))
+
+    def auxiliary(self, output: Any) -> torch.Tensor | None:
+        """Return the routers' loss as it is weighed; None where none is asked for."""
+        if self.auxiliary_weight is None:
+            return None
+        found: torch.Tensor | None = getattr(output, "aux_loss", None)
+        if found is None:
+            raise no_auxiliary(self.model)
+        return found * self.auxiliary_weight
+
+    def loss_in_head(self, batch: MicroBatch, trained: Trained, rule: LogitRule) -> tuple[torch.Tensor, Any]:
+        """Return the summed loss, taken in the head, and what the model's forward pass returned beside it."""
+        with self.head.acting(lambda hidden: self.head.loss(hidden, trained, rule)):
+            output = self.forward(batch)
+        return self.head.take().reshape(()), output
+
+    def hidden(self, batch: MicroBatch) -> torch.Tensor:
+        """Return the hidden states [rows, row_tokens, width] that the head is given."""
+        with self.head.acting(lambda hidden: hidden):
+            self.forward(batch)
+        return self.head.take()
+
+    def forward(self, batch: MicroBatch) -> Any:
+        """Call the model with what keeps the batch's documents apart."""
+        ids = batch.input_ids.to(self.device)
+        if self.isolation is Isolation.ONE_A_ROW:  # as anybody calls a model with whole documents
+            return self.call(input_ids=ids, use_cache=False)
+        document_attention.attending(batch.segments, self.device)
+        return self.call(input_ids=ids, position_ids=batch.position_ids.to(self.device), use_cache=False)
+
+
+def output_head(model: PreTrainedModel) -> torch.nn.Module:
+    """Return the module that makes logits of hidden states."""
+    head: torch.nn.Module | None = model.get_output_embeddings()
+    if head is None:
+        raise TypeError(f"{type(model).__name__} has no output head")
+    return head
+
+
+def length_border(model: PreTrainedModel) -> int | None:
+    """Return the length beyond which a row gets other rotary frequencies (LongRoPE of Phi 3); None: it has none."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    return rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+
+
+def auxiliary_weight(model: PreTrainedModel) -> float | None:
+    """Return what the routers' loss counts beside that of the tokens; None where the configuration asks for none.
+
+    Raises TrainingError if it asks for one that the model does not have.
+    """
+    config = model.config.get_text_config()
+    if not getattr(config, "output_router_logits", False):
+        return None
+    if getattr(config, "router_aux_loss_coef", None) is None:
+        raise no_auxiliary(model)
+    return float(config.router_aux_loss_coef)
+
+
+def no_auxiliary(model: PreTrainedModel) -> TrainingError:
+    return TrainingError(
+        f"config.json asks for the routers' loss (output_router_logits: true), and {type(model).__name__} has none; set"
+        " it to false there"
+    )

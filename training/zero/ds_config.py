@@ -1,0 +1,80 @@
+"""A DeepSpeed template and the plan, put together into what DeepSpeed is given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ConfigError
+from training.config import TrainConfig
+from training.plan import Plan
+
+DEFAULT_TEMPLATE = Path(__file__).resolve().parents[2] / "ds_configs" / "zero3.json"
+STAGES = (1, 2, 3)
+OFFLOAD_STAGES_1_2 = {"offload_optimizer": ["none", "cpu"], "offload_param": ["none"]}
+OFFLOAD_STAGE_3 = {"offload_optimizer": ["none", "cpu", "nvme"], "offload_param": ["none", "cpu"]}
+OWNED = {  # keys that a template must leave to the run's YAML, and where they are set there
+    "train_batch_size": "train.global_batch_rows",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_rows",
+    "gradient_accumulation_steps": "train.global_batch_rows and train.micro_batch_rows",
+    "gradient_clipping": "train.clip_gradient_norm",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "data_types": "train.precision",
+    "optimizer": "train.learning_rate, train.weight_decay, train.adam_*",
+    "scheduler": "train.schedule, train.warmup_fraction",
+}
+
+
+def read_template(path: Path | None) -> dict[str, Any]:
+    """Read a template. Raises ConfigError if it sets what the run's YAML owns, or asks for what is not supported."""
+    path = path or DEFAULT_TEMPLATE
+    try:
+        template = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"train.deepspeed: {path}: no such file; ds_configs/ holds the templates") from None
+    except OSError as error:
+        raise ConfigError(f"train.deepspeed: {path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"train.deepspeed: {path}: not JSON: {error}") from None
+    zero = template.get("zero_optimization", {}) if isinstance(template, dict) else None
+    if not isinstance(zero, dict):
+        raise ConfigError(f"train.deepspeed: {path}: is not of a template's shape; see those in ds_configs/")
+    for key in OWNED.keys() & template.keys():
+        raise ConfigError(
+            f"train.deepspeed: {path}: sets '{key}'; remove it there and set {OWNED[key]} in the run's YAML"
+        )
+    check_zero(zero, path)
+    return dict(template)
+
+
+def check_zero(zero: dict[str, Any], path: Path) -> None:
+    """Raise ConfigError for a stage or an offload that is not supported."""
+    where = f"train.deepspeed: {path}: zero_optimization"
+    stage = zero.get("stage")
+    if stage not in STAGES:
+        raise ConfigError(f"{where}.stage is {stage}; accepted: {', '.join(map(str, STAGES))}")
+    for section, devices in (OFFLOAD_STAGE_3 if stage == 3 else OFFLOAD_STAGES_1_2).items():
+        device = (zero.get(section) or {}).get("device", "none")
+        if device not in devices:
+            raise ConfigError(f"{where}.{section}.device is {device}; accepted in stage {stage}: {', '.join(devices)}")
+
+
+def stage_of(ds_config: dict[str, Any]) -> int:
+    """Return the ZeRO stage of a template, or of a whole configuration."""
+    return int(ds_config["zero_optimization"]["stage"])
+
+
+def deepspeed_config(template: dict[str, Any], config: TrainConfig, plan: Plan) -> dict[str, Any]:
+    """Return the whole DeepSpeed configuration of a run."""
+    return {
+        **template,
+        "train_batch_size": plan.global_batch_rows,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_rows,
+        "gradient_accumulation_steps": plan.accumulation_steps,
+        "gradient_clipping": config.clip_gradient_norm or 0.0,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},  # micro-batches are summed in fp32
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW there too: DeepSpeed's is compiled at start
+    }

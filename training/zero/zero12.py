@@ -1,0 +1,138 @@
+"""The one adapter to DeepSpeed's internals for ZeRO stages 1 and 2: a rank's part of every parameter and its moments.
+
+The parameters of a group lie one after the other in one flat tensor, which is cut into as many equal parts as there are
+ranks: a rank's stretch of a parameter is any interval, and most often all of it or nothing. What is used here beyond
+the public interface, and what tests/training/zero/test_shardings.py holds a new DeepSpeed to:
+
+    DeepSpeedZeroOptimizer (stage 2; stage 1 in fp32; either with offload to the CPU)
+        optimizer.round_robin_bit16_groups[group]           its parameters, in the order of the flat tensor
+        optimizer.round_robin_bit16_offsets[group]          where each begins
+        optimizer.single_partition_of_fp32_groups[group]    this rank's master weights
+    BF16_Optimizer (stage 1 in bf16, which sums gradients in fp32)
+        optimizer.bf16_groups[group]                        its parameters, one after the other without gaps
+        optimizer.fp32_groups_flat_partition[group]         this rank's master weights
+    both
+        optimizer.optimizer.state[flat]                     the wrapped torch optimizer's state of it
+        optimizer.update_lp_params()                        master weights to low-precision weights, on all ranks
+        optimizer.get_grads_for_norm()                      gradients of BF16_Optimizer
+        optimizer.scaled_global_norm()                      norm of the other's gradients; -1: not finite
+        optimizer.check_grad_overflow                       whether gradients that are not finite are refused
+        optimizer.averaged_gradients                        sums of gradients by group, for the other; None: none yet
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.utils import get_global_norm_of_tensors
+
+from training.models.initial_weights import Weights
+from training.zero.partitions import MOMENTS, Part, Slot, frozen_parameters, zero_state
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank's stretch of a parameter lies: `offset` into this rank's master weights of a group."""
+
+    slot: Slot
+    master: torch.Tensor
+    offset: int
+
+
+class Stage12:
+    """The sharding of ZeRO stages 1 and 2: the low-precision weights are whole on every rank, the states are not."""
+
+    def __init__(self, module: torch.nn.Module, optimizer: Any, rank: int) -> None:
+        """Create the moments, so that a checkpoint can fill them before the first step."""
+        self.module, self.optimizer = module, optimizer
+        self.masters = masters_of(optimizer)
+        for master in self.masters:
+            optimizer.optimizer.state[master] = zero_state(master, master.numel())
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        places = {place.slot.name: place for place in places_of(optimizer, names, rank)}
+        self.places = [places[name] for name, p in module.named_parameters() if p.requires_grad]
+
+    def layout(self) -> list[Slot]:
+        return [place.slot for place in self.places]
+
+    def parts(self, writing: bool) -> Iterator[Part]:
+        """Yield the parts in the model's order, views of the states themselves: writing needs nothing more."""
+        for place in self.places:
+            state = self.optimizer.optimizer.state[place.master]
+            tensors = {"master": place.master.detach(), **{moment: state[moment] for moment in MOMENTS}}
+            numel = place.slot.stop - place.slot.start
+            values = {key: tensor.narrow(0, place.offset, numel) for key, tensor in tensors.items()}
+            yield Part(**vars(place.slot), values=values)
+
+    def fill_frozen(self, weights: Weights) -> None:
+        for name, parameter in frozen_parameters(self.module):
+            whole = weights.part(name, tuple(parameter.shape), 0, parameter.numel())
+            parameter.data.copy_(whole.reshape(parameter.shape))
+
+    def set_step(self, step: int) -> None:
+        for master in self.masters:
+            self.optimizer.optimizer.state[master]["step"].fill_(step)
+
+    def refresh_weights(self) -> None:
+        self.optimizer.update_lp_params()
+
+    def gradient_norm(self) -> float:
+        if isinstance(self.optimizer, BF16_Optimizer):
+            gradients, _ = self.optimizer.get_grads_for_norm()
+            norm = get_global_norm_of_tensors(input_tensors=gradients)
+        else:
+            self.optimizer._wait_for_offload_copies()
+            norm = self.optimizer.scaled_global_norm()
+        return float(norm) if float(norm) >= 0 else math.inf  # -1 says that it is not finite
+
+    @contextmanager
+    def refusing_gradients(self) -> Iterator[None]:
+        infinite = torch.tensor(math.inf)
+        hidden: dict[str, Any] = {  # attributes that hide those of the class, or come back as they were
+            "get_grads_for_norm": lambda for_clipping=False: ([infinite], {}),
+            "scaled_global_norm": lambda norm_type=2: infinite,
+            "check_grad_overflow": True,
+        }
+        before = {name: vars(self.optimizer)[name] for name in hidden if name in vars(self.optimizer)}
+        vars(self.optimizer).update(hidden)
+        try:
+            yield
+        finally:
+            for name in hidden:
+                delattr(self.optimizer, name)
+            vars(self.optimizer).update(before)
+            sums = getattr(self.optimizer, "averaged_gradients", {})
+            sums.update(dict.fromkeys(sums))  # with offload they would stay, and be added to the next step's
+
+
+def masters_of(optimizer: Any) -> list[torch.Tensor]:
+    """Return this rank's flat master weights of each group."""
+    if isinstance(optimizer, BF16_Optimizer):
+        return list(optimizer.fp32_groups_flat_partition)
+    return list(optimizer.single_partition_of_fp32_groups)
+
+
+def group_members(optimizer: Any, group: int) -> list[tuple[torch.nn.Parameter, int]]:
+    """Return a group's parameters, and where each begins in the group's flat tensor."""
+    if isinstance(optimizer, BF16_Optimizer):
+        parameters = optimizer.bf16_groups[group]
+        return list(zip(parameters, accumulate((p.numel() for p in parameters), initial=0), strict=False))
+    return list(zip(optimizer.round_robin_bit16_groups[group], optimizer.round_robin_bit16_offsets[group], strict=True))
+
+
+def places_of(optimizer: Any, names: dict[int, str], rank: int) -> Iterator[Place]:
+    """Yield where this rank's stretch of every parameter lies; what it has nothing of has an empty one at its end."""
+    for group, master in enumerate(masters_of(optimizer)):
+        first, last = rank * master.numel(), (rank + 1) * master.numel()
+        for parameter, begin in group_members(optimizer, group):
+            numel = parameter.numel()
+            start, stop = (min(max(edge - begin, 0), numel) for edge in (first, last))
+            slot = Slot(name=names[id(parameter)], shape=tuple(parameter.shape), numel=numel, start=start, stop=stop)
+            yield Place(slot, master, min(max(begin - first, 0), master.numel()))

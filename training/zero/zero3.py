@@ -1,0 +1,133 @@
+"""The one adapter to DeepSpeed's ZeRO-3 internals: a rank's part of every parameter and of its moments.
+
+ZeRO-3 cuts each flattened parameter of n elements into ceil(n / world) elements a rank, the last part padded. What is
+used here beyond the public interface, and what tests/training/zero/test_zero3_contract.py holds a new DeepSpeed to:
+
+    optimizer.grad_position[param_id] = (sub_group, offset, numel)    where a parameter's part lies
+    optimizer.fp32_partitioned_groups_flat[sub_group]                 master weights, one flat tensor a sub-group
+    optimizer.fp16_partitioned_groups_flat_numel[sub_group]           its length, also while it is swapped out
+    optimizer.optimizer.state[flat]                                   the wrapped torch optimizer's state of it
+    optimizer._swappable_optimizer_subgroup(sub_group)                whether its master weights and state are in files
+    optimizer._optimizer_states_and_gradient_swap_in / _out           bring them into memory, write them back
+    optimizer._release_swap_buffers(sub_group)                        give the memory back without writing
+    optimizer._reassign_or_swap_out_partitioned_parameters(sub_group) master weights to low-precision weights
+    optimizer.persistent_parameters                                   small parameters that stay gathered
+    parameter.ds_tensor, ds_numel, ds_shape                           a rank's part of the low-precision weight
+    optimizer._get_norm_groups()                                      norm of each sub-group's gradients; -1: not finite
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from training.models.initial_weights import Weights
+from training.zero.partitions import MOMENTS, Part, Slot, frozen_parameters, zero_state
+
+IN_MEMORY = -1
+
+
+class Stage3:
+    """The sharding of ZeRO-3, its states on the device, in the host's memory or in files."""
+
+    def __init__(self, module: torch.nn.Module, optimizer: Any, rank: int, world_size: int) -> None:
+        """Create the moments, so that a checkpoint can fill them before the first step."""
+        self.module, self.optimizer = module, optimizer
+        self.rank, self.world_size = rank, world_size
+        self.trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        for sub_group, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            with self.swapped_in(sub_group, writing=True):
+                numel = int(optimizer.fp16_partitioned_groups_flat_numel[sub_group])
+                optimizer.optimizer.state[flat] = zero_state(flat, numel)
+
+    def layout(self) -> list[Slot]:
+        return [self.slot(name, parameter) for name, parameter in self.trained.items()]
+
+    def slot(self, name: str, parameter: Any) -> Slot:
+        numel = int(parameter.ds_numel)
+        size = -(-numel // self.world_size)
+        start, stop = min(self.rank * size, numel), min((self.rank + 1) * size, numel)
+        return Slot(name=name, shape=tuple(parameter.ds_shape), numel=numel, start=start, stop=stop)
+
+    def parts(self, writing: bool) -> Iterator[Part]:
+        """Yield what is in memory in the model's order, then what is in files, each file read once."""
+        for home, slots in groupby(sorted(self.layout(), key=self.home), key=self.home):
+            with self.swapped_in(home, writing):
+                for slot in slots:
+                    yield Part(**vars(slot), values=self.values(slot))
+
+    def values(self, slot: Slot) -> dict[str, torch.Tensor]:
+        sub_group, offset = self.position(slot)
+        flat = self.optimizer.fp32_partitioned_groups_flat[sub_group]
+        state = self.optimizer.optimizer.state[flat]
+        tensors = {"master": flat.detach(), **{moment: state[moment] for moment in MOMENTS}}
+        return {key: tensor.narrow(0, offset, slot.stop - slot.start) for key, tensor in tensors.items()}
+
+    def position(self, slot: Slot) -> tuple[int, int]:
+        """Return the sub-group that a slot lies in, and where."""
+        sub_group, offset, _ = self.optimizer.grad_position[self.optimizer.get_param_id(self.trained[slot.name])]
+        return sub_group, offset
+
+    def home(self, slot: Slot) -> int:
+        """Return the sub-group that has to be read from files for a slot, or IN_MEMORY."""
+        sub_group, _ = self.position(slot)
+        return sub_group if self.optimizer._swappable_optimizer_subgroup(sub_group) else IN_MEMORY
+
+    @contextmanager
+    def swapped_in(self, sub_group: int, writing: bool) -> Iterator[None]:
+        """Hold a sub-group's master weights and state in memory; afterwards write them back, or forget them."""
+        if sub_group == IN_MEMORY or not self.optimizer._swappable_optimizer_subgroup(sub_group):
+            yield
+            return
+        self.optimizer._optimizer_states_and_gradient_swap_in(sub_group)
+        try:
+            yield
+        finally:
+            if writing:
+                self.optimizer._optimizer_states_and_gradient_swap_out(sub_group)
+            else:
+                self.optimizer._release_swap_buffers(sub_group)
+
+    def fill_frozen(self, weights: Weights) -> None:
+        for name, parameter in frozen_parameters(self.module):
+            slot = self.slot(name, parameter)
+            stretch = weights.part(name, slot.shape, slot.start, slot.stop)
+            ds_tensor: Any = parameter.ds_tensor  # type: ignore[attr-defined]
+            ds_tensor.data.narrow(0, 0, slot.stop - slot.start).copy_(stretch)
+        self.gather_persistent()
+
+    def set_step(self, step: int) -> None:
+        for flat in self.optimizer.fp32_partitioned_groups_flat:
+            self.optimizer.optimizer.state[flat]["step"].fill_(step)
+
+    def refresh_weights(self) -> None:
+        for sub_group in range(len(self.optimizer.fp32_partitioned_groups_flat)):
+            with self.swapped_in(sub_group, writing=False):
+                self.optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
+        self.gather_persistent()
+
+    def gather_persistent(self) -> None:
+        """Make the small parameters that stay whole on every rank follow their partitions."""
+        if self.optimizer.persistent_parameters:
+            first = self.optimizer.persistent_parameters[0]
+            first.partition(self.optimizer.persistent_parameters)
+            first.all_gather(self.optimizer.persistent_parameters)
+
+    def gradient_norm(self) -> float:
+        norms = [torch.as_tensor(norm, dtype=torch.float32) for norm in self.optimizer._get_norm_groups()]
+        stacked = torch.stack(norms)
+        return float(torch.linalg.vector_norm(stacked)) if bool((stacked >= 0).all()) else math.inf
+
+    @contextmanager
+    def refusing_gradients(self) -> Iterator[None]:
+        # the gradients themselves are left alone: what was written into their padding would stay there for ever
+        self.optimizer._get_norm_groups = lambda: [torch.tensor(math.inf)]  # hides the method
+        try:
+            yield
+        finally:
+            del self.optimizer._get_norm_groups
