@@ -85,7 +85,7 @@ class Bench:
         from training.checkpoints.checkpoint import Checkpoints
         from training.config import TrainConfig
         from training.zero.ds_config import deepspeed_config, read_template
-        from training.zero.engine import Engine, join_world
+        from training.zero.engine import ZeroEngine, join_world
 
         world = read_world()
         assert world is not None
@@ -95,7 +95,7 @@ class Bench:
         train = TrainConfig(steps=1000, global_batch_rows=world.size, learning_rate=1e-5)
         plan = plan_of(train, world.size, ROW_TOKENS, steps=1000)
         config = LlamaConfig(**LLAMA)
-        self.engine = Engine(config, train, plan, deepspeed_config(read_template(None), train, plan), world)
+        self.engine = ZeroEngine(config, train, plan, deepspeed_config(read_template(None), train, plan), world)
         generator = torch.Generator().manual_seed(world.rank)
         for part in self.engine.parts(writing=True):
             for tensor in part.values.values():
@@ -126,10 +126,10 @@ class Bench:
         self.checkpoints.saver.staging.copy(self.engine)
 
     def begin(self) -> None:
-        from training.train_state import Progress
+        from training.train_state import TrainState
 
         self.number += 1
-        self.checkpoints.saver.begin(self.engine, Progress(steps_done=self.number))
+        self.checkpoints.saver.begin(self.engine, TrainState(steps_done=self.number))
 
     def deepspeed_save(self) -> None:
         self.engine.deepspeed.save_checkpoint(str(self.folder / "deepspeed"), tag="one")

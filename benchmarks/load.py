@@ -153,7 +153,7 @@ def load(folder: Path, template: str, world: Any) -> Any:
     from training.config import TrainConfig
     from training.models.source import ModelOrigin
     from training.zero.ds_config import DEFAULT_TEMPLATE, deepspeed_config, read_template
-    from training.zero.engine import Engine
+    from training.zero.engine import ZeroEngine
 
     train = TrainConfig(global_batch_rows=world.size)
     origin = ModelOrigin(config=AutoConfig.from_pretrained(folder), tokenizer=None, folder=folder)
@@ -161,7 +161,7 @@ def load(folder: Path, template: str, world: Any) -> Any:
     chosen = read_template(DEFAULT_TEMPLATE.parent / f"{template}.json")
     zero = chosen["zero_optimization"]
     zero |= {key: SMALL_BUCKETS for key in zero if key.endswith("bucket_size")}
-    engine = Engine(origin.config, train, plan, deepspeed_config(chosen, train, plan), world)
+    engine = ZeroEngine(origin.config, train, plan, deepspeed_config(chosen, train, plan), world)
     engine.start_from(origin.first_weights(0))
     return engine
 

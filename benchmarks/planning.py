@@ -25,7 +25,7 @@ from data_prep.encode.encoded_slices import EncodedSlice, whole_mask
 from data_prep.fetch.sources import Corpus, CorpusFile
 from data_prep.pack.row_plan import make_plan
 from data_prep.read.byte_ranges import HashedFile
-from data_prep.read.parts import Columns, Part
+from data_prep.read.parts import Columns, FilePart
 from data_prep.shards import SourceFile
 
 Packing = Literal["concat", "best_fit"]
@@ -103,7 +103,7 @@ def measure(millions: int, packing: Packing) -> None:
         row_tokens=2048,
         cleaning=CleaningConfig(),
     )
-    slices = [(Part(file=0, location="", start=0, end=1, columns=columns),)] * count
+    slices = [(FilePart(file=0, location="", start=0, end=1, columns=columns),)] * count
     tables = SimulatedSlices(count)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()

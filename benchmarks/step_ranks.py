@@ -164,7 +164,7 @@ def ours(job: Job, taken: Taken, *, as_before: bool) -> None:
     from training.models.source import skeleton_of
     from training.step.packed_model import Isolation
     from training.zero.ds_config import deepspeed_config, read_template
-    from training.zero.engine import Engine, join_world
+    from training.zero.engine import ZeroEngine, join_world
 
     world, shape = job.world, job.shape
     join_world(world)
@@ -181,7 +181,7 @@ def ours(job: Job, taken: Taken, *, as_before: bool) -> None:
         global_batch_rows=train.global_batch_rows,
     )
     config = LlamaConfig(**shape.config)
-    engine = Engine(config, train, plan, deepspeed_config(read_template(None), train, plan), world)
+    engine = ZeroEngine(config, train, plan, deepspeed_config(read_template(None), train, plan), world)
     engine.start_from(NewWeights(skeleton_of(config), seed=0))
     if as_before:
         engine.model.isolate(Isolation.BY_MASK)

@@ -15,7 +15,7 @@ import errno
 
 EXIT_DONE = 0  # the next job in the chain may start
 EXIT_FAILED = 1  # a bug or a lost node: start again from the last checkpoint
-EXIT_MEND = 2  # configuration, data, disk: nobody restarts until a person has acted
+EXIT_USER_ACTION = 2  # configuration, data, disk: nobody restarts until a person has acted
 EXIT_STOPPED = 75  # stopped on purpose with a good checkpoint: put me back in the queue
 EXIT_INTERRUPTED = 130  # a person pressed Ctrl-C, and nothing was saved for it: nobody restarts
 
@@ -40,7 +40,7 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     is_mendable = isinstance(error, OSError) and error.errno in MENDABLE
-    return EXIT_MEND if is_mendable or isinstance(error, ShardlineError) else EXIT_FAILED
+    return EXIT_USER_ACTION if is_mendable or isinstance(error, ShardlineError) else EXIT_FAILED
 
 
 class ShardlineError(Exception):

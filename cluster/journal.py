@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from cluster.disk.atomic_files import write_text
 from cluster.environment import World, host_name, process_age_s
-from cluster.errors import EXIT_MEND, ClusterError
+from cluster.errors import EXIT_USER_ACTION, ClusterError
 from cluster.heartbeat import Heartbeat
 from cluster.paths import RunPaths
 
@@ -170,7 +170,7 @@ class Journal:
             look = f"shardline inspect {shlex.quote(str(self.paths.root))} --step {step}"
             log.warning("skipped step %d: %s; rows %s; to see them: %s", step, reason, shown, look)
 
-    def validated(self, step: int, loss: float) -> None:
+    def held_out_loss(self, step: int, loss: float) -> None:
         """Tell the loss of held-out rows after so many steps."""
         self.event("validation", step=step, loss=loss)
         if self.stream is not None:
@@ -205,7 +205,7 @@ class Journal:
         for event in reversed(read_lines(self.paths.segments)):
             if event["event"] in ("launch", "start"):
                 break
-            if event["event"] == "end" and event["exit_code"] == EXIT_MEND:
+            if event["event"] == "end" and event["exit_code"] == EXIT_USER_ACTION:
                 return str(event["reason"])
         return None
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from cluster.environment import World, child_environment, free_port, rank_variables
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MEND, EXIT_STOPPED
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION
 from cluster.stop_request import SIGNALS
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,10 @@ def wait_for(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
             break
         time.sleep(0.05)
     for number, rank in enumerate(ranks):
-        if failed(rank.returncode) and rank.returncode not in (EXIT_MEND, EXIT_INTERRUPTED):  # it has said so itself
+        if failed(rank.returncode) and rank.returncode not in (
+            EXIT_USER_ACTION,
+            EXIT_INTERRUPTED,
+        ):  # it has said so itself
             log.warning("rank %d ended with %s", number, spelled(rank.returncode))
     return [rank.returncode for rank in ranks if rank.returncode is not None]
 
@@ -109,7 +112,7 @@ def spelled(code: int) -> str:
 
 def combined(codes: Sequence[int]) -> int:
     """Return one exit code for all ranks: what a person must mend or did, then failures, then a stop, then done."""
-    for code in (EXIT_MEND, EXIT_INTERRUPTED):
+    for code in (EXIT_USER_ACTION, EXIT_INTERRUPTED):
         if code in codes:
             return code
     if any(failed(code) for code in codes):

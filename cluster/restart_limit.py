@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from cluster.errors import EXIT_INTERRUPTED, EXIT_MEND, EXIT_STOPPED, TrainingError
+from cluster.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, TrainingError
 from cluster.journal import last_step, read_lines, write_event
 from cluster.paths import RunPaths
 
@@ -28,7 +28,7 @@ def note_launch(paths: RunPaths) -> None:
             f" the last one ended with: {reasons[-1]}. Not started again: look at the log, mend the cause, then start"
             " it yourself"
         )
-        write_event(paths, "no-start", reason="the last starts made no new step", exit_code=EXIT_MEND)
+        write_event(paths, "no-start", reason="the last starts made no new step", exit_code=EXIT_USER_ACTION)
         raise TrainingError(message)
     write_event(paths, "launch", reached=reached)
 
@@ -64,7 +64,7 @@ def fruitless_launches(events: Sequence[dict[str, Any]], reached: int) -> list[s
         after = events[following]["reached"] if following < len(events) else reached
         endings = [event for event in events[place:following] if event["event"] in ENDINGS]
         code = endings[-1]["exit_code"] if endings else None
-        if after > best or code == EXIT_MEND:
+        if after > best or code == EXIT_USER_ACTION:
             reasons = []
         elif code not in (EXIT_STOPPED, EXIT_INTERRUPTED):
             reasons.append(endings[-1]["reason"] if endings else "it was killed, or crashed before it could say why")

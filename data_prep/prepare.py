@@ -19,7 +19,7 @@ from data_prep.clean.near_duplicates import SIGNATURE_VERSION
 from data_prep.clean.rejected_samples import FOLDER as REJECTED
 from data_prep.clean.rejected_samples import write_rejected
 from data_prep.config import CleaningConfig, DataConfig
-from data_prep.encode.backend_parity import EngineMismatchError, choose_engine, refused
+from data_prep.encode.backend_parity import BackendMismatchError, choose_backend, refused
 from data_prep.encode.conversations import read_template
 from data_prep.encode.encoded_slices import (
     SLICE_VERSION,
@@ -43,7 +43,7 @@ from data_prep.fetch.provenance import document_place
 from data_prep.fetch.sources import Corpus, Slice, cut_slices, find_corpus, notes_of, read_as
 from data_prep.pack.packing import PACKING_VERSION
 from data_prep.pack.row_assembly import RowFormat, ShardTask, write_rows
-from data_prep.pack.row_plan import Plan, make_plan, packing_method, shard_plans
+from data_prep.pack.row_plan import PackingPlan, make_plan, packing_method, shard_plans
 from data_prep.progress import counted
 from data_prep.select.held_out_passages import HELD_OUT_VERSION
 from data_prep.select.ledger import count_tokens
@@ -105,11 +105,11 @@ def prepare_alone(
         tokenizer = loaded.tokenizer
         spec = encoder_spec(tokenizer, corpus, config.train_on)
         slices = cut_slices(corpus, config.slice_bytes)
-        choice = choose_engine(config.engine, spec.rules, spec.control_tokens, corpus.bytes, is_text=corpus.is_text)
+        choice = choose_backend(config.engine, spec.rules, spec.control_tokens, corpus.bytes, is_text=corpus.is_text)
         spec = replace(spec, engine=choice.engine)
         try:
             paths = encode_slices(slices, corpus, spec, config.cleaning, folder / "work", map_slices)
-        except EngineMismatchError as problem:  # one wrong id: none of its slices is used
+        except BackendMismatchError as problem:  # one wrong id: none of its slices is used
             choice = refused(spec.engine, problem)
             spec = replace(spec, engine=choice.engine)
             paths = encode_slices(slices, corpus, spec, config.cleaning, folder / "work", map_slices)
@@ -225,7 +225,9 @@ def encode_slices(
     return paths
 
 
-def rejected_lines(plan: Plan, corpus: Corpus, paths: Sequence[Path], tokenizer: Any) -> Iterator[dict[str, str]]:
+def rejected_lines(
+    plan: PackingPlan, corpus: Corpus, paths: Sequence[Path], tokenizer: Any
+) -> Iterator[dict[str, str]]:
     """Yield the samples of what was left out: why, where it stands, how it begins, what it repeats."""
 
     def place(file: int, record: int) -> str:
@@ -255,7 +257,12 @@ def unseal(folder: Path) -> None:
 
 
 def write_splits(
-    config: DataConfig, folder: Path, spec: EncoderSpec, plan: Plan, slices: Sequence[Path], map_slices: MapSlices
+    config: DataConfig,
+    folder: Path,
+    spec: EncoderSpec,
+    plan: PackingPlan,
+    slices: Sequence[Path],
+    map_slices: MapSlices,
 ) -> dict[str, list[ShardInfo]]:
     """Write the shards of every split; a split without rows has none, and no folder."""
     began = time.monotonic()
@@ -286,7 +293,7 @@ def describe(
     config: DataConfig,
     corpus: Corpus,
     loaded: DataTokenizer,
-    plan: Plan,
+    plan: PackingPlan,
     splits: dict[str, list[ShardInfo]],
     digest: str,
 ) -> Manifest:

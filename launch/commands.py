@@ -15,7 +15,7 @@ from cluster.disk.atomic_files import full_disk_named, write_json
 from cluster.disk.locks import Holder
 from cluster.disk.run_lock import held_for_rank, hold_run
 from cluster.environment import LOCK, World, allocation_end, cpu_count, enter_world, gpu_count, read_world
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_MEND, EXIT_STOPPED, ConfigError
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, ConfigError
 from cluster.journal import world_size_at
 from cluster.local_launcher import run_ranks
 from cluster.restart_limit import note_interruption, note_launch
@@ -90,7 +90,7 @@ def verify(options: argparse.Namespace) -> int:
     for problem in problems:
         say(problem)
     if problems:
-        return EXIT_MEND
+        return EXIT_USER_ACTION
     manifest = read_manifest(folder)
     say(f"{folder}: {verified_bytes(manifest):,} bytes, every byte is as the manifest says ({manifest.digest[:16]})")
     return EXIT_DONE
@@ -196,7 +196,7 @@ def verify_resume(options: argparse.Namespace) -> int:
         certificate = prove(run, options.steps, ranks, other)
     say(f"{as_text(certificate)}\n{run.paths.certificate}")
     same = certificate["bit_identical"] and certificate["other_ranks_within_tolerance"]
-    return EXIT_DONE if same else EXIT_MEND
+    return EXIT_DONE if same else EXIT_USER_ACTION
 
 
 def export(options: argparse.Namespace) -> int:

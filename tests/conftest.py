@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_prep.shards import Manifest, Piece, template_digest, tokenizer_digest
-from data_prep.shards.writing import Row, Rows, row_schema, write_manifest, write_shard, write_split_files
+from data_prep.shards.writing import PackedRow, PackedRows, row_schema, write_manifest, write_shard, write_split_files
 
 WORDS = ("a", "run", "that", "ends", "is", "worth", "more", "than", "fast", "and", "every", "step", "counts", "once")
 
@@ -94,7 +94,7 @@ def tiny_shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> C
             numbers = range(first, first + counts[split])
             relative = f"{split}/data-00000-of-00001.arrow"
             written = [tiny_row(np.resize(np.roll(ids, -31 * n), row_tokens), n) for n in numbers]
-            splits[split] = [write_shard(folder / relative, relative, [Rows.of(written, len(tokenizer))], schema)]
+            splits[split] = [write_shard(folder / relative, relative, [PackedRows.of(written, len(tokenizer))], schema)]
             write_split_files(folder / split, splits[split], schema, split)
         tokenizer.save_pretrained(folder / "tokenizer")
         write_manifest(
@@ -119,7 +119,7 @@ def tiny_shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> C
     return write
 
 
-def tiny_row(ids: np.ndarray[Any, np.dtype[np.uint32]], number: int) -> Row:
+def tiny_row(ids: np.ndarray[Any, np.dtype[np.uint32]], number: int) -> PackedRow:
     """Return a row of two documents, cut at another place in each row; the first token of each is not trained."""
     cut = len(ids) // 3 + number % 7
     mask = np.ones(len(ids), dtype=np.bool_)
@@ -128,7 +128,7 @@ def tiny_row(ids: np.ndarray[Any, np.dtype[np.uint32]], number: int) -> Row:
         Piece(tokens=cut, source=0, position=2 * number, start=0),
         Piece(tokens=len(ids) - cut, source=0, position=2 * number + 1, start=0),
     ]
-    return Row(input_ids=ids, loss_mask=mask, pieces=pieces)
+    return PackedRow(input_ids=ids, loss_mask=mask, pieces=pieces)
 
 
 @pytest.fixture(scope="session")

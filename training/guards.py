@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from cluster.errors import TrainingError
 from training.config import TrainConfig
 from training.step.loss import StepStats
-from training.train_state import Progress
+from training.train_state import TrainState
 
 USUAL_STEPS = 16  # updates before anything can be called a spike
 SPIKE_NATS = 1.0  # a loss closer to the usual one is no spike: near 0 any factor is soon exceeded
@@ -28,7 +28,7 @@ class Guards:
 
     config: TrainConfig
 
-    def judge(self, progress: Progress, stats: StepStats) -> str | None:
+    def judge(self, progress: TrainState, stats: StepStats) -> str | None:
         """Return why a step must not change the weights, or None. The same on every rank, as `stats` are."""
         for name, value in (("loss", stats.loss), ("gradient norm", stats.gradient_norm)):
             if not math.isfinite(value):
@@ -45,7 +45,7 @@ class Guards:
                 return f"gradient norm {stats.gradient_norm:.4g} is a spike: the usual one is {usual:.4g}"
         return None
 
-    def must_roll_back(self, progress: Progress) -> bool:
+    def must_roll_back(self, progress: TrainState) -> bool:
         """Return whether so many steps in a row were skipped that the weights are suspected.
 
         Steps that an earlier rollback has barred do not count: nothing was tried in them.
@@ -59,7 +59,7 @@ class Guards:
             raise TrainingError(self.advice(progress, "max_rollbacks", self.config.max_rollbacks))
         return suspected
 
-    def advice(self, progress: Progress, key: str, limit: int) -> str:
+    def advice(self, progress: TrainState, key: str, limit: int) -> str:
         tried = sorted(set(progress.skipped) - set(progress.barred)) or list(progress.skipped)
         steps = ", ".join(str(step + 1) for step in tried[-STREAK_STEPS:])
         return (
@@ -69,7 +69,7 @@ class Guards:
         )
 
 
-def rolled_back(restored: Progress, failed: Progress) -> Progress:
+def rolled_back(restored: TrainState, failed: TrainState) -> TrainState:
     """Return the progress of a checkpoint, with the steps barred that led to the failure of a later one.
 
     Every step that the later one had skipped stays skipped.

@@ -15,7 +15,7 @@ from training.plan import Plan
 from training.step.batches import MicroBatch, StepBatch
 from training.step.isolation import Proof
 from training.step.loss import StepStats
-from training.train_state import Progress
+from training.train_state import TrainState
 
 
 class Outcome(enum.Enum):
@@ -49,11 +49,11 @@ class Batches(Protocol):
 
 
 class Checkpoints(Protocol):
-    def restore(self, engine: Any, before: int | None = None) -> Progress: ...
+    def restore(self, engine: Any, before: int | None = None) -> TrainState: ...
 
-    def offer(self, engine: Any, progress: Progress, *, due: bool) -> None: ...
+    def offer(self, engine: Any, progress: TrainState, *, due: bool) -> None: ...
 
-    def complete(self, engine: Any, progress: Progress) -> None: ...
+    def complete(self, engine: Any, progress: TrainState) -> None: ...
 
 
 class StopFlag(Protocol):
@@ -63,15 +63,15 @@ class StopFlag(Protocol):
 class Journal(Protocol):
     def begin(self, first_step: int, total_steps: int) -> None: ...
 
-    def proved(self, text: str, record: dict[str, Any]) -> None: ...
+    def proved(self, text: str, metrics_line: dict[str, Any]) -> None: ...
 
     def phase(self, name: str, step: int) -> None: ...
 
-    def step(self, record: dict[str, Any]) -> None: ...
+    def step(self, metrics_line: dict[str, Any]) -> None: ...
 
     def skip(self, step: int, reason: str, rows: Sequence[int]) -> None: ...
 
-    def validated(self, step: int, loss: float) -> None: ...
+    def held_out_loss(self, step: int, loss: float) -> None: ...
 
     def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None: ...
 
@@ -93,10 +93,10 @@ def train(
         for batch in batches.steps(progress.steps_done, plan.total_steps):
             waited_s = time.monotonic() - clock
             rate = plan.learning_rate(batch.step)
-            stats = take(batch, rate, engine, guards, progress, journal)
+            stats = take_step(batch, rate, engine, guards, progress, journal)
             progress = progress.after(batch.step, stats)
             now = time.monotonic()
-            journal.step(record(plan, batch, stats, rate, seconds=now - clock, waited_s=waited_s))
+            journal.step(metrics_line(plan, batch, stats, rate, seconds=now - clock, waited_s=waited_s))
             clock = now
 
             if guards.must_roll_back(progress):
@@ -110,7 +110,7 @@ def train(
             if due or stopping:
                 journal.phase("save", batch.step)
             if due:
-                progress = validated(progress, engine, batches, journal)
+                progress = evaluate_held_out(progress, engine, batches, journal)
             checkpoints.offer(engine, progress, due=due)
             if stopping and progress.steps_done < plan.total_steps:
                 checkpoints.complete(engine, progress)
@@ -121,8 +121,8 @@ def train(
     return Outcome.FINISHED
 
 
-def take(
-    batch: StepBatch, rate: float, engine: Engine, guards: Guards, progress: Progress, journal: Journal
+def take_step(
+    batch: StepBatch, rate: float, engine: Engine, guards: Guards, progress: TrainState, journal: Journal
 ) -> StepStats:
     """Let the engine take a step, or skip it: before the work if a rollback has barred it, after if a guard objects."""
 
@@ -140,15 +140,15 @@ def take(
     return stats
 
 
-def validated(progress: Progress, engine: Engine, batches: Batches, journal: Journal) -> Progress:
+def evaluate_held_out(progress: TrainState, engine: Engine, batches: Batches, journal: Journal) -> TrainState:
     """Score the held-out rows, if there are some, before a checkpoint carries the score."""
     loss = engine.validation_loss(batches.validation())
     if loss is not None:
-        journal.validated(progress.steps_done, loss)
+        journal.held_out_loss(progress.steps_done, loss)
     return replace(progress, validation_loss=loss)
 
 
-def record(
+def metrics_line(
     plan: Plan, batch: StepBatch, stats: StepStats, rate: float, *, seconds: float, waited_s: float
 ) -> dict[str, Any]:
     """Return a step's line of metrics. `step` counts done steps, so the first line says 1."""

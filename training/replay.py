@@ -13,8 +13,8 @@ from cluster.paths import RunPaths
 from training.checkpoints.checkpoint import Checkpoints
 from training.loop import train
 from training.train_rank import RunRequest, assemble
-from training.train_state import Progress
-from training.zero.engine import Engine, leave_world
+from training.train_state import TrainState
+from training.zero.engine import ZeroEngine, leave_world
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Unsaved:
     checkpoints: Checkpoints
     last: int
 
-    def restore(self, engine: Engine, before: int | None = None) -> Progress:
+    def restore(self, engine: ZeroEngine, before: int | None = None) -> TrainState:
         if before is not None:
             raise ConfigError(
                 f"the run went back to an older checkpoint at step {before}; a replay cannot follow it through that:"
@@ -32,10 +32,10 @@ class Unsaved:
             )
         return self.checkpoints.restore(engine, last=self.last)
 
-    def offer(self, engine: Engine, progress: Progress, *, due: bool) -> None:
+    def offer(self, engine: ZeroEngine, progress: TrainState, *, due: bool) -> None:
         """Save nothing."""
 
-    def complete(self, engine: Engine, progress: Progress) -> None:
+    def complete(self, engine: ZeroEngine, progress: TrainState) -> None:
         """Save nothing."""
 
 
@@ -61,7 +61,7 @@ class Memory:
     def skip(self, step: int, reason: str, rows: Sequence[int]) -> None:
         """The record says so too."""
 
-    def validated(self, step: int, loss: float) -> None:
+    def held_out_loss(self, step: int, loss: float) -> None:
         """What was held out is not replayed."""
 
     def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None:

@@ -28,7 +28,7 @@ from training.plan import Plan, make_plan
 from training.run_identity import changes
 from training.step.batches import Batches
 from training.zero.ds_config import deepspeed_config, read_template
-from training.zero.engine import Engine, join_world, leave_world
+from training.zero.engine import ZeroEngine, join_world, leave_world
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Parts:
     """What a rank trains with."""
 
     plan: Plan
-    engine: Engine
+    engine: ZeroEngine
     batches: Batches
     checkpoints: Checkpoints
 
@@ -140,10 +140,12 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
     return Parts(plan=plan, engine=engine, batches=batches, checkpoints=checkpoints)
 
 
-def build_engine(origin: ModelOrigin, train: TrainConfig, plan: Plan, template: dict[str, Any], world: World) -> Engine:
+def build_engine(
+    origin: ModelOrigin, train: TrainConfig, plan: Plan, template: dict[str, Any], world: World
+) -> ZeroEngine:
     """Build the engine. Collective. Raises ConfigError for a template with keys or values that DeepSpeed refuses."""
     try:
-        return Engine(origin.config, train, plan, deepspeed_config(template, train, plan), world)
+        return ZeroEngine(origin.config, train, plan, deepspeed_config(template, train, plan), world)
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
         raise ConfigError(f"train.deepspeed: {train.deepspeed}: DeepSpeed does not take it: {told}") from None
@@ -155,8 +157,8 @@ def save_policy(train: TrainConfig) -> SavePolicy:
     return SavePolicy(keep_last=train.keep_last, keep_every_steps=train.keep_every_steps, copy_bytes=allowed)
 
 
-def frozen_identity(engine: Engine, origin: ModelOrigin, seed: int) -> dict[str, str]:
+def frozen_identity(engine: ZeroEngine, origin: ModelOrigin, seed: int) -> dict[str, str]:
     """Return where the weights come from that a checkpoint does not hold. Collective: the first rank reads them."""
     if not engine.frozen():
         return {}
-    return {"frozen weights": engine.from_first(lambda: origin.source_digest(seed))}
+    return {"frozen weights": engine.broadcast_from_rank0(lambda: origin.source_digest(seed))}

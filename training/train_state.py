@@ -12,7 +12,7 @@ HISTORY_STEPS = 64  # whose losses and gradient norms tell what is usual
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainState:
     """`steps_done` counts the steps whose batches came by; `skipped` lists those (from 0) that changed no weight.
 
     A step's rows follow from its number, so a skipped step keeps its place: the next one has the rows it always had.
@@ -52,7 +52,7 @@ class Progress:
             first -= 1
         return first
 
-    def after(self, step: int, stats: StepStats) -> Progress:
+    def after(self, step: int, stats: StepStats) -> TrainState:
         """Return the progress after the batch of `step` was taken, or skipped."""
         if stats.skipped:
             return replace(self, steps_done=step + 1, skipped=(*self.skipped, step))

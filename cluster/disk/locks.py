@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from cluster.environment import host_name, slurm_job
-from cluster.errors import EXIT_MEND, ClusterError
+from cluster.errors import EXIT_USER_ACTION, ClusterError
 
 log = logging.getLogger(__name__)
 
@@ -268,7 +268,7 @@ def alone(lock: LockFile, advice: Callable[[Holder], str] = lambda holder: ADVIC
 
     That a holder which cannot be seen from here is alive takes up to BEAT_S to know; that it is dead, the patience.
     A lock that is lost, since this process was stopped for so long that it was taken for dead, ends this process at
-    once with EXIT_MEND: two must not write into one folder.
+    once with EXIT_USER_ACTION: two must not write into one folder.
     """
     lock.path.parent.mkdir(parents=True, exist_ok=True)
     look = Look(lock)
@@ -324,4 +324,4 @@ def end_process(lock: LockFile) -> None:
         other.command,
         other.described(),
     )
-    os._exit(EXIT_MEND)
+    os._exit(EXIT_USER_ACTION)

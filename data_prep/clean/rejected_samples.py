@@ -16,7 +16,7 @@ FOLDER = "rejected"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class RejectedSample:
     """A document that was left out: where it stands (a part or file, a record), why, and how it begins."""
 
     reason: str
@@ -36,18 +36,18 @@ class Repeat:
     leader: tuple[int, int]
 
 
-def drawn(samples: Iterable[Sample], limit: int) -> list[Sample]:
+def drawn(samples: Iterable[RejectedSample], limit: int) -> list[RejectedSample]:
     """Return up to `limit` samples of each reason: those whose texts have the smallest hashes.
 
     A draw of draws is a draw of all: the result depends on the documents, not on how they are cut into slices.
     """
-    by_reason: dict[str, list[Sample]] = {}
+    by_reason: dict[str, list[RejectedSample]] = {}
     for sample in samples:
         by_reason.setdefault(sample.reason, []).append(sample)
     return [sample for reason in sorted(by_reason) for sample in sorted(by_reason[reason], key=draw)[:limit]]
 
 
-def draw(sample: Sample) -> tuple[bytes, int, int]:
+def draw(sample: RejectedSample) -> tuple[bytes, int, int]:
     text = sample.text.encode("utf-8", "surrogatepass")
     return hashlib.blake2b(text, digest_size=8).digest(), sample.file, sample.record
 

@@ -25,13 +25,13 @@ from cluster.errors import ConfigError, DataError
 from data_prep.encode.backends import (
     FAST,
     REFERENCE,
-    Engine,
     Ids,
     Offsets,
     Ragged,
+    TokenizerBackend,
     UnsupportedRulesError,
     engine_version,
-    open_engine,
+    open_backend,
 )
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ SENTENCES = (
 )
 
 
-class EngineMismatchError(DataError):
+class BackendMismatchError(DataError):
     """An engine gave other ids than `tokenizers`; the text says for what."""
 
 
@@ -94,7 +94,7 @@ class Choice:
         return {"name": self.engine, "proof": compared if self.texts else None, "refused": self.refused}
 
 
-def choose_engine(
+def choose_backend(
     wanted: str, rules: str, controls: Sequence[str], corpus_bytes: int, *, is_text: bool = False
 ) -> Choice:
     """Return the engine for a corpus: the fast one if it is here, worth its proof, and proves itself.
@@ -108,9 +108,9 @@ def choose_engine(
     if wanted == REFERENCE or fast is None or (wanted == "auto" and corpus_bytes < FAST_FROM_BYTES):
         return Choice(engine=reference)
     try:
-        engines = open_engine(fast, rules), open_engine(REFERENCE, rules)
+        engines = open_backend(fast, rules), open_backend(REFERENCE, rules)
         texts = prove_plain(*engines, controls) + (0 if is_text else prove_marked(*engines, controls))
-    except (UnsupportedRulesError, EngineMismatchError) as problem:
+    except (UnsupportedRulesError, BackendMismatchError) as problem:
         return refused(fast, problem)
     return Choice(engine=fast, texts=texts)
 
@@ -122,14 +122,14 @@ def refused(engine: str, problem: Exception) -> Choice:
     return Choice(engine=reference, refused=f"{engine}: {problem}")
 
 
-def prove_plain(engine: Engine, reference: Engine, controls: Sequence[str]) -> int:
+def prove_plain(engine: TokenizerBackend, reference: TokenizerBackend, controls: Sequence[str]) -> int:
     """Compare an engine with the reference on the hard set; return its size. Raises EngineMismatchError."""
     texts = list(hard_set(controls))
     compare(engine, reference, texts)
     return len(texts)
 
 
-def prove_marked(engine: Engine, reference: Engine, controls: Sequence[str]) -> int:
+def prove_marked(engine: TokenizerBackend, reference: TokenizerBackend, controls: Sequence[str]) -> int:
     """Compare an engine with the reference on turns between control tokens; return how many.
 
     Raises EngineMismatchError.
@@ -139,13 +139,13 @@ def prove_marked(engine: Engine, reference: Engine, controls: Sequence[str]) -> 
     return len(turns)
 
 
-class ProvedEngine:
+class CheckedBackend:
     """An engine that is compared with the reference on a sample of what it encodes.
 
     `begin` starts a slice: what was compared before it does not count. Raises EngineMismatchError.
     """
 
-    def __init__(self, engine: Engine, reference: Engine) -> None:
+    def __init__(self, engine: TokenizerBackend, reference: TokenizerBackend) -> None:
         self.engine, self.reference = engine, reference
         sentences = encoded_texts(SENTENCES)
         self.keeps_bytes = all(
@@ -172,7 +172,7 @@ class ProvedEngine:
             check_same(text, encoded[index], ids)
         for mine, other in zip(counts, expected, strict=True):
             for index in np.flatnonzero(mine[whole] != other).tolist():
-                raise EngineMismatchError(f"it gave other places of tokens for {shortened(compared[index])}")
+                raise BackendMismatchError(f"it gave other places of tokens for {shortened(compared[index])}")
         return encoded, counts[0], counts[1]
 
     def prove(self, texts: Sequence[bytes], encoded: Ragged, *, is_cut: bool = False) -> list[int]:
@@ -212,13 +212,13 @@ class ProvedEngine:
     def check_spelling(self, encoded: Ragged, texts: Sequence[bytes], joined: bytes) -> None:
         """Raise EngineMismatchError unless the ids spell the texts, where the tokenizer keeps every byte."""
         if len(encoded) != len(texts):
-            raise EngineMismatchError(f"it gave the ids of {len(encoded)} texts for {len(texts)}")
+            raise BackendMismatchError(f"it gave the ids of {len(encoded)} texts for {len(texts)}")
         if not self.keeps_bytes or self.engine.spells(encoded.ids, joined):
             return
         for index, text in enumerate(texts):
             if not self.engine.spells(encoded[index], text):
-                raise EngineMismatchError(f"its ids do not spell {shortened(text)}")
-        raise EngineMismatchError("its ids end texts elsewhere than the texts end")
+                raise BackendMismatchError(f"its ids do not spell {shortened(text)}")
+        raise BackendMismatchError("its ids end texts elsewhere than the texts end")
 
     def sample(self, texts: Sequence[bytes], joined: bytes) -> Iterator[tuple[int, list[int]]]:
         """Yield the texts to compare and where: near each new meeting of kinds, and now and then."""
@@ -292,7 +292,7 @@ def between_characters(excerpt: bytes) -> bytes:
     return excerpt.decode(errors="ignore").encode()
 
 
-def compare(engine: Engine, reference: Engine, texts: Sequence[str]) -> None:
+def compare(engine: TokenizerBackend, reference: TokenizerBackend, texts: Sequence[str]) -> None:
     """Raise EngineMismatchError unless both engines give the same ids of all texts."""
     raw = encoded_texts(texts)
     for text, ours, theirs in zip(raw, engine.encode_plain(raw), reference.encode_plain(raw), strict=True):
@@ -306,14 +306,14 @@ def compare_marked(
     for text, (ids, spans), (their_ids, their_spans) in zip(texts, ours, theirs, strict=True):
         check_same(text.encode(), ids, their_ids)
         if not np.array_equal(spans, their_spans):
-            raise EngineMismatchError(f"it gave other spans of tokens for {shortened(text.encode())}")
+            raise BackendMismatchError(f"it gave other spans of tokens for {shortened(text.encode())}")
 
 
 def check_same(text: bytes, ours: Ids, theirs: Ids) -> None:
     if not np.array_equal(ours, theirs):
         length = min(len(ours), len(theirs))
         at = int(np.flatnonzero(np.append(ours[:length] != theirs[:length], True))[0])
-        raise EngineMismatchError(
+        raise BackendMismatchError(
             f"it gave the ids ...{ours[at : at + 4].tolist()} where `tokenizers` gives "
             f"...{theirs[at : at + 4].tolist()}, at token {at} of {shortened(text)}"
         )

@@ -41,7 +41,7 @@ class Ragged:
         return (self[index] for index in range(len(self)))
 
 
-class Engine(Protocol):
+class TokenizerBackend(Protocol):
     """What turns text into ids. Every engine must give the ids that `tokenizers` gives."""
 
     def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
@@ -87,7 +87,7 @@ def parsed_rules(rules: str) -> Tokenizer:
     return Tokenizer.from_str(rules)
 
 
-class HuggingFaceEngine:
+class HuggingFaceBackend:
     """The `tokenizers` library: the reference for every other."""
 
     def __init__(self, rules: str) -> None:
@@ -141,7 +141,7 @@ class HuggingFaceEngine:
         return str(self.tokenizer.decode(ids.tolist(), skip_special_tokens=False)).encode() == text
 
 
-class GigatokenEngine:
+class GigatokenBackend:
     """The `gigatoken` library. It gives no spans: they are counted from the bytes that each token stands for.
 
     Where a text is not the bytes of its tokens one after the other (a normalizer, a marked space), `tokenizers` gives
@@ -150,7 +150,7 @@ class GigatokenEngine:
 
     def __init__(self, rules: str) -> None:
         self.rules = bare_rules(rules)
-        self.reference = HuggingFaceEngine(rules)
+        self.reference = HuggingFaceBackend(rules)
 
     @cached_property
     def marked(self) -> Any:
@@ -220,11 +220,11 @@ class GigatokenEngine:
         return ids, np.stack([characters[begins], characters[ends - 1] + 1], axis=1)
 
 
-ENGINES: dict[str, Callable[[str], Engine]] = {FAST: GigatokenEngine, REFERENCE: HuggingFaceEngine}
+ENGINES: dict[str, Callable[[str], TokenizerBackend]] = {FAST: GigatokenBackend, REFERENCE: HuggingFaceBackend}
 
 
 @lru_cache(maxsize=2)  # the one that was proved goes on to encode, where that is the same process
-def open_engine(name: str, rules: str) -> Engine:
+def open_backend(name: str, rules: str) -> TokenizerBackend:
     """Return an engine by the name, or name and version, that `engine_version` gives."""
     return ENGINES[name.split()[0]](rules)
 

@@ -34,14 +34,14 @@ from data_prep.clean.near_duplicates import (
     Summaries,
     joined_summaries,
 )
-from data_prep.clean.rejected_samples import Sample, drawn
+from data_prep.clean.rejected_samples import RejectedSample, drawn
 from data_prep.config import CleaningConfig
 from data_prep.encode.backends import Ragged, ragged
 from data_prep.encode.encoding import NO_TOKEN, Encoder, EncoderSpec, read_spec
 from data_prep.encode.usable_records import ReadPart, read_usable
 from data_prep.fetch.sources import Corpus, Slice
 from data_prep.read.byte_ranges import content_of
-from data_prep.read.parts import EXCERPT_BYTES, Part, Rejected
+from data_prep.read.parts import EXCERPT_BYTES, FilePart, Rejected
 from data_prep.shards.blocks import arrow_array, numpy_array
 
 SLICE_VERSION = 7  # part of every slice's digest: raise it when reading, encoding or this format changes
@@ -75,7 +75,7 @@ class EncodedSlice:
     records: list[int]
     rejected: list[dict[str, int]]
     changed: list[dict[str, int]]
-    samples: list[Sample]
+    samples: list[RejectedSample]
 
 
 def slice_digests(slices: Sequence[Slice], corpus: Corpus, spec: EncoderSpec, cleaning: CleaningConfig) -> list[str]:
@@ -121,7 +121,7 @@ class EncodedPart:
 
 
 def encode_parts(
-    parts: Sequence[Part], encoder: Encoder, cleaning: CleaningConfig, limit: int | None = None
+    parts: Sequence[FilePart], encoder: Encoder, cleaning: CleaningConfig, limit: int | None = None
 ) -> EncodedSlice:
     """Read, clean and encode the documents of a slice, of each part up to `limit` records."""
     read = [read_usable(part, encoder, cleaning, limit) for part in parts]
@@ -129,7 +129,7 @@ def encode_parts(
     encoded = [encode_part(one, encoder) for one in read]
     rejected = [one.rejected + part.rejected for one, part in zip(read, encoded, strict=True)]
     samples = (
-        Sample(reason=item.reason, file=index, record=item.record, text=item.excerpt)
+        RejectedSample(reason=item.reason, file=index, record=item.record, text=item.excerpt)
         for index, items in enumerate(rejected)
         for item in items
     )
@@ -289,7 +289,7 @@ def read_slice(path: Path) -> EncodedSlice:
         records=counts["records"],
         rejected=counts["rejected"],
         changed=counts["changed"],
-        samples=[Sample(**sample) for sample in counts["samples"]],
+        samples=[RejectedSample(**sample) for sample in counts["samples"]],
     )
 
 

@@ -17,8 +17,8 @@ import orjson
 
 from cluster.disk.atomic_files import digest_of, write_text
 from data_prep.documents import canonical
-from data_prep.encode.backend_parity import ProvedEngine
-from data_prep.encode.backends import REFERENCE, Engine, Ragged, open_engine
+from data_prep.encode.backend_parity import CheckedBackend
+from data_prep.encode.backends import REFERENCE, Ragged, TokenizerBackend, open_backend
 from data_prep.encode.conversations import ChatTemplate, Span, UnusableError, Written, texts_said, written
 from data_prep.encode.template_forms import Fed, Forms
 from data_prep.read.parts import Document, Rejected
@@ -74,12 +74,12 @@ class EncoderSpec:
         return digest_of(described), digest_of({**described, **of_turns})
 
 
-def trusted_engine(spec: EncoderSpec) -> Engine:
+def trusted_engine(spec: EncoderSpec) -> TokenizerBackend:
     """Return the engine of a spec; any but the reference is compared with it on a sample of what it encodes."""
-    engine = open_engine(spec.engine, spec.rules)
+    engine = open_backend(spec.engine, spec.rules)
     if spec.engine.startswith(REFERENCE):
         return engine
-    return ProvedEngine(engine, open_engine(REFERENCE, spec.rules))
+    return CheckedBackend(engine, open_backend(REFERENCE, spec.rules))
 
 
 def write_spec(path: Path, spec: EncoderSpec) -> None:
@@ -104,7 +104,7 @@ class Encoded:
 class Encoder:
     """Encodes documents of every shape with one engine; `changed` counts what is not written as rows have it."""
 
-    def __init__(self, spec: EncoderSpec, engine: Engine | None = None) -> None:
+    def __init__(self, spec: EncoderSpec, engine: TokenizerBackend | None = None) -> None:
         self.spec = spec
         self.engine = engine or trusted_engine(spec)
         self.start = np.array([] if spec.bos is None else [spec.bos], dtype=np.uint32)
@@ -156,7 +156,7 @@ class Encoder:
 
     def begin_slice(self) -> None:
         """Begin a slice: its sample for the engine's proof depends on nothing before it."""
-        if isinstance(self.engine, ProvedEngine):
+        if isinstance(self.engine, CheckedBackend):
             self.engine.begin()
 
     def encode(self, documents: Sequence[Document]) -> list[list[Encoded] | Rejected]:

@@ -13,8 +13,8 @@ from data_prep.clean.prefilter import NOTHING, SPACES, may_change
 from data_prep.config import CleaningConfig
 from data_prep.documents import canonical
 from data_prep.encode.encoding import Encoder
-from data_prep.read.columns import Batch, Texts, read_batches
-from data_prep.read.parts import Document, Part, Rejected, Turn, read_part
+from data_prep.read.columns import TextBatch, Texts, read_batches
+from data_prep.read.parts import Document, FilePart, Rejected, Turn, read_part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class ReadPart:
         return summaries(self.texts)
 
 
-def read_usable(part: Part, encoder: Encoder, config: CleaningConfig, limit: int | None = None) -> ReadPart:
+def read_usable(part: FilePart, encoder: Encoder, config: CleaningConfig, limit: int | None = None) -> ReadPart:
     """Return a part's usable documents and the rejected records, up to `limit` of them all."""
     cleaner = Cleaner(config)
     is_text = part.columns.shape == "text"
@@ -71,13 +71,13 @@ def read_usable(part: Part, encoder: Encoder, config: CleaningConfig, limit: int
     )
 
 
-def usable_documents(part: Part, encoder: Encoder, cleaner: Cleaner) -> Iterator[Document | Rejected]:
+def usable_documents(part: FilePart, encoder: Encoder, cleaner: Cleaner) -> Iterator[Document | Rejected]:
     """Yield each record of a part, cleaned, or why it is not used."""
     for item in read_part(part):
         yield usable(item, encoder, cleaner, only_spaces=False)
 
 
-def usable_texts(part: Part, encoder: Encoder, cleaner: Cleaner) -> Iterator[bytes | Rejected]:
+def usable_texts(part: FilePart, encoder: Encoder, cleaner: Cleaner) -> Iterator[bytes | Rejected]:
     """Yield each record of a part of running text; only what cleaning may change is made a document on the way."""
     end = encoder.spec.special_tokens.get("eos_token", "").encode()
     for batch in read_batches(part):
@@ -89,7 +89,9 @@ def usable_texts(part: Part, encoder: Encoder, cleaner: Cleaner) -> Iterator[byt
             yield checked if isinstance(checked, Rejected) else checked.turns[0].text.encode()
 
 
-def changeable(batch: Batch, config: CleaningConfig, end: bytes) -> Iterator[tuple[bytes | Document | Rejected, bool]]:
+def changeable(
+    batch: TextBatch, config: CleaningConfig, end: bytes
+) -> Iterator[tuple[bytes | Document | Rejected, bool]]:
     """Yield texts that no cleaning changes as bytes, others as documents, and whether it is only their spaces."""
     if not isinstance(batch.items, Texts):
         yield from ((item, False) for item in batch.items)

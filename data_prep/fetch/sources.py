@@ -31,14 +31,14 @@ from data_prep.files.formats import (
 )
 from data_prep.progress import Progress, thread_pool
 from data_prep.read.byte_ranges import HashedFile, Told, hashed_file
-from data_prep.read.parts import Columns, Part, find_columns
+from data_prep.read.parts import Columns, FilePart, find_columns
 from data_prep.read.text_layouts import check_header, header_hint, with_layout
 from data_prep.rows.record_shapes import shortened
 from data_prep.shards import SourceFile
 
 log = logging.getLogger(__name__)
 
-Slice = tuple[Part, ...]
+Slice = tuple[FilePart, ...]
 SHAPES = {"text": "texts", "pair": "pairs", "messages": "conversations"}
 
 
@@ -295,7 +295,7 @@ def cut_slices(corpus: Corpus, slice_bytes: int) -> list[Slice]:
     source share a slice.
     """
     slices: list[Slice] = []
-    group: list[Part] = []
+    group: list[FilePart] = []
     for part in itertools.chain.from_iterable(parts_of(i, f, slice_bytes) for i, f in enumerate(corpus.files)):
         size = sum(other.end - other.start for other in group)
         same_source = not group or corpus.files[group[-1].file].info.source == corpus.files[part.file].info.source
@@ -311,11 +311,11 @@ def is_cut(columns: Columns, size: int) -> bool:
     return columns.may_be_cut and (columns.format.has_rows or size > DOCUMENT_BYTES)
 
 
-def parts_of(index: int, file: CorpusFile, slice_bytes: int) -> list[Part]:
+def parts_of(index: int, file: CorpusFile, slice_bytes: int) -> list[FilePart]:
     """Return one file as parts of at most `slice_bytes`, or as one part if it must not be cut."""
     step = slice_bytes if is_cut(file.columns, file.info.bytes) else max(file.info.bytes, 1)
     return [
-        Part(
+        FilePart(
             file=index,
             location=str(file.location),
             start=start,

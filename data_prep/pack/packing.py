@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.arrays import Integers, mix
-from data_prep.pack.tail_filling import Left, Rest, pour
+from data_prep.pack.tail_filling import LengthBuckets, Tail, pour
 from data_prep.select.long_documents import Split, near_of
 
 PACKING_VERSION = 3  # part of the configuration's digest: raise it when rows come out otherwise
@@ -109,7 +109,7 @@ def filled_up(
     """
     room = row_tokens - np.bincount(row, weights=pieces[:, 2]).astype(np.int64)
     lifted = [p for p in places if room[row[p]] > near_of(row_tokens)]
-    rests = [Rest(int(pieces[p, 0]), int(pieces[p, 1]), int(pieces[p, 2]), places[p]) for p in lifted]
+    rests = [Tail(int(pieces[p, 0]), int(pieces[p, 1]), int(pieces[p, 2]), places[p]) for p in lifted]
     np.add.at(room, row[lifted], pieces[lifted, 2])
     begun = [(int(r), int(room[r])) for r in np.argsort(room, kind="stable") if room[r] < row_tokens]
     poured = pour(rests, begun, len(room), row_tokens)
@@ -128,7 +128,7 @@ def best_fit_rows(lengths: Integers, capacity: int, seed: int) -> Integers:
     Packing", 2002). Plain best fit leaves 1.5 % empty where five conversations of much the same length share a row,
     this 0.2 %. Nothing that is left fits into a finished row.
     """
-    left = Left(lengths, capacity)
+    left = LengthBuckets(lengths, capacity)
     queue = iter(lengths[np.argsort(shuffled_ranks(len(lengths), seed))].tolist())
     result = np.empty(len(lengths), dtype=np.int64)
     row = 0
@@ -148,7 +148,7 @@ def best_fit_rows(lengths: Integers, capacity: int, seed: int) -> Integers:
     return result
 
 
-def last_items(left: Left, fitting: int, room: int) -> tuple[tuple[int, ...], bool]:
+def last_items(left: LengthBuckets, fitting: int, room: int) -> tuple[tuple[int, ...], bool]:
     """Return the one or two lengths that fill `room` best, and whether the row ends with them.
 
     Of two, those of much the same length are tried first: very long and very short ones are of more use later.

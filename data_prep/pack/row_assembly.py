@@ -12,7 +12,7 @@ from data_prep.arrays import Integers
 from data_prep.encode.encoded_slices import EncodedSlice, read_slice
 from data_prep.pack.row_plan import RowPlan
 from data_prep.shards import ShardInfo
-from data_prep.shards.writing import Rows, id_type, row_schema, write_shard
+from data_prep.shards.writing import PackedRows, id_type, row_schema, write_shard
 
 BATCH_ROWS = 64  # in a record batch: what a reader checks at once
 
@@ -44,7 +44,7 @@ def write_rows(task: ShardTask) -> ShardInfo:
     return write_shard(task.target, task.relative, gather_rows(task.plan, slices, task.format), schema)
 
 
-def gather_rows(plan: RowPlan, slices: Mapping[int, EncodedSlice], form: RowFormat) -> Iterator[Rows]:
+def gather_rows(plan: RowPlan, slices: Mapping[int, EncodedSlice], form: RowFormat) -> Iterator[PackedRows]:
     """Yield the planned rows, BATCH_ROWS at a time; the last may be fewer.
 
     The first token of a piece is not trained: nothing precedes it in its row. Pieces that follow each other in a slice
@@ -54,7 +54,7 @@ def gather_rows(plan: RowPlan, slices: Mapping[int, EncodedSlice], form: RowForm
         yield gathered(plan.part(begin, min(begin + BATCH_ROWS, plan.rows)), slices, form)
 
 
-def gathered(plan: RowPlan, slices: Mapping[int, EncodedSlice], form: RowFormat) -> Rows:
+def gathered(plan: RowPlan, slices: Mapping[int, EncodedSlice], form: RowFormat) -> PackedRows:
     """Return the planned rows."""
     ids = np.full(plan.rows * form.row_tokens, form.pad, dtype=id_type(form.vocab_size))
     mask = np.zeros(plan.rows * form.row_tokens, dtype=np.bool_)
@@ -71,7 +71,7 @@ def gathered(plan: RowPlan, slices: Mapping[int, EncodedSlice], form: RowFormat)
         ids[to : to + tokens] = slices[number].ids[at : at + tokens]
         mask[to : to + tokens] = slices[number].mask[at : at + tokens]
     mask[target] = False
-    return Rows(
+    return PackedRows(
         input_ids=ids.reshape(plan.rows, form.row_tokens),
         loss_mask=mask.reshape(plan.rows, form.row_tokens),
         first=plan.first,

@@ -12,7 +12,7 @@ import numpy as np
 
 from cluster.errors import DataError
 from data_prep.arrays import Integers, Small
-from data_prep.clean.rejected_samples import Repeat, Sample, drawn
+from data_prep.clean.rejected_samples import RejectedSample, Repeat, drawn
 from data_prep.config import DataConfig
 from data_prep.encode.encoded_slices import EncodedSlice
 from data_prep.fetch.sources import Corpus, Slice
@@ -60,7 +60,7 @@ class RowPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class PackingPlan:
     """The rows of each split, the counts that the manifest and its ledger need, and samples of what was left out.
 
     `cuts` is the number of pieces that begin inside a document: each may cost one trained token.
@@ -72,7 +72,7 @@ class Plan:
     trained: int
     cuts: int
     conversational: bool
-    samples: list[Sample]
+    samples: list[RejectedSample]
     repeats: list[Repeat]
 
 
@@ -90,7 +90,7 @@ def make_plan(
     tables: Sequence[EncodedSlice],
     seed: int,
     ends: Ends,
-) -> Plan:
+) -> PackingPlan:
     """Return where every token of the slices goes; `ends` gives what each token ends, as `line_ends` tells.
 
     Raises DataError if nothing is left to train on.
@@ -121,7 +121,7 @@ def make_plan(
         tokens += int(stretches.tokens.sum())
         trained += int(stretches.trained.sum())
     used = np.concatenate(list(chosen.values()))
-    return Plan(
+    return PackingPlan(
         splits=splits,
         counts=counts,
         tokens=tokens,

@@ -14,7 +14,7 @@ from data_prep.select.long_documents import near_of
 STUMP_SHARE = 32  # of a row: no cut leaves a shorter piece
 
 
-class Left:
+class LengthBuckets:
     """Numbered items by length; the bits of `bits` tell which lengths there are."""
 
     def __init__(self, lengths: Integers, capacity: int) -> None:
@@ -39,7 +39,7 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class Tail:
     """A stretch of a document that may be cut, best at one of `places`."""
 
     document: int
@@ -47,19 +47,19 @@ class Rest:
     tokens: int
     places: Integers
 
-    def cut(self, tokens: int, near: int) -> tuple[Rest, Rest]:
+    def cut(self, tokens: int, near: int) -> tuple[Tail, Tail]:
         """Return its first `tokens`, or as many less than `near` fewer as end at a place, and what follows them."""
         limit = self.start + tokens
         found = int(np.searchsorted(self.places, limit, side="right")) - 1
         if found >= 0 and limit - self.places[found] < min(near, tokens):
             limit = int(self.places[found])
-        first = Rest(self.document, self.start, limit - self.start, self.places)
-        return first, Rest(self.document, limit, self.tokens - first.tokens, self.places)
+        first = Tail(self.document, self.start, limit - self.start, self.places)
+        return first, Tail(self.document, limit, self.tokens - first.tokens, self.places)
 
 
 def pour(
-    rests: Sequence[Rest], rooms: Iterable[tuple[int, int]], new_row: int, row_tokens: int
-) -> list[tuple[int, Rest]]:
+    rests: Sequence[Tail], rooms: Iterable[tuple[int, int]], new_row: int, row_tokens: int
+) -> list[tuple[int, Tail]]:
     """Return the stretches that `rests` become and the row of each.
 
     `rooms` are rows and how many tokens find room in each; they are filled in this order, then rows of their own from
@@ -67,8 +67,8 @@ def pour(
     """
     near, stump = near_of(row_tokens), max(1, row_tokens // STUMP_SHARE)
     parts = list(rests)
-    left = Left(np.array([rest.tokens for rest in parts], dtype=np.int64), row_tokens)
-    result: list[tuple[int, Rest]] = []
+    left = LengthBuckets(np.array([rest.tokens for rest in parts], dtype=np.int64), row_tokens)
+    result: list[tuple[int, Tail]] = []
     new_rows = ((row, row_tokens) for row in itertools.count(new_row))
     for row, empty in itertools.chain(rooms, new_rows):
         room = empty

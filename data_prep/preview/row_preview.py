@@ -20,7 +20,7 @@ from data_prep.pack.row_assembly import RowFormat, gather_rows
 from data_prep.pack.row_plan import make_plan
 from data_prep.prepare import fetch_corpus
 from data_prep.select.long_documents import line_ends
-from data_prep.shards.writing import Row
+from data_prep.shards.writing import PackedRow
 
 PREVIEW_BYTES = 128 * 2**10  # read from each source
 GREEN, DIM, RESET = "\x1b[32m", "\x1b[2m", "\x1b[0m"
@@ -58,7 +58,7 @@ def preview(
     return "\n\n".join(shown)
 
 
-def show_row(number: int, row: Row, corpus: Corpus, tokenizer: Any, *, colour: bool) -> str:
+def show_row(number: int, row: PackedRow, corpus: Corpus, tokenizer: Any, *, colour: bool) -> str:
     """Return one row: a line of counts, then each piece below a line that says where it comes from."""
     used = sum(piece.tokens for piece in row.pieces)
     lines = [
@@ -75,7 +75,7 @@ def show_row(number: int, row: Row, corpus: Corpus, tokenizer: Any, *, colour: b
     return "\n".join(lines)
 
 
-def marked_text(row: Row, begin: int, end: int, tokenizer: Any, *, colour: bool) -> Iterator[str]:
+def marked_text(row: PackedRow, begin: int, end: int, tokenizer: Any, *, colour: bool) -> Iterator[str]:
     """Yield the text of a stretch of a row as the model meets it, decoded as a whole, what is trained marked."""
     opening, closing = (GREEN, RESET) if colour else ("⟦", "⟧")
     dim, undim = (DIM, RESET) if colour else ("", "")

@@ -14,7 +14,7 @@ from cluster.environment import cpu_count
 from cluster.errors import DataError
 from data_prep.clean.cleaning import Cleaner
 from data_prep.config import CleaningConfig, DataConfig, SourceConfig
-from data_prep.encode.backend_parity import choose_engine
+from data_prep.encode.backend_parity import choose_backend
 from data_prep.encode.encoded_slices import EncodedSlice, encode_parts
 from data_prep.encode.encoding import Encoder
 from data_prep.encode.tokenizer import encoder_spec, open_data_tokenizer, sample, train_tokenizer, with_template
@@ -166,7 +166,7 @@ def encoder_for(
         tokenizer = train_tokenizer(sample(corpus, SAMPLE_BYTES), wanted.vocab_size)
     loaded = with_template(tokenizer, config, is_text=corpus.is_text, may_add_tokens=may_add_tokens)
     spec = encoder_spec(loaded.tokenizer, corpus)
-    choice = choose_engine(config.engine, spec.rules, spec.control_tokens, size, is_text=corpus.is_text)
+    choice = choose_backend(config.engine, spec.rules, spec.control_tokens, size, is_text=corpus.is_text)
     return Encoder(replace(spec, engine=choice.engine))
 
 

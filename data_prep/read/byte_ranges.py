@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from data_prep.files.bounded_io import DOCUMENT_BYTES
 from data_prep.read.long_texts import REACH_BYTES, WINDOW_BYTES
-from data_prep.read.parts import Part
+from data_prep.read.parts import FilePart
 from data_prep.read.tables import group_start
 
 Told = Callable[[int], None]  # told of the bytes that were read
@@ -85,7 +85,7 @@ def hashed_range(read: Callable[[int], bytes], step: int) -> HashedRange | None:
     return None if last < 0 else HashedRange(own.hexdigest(), head.hexdigest(), has_line_end, last)
 
 
-def content_of(part: Part, file: HashedFile) -> list[Any]:
+def content_of(part: FilePart, file: HashedFile) -> list[Any]:
     """Return what tells the bytes that reading a part depends on, as JSON; for a file in one part its digest."""
     if not file.ranges or part.start % file.step or part.end not in (file.bytes, part.start + file.step):
         return [file.sha256, part.start, part.end]
@@ -94,7 +94,7 @@ def content_of(part: Part, file: HashedFile) -> list[Any]:
     return [read, part.start, part.end, *([file.bytes] if part.columns.format.kind != "jsonl" else [])]
 
 
-def of_lines(part: Part, file: HashedFile) -> Iterator[Any]:
+def of_lines(part: FilePart, file: HashedFile) -> Iterator[Any]:
     """Yield what lines that begin in the part depend on."""
     number = part.start // file.step
     yield file.ranges[number - 1].last if number else None
@@ -108,7 +108,7 @@ def of_lines(part: Part, file: HashedFile) -> Iterator[Any]:
             return
 
 
-def of_text(part: Part, file: HashedFile) -> Iterator[Any]:
+def of_text(part: FilePart, file: HashedFile) -> Iterator[Any]:
     """Yield what the pieces of a long text depend on whose windows begin in the part."""
     first = -(-part.start // WINDOW_BYTES) * WINDOW_BYTES
     last = (part.end - 1) // WINDOW_BYTES * WINDOW_BYTES
@@ -116,7 +116,7 @@ def of_text(part: Part, file: HashedFile) -> Iterator[Any]:
         yield from overlapping(file, first, last + WINDOW_BYTES + REACH_BYTES)
 
 
-def of_table(part: Part, file: HashedFile) -> Iterator[Any]:
+def of_table(part: FilePart, file: HashedFile) -> Iterator[Any]:
     """Yield what the row groups of a Parquet file that begin in the part depend on."""
     path = Path(part.location)
     try:

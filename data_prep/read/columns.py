@@ -17,7 +17,7 @@ import orjson
 import pyarrow as pa
 
 from data_prep.files.bounded_io import END, ObjectionError, open_stream, read_lines
-from data_prep.read.parts import Document, Part, Rejected, document_of, records_of
+from data_prep.read.parts import Document, FilePart, Rejected, document_of, records_of
 from data_prep.read.records import Raw
 from data_prep.read.tables import parquet_batches, rows_of
 from data_prep.rows.row_layouts import MEDIA
@@ -37,25 +37,25 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TextBatch:
     """Consecutive records of a part, counted from `record`: all of them texts, or documents and rejections."""
 
     record: int
     items: Texts | list[Document | Rejected]
 
 
-def read_batches(part: Part) -> Iterator[Batch]:
+def read_batches(part: FilePart) -> Iterator[TextBatch]:
     """Yield the records of a part of running text, in order; nothing is cleaned yet."""
     record = 0
     for found in column_or_raw(part):
         if isinstance(found, Texts):
-            yield Batch(record, found)
+            yield TextBatch(record, found)
         else:
-            yield Batch(record, [document_of(record + n, raw, part.columns) for n, raw in enumerate(found)])
+            yield TextBatch(record, [document_of(record + n, raw, part.columns) for n, raw in enumerate(found)])
         record += len(found)
 
 
-def column_or_raw(part: Part) -> Iterator[Texts | Sequence[Raw]]:
+def column_or_raw(part: FilePart) -> Iterator[Texts | Sequence[Raw]]:
     """Yield the records of a part, those that are texts without objection as such."""
     columns = part.columns
     part.check_unchanged()

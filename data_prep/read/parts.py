@@ -27,7 +27,17 @@ from data_prep.rows.row_kinds import DIALOGUES, kinds_of
 from data_prep.rows.row_layouts import EXTRA_COLUMNS, Layout
 from data_prep.rows.value_paths import without_nulls
 
-__all__ = ["Columns", "Document", "Part", "Rejected", "Turn", "document_of", "find_columns", "raw_records", "read_part"]
+__all__ = [
+    "Columns",
+    "Document",
+    "FilePart",
+    "Rejected",
+    "Turn",
+    "document_of",
+    "find_columns",
+    "raw_records",
+    "read_part",
+]
 
 SNIFFED_RECORDS = 200
 EXCERPT_BYTES = 500
@@ -61,7 +71,7 @@ class Columns:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class FilePart:
     """The documents whose first byte lies in `start` to `end` of one file; all, if its format is never cut."""
 
     file: int
@@ -87,7 +97,7 @@ class Rejected:
     excerpt: str = field(default="", compare=False)
 
 
-def read_part(part: Part) -> Iterator[Document | Rejected]:
+def read_part(part: FilePart) -> Iterator[Document | Rejected]:
     """Yield one document or rejection for each record of a part, in order; nothing is cleaned yet."""
     part.check_unchanged()
     records = records_of(Path(part.location), part.columns, part.start, part.end)

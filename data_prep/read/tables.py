@@ -20,7 +20,7 @@ from data_prep.files.bounded_io import (
     require_whole,
 )
 
-Row = Mapping[str, Any]
+Record = Mapping[str, Any]
 
 BATCH_ROWS = 256  # rows of a table that are Python objects at once
 STRING_REST = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
@@ -104,7 +104,7 @@ def split_json(stream: BinaryIO) -> Iterator[bytes | ObjectionError]:
     yield from splitter.take()  # what is left if the file ends early
 
 
-def read_parquet(path: Path, start: int, end: int, wanted: Sequence[str] | None) -> Iterator[Row | ObjectionError]:
+def read_parquet(path: Path, start: int, end: int, wanted: Sequence[str] | None) -> Iterator[Record | ObjectionError]:
     """Yield the rows of the row groups whose first byte lies in `start` to `end`; only the `wanted` columns."""
     for batch in parquet_batches(path, start, end, wanted):
         if isinstance(batch, ObjectionError):
@@ -140,7 +140,7 @@ def group_start(file: Any, group: int) -> int:
     return int(first.dictionary_page_offset or first.data_page_offset)
 
 
-def read_arrow(path: Path, wanted: Sequence[str] | None) -> Iterator[Row | ObjectionError]:
+def read_arrow(path: Path, wanted: Sequence[str] | None) -> Iterator[Record | ObjectionError]:
     """Yield the rows of an Arrow IPC stream or file; only the `wanted` columns."""
     try:
         with mapped(path) as source:
@@ -168,7 +168,7 @@ def chosen(names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     return [name for name in names if wanted is None or name in wanted]
 
 
-def rows_of(batch: Any) -> Iterator[Row | ObjectionError]:
+def rows_of(batch: Any) -> Iterator[Record | ObjectionError]:
     """Yield a batch's rows; a row with text that is no UTF-8 as an objection."""
     try:
         yield from batch.to_pylist()

@@ -20,11 +20,11 @@ from data_prep.rows.value_paths import MISSING, value_at
 JOINED_BYTES = 2**30  # of a file: as Python's objects two to three times as much, and so are the documents
 DELETED = "deleted"  # Open Assistant's word for a message that was taken back
 
-Row = Mapping[str, Any]
-Parse = Callable[[Any], Row]
+Record = Mapping[str, Any]
+Parse = Callable[[Any], Record]
 
 
-def joined(records: Iterable[Any], layout: Layout, parse: Parse) -> Iterator[Row | ObjectionError]:
+def joined(records: Iterable[Any], layout: Layout, parse: Parse) -> Iterator[Record | ObjectionError]:
     """Yield a file's records as its documents: conversations put together, or the rows inside of one value.
 
     A row that belongs to nothing is yielded as an objection, so that each is counted.
@@ -32,7 +32,7 @@ def joined(records: Iterable[Any], layout: Layout, parse: Parse) -> Iterator[Row
     if layout.rows is not None:
         yield from inner_rows(records, layout.rows, parse)
         return
-    rows: list[Row] = []
+    rows: list[Record] = []
     for record in records:
         try:
             row = parse(record)
@@ -52,7 +52,7 @@ def columns_read(layout: Layout, seen: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*layout.columns(seen), *keys]))
 
 
-def inner_rows(records: Iterable[Any], path: str, parse: Parse) -> Iterator[Row | ObjectionError]:
+def inner_rows(records: Iterable[Any], path: str, parse: Parse) -> Iterator[Record | ObjectionError]:
     """Yield what lies in the list at a path of each record."""
     for record in records:
         try:
@@ -66,9 +66,9 @@ def inner_rows(records: Iterable[Any], path: str, parse: Parse) -> Iterator[Row 
         yield from (row if isinstance(row, dict) else ObjectionError("not a JSON object") for row in rows)
 
 
-def grouped(rows: Iterable[Row], layout: Layout) -> Iterator[Row | ObjectionError]:
+def grouped(rows: Iterable[Record], layout: Layout) -> Iterator[Record | ObjectionError]:
     """Yield the conversations of rows that name theirs, in the order of their first rows."""
-    groups: dict[Any, list[Row]] = defaultdict(list)
+    groups: dict[Any, list[Record]] = defaultdict(list)
     for row in rows:
         key = key_at(row, layout.group_by)
         if key is None:
@@ -79,7 +79,7 @@ def grouped(rows: Iterable[Row], layout: Layout) -> Iterator[Row | ObjectionErro
         yield ordered(members, layout.order_by)
 
 
-def key_at(row: Row, path: str | None) -> str | None:
+def key_at(row: Record, path: str | None) -> str | None:
     """Return what a row names at a path, as text; None if nothing."""
     value = value_at(row, str(path))
     if not isinstance(value, str | int | float) or value in ("", None) or value != value:
@@ -87,7 +87,7 @@ def key_at(row: Row, path: str | None) -> str | None:
     return str(value).removesuffix(".0")  # what pandas made of whole numbers beside absent ones
 
 
-def ordered(rows: list[Row], order_by: str | None) -> Row | ObjectionError:
+def ordered(rows: list[Record], order_by: str | None) -> Record | ObjectionError:
     """Return rows as one conversation, in their order: numbers before texts, and texts of digits as numbers."""
     if order_by is None:
         return conversation(rows)
@@ -107,7 +107,7 @@ def order_key(place: Any) -> tuple[int, float, str]:
         return 1, 0.0, str(place)
 
 
-def conversation(rows: list[Row]) -> Row:
+def conversation(rows: list[Record]) -> Record:
     """Return rows as one row: of each column the first value there is, and the rows themselves."""
     head: dict[str, Any] = {}
     for row in rows:
@@ -115,12 +115,12 @@ def conversation(rows: list[Row]) -> Row:
     return {**head, ROWS: rows}
 
 
-def paths_of_trees(rows: list[Row], layout: Layout) -> Iterator[Row | ObjectionError]:
+def paths_of_trees(rows: list[Record], layout: Layout) -> Iterator[Record | ObjectionError]:
     """Yield conversations out of trees of messages: of each the path of the best ranked answers, or every path.
 
     Where nobody ranked, the first answer counts as the best. A row that no first message leads to is an objection.
     """
-    by_name: dict[Any, Row] = {}
+    by_name: dict[Any, Record] = {}
     for row in rows:
         name = key_at(row, layout.id)
         if name is None or name in by_name:  # a name twice could lead around in a circle
@@ -140,8 +140,8 @@ def paths_of_trees(rows: list[Row], layout: Layout) -> Iterator[Row | ObjectionE
 
 
 def paths_from(
-    root: Any, answers: Mapping[Any, list[Any]], by_name: Mapping[Any, Row], layout: Layout
-) -> Iterator[Row | ObjectionError]:
+    root: Any, answers: Mapping[Any, list[Any]], by_name: Mapping[Any, Record], layout: Layout
+) -> Iterator[Record | ObjectionError]:
     """Yield the paths from a tree's first message to its last answers, the best first."""
     done: set[Any] = set()
     left = [[root]]
@@ -160,7 +160,7 @@ def paths_from(
         yield ObjectionError("nobody answers")
 
 
-def asks(row: Row, layout: Layout) -> bool:
+def asks(row: Record, layout: Layout) -> bool:
     name = value_at(row, layout.role or "role")
     called = speaker(name)
     return called is not None and known_role(called, layout.roles) == "user"
@@ -177,7 +177,7 @@ def below(names: Iterable[Any], answers: Mapping[Any, list[Any]]) -> set[Any]:
     return found
 
 
-def rank_of(row: Row, layout: Layout) -> tuple[int, float, str]:
+def rank_of(row: Record, layout: Layout) -> tuple[int, float, str]:
     """Return what answers are sorted by: those that were not ranked come last."""
     rank = None if layout.rank is None else value_at(row, layout.rank)
     return (2, 0.0, "") if rank is None or rank is MISSING or rank == "" else order_key(rank)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from cluster.errors import DataError
 from data_prep.arrays import Integers, Small
 from data_prep.clean.near_duplicates import BINS, clusters, sort_with_places
-from data_prep.clean.rejected_samples import Repeat, Sample
+from data_prep.clean.rejected_samples import RejectedSample, Repeat
 from data_prep.config import DataConfig
 from data_prep.encode.encoded_slices import EncodedSlice
 from data_prep.fetch.sources import Slice
@@ -67,7 +67,7 @@ class Records:
     read: list[int]
     rejected: list[Counter[str]]
     changed: list[Counter[str]]
-    samples: list[Sample]
+    samples: list[RejectedSample]
 
 
 @dataclass(frozen=True, kw_only=True)

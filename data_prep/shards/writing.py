@@ -19,7 +19,7 @@ from data_prep.shards.manifest import MANIFEST, SPLITS, ListedFile, Manifest, Pi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PackedRow:
     """One packed row. `input_ids` and `loss_mask` have T values."""
 
     input_ids: npt.NDArray[np.uint16 | np.uint32]
@@ -28,7 +28,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class PackedRows:
     """Packed rows in columns: row r has the pieces first[r] to first[r + 1], piece i tokens[i] of them, and so on.
 
     `input_ids` and `loss_mask` are [rows, T].
@@ -43,7 +43,7 @@ class Rows:
     start: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], vocab_size: int) -> Self:
+    def of(cls, rows: Sequence[PackedRow], vocab_size: int) -> Self:
         """Return single rows, at least one, as columns."""
         pieces = [(p.tokens, p.source, p.position, p.start) for row in rows for p in row.pieces]
         tokens, source, position, start = np.array(pieces, dtype=np.int64).T
@@ -57,11 +57,13 @@ class Rows:
             start=start,
         )
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[PackedRow]:
         columns = zip(*(c.tolist() for c in (self.tokens, self.source, self.position, self.start)), strict=True)
         pieces = [Piece(tokens=t, source=f, position=p, start=s) for t, f, p, s in columns]
         for number, (begin, end) in enumerate(itertools.pairwise(self.first.tolist())):
-            yield Row(input_ids=self.input_ids[number], loss_mask=self.loss_mask[number], pieces=pieces[begin:end])
+            yield PackedRow(
+                input_ids=self.input_ids[number], loss_mask=self.loss_mask[number], pieces=pieces[begin:end]
+            )
 
 
 def id_type(vocab_size: int) -> type[np.uint16] | type[np.uint32]:
@@ -91,7 +93,7 @@ def sequence_feature(dtype: str, length: int = -1) -> dict[str, Any]:
     return {"feature": {"dtype": dtype, "_type": "Value"}, "length": length, "_type": "Sequence"}
 
 
-def rows_to_batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
+def rows_to_batch(rows: PackedRows, schema: pa.Schema) -> pa.RecordBatch:
     """Return rows as one Arrow record batch of `schema`."""
     bits = pa.py_buffer(np.packbits(rows.loss_mask.reshape(-1), bitorder="little"))
     mask = pa.BooleanArray.from_buffers(pa.bool_(), rows.loss_mask.size, [None, bits])
@@ -117,7 +119,7 @@ def rows_to_batch(rows: Rows, schema: pa.Schema) -> pa.RecordBatch:
     )
 
 
-def write_shard(path: Path, relative: str, batches: Iterable[Rows], schema: pa.Schema) -> ShardInfo:
+def write_shard(path: Path, relative: str, batches: Iterable[PackedRows], schema: pa.Schema) -> ShardInfo:
     """Write batches of rows as one shard file, whole or not at all, and return its manifest entry."""
     tokens: list[int] = []
     largest: list[int] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.disk.atomic_files import PARTIAL, fsync_path
 from cluster.disk.locks import Holder
 from cluster.disk.run_lock import hold_run
-from cluster.errors import EXIT_DONE, EXIT_MEND, CheckpointError
+from cluster.errors import EXIT_DONE, EXIT_USER_ACTION, CheckpointError
 from data_prep.shards import read_manifest
 from launch.config import RunConfig
 from launch.kept import keep_config, origin_of
@@ -70,7 +70,7 @@ def verify(run: RunConfig, options: argparse.Namespace) -> int:
         try:
             commit = verified(folder)
         except CheckpointError as error:
-            code = EXIT_MEND
+            code = EXIT_USER_ACTION
             say(str(error))
             if isinstance(error, DamagedError):
                 say(f"  next: `shardline train {as_typed(options)}` sets it aside and uses an older one")

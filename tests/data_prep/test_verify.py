@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import EXIT_DONE, EXIT_MEND, DataError
+from cluster.errors import EXIT_DONE, EXIT_USER_ACTION, DataError
 from data_prep.shards import ShardReader, read_manifest
 from data_prep.verify import verify
 from launch.__main__ import main
@@ -135,5 +135,5 @@ def test_the_command_says_what_is_damaged(data, capsys):
     shard = data / read_manifest(data).splits["train"][0].path
     shard.write_bytes(shard.read_bytes()[:-1])
 
-    assert main(["verify", str(data)]) == EXIT_MEND
+    assert main(["verify", str(data)]) == EXIT_USER_ACTION
     assert str(shard) in capsys.readouterr().out

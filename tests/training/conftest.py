@@ -22,7 +22,7 @@ from cluster.journal import read_lines
 from cluster.local_launcher import run_ranks
 from cluster.paths import RunPaths
 from data_prep.shards import SPLITS, Manifest, Piece, template_digest, tokenizer_digest
-from data_prep.shards.writing import Row, Rows, row_schema, write_manifest, write_shard, write_split_files
+from data_prep.shards.writing import PackedRow, PackedRows, row_schema, write_manifest, write_shard, write_split_files
 
 settings.register_profile("no clock", deadline=None)  # a shared machine may be slow: no test fails for that
 settings.load_profile("no clock")
@@ -34,7 +34,7 @@ TWO_RANKS = "import sys; from cluster.local_launcher import run_ranks; sys.exit(
 ROW_TOKENS = 64
 
 
-def uneven_row(generator: np.random.Generator, vocab_size: int, position: int) -> Row:
+def uneven_row(generator: np.random.Generator, vocab_size: int, position: int) -> PackedRow:
     """Return a row of some pieces of random length, most tokens of some documents masked, padding at its end."""
     used = int(generator.integers(ROW_TOKENS // 2, ROW_TOKENS + 1))
     cuts = np.sort(generator.choice(np.arange(1, used), size=int(generator.integers(0, 5)), replace=False))
@@ -47,10 +47,10 @@ def uneven_row(generator: np.random.Generator, vocab_size: int, position: int) -
     if used > 1 and lengths[0] > 1:
         mask[1] = True
     pieces = [Piece(tokens=n, source=0, position=position + k, start=0) for k, n in enumerate(lengths)]
-    return Row(input_ids=ids, loss_mask=mask, pieces=pieces)
+    return PackedRow(input_ids=ids, loss_mask=mask, pieces=pieces)
 
 
-def write_data(folder: Path, tokenizer: Any, splits: dict[str, Sequence[Row]]) -> Path:
+def write_data(folder: Path, tokenizer: Any, splits: dict[str, Sequence[PackedRow]]) -> Path:
     """Write prepared data: one shard a split, each row a block of its own."""
     schema = row_schema(ROW_TOKENS, len(tokenizer))
     shards = {}
@@ -58,7 +58,7 @@ def write_data(folder: Path, tokenizer: Any, splits: dict[str, Sequence[Row]]) -
         relative = f"{split}/data-00000-of-00001.arrow"
         rows = splits.get(split, [])
         shards[split] = (
-            [write_shard(folder / relative, relative, [Rows.of([row], len(tokenizer)) for row in rows], schema)]
+            [write_shard(folder / relative, relative, [PackedRows.of([row], len(tokenizer)) for row in rows], schema)]
             if rows
             else []
         )

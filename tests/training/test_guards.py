@@ -12,24 +12,24 @@ from hypothesis import strategies as st
 from training.config import TrainConfig
 from training.guards import USUAL_STEPS, Guards, rolled_back
 from training.step.loss import StepStats
-from training.train_state import HISTORY_STEPS, Progress
+from training.train_state import HISTORY_STEPS, TrainState
 
 
-def progress_of(losses: list[float], norms: list[float] | None = None) -> Progress:
-    progress = Progress()
+def progress_of(losses: list[float], norms: list[float] | None = None) -> TrainState:
+    progress = TrainState()
     for step, loss in enumerate(losses):
         progress = progress.after(step, StepStats(loss=loss, gradient_norm=norms[step] if norms else 1.0))
     return progress
 
 
-def verdict(progress: Progress, loss: float = 2.0, norm: float = 1.0, **train: Any) -> str | None:
+def verdict(progress: TrainState, loss: float = 2.0, norm: float = 1.0, **train: Any) -> str | None:
     return Guards(TrainConfig(**train)).judge(progress, StepStats(loss=loss, gradient_norm=norm))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_refused_from_the_first_step_on(value: float) -> None:
-    assert verdict(Progress(), loss=value) == f"loss is {value}"
-    assert verdict(Progress(), norm=value) == f"gradient norm is {value}"
+    assert verdict(TrainState(), loss=value) == f"loss is {value}"
+    assert verdict(TrainState(), norm=value) == f"gradient norm is {value}"
 
 
 def test_a_spike_is_measured_by_the_recent_steps() -> None:
@@ -54,7 +54,7 @@ def test_near_zero_a_multiple_of_the_usual_loss_is_no_spike() -> None:
 
 @given(st.lists(st.floats(0.5, 12), min_size=1, max_size=200))
 def test_a_falling_loss_is_never_a_spike(losses: list[float]) -> None:
-    progress = Progress()
+    progress = TrainState()
     for step, loss in enumerate(sorted(losses, reverse=True)):
         assert verdict(progress, loss=loss) is None
         progress = progress.after(step, StepStats(loss=loss, gradient_norm=1.0))
@@ -62,8 +62,8 @@ def test_a_falling_loss_is_never_a_spike(losses: list[float]) -> None:
 
 
 def test_a_rollback_bars_the_bad_steps_as_many_before_them_and_all_that_was_skipped_since() -> None:
-    failed = Progress(steps_done=20, skipped=(3, 11, 17, 18, 19), rollbacks=1)
-    restored = Progress(steps_done=10, skipped=(3,))
+    failed = TrainState(steps_done=20, skipped=(3, 11, 17, 18, 19), rollbacks=1)
+    restored = TrainState(steps_done=10, skipped=(3,))
     back = rolled_back(restored, failed)
-    assert back == Progress(steps_done=10, skipped=(3,), barred=(11, 14, 15, 16, 17, 18, 19), rollbacks=2)
-    assert rolled_back(Progress(steps_done=16, skipped=(3, 11)), failed).barred == (16, 17, 18, 19)
+    assert back == TrainState(steps_done=10, skipped=(3,), barred=(11, 14, 15, 16, 17, 18, 19), rollbacks=2)
+    assert rolled_back(TrainState(steps_done=16, skipped=(3, 11)), failed).barred == (16, 17, 18, 19)

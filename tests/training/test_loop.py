@@ -22,7 +22,7 @@ from training.step.batches import MicroBatch, StepBatch
 from training.step.isolation import Proof
 from training.step.loss import LogitRule, StepStats
 from training.step.packed_model import Isolation
-from training.train_state import Progress
+from training.train_state import TrainState
 
 PROOF = Proof(isolation=Isolation.BY_ATTENTION, leak=0, alone=0, loss=0, rule=LogitRule(), why=None, passes=1, tokens=1)
 Taken = tuple[int, int, float]  # what one optimizer step was given: step, trained tokens, learning rate
@@ -49,7 +49,7 @@ class Life:
 class Disk:
     """What outlives a kill."""
 
-    saved: dict[int, tuple[Progress, list[Taken]]] = field(default_factory=dict)
+    saved: dict[int, tuple[TrainState, list[Taken]]] = field(default_factory=dict)
     saves: list[int] = field(default_factory=list)
     begins: list[int] = field(default_factory=list)
     skips: list[tuple[int, str]] = field(default_factory=list)
@@ -112,23 +112,23 @@ class FakeCheckpoints:
     disk: Disk
     life: Life
 
-    def restore(self, engine: FakeEngine, before: int | None = None) -> Progress:
+    def restore(self, engine: FakeEngine, before: int | None = None) -> TrainState:
         for step in [step for step in self.disk.saved if before is not None and step >= before]:
             del self.disk.saved[step]
-        progress, weights = self.disk.saved.get(max(self.disk.saved, default=0), (Progress(), []))
+        progress, weights = self.disk.saved.get(max(self.disk.saved, default=0), (TrainState(), []))
         engine.weights[:] = weights
         return progress
 
-    def offer(self, engine: FakeEngine, progress: Progress, *, due: bool) -> None:
+    def offer(self, engine: FakeEngine, progress: TrainState, *, due: bool) -> None:
         if due:
             self.complete(engine, progress)
 
-    def complete(self, engine: FakeEngine, progress: Progress) -> None:
+    def complete(self, engine: FakeEngine, progress: TrainState) -> None:
         if progress.steps_done in self.disk.saved:
             return
         self.life.moment()
         written = json.loads(json.dumps(asdict(progress)))
-        self.disk.saved[progress.steps_done] = (Progress.from_record(written), list(engine.weights))
+        self.disk.saved[progress.steps_done] = (TrainState.from_record(written), list(engine.weights))
         self.disk.saves.append(progress.steps_done)
         self.life.moment()
 
@@ -167,7 +167,7 @@ class FakeJournal:
         assert list(rows) == [step - 1]
         self.disk.skips.append((step, reason))
 
-    def validated(self, step: int, loss: float) -> None:
+    def held_out_loss(self, step: int, loss: float) -> None:
         self.disk.validations[step] = loss
 
     def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None:

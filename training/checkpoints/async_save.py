@@ -25,11 +25,11 @@ from training.checkpoints import layout
 from training.checkpoints.layout import Commit
 from training.checkpoints.shard_files import ITEM_BYTES, FileFacts, rank_file_name, write_rank_file
 from training.checkpoints.staging import KindState, Staging, streamed
-from training.train_state import Progress
+from training.train_state import TrainState
 from training.zero.partitions import KINDS
 
 if TYPE_CHECKING:
-    from training.zero.engine import Engine
+    from training.zero.engine import ZeroEngine
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class SavePolicy:
     copy_bytes: int
 
 
-def gathered(mine: list[str], group: dist.ProcessGroup) -> list[str]:
+def all_gather_text(mine: list[str], group: dist.ProcessGroup) -> list[str]:
     """Return what all ranks say, in their order. Collective."""
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine, group=group)
@@ -73,7 +73,7 @@ class Saver:
             self.conclude()
         self.saved_step = None
 
-    def offer(self, engine: Engine, progress: Progress, *, due: bool) -> None:
+    def offer(self, engine: ZeroEngine, progress: TrainState, *, due: bool) -> None:
         """Save if a checkpoint is due, or was due while the one before was still being written."""
         if self.pending is not None and engine.all_reduce_max(0 if self.pending.done() else 1) == 0:
             self.conclude()
@@ -88,7 +88,7 @@ class Saver:
                 self.pending_step,
             )
 
-    def complete(self, engine: Engine, progress: Progress) -> None:
+    def complete(self, engine: ZeroEngine, progress: TrainState) -> None:
         """Return when the checkpoint of this progress is durable. Raises CheckpointError if it cannot be written."""
         if self.pending is not None:
             self.conclude()
@@ -101,7 +101,7 @@ class Saver:
                 f" disk, then start it again: it goes on from step {self.saved_step or 0}"
             )
 
-    def begin(self, engine: Engine, progress: Progress) -> None:
+    def begin(self, engine: ZeroEngine, progress: TrainState) -> None:
         """Copy the state and have it written; without memory for the copy, write while training waits."""
         started = time.monotonic()
         if self.staging is None:
@@ -154,7 +154,7 @@ class Saver:
         path = partial
         problem = self.room_problem(commit) if rank == 0 else None
         try:
-            if not gathered([problem] if problem else [], self.group):
+            if not all_gather_text([problem] if problem else [], self.group):
                 partial.mkdir(parents=True, exist_ok=True)
                 for part in state:
                     path = partial / rank_file_name(part.kind, rank, commit.world_size)

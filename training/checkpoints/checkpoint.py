@@ -14,14 +14,14 @@ import torch.distributed as dist
 from cluster.environment import host_name
 from cluster.errors import CheckpointError
 from training.checkpoints import layout
-from training.checkpoints.async_save import SavePolicy, Saver, gathered
+from training.checkpoints.async_save import SavePolicy, Saver, all_gather_text
 from training.checkpoints.layout import Commit, DamagedError
 from training.models.initial_weights import Weights
 from training.run_identity import check_identity
-from training.train_state import Progress
+from training.train_state import TrainState
 
 if TYPE_CHECKING:
-    from training.zero.engine import Engine
+    from training.zero.engine import ZeroEngine
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +45,15 @@ class Checkpoints:
         self.group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT)
         self.saver = Saver(folder, identity, policy, self.group)
 
-    def offer(self, engine: Engine, progress: Progress, *, due: bool) -> None:
+    def offer(self, engine: ZeroEngine, progress: TrainState, *, due: bool) -> None:
         """Save if a checkpoint is due, or was due while the one before was still being written."""
         self.saver.offer(engine, progress, due=due)
 
-    def complete(self, engine: Engine, progress: Progress) -> None:
+    def complete(self, engine: ZeroEngine, progress: TrainState) -> None:
         """Return when the checkpoint of this progress is durable. Raises CheckpointError if it cannot be written."""
         self.saver.complete(engine, progress)
 
-    def restore(self, engine: Engine, before: int | None = None, last: int | None = None) -> Progress:
+    def restore(self, engine: ZeroEngine, before: int | None = None, last: int | None = None) -> TrainState:
         """Fill the engine from the newest good checkpoint, or with the run's first weights; return how far the run is.
 
         The first rank chooses and all ranks check that they see the same; a damaged checkpoint is set aside and the
@@ -71,10 +71,10 @@ class Checkpoints:
                 layout.sweep(self.folder)
             if chosen is None:
                 engine.start_from(self.first_weights())
-                return Progress()
+                return TrainState()
             folder, commit = chosen
             started = time.monotonic()
-            damaged = gathered(self.check(folder, commit, engine), self.group)
+            damaged = all_gather_text(self.check(folder, commit, engine), self.group)
             if not damaged:
                 break
             refused.add(folder)
@@ -85,7 +85,7 @@ class Checkpoints:
         self.saver.saved_step, self.restored_identity = commit.step, commit.identity
         return commit.resumed()
 
-    def choose_together(self, engine: Engine, last: int | None, refused: set[Path]) -> tuple[Path, Commit] | None:
+    def choose_together(self, engine: ZeroEngine, last: int | None, refused: set[Path]) -> tuple[Path, Commit] | None:
         """Return the first rank's choice on all ranks; an error there is raised by all."""
         chosen: list[Any] = [self.choose(last, refused) if engine.world.is_first else None]
         dist.broadcast_object_list(chosen, src=0, group=self.group)
@@ -119,7 +119,7 @@ class Checkpoints:
             )
         return None
 
-    def check(self, folder: Path, commit: Commit, engine: Engine) -> list[str]:
+    def check(self, folder: Path, commit: Commit, engine: ZeroEngine) -> list[str]:
         """Return what is wrong with the files that are dealt to this rank. Collective.
 
         Raises CheckpointError on all ranks if one of them sees another checkpoint in this place than the first rank.
@@ -131,7 +131,7 @@ class Checkpoints:
         except CheckpointError as error:
             seen.append(str(error))
         where = f"rank {engine.world.rank} on {host_name()}"
-        others = gathered([f"{folder}, as {where} sees it: {problem}" for problem in seen], self.group)
+        others = all_gather_text([f"{folder}, as {where} sees it: {problem}" for problem in seen], self.group)
         if others:
             raise CheckpointError("\n  ".join([*others, "all ranks must see the same shared folder; mend the mount"]))
         shapes = {slot.name: list(slot.shape) for slot in engine.layout()}
@@ -141,7 +141,7 @@ class Checkpoints:
         dealt = list(commit.files)[engine.world.rank :: engine.world.size]
         return layout.damaged_files(folder, commit, dealt)
 
-    def load(self, engine: Engine, folder: Path, commit: Commit) -> None:
+    def load(self, engine: ZeroEngine, folder: Path, commit: Commit) -> None:
         """Fill this rank's parts, each from only the bytes it needs."""
         failed = []
         try:
@@ -151,7 +151,7 @@ class Checkpoints:
                         state.read(f"{kind}.{part.name}", part.start, tensor)
         except (CheckpointError, OSError) as error:
             failed.append(f"rank {engine.world.rank} on {host_name()} cannot load {folder}: {error}")
-        failed = gathered(failed, self.group)
+        failed = all_gather_text(failed, self.group)
         if failed:
             raise CheckpointError("\n  ".join(failed))
         engine.continue_after(commit.resumed().updates)

@@ -35,7 +35,7 @@ from training.checkpoints.layout import (
     folder_of,
 )
 from training.checkpoints.shard_files import FileFacts, Stretch, rank_file_name, write_rank_file
-from training.train_state import Progress
+from training.train_state import TrainState
 from training.zero.partitions import KINDS, MOMENTS
 
 OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
@@ -92,7 +92,7 @@ def import_deepspeed(
             facts |= written
         if len(steps) != 1:
             raise CheckpointError(f"{folder}: its files are of different steps: {sorted(steps)}; take another tag")
-        progress = Progress(steps_done=steps.pop())
+        progress = TrainState(steps_done=steps.pop())
         commit = Commit(
             step=progress.steps_done,
             progress=progress.as_record(),

@@ -27,7 +27,7 @@ from cluster.disk.atomic_files import PARTIAL, digest_of, fsync_path, publish, s
 from cluster.errors import CheckpointError
 from training.checkpoints.shard_files import FileFacts, StoredState
 from training.run_identity import COMMIT, FOLDER
-from training.train_state import Progress
+from training.train_state import TrainState
 
 KEEP = "keep"
 SET_ASIDE = "set_aside"
@@ -58,9 +58,9 @@ class Commit:
     written: str = ""
     digest: str = field(default="")
 
-    def resumed(self) -> Progress:
+    def resumed(self) -> TrainState:
         """Return the progress that the run goes on from."""
-        return Progress.from_record(self.progress)
+        return TrainState.from_record(self.progress)
 
     @property
     def bytes(self) -> int:

@@ -13,7 +13,7 @@ from training.checkpoints.shard_files import ITEM_BYTES, Stretch
 from training.zero.partitions import KINDS, Slot
 
 if TYPE_CHECKING:
-    from training.zero.engine import Engine
+    from training.zero.engine import ZeroEngine
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Staging:
         self.numel, self.device = numel, device
 
     @classmethod
-    def within(cls, budget_bytes: int, engine: Engine) -> Staging | None:
+    def within(cls, budget_bytes: int, engine: ZeroEngine) -> Staging | None:
         """Return a buffer for the engine's state, or None if it would take more memory than allowed."""
         numel = sum(slot.stop - slot.start for slot in engine.layout())
         size = len(KINDS) * numel * ITEM_BYTES
@@ -50,7 +50,7 @@ class Staging:
             return None
         return cls(numel, engine.device)
 
-    def copy(self, engine: Engine) -> list[KindState]:
+    def copy(self, engine: ZeroEngine) -> list[KindState]:
         """Copy the rank's state; when this returns, training may change it."""
         regions = {kind: self.buffer[n * self.numel : (n + 1) * self.numel] for n, kind in enumerate(KINDS)}
         place = 0
@@ -69,7 +69,7 @@ class Staging:
         ]
 
 
-def streamed(engine: Engine) -> list[KindState]:
+def streamed(engine: ZeroEngine) -> list[KindState]:
     """Return the rank's state without a copy of it: one tensor at a time comes into the host's memory."""
 
     def tensors(kind: str) -> Iterator[torch.Tensor]:

@@ -29,7 +29,7 @@ TEXT_PROMPT_TOKENS = 32  # of a document that is no conversation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class GeneratedAnswer:
     """A held-out prompt and how its document goes on, as ids."""
 
     prompt: list[int]
@@ -124,7 +124,7 @@ def held_out_loss(model: Any, tokenizer: Any, reader: ShardReader, rows: list[in
     return nats / tokens, nats / math.log(2) / max(1, size)
 
 
-def held_out_samples(reader: ShardReader, conversational: bool) -> Iterator[Sample]:
+def held_out_samples(reader: ShardReader, conversational: bool) -> Iterator[GeneratedAnswer]:
     """Yield the first document of each row: what comes before its first trained stretch, and that stretch."""
     for row in range(len(reader)):
         arrays = reader.rows([row])
@@ -135,10 +135,10 @@ def held_out_samples(reader: ShardReader, conversational: bool) -> Iterator[Samp
         first = mask.index(True) if conversational and True in mask else TEXT_PROMPT_TOKENS
         stop = next((place for place in range(first, length) if not mask[place]), length)
         if 0 < first < stop:
-            yield Sample(prompt=ids[:first], reference=ids[first:stop])
+            yield GeneratedAnswer(prompt=ids[:first], reference=ids[first:stop])
 
 
-def sample_record(tokenizer: Any, sample: Sample, base: Answer, tuned: Answer) -> dict[str, Any]:
+def sample_record(tokenizer: Any, sample: GeneratedAnswer, base: Answer, tuned: Answer) -> dict[str, Any]:
     return {
         "prompt": tokenizer.decode(sample.prompt, skip_special_tokens=True).strip(),
         "reference": tokenizer.decode(sample.reference, skip_special_tokens=True).strip(),

@@ -23,7 +23,7 @@ from training.models.stored_tensors import DTYPES, INDEX
 KINDS = {dtype: kind for kind, dtype in DTYPES.items()}  # as safetensors spells them
 CHUNK_ELEMENTS = 1 << 17  # half a megabyte of fp32 at a time: it stays in the processor's cache
 
-Plan = Mapping[str, Outgoing]
+OutgoingTensors = Mapping[str, Outgoing]
 Digests = Mapping[str, bytes]  # 128 bits each
 Reader = Callable[[str, int, torch.Tensor], torch.Tensor]  # fills a tensor from an element of a model's tensor on
 
@@ -34,7 +34,7 @@ class ConvertedWeights:
     Takes the memory of a chunk; of a conversion's inputs, or of one expert of them, where there is one.
     """
 
-    def __init__(self, read: Reader, plan: Plan, model: PreTrainedModel | None = None) -> None:
+    def __init__(self, read: Reader, plan: OutgoingTensors, model: PreTrainedModel | None = None) -> None:
         """`model`, without memory for its weights, is needed where the plan has conversions."""
         self.read, self.plan, self.model = read, plan, model
         self.shapes = {} if model is None else {name: tensor.shape for name, tensor in saved_tensors(model).items()}
@@ -118,7 +118,7 @@ def write_tensors(path: Path, names: Collection[str], weights: ConvertedWeights)
     return {name: found.digest() for name, found in hashes.items()}
 
 
-def check_bits(path: Path, plan: Plan, digests: Digests) -> None:
+def check_bits(path: Path, plan: OutgoingTensors, digests: Digests) -> None:
     """Check every tensor of a file, as the safetensors library reads it, by the digest of all its bytes."""
     for name, digest in digests.items():
         with safe_open(path, framework="pt") as stored:  # one tensor at a time: what was mapped for it is let go

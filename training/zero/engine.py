@@ -34,7 +34,7 @@ from training.step.loss import StepStats
 from training.step.packed_model import Isolation, Loss, PackedModel
 from training.zero.ds_config import stage_of
 from training.zero.nvme import nvme_folder, require_async_io, take_nvme
-from training.zero.partitions import MOMENTS, Part, Sharding, Slot, frozen_parameters
+from training.zero.partitions import MOMENTS, Partition, Sharding, Slot, frozen_parameters
 from training.zero.zero3 import Stage3
 from training.zero.zero12 import Stage12
 
@@ -154,7 +154,7 @@ def sharding_of(stage: int, module: torch.nn.Module, optimizer: Any, world: Worl
     return Stage12(module, optimizer, world.rank)
 
 
-class Engine:
+class ZeroEngine:
     """A model, its optimizer and its place in the world. Every method is collective."""
 
     def __init__(
@@ -202,7 +202,7 @@ class Engine:
         """Return this rank's slot of every trained parameter, in the model's order; no value is touched."""
         return self.sharding.layout()
 
-    def parts(self, writing: bool = False) -> Iterator[Part]:
+    def parts(self, writing: bool = False) -> Iterator[Partition]:
         """Yield this rank's part of every trained parameter, in any order; each is valid until the next is asked for.
 
         With `writing`, what is put into a part's values is kept; without it, nothing may be put there. All of them have
@@ -328,7 +328,7 @@ class Engine:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor.item())
 
-    def from_first(self, make: Callable[[], str]) -> str:
+    def broadcast_from_rank0(self, make: Callable[[], str]) -> str:
         """Return what the first rank makes."""
         made = [make() if self.world.is_first else ""]
         dist.broadcast_object_list(made, src=0)

@@ -27,7 +27,7 @@ class Slot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part(Slot):
+class Partition(Slot):
     """A slot with what is in it. `values` are fp32 views [stop - start]: 'master', 'exp_avg', 'exp_avg_sq'.
 
     They are valid until the next part is asked for.
@@ -43,7 +43,7 @@ class Sharding(Protocol):
         """Return this rank's slot of every trained parameter, in the model's order; no value is touched."""
         ...
 
-    def parts(self, writing: bool) -> Iterator[Part]:
+    def parts(self, writing: bool) -> Iterator[Partition]:
         """Yield the slots with their values, in any order; with `writing`, what is put into the views is kept."""
         ...
 

@@ -34,7 +34,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.utils import get_global_norm_of_tensors
 
 from training.models.initial_weights import Weights
-from training.zero.partitions import MOMENTS, Part, Slot, frozen_parameters, zero_state
+from training.zero.partitions import MOMENTS, Partition, Slot, frozen_parameters, zero_state
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class Stage12:
     def layout(self) -> list[Slot]:
         return [place.slot for place in self.places]
 
-    def parts(self, writing: bool) -> Iterator[Part]:
+    def parts(self, writing: bool) -> Iterator[Partition]:
         """Yield the parts in the model's order, views of the states themselves: writing needs nothing more."""
         for place in self.places:
             state = self.optimizer.optimizer.state[place.master]
             tensors = {"master": place.master.detach(), **{moment: state[moment] for moment in MOMENTS}}
             numel = place.slot.stop - place.slot.start
             values = {key: tensor.narrow(0, place.offset, numel) for key, tensor in tensors.items()}
-            yield Part(**vars(place.slot), values=values)
+            yield Partition(**vars(place.slot), values=values)
 
     def fill_frozen(self, weights: Weights) -> None:
         for name, parameter in frozen_parameters(self.module):

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from training.models.initial_weights import Weights
-from training.zero.partitions import MOMENTS, Part, Slot, frozen_parameters, zero_state
+from training.zero.partitions import MOMENTS, Partition, Slot, frozen_parameters, zero_state
 
 IN_MEMORY = -1
 
@@ -54,12 +54,12 @@ class Stage3:
         start, stop = min(self.rank * size, numel), min((self.rank + 1) * size, numel)
         return Slot(name=name, shape=tuple(parameter.ds_shape), numel=numel, start=start, stop=stop)
 
-    def parts(self, writing: bool) -> Iterator[Part]:
+    def parts(self, writing: bool) -> Iterator[Partition]:
         """Yield what is in memory in the model's order, then what is in files, each file read once."""
         for home, slots in groupby(sorted(self.layout(), key=self.home), key=self.home):
             with self.swapped_in(home, writing):
                 for slot in slots:
-                    yield Part(**vars(slot), values=self.values(slot))
+                    yield Partition(**vars(slot), values=self.values(slot))
 
     def values(self, slot: Slot) -> dict[str, torch.Tensor]:
         sub_group, offset = self.position(slot)

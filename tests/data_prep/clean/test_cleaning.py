@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cluster.errors import ConfigError, DataError
 from data_prep.clean.cleaning import Cleaner
-from data_prep.clean.rejected_samples import Sample, drawn
+from data_prep.clean.rejected_samples import RejectedSample, drawn
 from data_prep.config import CleaningConfig
 from data_prep.read.parts import Document, Rejected, Turn
 from data_prep.select.ledger import summary
@@ -161,7 +161,7 @@ def test_a_language_that_cannot_be_told_is_refused():
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.text(max_size=2)), max_size=30), st.integers(0, 30))
 def test_a_draw_of_draws_is_a_draw_of_all(items, cut):
-    samples = [Sample(reason=reason, file=0, record=n, text=text) for n, (reason, text) in enumerate(items)]
+    samples = [RejectedSample(reason=reason, file=0, record=n, text=text) for n, (reason, text) in enumerate(items)]
 
     assert drawn([*drawn(samples[:cut], 3), *drawn(samples[cut:], 3)], 3) == drawn(samples, 3)
 

@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 from cluster.errors import ConfigError
 from data_prep.encode import backend_parity as proof
 from data_prep.encode import backends as engines
-from data_prep.encode.backend_parity import EngineMismatchError, ProvedEngine, choose_engine, encoded_texts, hard_set
-from data_prep.encode.backends import GigatokenEngine, HuggingFaceEngine, engine_version
+from data_prep.encode.backend_parity import (
+    BackendMismatchError,
+    CheckedBackend,
+    choose_backend,
+    encoded_texts,
+    hard_set,
+)
+from data_prep.encode.backends import GigatokenBackend, HuggingFaceBackend, engine_version
 from data_prep.encode.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from data_prep.prepare import prepare
 from data_prep.shards.tokenizer_files import open_tokenizer
@@ -36,7 +42,7 @@ class Planted:
     """An engine that is right but for texts that hold `trap`: there it does what `fault` says to the ids."""
 
     def __init__(self, rules: str, trap: str, fault: str) -> None:
-        self.right, self.trap, self.fault = GigatokenEngine(rules), trap, fault
+        self.right, self.trap, self.fault = GigatokenBackend(rules), trap, fault
 
     def wrong(self, ids):
         if self.fault == "lost":
@@ -61,7 +67,7 @@ def test_gigatoken_gives_the_ids_and_spans_of_tokenizers(rules, test_data):
     hostile = json.loads((test_data / "blns.json").read_text())
     turns = [f"<|im_start|>user\n {text}<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>\n" for text in hostile]
     for each in (rules, open_tokenizer(test_data / "stories260k").backend_tokenizer.to_str()):
-        fast, reference = GigatokenEngine(each), HuggingFaceEngine(each)
+        fast, reference = GigatokenBackend(each), HuggingFaceBackend(each)
 
         proof.compare(fast, reference, [*hostile, *hard_set(SPECIAL_TOKENS)])
 
@@ -73,9 +79,9 @@ def test_gigatoken_gives_the_ids_and_spans_of_tokenizers(rules, test_data):
 def test_an_engine_that_errs_in_one_of_ten_thousand_documents_is_caught(rules, trap, fault):
     texts = [words(20, seed) for seed in range(50)] * 200
     texts[7_123] += f" and so {trap} it ends"
-    engine = ProvedEngine(Planted(rules, trap, fault), HuggingFaceEngine(rules))
+    engine = CheckedBackend(Planted(rules, trap, fault), HuggingFaceBackend(rules))
 
-    with pytest.raises(EngineMismatchError, match=r"at token|do not spell"):
+    with pytest.raises(BackendMismatchError, match=r"at token|do not spell"):
         for first in range(0, len(texts), 256):
             engine.encode_plain(encoded_texts(texts[first : first + 256]))
 
@@ -89,9 +95,9 @@ def test_the_same_ids_spelled_with_other_tokens_are_caught(rules):
 
     texts = [words(20, seed) for seed in range(50)] * 200
     texts[7_123] += " and so ~ it ends"
-    engine = ProvedEngine(Characters(rules, "~", ""), HuggingFaceEngine(rules))
+    engine = CheckedBackend(Characters(rules, "~", ""), HuggingFaceBackend(rules))
 
-    with pytest.raises(EngineMismatchError, match="at token"):
+    with pytest.raises(BackendMismatchError, match="at token"):
         for first in range(0, len(texts), 256):
             engine.encode_plain(encoded_texts(texts[first : first + 256]))
 
@@ -99,14 +105,14 @@ def test_the_same_ids_spelled_with_other_tokens_are_caught(rules):
 def test_a_fault_deep_in_a_long_document_is_caught(rules):
     texts = [words(3000, 1), words(3000, 2) + " Ж " + words(3000, 3)]
 
-    with pytest.raises(EngineMismatchError):
-        ProvedEngine(Planted(rules, "Ж", "swapped"), HuggingFaceEngine(rules)).encode_plain(encoded_texts(texts))
+    with pytest.raises(BackendMismatchError):
+        CheckedBackend(Planted(rules, "Ж", "swapped"), HuggingFaceBackend(rules)).encode_plain(encoded_texts(texts))
 
 
 @pytest.mark.parametrize("fault", ["swapped", "lost", "doubled"])
 def test_ids_that_do_not_spell_a_text_are_told_wherever_they_are(rules, fault, monkeypatch):
     monkeypatch.setattr(engines, "CHUNK", 7)
-    engine = GigatokenEngine(rules)
+    engine = GigatokenBackend(rules)
     raw = " café — 12 naïve 漢字 and so it ends".encode()
     (ids,) = engine.encode_plain([raw])
 
@@ -122,7 +128,7 @@ def test_ids_that_do_not_spell_a_text_are_told_wherever_they_are(rules, fault, m
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=6), st.sampled_from([2, 4, 8, 64]))
 def test_each_first_meeting_of_kinds_is_found_once(raws, chunk):
-    engine = ProvedEngine(*[Silent()] * 2)
+    engine = CheckedBackend(*[Silent()] * 2)
     met = set()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "CHUNK", chunk)
@@ -147,23 +153,23 @@ class Silent:
 
 def test_an_engine_that_fails_the_hard_set_is_not_used(rules, monkeypatch, caplog):
     monkeypatch.setitem(engines.ENGINES, "gigatoken", lambda rules: Planted(rules, "\u0301", "lost"))
-    engines.open_engine.cache_clear()
+    engines.open_backend.cache_clear()
 
-    choice = choose_engine("gigatoken", rules, SPECIAL_TOKENS, 1)
+    choice = choose_backend("gigatoken", rules, SPECIAL_TOKENS, 1)
 
-    engines.open_engine.cache_clear()
+    engines.open_backend.cache_clear()
     assert choice.engine == engine_version("tokenizers") and "gigatoken" in str(choice.refused)
     assert "is not used with this tokenizer" in caplog.text
 
 
 def test_a_small_corpus_is_encoded_with_the_reference_and_a_missing_engine_is_said(rules, monkeypatch):
-    assert choose_engine("auto", rules, SPECIAL_TOKENS, 1000).engine == engine_version("tokenizers")
-    assert choose_engine("auto", rules, SPECIAL_TOKENS, 2**30).engine == engine_version("gigatoken")
+    assert choose_backend("auto", rules, SPECIAL_TOKENS, 1000).engine == engine_version("tokenizers")
+    assert choose_backend("auto", rules, SPECIAL_TOKENS, 2**30).engine == engine_version("gigatoken")
 
     monkeypatch.setattr(proof, "engine_version", lambda name: None if name == "gigatoken" else f"{name} 1")
     with pytest.raises(ConfigError, match=r"data.engine: gigatoken is not installed.*pip install gigatoken"):
-        choose_engine("gigatoken", rules, SPECIAL_TOKENS, 1)
-    assert choose_engine("auto", rules, SPECIAL_TOKENS, 2**30).engine == "tokenizers 1"
+        choose_backend("gigatoken", rules, SPECIAL_TOKENS, 1)
+    assert choose_backend("auto", rules, SPECIAL_TOKENS, 2**30).engine == "tokenizers 1"
 
 
 def test_both_engines_make_the_same_shards(corpus, prepared):
@@ -181,11 +187,11 @@ def test_an_engine_caught_while_encoding_is_replaced_before_a_shard_is_written(
     (corpus / "books" / "99.txt").write_text("one line that ends with a trap ⌘ and goes on")
     right = prepared(corpus, into="right", engine="tokenizers")
     monkeypatch.setitem(engines.ENGINES, "gigatoken", lambda rules: Planted(rules, " trap ⌘ and", "swapped"))
-    engines.open_engine.cache_clear()
+    engines.open_backend.cache_clear()
 
     planted = prepare(config_of(corpus, engine="gigatoken"), tmp_path / "planted", None, seed=1)
 
-    engines.open_engine.cache_clear()
+    engines.open_backend.cache_clear()
     assert planted.splits == right.splits
     assert planted.engine["name"] == engine_version("tokenizers")
     assert "gigatoken" in planted.engine["refused"] and "⌘" in planted.engine["refused"]

@@ -20,7 +20,7 @@ from data_prep.config import SourceConfig
 from data_prep.encode.tokenizer import train_tokenizer
 from data_prep.fetch.sources import cut_slices, find_corpus
 from data_prep.read.byte_ranges import content_of, hashed_file
-from data_prep.read.parts import Part, read_part
+from data_prep.read.parts import FilePart, read_part
 
 STEP = 1024
 
@@ -31,18 +31,18 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("long_texts", "byte_ranges"):
         monkeypatch.setattr(f"data_prep.read.{module}.WINDOW_BYTES", 1500)
         monkeypatch.setattr(f"data_prep.read.{module}.REACH_BYTES", 200)
-    for module in ("streams", "records", "byte_ranges", "sources"):
-        monkeypatch.setattr(f"data_prep.read.{module}.DOCUMENT_BYTES", 3000)
+    for module in ("files.bounded_io", "read.records", "read.byte_ranges", "fetch.sources"):
+        monkeypatch.setattr(f"data_prep.{module}.DOCUMENT_BYTES", 3000)
 
 
-def parts_with_digests(path: Path) -> list[tuple[str, Part]]:
+def parts_with_digests(path: Path) -> list[tuple[str, FilePart]]:
     corpus = find_corpus([SourceConfig(path=str(path), fields={})], {}, None, STEP)
     parts = [part for parts in cut_slices(corpus, STEP) for part in parts]
     contents = [[*content_of(part, corpus.files[0].hashed), str(part.columns)] for part in parts]
     return [(json.dumps(content), part) for content, part in zip(contents, parts, strict=True)]
 
 
-def read(part: Part) -> list[Any]:
+def read(part: FilePart) -> list[Any]:
     return list(read_part(part))
 
 

@@ -19,7 +19,7 @@ from data_prep.config import CleaningConfig
 from data_prep.files.formats import Format
 from data_prep.read import columns
 from data_prep.read.columns import Texts, read_batches
-from data_prep.read.parts import PLAIN, Columns, Document, Part, Rejected, Turn, read_part
+from data_prep.read.parts import PLAIN, Columns, Document, FilePart, Rejected, Turn, read_part
 
 PECULIAR = [
     b'{"text": "a"} x',
@@ -47,7 +47,7 @@ MARKS = " \t\n\r\x0b\x7f\x85\xa0\u0301\u1680\u2000\u2009\u201c\u202f\u205f\u20ac
 def part_of(path, kind):
     form = Format(kind=kind)
     size = path.stat().st_size
-    return Part(file=0, location=str(path), start=0, end=size, columns=replace(TEXTS_ALONE, format=form))
+    return FilePart(file=0, location=str(path), start=0, end=size, columns=replace(TEXTS_ALONE, format=form))
 
 
 def as_documents(part):

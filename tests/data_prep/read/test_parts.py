@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.files.formats import Format
-from data_prep.read.parts import PLAIN, Columns, Document, Part, Rejected, read_part
+from data_prep.read.parts import PLAIN, Columns, Document, FilePart, Rejected, read_part
 from data_prep.rows.row_layouts import Layout
 
 JSONL = Format(kind="jsonl")
@@ -16,8 +16,8 @@ PAIR = Columns(shape="pair", layout=Layout(prompt=("prompt",), completion=("comp
 TALK = Columns(shape="messages", layout=Layout(messages=("messages",)), format=JSONL)
 
 
-def part(path: Path, columns: Columns = PAIR) -> Part:
-    return Part(file=0, location=str(path), start=0, end=path.stat().st_size, columns=columns)
+def part(path: Path, columns: Columns = PAIR) -> FilePart:
+    return FilePart(file=0, location=str(path), start=0, end=path.stat().st_size, columns=columns)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_every_record_is_read_exactly_once_wherever_a_file_is_cut(tmp_path_facto
     columns, size = Columns(shape="text", layout=PLAIN, format=JSONL), path.stat().st_size
 
     ranges = [(start, min(start + cut, size)) for start in range(0, size, cut)]
-    parts = [Part(file=0, location=str(path), start=start, end=end, columns=columns) for start, end in ranges]
+    parts = [FilePart(file=0, location=str(path), start=start, end=end, columns=columns) for start, end in ranges]
     found = [item for each in parts for item in read_part(each)]
 
     whole = list(read_part(part(path, columns)))

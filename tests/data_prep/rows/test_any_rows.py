@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.read.parts import Document, Rejected, find_columns, read_part
-from data_prep.read.parts import Part as FilePart
+from data_prep.read.parts import FilePart as FilePart
 from data_prep.rows.field_proposals import proposal_lines
 
 KEYS = [

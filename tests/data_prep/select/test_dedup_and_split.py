@@ -12,7 +12,7 @@ from data_prep.clean.near_duplicates import clusters, signatures
 from data_prep.config import DataConfig
 from data_prep.fetch.sources import Corpus, CorpusFile
 from data_prep.read.byte_ranges import HashedFile
-from data_prep.read.parts import Columns, Part
+from data_prep.read.parts import Columns, FilePart
 from data_prep.select.dedup_and_split import collect, drawn_repeats, first_equal, select, splits_of
 from data_prep.select.ledger import count_documents
 from data_prep.shards import Manifest, ShardReader, SourceFile, read_manifest
@@ -175,7 +175,7 @@ def test_what_becomes_of_a_document_of_several_sequences_is_decided_by_its_first
     words = [words_of(60, seed) for seed in range(4)]
     texts = [" ".join(text) for text in (words[0], [*words[0], "end"], words[1], words[1], words[2], words[3])]
     table = table_of(texts, lines=[2, 3, 1, 2, 4, 1])
-    parts = (Part(file=0, location="", start=0, end=1, columns=Columns(shape="messages")),)
+    parts = (FilePart(file=0, location="", start=0, end=1, columns=Columns(shape="messages")),)
     info = SourceFile(source="made", path="made", bytes=1, sha256="")
     corpus = Corpus(
         files=[CorpusFile(info=info, location=Path(), columns=parts[0].columns, hashed=HashedFile("", 1))],
@@ -201,7 +201,7 @@ def test_sequences_of_a_held_out_document_are_held_out_and_count_as_one():
     texts[300:] = [f"{text} end" for text in texts[:100]]
     table = table_of(texts, lines=[1 + n % 3 for n in range(400)])
     config = DataConfig.model_validate({"sources": [{"path": "made"}], "validation_fraction": 0.3})
-    parts = (Part(file=0, location="", start=0, end=1, columns=Columns(shape="messages")),)
+    parts = (FilePart(file=0, location="", start=0, end=1, columns=Columns(shape="messages")),)
 
     documents, _ = collect([parts], [table], 1)
     selection = select(documents, [table], lambda lines: np.zeros(len(lines), np.bool_), config)

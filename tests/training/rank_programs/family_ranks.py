@@ -31,14 +31,14 @@ def read_family(trials: Trials, name: str, precision: str) -> None:
     from training.models.source import ModelOrigin
     from training.plan import make_plan
     from training.zero.ds_config import deepspeed_config
-    from training.zero.engine import Engine
+    from training.zero.engine import ZeroEngine
 
     folder = family_folder(trials.output, name, trials.world.rank)
     origin = ModelOrigin(config=AutoConfig.from_pretrained(folder), tokenizer=None, folder=folder)
     config = TrainConfig.model_validate({"steps": 1, "global_batch_rows": 2, "precision": precision})
     manifest = read_manifest(trials.shards)
     plan = make_plan(config, manifest, parameters=origin.parameters, world_size=trials.world.size, seed=0)
-    engine = Engine(origin.config, config, plan, deepspeed_config(dict(MIXED), config, plan), trials.world)
+    engine = ZeroEngine(origin.config, config, plan, deepspeed_config(dict(MIXED), config, plan), trials.world)
     engine.fill_frozen(origin.first_weights(0))
     engine.start_from(origin.first_weights(0))
     trials.keep(f"weights-{name}", whole_weights(engine))

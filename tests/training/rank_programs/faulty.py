@@ -50,21 +50,21 @@ STEP_S = 0.1  # a beat comes each second: steps must be seen to go on before som
 def plant(fault: str, first: int, last: int) -> None:
     """Let a fault happen to this process in some steps."""
     from training.checkpoints.checkpoint import Checkpoints
-    from training.zero.engine import Engine
+    from training.zero.engine import ZeroEngine
 
-    true_step, true_loss, true_offer = Engine.step, Engine.loss, Checkpoints.offer
+    true_step, true_loss, true_offer = ZeroEngine.step, ZeroEngine.loss, Checkpoints.offer
     now = {"step": -1}
 
-    def step(engine: Engine, step: int, *arguments: Any) -> Any:
+    def step(engine: ZeroEngine, step: int, *arguments: Any) -> Any:
         now["step"] = step
         time.sleep(STEP_S)
         return true_step(engine, step, *arguments)
 
-    def loss(engine: Engine, batch: Any) -> Any:
+    def loss(engine: ZeroEngine, batch: Any) -> Any:
         value = true_loss(engine, batch)
         return IN_FORWARD[fault](value) if first <= now["step"] <= last else value
 
-    def offer(checkpoints: Checkpoints, engine: Engine, progress: Any, *, due: bool) -> None:
+    def offer(checkpoints: Checkpoints, engine: ZeroEngine, progress: Any, *, due: bool) -> None:
         if due:
             time.sleep(SLOW_SAVE_S)
         true_offer(checkpoints, engine, progress, due=due)
@@ -72,7 +72,7 @@ def plant(fault: str, first: int, last: int) -> None:
     if fault == "slow-save":
         Checkpoints.offer = offer  # type: ignore[method-assign]
     else:
-        Engine.step, Engine.loss = step, loss  # type: ignore[method-assign]
+        ZeroEngine.step, ZeroEngine.loss = step, loss  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

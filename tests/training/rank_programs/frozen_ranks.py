@@ -40,7 +40,7 @@ def steps(trials: Trials, trial: str, template: Mapping[str, Any], train: Mappin
     from training.checkpoints.async_save import SavePolicy
     from training.checkpoints.checkpoint import Checkpoints
     from training.config import LoraConfig
-    from training.train_state import Progress
+    from training.train_state import TrainState
 
     common = {"micro_batch_rows": 1, "global_batch_rows": ROWS, "weight_decay": 0.1, **train}
     lora = LoraConfig(**train["lora"]) if "lora" in train else None
@@ -61,7 +61,7 @@ def steps(trials: Trials, trial: str, template: Mapping[str, Any], train: Mappin
             SavePolicy(keep_last=1, keep_every_steps=None, copy_bytes=0),  # written while training waits
             first_weights=lambda: origin.first_weights(0, lora),
         )
-        checkpoints.complete(engine, Progress(steps_done=2))
+        checkpoints.complete(engine, TrainState(steps_done=2))
         again, _, _ = trials.engine(model, template, **common)
         again.fill_frozen(origin.first_weights(0, lora))
         checkpoints.restore(again)

@@ -29,7 +29,7 @@ from training.checkpoints.async_save import SavePolicy
 from training.checkpoints.checkpoint import Checkpoints
 from training.checkpoints.layout import committed_folders, step_of, verify
 from training.step.loss import StepStats
-from training.zero.partitions import KINDS, Part, Slot
+from training.zero.partitions import KINDS, Partition, Slot
 
 SHAPES = {"matrix": (37, 11), "vector": (5,), "single": (1,)}
 STEPS, SAVE_EVERY = 30, 3
@@ -43,19 +43,19 @@ class PlainEngine:
     def __init__(self, rank: int, size: int) -> None:
         self.world = World(rank=rank, size=size, local_rank=rank, local_size=size, master=("", 0))
         self.device = torch.device("cpu")
-        self.state: dict[str, Part] = {}
+        self.state: dict[str, Partition] = {}
         self.updates = 0
         for name, shape in SHAPES.items():
             numel = torch.Size(shape).numel()
             part = -(-numel // size)
             start, stop = min(rank * part, numel), min((rank + 1) * part, numel)
             values = {kind: torch.zeros(stop - start) for kind in KINDS}
-            self.state[name] = Part(name=name, shape=shape, numel=numel, start=start, stop=stop, values=values)
+            self.state[name] = Partition(name=name, shape=shape, numel=numel, start=start, stop=stop, values=values)
 
     def layout(self) -> list[Slot]:
         return list(self.state.values())
 
-    def parts(self, *, writing: bool = False) -> Iterator[Part]:
+    def parts(self, *, writing: bool = False) -> Iterator[Partition]:
         yield from self.state.values()
 
     def start_from(self, weights: None) -> None:

@@ -46,7 +46,7 @@ class Trials:
         from training.plan import make_plan
         from training.step.batches import Batches
         from training.zero.ds_config import deepspeed_config
-        from training.zero.engine import Engine
+        from training.zero.engine import ZeroEngine
 
         config = TrainConfig(
             **{"steps": 9, "global_batch_rows": GLOBAL_BATCH, "precision": "fp32", "clip_gradient_norm": None, **train}
@@ -67,7 +67,7 @@ class Trials:
             world_size=self.world.size,
             micro_batch_rows=plan.micro_batch_rows,
         )
-        engine = Engine(origin.config, config, plan, deepspeed_config(dict(template), config, plan), self.world)
+        engine = ZeroEngine(origin.config, config, plan, deepspeed_config(dict(template), config, plan), self.world)
         return engine, batches, origin
 
     def keep(self, trial: str, tensors: Mapping[str, Any]) -> None:
@@ -128,7 +128,7 @@ def contract(trials: Trials) -> None:
     """Keep what ZeRO-3's adapter does to a model whose vectors do not divide by the number of ranks."""
     from training.checkpoints.async_save import SavePolicy
     from training.checkpoints.checkpoint import Checkpoints
-    from training.train_state import Progress
+    from training.train_state import TrainState
 
     new = {"new": {"model_type": "gpt2", "config": ODD_GPT2}}
     engine, batches, origin = trials.engine(new, micro_batch_rows=1, weight_decay=WEIGHT_DECAY)
@@ -142,7 +142,7 @@ def contract(trials: Trials) -> None:
         SavePolicy(keep_last=1, keep_every_steps=None, copy_bytes=1 << 30),
         first_weights=lambda: origin.first_weights(0),
     )
-    checkpoints.complete(engine, Progress(steps_done=SET_STEP))
+    checkpoints.complete(engine, TrainState(steps_done=SET_STEP))
     loaded, _, _ = trials.engine(new, micro_batch_rows=1, weight_decay=WEIGHT_DECAY)
     step = checkpoints.restore(loaded).steps_done
     trials.keep_parts("loaded", loaded)
