@@ -1,8 +1,4 @@
-# make demo    the whole line on this machine, in minutes
-# make test    the fast tests; make test TIER=all  adds real ranks, Ray and (as root) a Slurm cluster of two hosts;
-#              TIER=gpu runs those that need a GPU
-# make soak    the long forms of tests, each with a new seed; SOAK_SEED=... repeats one; results are in tests/SOAK.md
-# make lint    ruff, mypy, shellcheck
+# Targets and their descriptions: make help
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,19 +15,24 @@ MARKERS_gpu := gpu
 MARKERS_all := not gpu and not soak
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak lint clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test soak lint clean
 
-demo: $(VENV)/.run
+help: ## print this
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 12
+	@echo 'TIER=fast (default), slow, slurm, gpu or all; ARGS=... goes to pytest; TORCH=torch==2.12.0 picks another torch'
+
+demo: $(VENV)/.run ## the whole line on this machine, in minutes
 	@rm -rf runs/demo-base runs/demo runs/demo-corpus
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev ## the tests of TIER
 	$(BIN)/python -m pytest -m "$(MARKERS_$(TIER))" $(ARGS)
 
-soak: $(VENV)/.dev
+soak: $(VENV)/.dev ## the long forms of tests, each with a new seed (SOAK_SEED=N repeats one)
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev ## ruff, mypy, shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -50,5 +51,5 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
-clean:
+clean: ## remove the environment and runs/
 	rm -rf $(VENV) runs
