@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,24 +15,24 @@ from data_prep.shards import read_manifest
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_results_come_in_the_order_of_the_items(count):
+def test_results_come_in_the_order_of_the_items(count: int) -> None:
     with Workers(count) as workers:
         assert list(workers.map_slices(math.factorial, range(20), "local")) == [math.factorial(n) for n in range(20)]
         assert list(workers.map_slices(math.factorial, [], "local")) == []
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_an_error_of_a_worker_surfaces_as_it_was_raised(count, tmp_path):
+def test_an_error_of_a_worker_surfaces_as_it_was_raised(count: int, tmp_path: Path) -> None:
     with Workers(count) as workers, pytest.raises(DataError, match="there is no prepared data here"):
         list(workers.map_slices(read_manifest, [tmp_path, tmp_path], "local"))
 
 
-def test_a_killed_worker_is_a_clear_error():
+def test_a_killed_worker_is_a_clear_error() -> None:
     with Workers(2) as workers, pytest.raises(ClusterError, match=r"a worker process was killed.*data.workers"):
         list(workers.map_slices(os._exit, [9, 9], "local"))
 
 
-def test_nothing_moving_on_local_workers_ends_in_an_error_that_names_them():
+def test_nothing_moving_on_local_workers_ends_in_an_error_that_names_them() -> None:
     with (
         Workers(2, stall_s=2.0) as workers,
         pytest.raises(ClusterError, match=r"no item was finished for 2 s on .*pid"),
@@ -40,7 +41,7 @@ def test_nothing_moving_on_local_workers_ends_in_an_error_that_names_them():
 
 
 @pytest.mark.slow
-def test_nothing_moving_on_ray_ends_in_an_error_that_names_what_is_wanted(tmp_path):
+def test_nothing_moving_on_ray_ends_in_an_error_that_names_what_is_wanted(tmp_path: Path) -> None:
     """Two CPUs are taken by somebody else's actors, so that no item can ever be scheduled."""
     import ray
 
@@ -59,7 +60,7 @@ class Hoarder:
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_without_a_cpu_is_refused(monkeypatch):
+def test_a_ray_cluster_without_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -72,7 +73,7 @@ def test_a_ray_cluster_without_a_cpu_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
-def test_ray_keeps_the_order_surfaces_errors_and_survives_a_killed_worker(tmp_path):
+def test_ray_keeps_the_order_surfaces_errors_and_survives_a_killed_worker(tmp_path: Path) -> None:
     def die_once(number: int) -> int:
         marker = tmp_path / str(number)
         if number % 3 == 0 and not marker.exists():
@@ -89,7 +90,7 @@ def test_ray_keeps_the_order_surfaces_errors_and_survives_a_killed_worker(tmp_pa
 
 
 @pytest.mark.slow
-def test_the_caller_s_ray_cluster_is_joined_and_left_running(monkeypatch):
+def test_the_caller_s_ray_cluster_is_joined_and_left_running(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -105,7 +106,7 @@ def test_the_caller_s_ray_cluster_is_joined_and_left_running(monkeypatch):
         cluster.shutdown()
 
 
-def test_a_ray_cluster_that_does_not_answer_is_a_clear_error(monkeypatch):
+def test_a_ray_cluster_that_does_not_answer_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
 
     with (

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from data_prep.config import DataConfig
-from data_prep.shards import read_manifest
+from data_prep.shards import Manifest, read_manifest
 from data_prep.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,7 +129,9 @@ class Disturbed:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_at_random_moments_ends_with_the_same_bytes(corpus, prepared, config_of, tmp_path):
+def test_a_run_that_was_killed_at_random_moments_ends_with_the_same_bytes(
+    corpus: Path, prepared: Callable[..., Manifest], config_of: Callable[..., DataConfig], tmp_path: Path
+) -> None:
     clean = prepared(corpus, into="clean", **SMALL)
     disturbed = Disturbed(tmp_path / "killed", config_of, corpus)
     kills = [
@@ -145,7 +147,14 @@ def test_a_run_that_was_killed_at_random_moments_ends_with_the_same_bytes(corpus
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_twenty_random_kill_schedules_end_with_one_digest(corpus, prepared, config_of, tmp_path, soak_seed, soak_log):
+def test_twenty_random_kill_schedules_end_with_one_digest(
+    corpus: Path,
+    prepared: Callable[..., Manifest],
+    config_of: Callable[..., DataConfig],
+    tmp_path: Path,
+    soak_seed: int,
+    soak_log: Callable[[str], None],
+) -> None:
     """One to four starts each are killed: the driver or a worker, local or of Ray, at a random moment."""
     rng = random.Random(soak_seed)
     clean = prepared(corpus, into="clean", **SMALL)

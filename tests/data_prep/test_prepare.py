@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,19 +13,21 @@ from cluster.errors import DataError
 from data_prep.config import DataConfig
 from data_prep.prepare import prepare
 from data_prep.select.ledger import summary
-from data_prep.shards import ShardReader, read_manifest
+from data_prep.shards import Manifest, ShardReader, read_manifest
 
 SMALL = {"slice_bytes": 1024, "shard_rows": 16}
 
 
-def rows_of(folder: Path, split: str = "train"):
+def rows_of(folder: Path, split: str = "train") -> tuple[ShardReader, Any]:
     manifest = read_manifest(folder)
     reader = ShardReader(folder, manifest, split)
     return reader, reader.rows(range(len(reader)))
 
 
 @pytest.mark.parametrize("settings", [{"slice_bytes": 5000}, {"slice_bytes": 10**6}, {"workers": 2}])
-def test_the_bytes_are_the_same_for_any_slices_and_workers(corpus, prepared, settings):
+def test_the_bytes_are_the_same_for_any_slices_and_workers(
+    corpus: Path, prepared: Callable[..., Manifest], settings: dict[str, int]
+) -> None:
     one = prepared(corpus, into="one", **SMALL)
 
     other = prepared(corpus, into="other", **{**SMALL, **settings})
@@ -32,14 +36,14 @@ def test_the_bytes_are_the_same_for_any_slices_and_workers(corpus, prepared, set
     assert len(one.splits["train"]) > 2
 
 
-def test_the_bytes_are_the_same_for_three_workers(corpus, prepared):
+def test_the_bytes_are_the_same_for_three_workers(corpus: Path, prepared: Callable[..., Manifest]) -> None:
     one = prepared(corpus / "books", into="one", **SMALL)
 
     assert prepared(corpus / "books", into="other", **SMALL, workers=3).digest == one.digest
 
 
 @pytest.mark.slow
-def test_the_bytes_are_the_same_on_ray(corpus, prepared):
+def test_the_bytes_are_the_same_on_ray(corpus: Path, prepared: Callable[..., Manifest]) -> None:
     one = prepared(corpus, into="one", **SMALL)
 
     other = prepared(corpus, into="other", **SMALL, executor="ray", workers=2)
@@ -47,7 +51,9 @@ def test_the_bytes_are_the_same_on_ray(corpus, prepared):
     assert other.digest == one.digest
 
 
-def test_a_corpus_that_was_moved_gives_the_same_rows(corpus, prepared, tmp_path):
+def test_a_corpus_that_was_moved_gives_the_same_rows(
+    corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     one = prepared(corpus, into="one", **SMALL)
 
     moved = prepared(corpus.rename(tmp_path / "moved"), into="other", **SMALL)
@@ -55,7 +61,9 @@ def test_a_corpus_that_was_moved_gives_the_same_rows(corpus, prepared, tmp_path)
     assert moved.content_digest == one.content_digest and moved.digest != one.digest
 
 
-def test_a_restart_makes_only_the_slices_that_are_missing(corpus, prepared, tmp_path):
+def test_a_restart_makes_only_the_slices_that_are_missing(
+    corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     one = prepared(corpus, **SMALL)
     slices = sorted((tmp_path / "data" / "work").glob("*.arrow"))
     removed = random.Random(0).sample(slices, len(slices) // 2)
@@ -68,7 +76,9 @@ def test_a_restart_makes_only_the_slices_that_are_missing(corpus, prepared, tmp_
     assert sorted((tmp_path / "data" / "work").glob("*.arrow")) == slices
 
 
-def test_what_is_prepared_is_not_prepared_again(corpus, prepared, tmp_path, caplog):
+def test_what_is_prepared_is_not_prepared_again(
+    corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     prepared(corpus, **SMALL)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
@@ -79,7 +89,9 @@ def test_what_is_prepared_is_not_prepared_again(corpus, prepared, tmp_path, capl
     assert "already prepared" in caplog.text
 
 
-def test_settings_that_are_written_out_are_those_that_were_left_out(corpus, config_of, tmp_path, caplog):
+def test_settings_that_are_written_out_are_those_that_were_left_out(
+    corpus: Path, config_of: Callable[..., DataConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     config = config_of(corpus / "books", **SMALL)
     prepare(config, tmp_path / "data", None, seed=1)
@@ -89,7 +101,9 @@ def test_settings_that_are_written_out_are_those_that_were_left_out(corpus, conf
     assert "already prepared" in caplog.text
 
 
-def test_a_changed_setting_gives_the_bytes_of_a_fresh_run_and_leaves_nothing_old(corpus, prepared, tmp_path):
+def test_a_changed_setting_gives_the_bytes_of_a_fresh_run_and_leaves_nothing_old(
+    corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     prepared(corpus, **SMALL)
 
     changed = prepared(corpus, **SMALL, packing="concat", row_tokens=128)
@@ -100,7 +114,9 @@ def test_a_changed_setting_gives_the_bytes_of_a_fresh_run_and_leaves_nothing_old
     assert files[0] == files[1]
 
 
-def test_a_changed_file_is_noticed_and_only_its_slices_are_made_again(corpus, prepared, tmp_path):
+def test_a_changed_file_is_noticed_and_only_its_slices_are_made_again(
+    corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     settings = {**SMALL, "tokenizer": {"path": str(tmp_path / "tokenizer-source" / "tokenizer")}}
     prepared(corpus, into="tokenizer-source")
     one = prepared(corpus, **settings)
@@ -115,26 +131,26 @@ def test_a_changed_file_is_noticed_and_only_its_slices_are_made_again(corpus, pr
     assert len(after - before) == 1 and len(before & after) > 5
 
 
-def a_setting(corpus, tmp_path):
+def a_setting(corpus: Path, tmp_path: Path) -> dict[str, Any]:
     return {"cleaning": {"near_duplicates": "off", "unicode": "nfkc"}}
 
 
-def a_private_data_rule(corpus, tmp_path):
+def a_private_data_rule(corpus: Path, tmp_path: Path) -> dict[str, Any]:
     return {"cleaning": {"near_duplicates": "off", "private": {"email": "replace"}}}
 
 
-def another_tokenizer(corpus, tmp_path):
+def another_tokenizer(corpus: Path, tmp_path: Path) -> dict[str, Any]:
     return {"tokenizer": {"path": str(tmp_path / "other-tokenizer" / "tokenizer")}}
 
 
-def one_byte(corpus, tmp_path):
+def one_byte(corpus: Path, tmp_path: Path) -> dict[str, Any]:
     data = bytearray((corpus / "books" / "11.txt").read_bytes())
     data[-1] ^= 1
     (corpus / "books" / "11.txt").write_bytes(data)
     return {}
 
 
-def one_more_file(corpus, tmp_path):
+def one_more_file(corpus: Path, tmp_path: Path) -> dict[str, Any]:
     (corpus / "books" / "00-before.txt").write_text("a book that is sorted before all but one")
     return {}
 
@@ -144,8 +160,8 @@ def one_more_file(corpus, tmp_path):
     [(a_setting, "all"), (a_private_data_rule, "all"), (another_tokenizer, "all"), (one_byte, 1), (one_more_file, 1)],
 )
 def test_what_a_change_touches_is_made_again_and_the_bytes_are_those_of_a_fresh_run(
-    corpus, prepared, tmp_path, change, made_again
-):
+    corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path, change: Callable[..., Any], made_again: int | str
+) -> None:
     prepared(corpus, into="own-tokenizer")
     prepared(corpus / "books", into="other-tokenizer")
     settings = {**SMALL, "tokenizer": {"path": str(tmp_path / "own-tokenizer" / "tokenizer")}}
@@ -162,7 +178,7 @@ def test_what_a_change_touches_is_made_again_and_the_bytes_are_those_of_a_fresh_
     assert changed.digest == prepared(corpus, into="fresh", **settings).digest != one.digest
 
 
-def test_a_damaged_shard_is_written_again(corpus, prepared, tmp_path):
+def test_a_damaged_shard_is_written_again(corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path) -> None:
     one = prepared(corpus, **SMALL)
     shard = tmp_path / "data" / one.splits["train"][0].path
     shard.write_bytes(shard.read_bytes()[:-8])
@@ -171,7 +187,9 @@ def test_a_damaged_shard_is_written_again(corpus, prepared, tmp_path):
     assert ShardReader(tmp_path / "data", one, "train")
 
 
-def test_a_run_that_fails_leaves_the_old_data_as_it_was(corpus, prepared, tmp_path):
+def test_a_run_that_fails_leaves_the_old_data_as_it_was(
+    corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     prepared(corpus, **SMALL)
     before = {path: path.read_bytes() for path in (tmp_path / "data").glob("[mtv]*/*.arrow")}
     with (corpus / "chats.jsonl").open("a") as stream:
@@ -187,7 +205,9 @@ def test_a_run_that_fails_leaves_the_old_data_as_it_was(corpus, prepared, tmp_pa
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_every_document_and_token_is_accounted_for(corpus, prepared, lines_file):
+def test_every_document_and_token_is_accounted_for(
+    corpus: Path, prepared: Callable[..., Manifest], lines_file: Callable[..., Path]
+) -> None:
     odd = lines_file(b"{", {"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b"}, {"prompt": "a"})
 
     manifest = prepared(corpus, odd, **SMALL)
@@ -203,7 +223,9 @@ def test_every_document_and_token_is_accounted_for(corpus, prepared, lines_file)
     assert "1 bad JSON, 1 duplicate, 1 missing column" in summary(manifest)
 
 
-def test_rows_that_stay_empty_are_told_with_what_would_fill_them(lines_file, prepared):
+def test_rows_that_stay_empty_are_told_with_what_would_fill_them(
+    lines_file: Callable[..., Path], prepared: Callable[..., Manifest]
+) -> None:
     alike = lines_file(*({"prompt": f"{n:03d}" * 8, "completion": "x" * 8} for n in range(200)))
 
     narrow, wide = (summary(prepared(alike, into=str(tokens), row_tokens=tokens)) for tokens in (32, 512))
@@ -212,7 +234,9 @@ def test_rows_that_stay_empty_are_told_with_what_would_fill_them(lines_file, pre
     assert "row_tokens" not in wide
 
 
-def test_no_first_token_of_a_piece_and_no_padding_is_trained(corpus, prepared, tmp_path):
+def test_no_first_token_of_a_piece_and_no_padding_is_trained(
+    corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     manifest = prepared(corpus, **SMALL, packing="concat")
 
     _, batch = rows_of(tmp_path / "data")
@@ -223,7 +247,9 @@ def test_no_first_token_of_a_piece_and_no_padding_is_trained(corpus, prepared, t
     assert manifest.packing == "concat"
 
 
-def test_documents_cut_by_rows_can_be_put_together_again(corpus, prepared, tmp_path):
+def test_documents_cut_by_rows_can_be_put_together_again(
+    corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
     prepared(corpus / "books", validation_fraction=0.0)
@@ -239,7 +265,7 @@ def test_documents_cut_by_rows_can_be_put_together_again(corpus, prepared, tmp_p
     assert {piece.source for row in range(len(reader)) for piece in reader.pieces(row)} == set(range(12))
 
 
-def test_datasets_opens_a_split_as_it_stands(corpus, prepared, tmp_path):
+def test_datasets_opens_a_split_as_it_stands(corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path) -> None:
     import datasets
 
     manifest = prepared(corpus, **SMALL)
@@ -252,7 +278,9 @@ def test_datasets_opens_a_split_as_it_stands(corpus, prepared, tmp_path):
     assert split[3]["loss_mask"] == batch.loss_mask[3].tolist()
 
 
-def test_more_data_moves_no_document_between_the_splits(corpus, prepared, lines_file, tmp_path):
+def test_more_data_moves_no_document_between_the_splits(
+    corpus: Path, prepared: Callable[..., Manifest], lines_file: Callable[..., Path], tmp_path: Path
+) -> None:
     def held_out(into: str) -> set[tuple[str, int]]:
         manifest = read_manifest(tmp_path / into)
         reader = ShardReader(tmp_path / into, manifest, "validation")
@@ -267,7 +295,9 @@ def test_more_data_moves_no_document_between_the_splits(corpus, prepared, lines_
     assert old == held_out("less") and 10 < len(old) < 50
 
 
-def test_an_empty_validation_split_is_said_and_can_be_read(corpus, prepared, tmp_path, caplog):
+def test_an_empty_validation_split_is_said_and_can_be_read(
+    corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for book in ("09", "10", "11"):
         (corpus / "books" / f"{book}.txt").unlink()  # of ten, one would be held out
 
@@ -278,14 +308,18 @@ def test_an_empty_validation_split_is_said_and_can_be_read(corpus, prepared, tmp
     assert len(ShardReader(tmp_path / "data", manifest, "validation")) == 0
 
 
-def test_a_corpus_of_which_nothing_is_left_is_refused(lines_file, prepared):
+def test_a_corpus_of_which_nothing_is_left_is_refused(
+    lines_file: Callable[..., Path], prepared: Callable[..., Manifest]
+) -> None:
     path = lines_file({"text": " "}, b"{")
 
     with pytest.raises(DataError, match=r"no document is left to train on .*rows.jsonl: 1 bad JSON, 1 empty"):
         prepared(path)
 
 
-def test_conversations_are_packed_whole_and_running_text_is_joined(corpus, prepared):
+def test_conversations_are_packed_whole_and_running_text_is_joined(
+    corpus: Path, prepared: Callable[..., Manifest]
+) -> None:
     assert prepared(corpus, into="all").packing == "best_fit"
     assert prepared(corpus / "books", into="books").packing == "concat"
     assert prepared(corpus, into="all").conversational
@@ -293,7 +327,9 @@ def test_conversations_are_packed_whole_and_running_text_is_joined(corpus, prepa
 
 
 @pytest.mark.slow
-def test_real_corpora_are_prepared_without_a_rest(test_data, prepared, tmp_path):
+def test_real_corpora_are_prepared_without_a_rest(
+    test_data: Path, prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     tokenizer = {"train": {"vocab_size": 4096}}
     books = prepared(test_data / "books", into="books", tokenizer=tokenizer, row_tokens=1024, workers=None)
     questions = prepared(
@@ -324,7 +360,9 @@ def test_real_corpora_are_prepared_without_a_rest(test_data, prepared, tmp_path)
         ({"path": "self_dialogue"}, 2475),
     ],
 )
-def test_every_real_corpus_goes_through_and_its_ledger_balances(test_data, prepared, source, kept):
+def test_every_real_corpus_goes_through_and_its_ledger_balances(
+    test_data: Path, prepared: Callable[..., Manifest], source: dict[str, str], kept: int
+) -> None:
     path = str(test_data / source["path"])
 
     manifest = prepared({**source, "path": path}, row_tokens=1024, workers=None)

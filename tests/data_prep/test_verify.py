@@ -4,12 +4,13 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import EXIT_DONE, EXIT_USER_ACTION, DataError
-from data_prep.shards import ShardReader, read_manifest
+from data_prep.shards import Manifest, ShardReader, read_manifest
 from data_prep.verify import verify
 from launch.__main__ import main
 
@@ -17,7 +18,7 @@ FAULTS = ("flip", "cut", "swap", "rename")
 
 
 @pytest.fixture
-def data(prepared, corpus, tmp_path) -> Path:
+def data(prepared: Callable[..., Manifest], corpus: Path, tmp_path: Path) -> Path:
     prepared(corpus, shard_rows=16)
     return tmp_path / "data"
 
@@ -71,16 +72,16 @@ def check_faults(data: Path, count: int) -> None:
     assert verify(data) == []
 
 
-def test_random_damage_to_any_file_is_caught_and_named(data):
+def test_random_damage_to_any_file_is_caught_and_named(data: Path) -> None:
     check_faults(data, 120)
 
 
 @pytest.mark.slow
-def test_a_thousand_random_damages_to_any_file_are_caught_and_named(data):
+def test_a_thousand_random_damages_to_any_file_are_caught_and_named(data: Path) -> None:
     check_faults(data, 1000)
 
 
-def test_every_bit_of_a_shard_s_rows_is_checked_when_it_is_first_read(data):
+def test_every_bit_of_a_shard_s_rows_is_checked_when_it_is_first_read(data: Path) -> None:
     manifest = read_manifest(data)
     shard = manifest.splits["train"][1]
     path = data / shard.path
@@ -99,7 +100,7 @@ def test_every_bit_of_a_shard_s_rows_is_checked_when_it_is_first_read(data):
             reader.rows(range(16, 32))
 
 
-def test_a_block_exchanged_for_another_with_its_digest_is_noticed(data):
+def test_a_block_exchanged_for_another_with_its_digest_is_noticed(data: Path) -> None:
     manifest = read_manifest(data)
     one, other = (data / shard.path for shard in manifest.splits["train"][:2])
     size = one.stat().st_size
@@ -110,7 +111,7 @@ def test_a_block_exchanged_for_another_with_its_digest_is_noticed(data):
 
 
 @pytest.mark.parametrize("pattern", ["manifest.json", "train/data-00000-*.arrow", "tokenizer/tokenizer.json"])
-def test_a_pipe_where_a_file_should_be_is_named_and_not_waited_for(data, pattern):
+def test_a_pipe_where_a_file_should_be_is_named_and_not_waited_for(data: Path, pattern: str) -> None:
     (path,) = data.glob(pattern)
     path.unlink()
     os.mkfifo(path)
@@ -120,7 +121,7 @@ def test_a_pipe_where_a_file_should_be_is_named_and_not_waited_for(data, pattern
     assert problem.startswith(f"{path}: is a named pipe, not a file; delete it")
 
 
-def test_files_that_do_not_belong_are_named(data):
+def test_files_that_do_not_belong_are_named(data: Path) -> None:
     (data / "train" / "data-00099-of-00099.arrow").write_bytes(b"")
 
     (problem,) = verify(data)
@@ -128,7 +129,7 @@ def test_files_that_do_not_belong_are_named(data):
     assert "data-00099-of-00099.arrow: the manifest does not list it" in problem
 
 
-def test_the_command_says_what_is_damaged(data, capsys):
+def test_the_command_says_what_is_damaged(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(data)]) == EXIT_DONE
     assert "every byte is as the manifest says" in capsys.readouterr().out
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from data_prep.clean.near_duplicates import BINS, band_rows, clusters, signatures, summaries
 from data_prep.clean.shingles import word_hashes
 from data_prep.config import CleaningConfig
+from data_prep.shards import Manifest
 
 THRESHOLD = CleaningConfig().near_threshold
 
@@ -35,7 +38,7 @@ def similarity(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("count", [40, 300, 5000])
-def test_the_share_of_equal_bytes_is_the_similarity(count):
+def test_the_share_of_equal_bytes_is_the_similarity(count: int) -> None:
     estimated, true = [], []
     for seed in range(40):
         words = words_of(count, seed)
@@ -49,7 +52,7 @@ def test_the_share_of_equal_bytes_is_the_similarity(count):
     assert np.ptp(true) > 0.2
 
 
-def test_two_in_a_hundred_words_exchanged_is_a_near_duplicate_and_ten_is_none():
+def test_two_in_a_hundred_words_exchanged_is_a_near_duplicate_and_ten_is_none() -> None:
     originals = [words_of(400, seed) for seed in range(60)]
     few = [changed(words, 0.01, seed) for seed, words in enumerate(originals)]
     many = [changed(words, 0.1, seed) for seed, words in enumerate(originals)]
@@ -62,7 +65,7 @@ def test_two_in_a_hundred_words_exchanged_is_a_near_duplicate_and_ten_is_none():
 
 
 @pytest.mark.parametrize(("share", "found"), [(0.01, 0.99), (0.02, 0.95), (0.05, 0.3)])
-def test_copies_with_some_words_exchanged_are_found_as_often_as_promised(share, found):
+def test_copies_with_some_words_exchanged_are_found_as_often_as_promised(share: float, found: float) -> None:
     originals = [words_of(count, count + n) for count in (60, 150, 400, 1000) for n in range(40)]
     copies = []
     for number, words in enumerate(originals):
@@ -75,14 +78,14 @@ def test_copies_with_some_words_exchanged_are_found_as_often_as_promised(share, 
     assert (leader[160:] == np.arange(160)).mean() >= found
 
 
-def test_case_punctuation_and_spaces_make_no_difference():
+def test_case_punctuation_and_spaces_make_no_difference() -> None:
     said = "“Hello,” he said - twice… and went. "
     one, other = summaries([(said * 4).encode(), ("hello  he SAID\ntwice AND went; " * 4).encode()]).signature
 
     assert (one == other).all() and (one != 0xFF).any()
 
 
-def test_texts_without_words_are_like_nothing():
+def test_texts_without_words_are_like_nothing() -> None:
     assert clusters(signatures(["?!", "...", "", "a"]), 0.8).tolist() == [0, 1, 2, 3]
 
 
@@ -102,12 +105,12 @@ def test_texts_without_words_are_like_nothing():
         ("don\u2019t — stop", 3),
     ],
 )
-def test_scripts_without_spaces_are_split_into_characters_and_marks_cut_no_word(text, words):
+def test_scripts_without_spaces_are_split_into_characters_and_marks_cut_no_word(text: str, words: int) -> None:
     assert word_hashes([text.encode()])[1].tolist() == [words]
 
 
 @pytest.mark.parametrize("letters", [(0x0E01, 0x0E3A), (0x0E81, 0x0EAE), (0x1000, 0x1021), (0x1780, 0x17A3)])
-def test_near_duplicates_are_found_in_scripts_without_spaces_and_distinct_texts_kept(letters):
+def test_near_duplicates_are_found_in_scripts_without_spaces_and_distinct_texts_kept(letters: tuple[int, int]) -> None:
     drawn = random.Random(letters[0])
     texts = ["".join(chr(drawn.randrange(*letters)) for _ in range(400)) for _ in range(20)]
     near = [text[:200] + text[203:] for text in texts]
@@ -117,7 +120,7 @@ def test_near_duplicates_are_found_in_scripts_without_spaces_and_distinct_texts_
     assert found.tolist() == [*range(20), *range(20)]
 
 
-def test_near_duplicates_are_found_by_tibetan_syllables():
+def test_near_duplicates_are_found_by_tibetan_syllables() -> None:
     drawn = random.Random(3)
     texts = ["་".join(chr(0x0F40 + drawn.randrange(40)) * 2 for _ in range(200)) for _ in range(20)]
 
@@ -126,7 +129,7 @@ def test_near_duplicates_are_found_by_tibetan_syllables():
     assert found.tolist() == [*range(20), *range(20)]
 
 
-def test_distinct_texts_of_few_words_are_never_near_duplicates():
+def test_distinct_texts_of_few_words_are_never_near_duplicates() -> None:
     texts = [" ".join(words_of(1 + seed % 19, seed)) for seed in range(1500)]
     bells = [f"How many bells ring at hour {n}? Exactly {n % 12} bells." for n in range(200)]
 
@@ -135,7 +138,9 @@ def test_distinct_texts_of_few_words_are_never_near_duplicates():
     assert found.tolist() == list(range(1700))
 
 
-def test_template_that_differs_in_one_word_is_a_near_duplicate_only_if_it_is_long(lines_file, prepared):
+def test_template_that_differs_in_one_word_is_a_near_duplicate_only_if_it_is_long(
+    lines_file: Callable[..., Path], prepared: Callable[..., Manifest]
+) -> None:
     short = "please tell me which of the following {} is said to live in the sea and not on land or not"
     long = short + " and why it is so, in words that a child of ten years would read without any help"
     names = ["whale", "otter", "heron"]
@@ -145,7 +150,7 @@ def test_template_that_differs_in_one_word_is_a_near_duplicate_only_if_it_is_lon
     assert [entry["rejected"] for entry in manifest.documents.values()] == [{"near duplicate": 2}]
 
 
-def test_languages_without_spaces_are_compared_by_their_signs():
+def test_languages_without_spaces_are_compared_by_their_signs() -> None:
     text = "".join(chr(0x4E00 + n * 37 % 5000) for n in range(300))
 
     one, near, far = signatures([text, text.replace(text[50], "x"), text[::-1]])
@@ -154,11 +159,11 @@ def test_languages_without_spaces_are_compared_by_their_signs():
 
 
 @given(st.lists(st.text(alphabet="ab \u00e9\u4e2d.", max_size=60), min_size=1, max_size=12), st.integers(0, 12))
-def test_a_signature_does_not_depend_on_the_neighbours(texts, cut):
+def test_a_signature_does_not_depend_on_the_neighbours(texts: list[str], cut: int) -> None:
     assert np.array_equal(np.concatenate([signatures(texts[:cut]), signatures(texts[cut:])]), signatures(texts))
 
 
-def test_a_long_text_between_others_has_the_signature_that_it_has_alone():
+def test_a_long_text_between_others_has_the_signature_that_it_has_alone() -> None:
     texts = [" ".join(words_of(30, 2)), " ".join(words_of(60_000, 1)), " ".join(words_of(24, 3))]
 
     together = signatures(texts)
@@ -167,7 +172,7 @@ def test_a_long_text_between_others_has_the_signature_that_it_has_alone():
     assert together.shape == (3, BINS)
 
 
-def test_whatever_is_dropped_is_itself_like_the_one_that_is_kept():
+def test_whatever_is_dropped_is_itself_like_the_one_that_is_kept() -> None:
     chain = [words_of(1000, 7)]
     for step in range(12):
         chain.append(changed(chain[-1], 0.008, step))
@@ -183,7 +188,7 @@ def test_whatever_is_dropped_is_itself_like_the_one_that_is_kept():
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9, 1.0])
-def test_bands_miss_at_most_one_in_twenty_at_the_threshold(threshold):
+def test_bands_miss_at_most_one_in_twenty_at_the_threshold(threshold: float) -> None:
     rows = band_rows(threshold)
 
     assert (1 - threshold**rows) ** (BINS // rows) <= 0.05

@@ -46,7 +46,7 @@ def unguarded(text: bytes) -> Counter[str]:
         ("ünï +1 212 555 0187 çøde", "ünï [PHONE] çøde"),
     ],
 )
-def test_private_data_is_replaced_by_its_kind(text, expected):
+def test_private_data_is_replaced_by_its_kind(text: str, expected: str) -> None:
     assert scrub(text, KINDS)[0] == expected
 
 
@@ -63,16 +63,16 @@ def test_private_data_is_replaced_by_its_kind(text, expected):
         "1914-1918, 2026-11-20, 1,234,567.89, page 123-4567, ISBN 978-3-16-148410-0, 3.14159265358979",
     ],
 )
-def test_what_only_looks_like_private_data_stays(text):
+def test_what_only_looks_like_private_data_stays(text: str) -> None:
     assert scrub(text, KINDS) == (text, Counter())
 
 
-def test_only_the_wanted_kinds_are_replaced():
+def test_only_the_wanted_kinds_are_replaced() -> None:
     assert scrub("a@b.org 8.8.8.8", ["ip"]) == ("a@b.org [IP]", Counter(ip=1))
 
 
 @given(st.text())
-def test_any_text_can_be_scrubbed_and_scrubbing_twice_changes_nothing_more(text):
+def test_any_text_can_be_scrubbed_and_scrubbing_twice_changes_nothing_more(text: str) -> None:
     once, _ = scrub(f"a@b.org {text} +1 212 555 0187", KINDS)
     assert scrub(once, KINDS) == (once, Counter())
 
@@ -80,13 +80,13 @@ def test_any_text_can_be_scrubbed_and_scrubbing_twice_changes_nothing_more(text)
 @given(
     st.lists(st.sampled_from(["a@b.org", "8.8.8.8", "+442079460958", "words " * 60, "4111111111111111", " ", ": :"]))
 )
-def test_the_signs_miss_nothing_that_the_rules_would_find(pieces):
+def test_the_signs_miss_nothing_that_the_rules_would_find(pieces: list[str]) -> None:
     text = " ".join(pieces).encode()
 
     assert Counter(kind for _, _, kind in find_private(text, KINDS)) == unguarded(text)
 
 
-def test_the_signs_miss_nothing_in_real_specifications(test_data):
+def test_the_signs_miss_nothing_in_real_specifications(test_data: Path) -> None:
     found: Counter[str] = Counter()
     for path in sorted((test_data / "peps").iterdir()):
         text = path.read_bytes()
@@ -110,7 +110,7 @@ def unmarked(line: str, kind: Kind | None) -> tuple[bytes, set[tuple[int, int, K
     return plain, spans
 
 
-def test_the_page_about_cleaning_tells_how_much_planted_private_data_is_found_and_how_much_of_it_is_some():
+def test_the_page_about_cleaning_tells_how_much_planted_private_data_is_found_and_how_much_of_it_is_some() -> None:
     planted, hits, found = Counter[str](), Counter[str](), Counter[str]()
     lines = [(kind, line) for kind, text in PLANTED.items() for line in text.strip().split("\n")]
     for kind, line in [*lines, *((None, line) for line in NOTHING.strip().split("\n"))]:

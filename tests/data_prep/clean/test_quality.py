@@ -15,7 +15,7 @@ PROSE = (
 
 
 @pytest.mark.parametrize("rule", ["gopher", "repetition", "c4", "fineweb"])
-def test_prose_passes_every_rule(rule):
+def test_prose_passes_every_rule(rule: str) -> None:
     assert judged(PROSE, [rule]) == (PROSE, None)
 
 
@@ -39,23 +39,23 @@ def test_prose_passes_every_rule(rule):
         ("fineweb", "\n".join([PROSE, PROSE]), "repeated lines"),
     ],
 )
-def test_a_poor_page_is_rejected_with_the_rule_and_what_is_poor(rule, text, reason):
+def test_a_poor_page_is_rejected_with_the_rule_and_what_is_poor(rule: str, text: str, reason: str) -> None:
     assert judged(text, [rule])[1] == f"quality: {rule}: {reason}"
 
 
-def test_gopher_keeps_a_novel():
+def test_gopher_keeps_a_novel() -> None:
     novel = "\n".join(PROSE.replace("stranger", f"stranger of year {year}") for year in range(1400))
 
     assert len(novel.split()) > 100_000 and judged(novel, ["gopher"]) == (novel, None)
 
 
-def test_c4_removes_lines_that_are_no_sentences():
+def test_c4_removes_lines_that_are_no_sentences() -> None:
     text, reason = judged(f"Menu\n{PROSE}\nThis page uses cookies.\nRead more...", ["c4"])
 
     assert (text, reason) == (PROSE, None)
 
 
-def test_characters_of_overlapping_repeats_count_once():
+def test_characters_of_overlapping_repeats_count_once() -> None:
     assert repeated_runs(["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"]) is None
     assert repeated_runs(f"{PROSE} sat by the harbour wall".split()) is None
 
@@ -64,7 +64,7 @@ def test_characters_of_overlapping_repeats_count_once():
     ("text", "language"),
     [(PROSE, "en"), ("Wer reitet so spät durch Nacht und Wind? Es ist der Vater mit seinem Kind.", "de")],
 )
-def test_a_language_is_told_from_a_few_words(text, language):
+def test_a_language_is_told_from_a_few_words(text: str, language: str) -> None:
     found, probability = find_language(text)
 
     assert found == language and probability > 0.9

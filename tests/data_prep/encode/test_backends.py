@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
+from data_prep.config import DataConfig
 from data_prep.encode import backend_parity as proof
 from data_prep.encode import backends as engines
 from data_prep.encode.backend_parity import (
@@ -18,16 +21,17 @@ from data_prep.encode.backend_parity import (
     encoded_texts,
     hard_set,
 )
-from data_prep.encode.backends import GigatokenBackend, HuggingFaceBackend, engine_version
+from data_prep.encode.backends import GigatokenBackend, HuggingFaceBackend, Ids, Offsets, Ragged, engine_version
 from data_prep.encode.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from data_prep.prepare import prepare
+from data_prep.shards import Manifest
 from data_prep.shards.tokenizer_files import open_tokenizer
 
 pytest.importorskip("gigatoken", reason="pip install gigatoken")
 
 
 @pytest.fixture(scope="module")
-def rules():
+def rules() -> str:
     return train_tokenizer(
         ["Hello world, be kind and say bye to you. ünïcode 12 " * 20], 600
     ).backend_tokenizer.to_str()
@@ -44,26 +48,26 @@ class Planted:
     def __init__(self, rules: str, trap: str, fault: str) -> None:
         self.right, self.trap, self.fault = GigatokenBackend(rules), trap, fault
 
-    def wrong(self, ids):
+    def wrong(self, ids: Ids) -> Ids:
         if self.fault == "lost":
             return ids[:-1]
         return np.concatenate([np.flip(ids[:2]), ids[2:]]) if self.fault == "swapped" else np.append(ids, ids[-1:])
 
-    def encode_plain(self, texts):
+    def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
         ids = [
             self.wrong(i) if self.trap.encode() in t else i
             for t, i in zip(texts, self.right.encode_plain(texts), strict=True)
         ]
         return engines.ragged(ids)
 
-    def encode_marked(self, texts):
+    def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         return self.right.encode_marked(texts)
 
-    def spells(self, ids, text):
+    def spells(self, ids: Ids, text: bytes) -> bool:
         return self.right.spells(ids, text)
 
 
-def test_gigatoken_gives_the_ids_and_spans_of_tokenizers(rules, test_data):
+def test_gigatoken_gives_the_ids_and_spans_of_tokenizers(rules: str, test_data: Path) -> None:
     hostile = json.loads((test_data / "blns.json").read_text())
     turns = [f"<|im_start|>user\n {text}<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>\n" for text in hostile]
     for each in (rules, open_tokenizer(test_data / "stories260k").backend_tokenizer.to_str()):
@@ -76,7 +80,7 @@ def test_gigatoken_gives_the_ids_and_spans_of_tokenizers(rules, test_data):
 
 @pytest.mark.parametrize("trap", ["\u00a0", "ﬁ", "Ж", "\t\t", "7x", "漢", "~", "\u2019s"])
 @pytest.mark.parametrize("fault", ["swapped", "lost", "doubled"])
-def test_an_engine_that_errs_in_one_of_ten_thousand_documents_is_caught(rules, trap, fault):
+def test_an_engine_that_errs_in_one_of_ten_thousand_documents_is_caught(rules: str, trap: str, fault: str) -> None:
     texts = [words(20, seed) for seed in range(50)] * 200
     texts[7_123] += f" and so {trap} it ends"
     engine = CheckedBackend(Planted(rules, trap, fault), HuggingFaceBackend(rules))
@@ -86,11 +90,11 @@ def test_an_engine_that_errs_in_one_of_ten_thousand_documents_is_caught(rules, t
             engine.encode_plain(encoded_texts(texts[first : first + 256]))
 
 
-def test_the_same_ids_spelled_with_other_tokens_are_caught(rules):
+def test_the_same_ids_spelled_with_other_tokens_are_caught(rules: str) -> None:
     class Characters(Planted):
         """Spells what holds the trap character by character: every byte is right, the ids are not."""
 
-        def wrong(self, ids):
+        def wrong(self, ids: Ids) -> Ids:
             return self.right.encode_plain([bytes([byte]) for byte in self.right.plain.decode(ids)]).ids
 
     texts = [words(20, seed) for seed in range(50)] * 200
@@ -102,7 +106,7 @@ def test_the_same_ids_spelled_with_other_tokens_are_caught(rules):
             engine.encode_plain(encoded_texts(texts[first : first + 256]))
 
 
-def test_a_fault_deep_in_a_long_document_is_caught(rules):
+def test_a_fault_deep_in_a_long_document_is_caught(rules: str) -> None:
     texts = [words(3000, 1), words(3000, 2) + " Ж " + words(3000, 3)]
 
     with pytest.raises(BackendMismatchError):
@@ -110,7 +114,9 @@ def test_a_fault_deep_in_a_long_document_is_caught(rules):
 
 
 @pytest.mark.parametrize("fault", ["swapped", "lost", "doubled"])
-def test_ids_that_do_not_spell_a_text_are_told_wherever_they_are(rules, fault, monkeypatch):
+def test_ids_that_do_not_spell_a_text_are_told_wherever_they_are(
+    rules: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engines, "CHUNK", 7)
     engine = GigatokenBackend(rules)
     raw = " café — 12 naïve 漢字 and so it ends".encode()
@@ -127,7 +133,7 @@ def test_ids_that_do_not_spell_a_text_are_told_wherever_they_are(rules, fault, m
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=6), st.sampled_from([2, 4, 8, 64]))
-def test_each_first_meeting_of_kinds_is_found_once(raws, chunk):
+def test_each_first_meeting_of_kinds_is_found_once(raws: list[bytes], chunk: int) -> None:
     engine = CheckedBackend(*[Silent()] * 2)
     met = set()
     with pytest.MonkeyPatch.context() as patch:
@@ -144,14 +150,16 @@ def test_each_first_meeting_of_kinds_is_found_once(raws, chunk):
 class Silent:
     """An engine for texts that nobody encodes."""
 
-    def encode_plain(self, texts):
+    def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
         return engines.ragged([np.empty(0, np.uint32)] * len(texts))
 
-    def spells(self, ids, text):
+    def spells(self, ids: Ids, text: bytes) -> bool:
         return False
 
 
-def test_an_engine_that_fails_the_hard_set_is_not_used(rules, monkeypatch, caplog):
+def test_an_engine_that_fails_the_hard_set_is_not_used(
+    rules: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setitem(engines.ENGINES, "gigatoken", lambda rules: Planted(rules, "\u0301", "lost"))
     engines.open_backend.cache_clear()
 
@@ -162,7 +170,9 @@ def test_an_engine_that_fails_the_hard_set_is_not_used(rules, monkeypatch, caplo
     assert "is not used with this tokenizer" in caplog.text
 
 
-def test_a_small_corpus_is_encoded_with_the_reference_and_a_missing_engine_is_said(rules, monkeypatch):
+def test_a_small_corpus_is_encoded_with_the_reference_and_a_missing_engine_is_said(
+    rules: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert choose_backend("auto", rules, SPECIAL_TOKENS, 1000).engine == engine_version("tokenizers")
     assert choose_backend("auto", rules, SPECIAL_TOKENS, 2**30).engine == engine_version("gigatoken")
 
@@ -172,7 +182,7 @@ def test_a_small_corpus_is_encoded_with_the_reference_and_a_missing_engine_is_sa
     assert choose_backend("auto", rules, SPECIAL_TOKENS, 2**30).engine == "tokenizers 1"
 
 
-def test_both_engines_make_the_same_shards(corpus, prepared):
+def test_both_engines_make_the_same_shards(corpus: Path, prepared: Callable[..., Manifest]) -> None:
     fast = prepared(corpus, into="fast", engine="gigatoken")
     slow = prepared(corpus, into="slow", engine="tokenizers")
 
@@ -182,8 +192,13 @@ def test_both_engines_make_the_same_shards(corpus, prepared):
 
 
 def test_an_engine_caught_while_encoding_is_replaced_before_a_shard_is_written(
-    corpus, config_of, tmp_path, prepared, monkeypatch, caplog
-):
+    corpus: Path,
+    config_of: Callable[..., DataConfig],
+    tmp_path: Path,
+    prepared: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     (corpus / "books" / "99.txt").write_text("one line that ends with a trap ⌘ and goes on")
     right = prepared(corpus, into="right", engine="tokenizers")
     monkeypatch.setitem(engines.ENGINES, "gigatoken", lambda rules: Planted(rules, " trap ⌘ and", "swapped"))

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.errors import ConfigError, DataError
+from data_prep.config import DataConfig
 from data_prep.encode.conversations import CHATML, check_template, read_template
 from data_prep.encode.conversations import TEMPLATES as OURS
 from data_prep.encode.encoded_slices import encode_parts, trained_tokens
@@ -32,18 +35,22 @@ def messages(*turns: tuple[str, str]) -> Document:
     return Document(0, "messages", tuple(Turn(*turn) for turn in turns))
 
 
-def trained_text(encoded, tokenizer) -> str:
+def trained_text(encoded: Any, tokenizer: Any) -> str:
     return tokenizer.decode(encoded.input_ids[encoded.loss_mask].tolist())
 
 
-def test_everything_but_the_first_token_of_a_text_is_trained_and_it_ends_with_eos(encoder_with, tokenizer):
+def test_everything_but_the_first_token_of_a_text_is_trained_and_it_ends_with_eos(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     texts = encoder_with(None).encode_texts([b"Hello world", b"Bye"])
 
     assert [tokenizer.decode(ids.tolist()) for ids in texts] == ["Hello world<|endoftext|>", "Bye<|endoftext|>"]
     assert trained_tokens(texts, None).tolist() == [len(ids) - 1 for ids in texts]
 
 
-def test_a_pair_without_a_template_trains_the_completion_and_eos_only(encoder_with, tokenizer):
+def test_a_pair_without_a_template_trains_the_completion_and_eos_only(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     pair = Document(0, "pair", (Turn("user", "Hello"), Turn("assistant", " world")))
 
     ((encoded,),) = encoder_with(None, bos=1).encode([pair])
@@ -52,7 +59,9 @@ def test_a_pair_without_a_template_trains_the_completion_and_eos_only(encoder_wi
     assert trained_text(encoded, tokenizer) == " world<|endoftext|>"
 
 
-def test_a_token_that_holds_the_end_of_the_prompt_and_the_completion_is_trained_and_counted(encoder_with, tokenizer):
+def test_a_token_that_holds_the_end_of_the_prompt_and_the_completion_is_trained_and_counted(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     encoder = encoder_with(None)
     pair = Document(0, "pair", (Turn("user", "Hello "), Turn("assistant", "world")))
 
@@ -63,13 +72,15 @@ def test_a_token_that_holds_the_end_of_the_prompt_and_the_completion_is_trained_
 
 
 @pytest.mark.parametrize("template", [CHATML.read_text(), PLAIN_CHATML], ids=["markers", "no markers"])
-def test_what_the_assistant_says_and_its_stop_token_are_trained_and_nothing_else(encoder_with, tokenizer, template):
+def test_what_the_assistant_says_and_its_stop_token_are_trained_and_nothing_else(
+    encoder_with: Callable[..., Encoder], tokenizer: Any, template: str
+) -> None:
     ((encoded,),) = encoder_with(template).encode([messages(*DIALOGUE)])
 
     assert trained_text(encoded, tokenizer) == "Hello,\n wörld! <|im_end|>Bye.<|im_end|>"
 
 
-def test_ids_and_mask_are_those_of_transformers(encoder_with, tokenizer):
+def test_ids_and_mask_are_those_of_transformers(encoder_with: Callable[..., Encoder], tokenizer: Any) -> None:
     chat = [{"role": role, "content": text} for role, text in DIALOGUE]
     theirs = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
 
@@ -79,7 +90,7 @@ def test_ids_and_mask_are_those_of_transformers(encoder_with, tokenizer):
     assert ours.loss_mask.tolist() == [bool(value) for value in theirs["assistant_masks"]]
 
 
-def test_a_pair_with_a_template_is_a_conversation_of_two(encoder_with):
+def test_a_pair_with_a_template_is_a_conversation_of_two(encoder_with: Callable[..., Encoder]) -> None:
     encoder = encoder_with(CHATML.read_text())
     pair = Document(0, "pair", (Turn("user", "Hi"), Turn("assistant", "Bye")))
 
@@ -88,7 +99,9 @@ def test_a_pair_with_a_template_is_a_conversation_of_two(encoder_with):
     assert a.input_ids.tolist() == b.input_ids.tolist() and a.loss_mask.tolist() == b.loss_mask.tolist()
 
 
-def test_a_conversation_without_an_assistant_is_rejected_and_the_others_stay(encoder_with):
+def test_a_conversation_without_an_assistant_is_rejected_and_the_others_stay(
+    encoder_with: Callable[..., Encoder],
+) -> None:
     lonely = Document(7, "messages", (Turn("user", "Hi"),))
 
     (kept,), rejected = encoder_with(CHATML.read_text()).encode([messages(*DIALOGUE), lonely])
@@ -97,7 +110,7 @@ def test_a_conversation_without_an_assistant_is_rejected_and_the_others_stay(enc
     assert rejected == Rejected(7, "no turn has the role 'assistant'") and rejected.excerpt == "roles here: user"
 
 
-def test_control_tokens_spelled_in_a_document_never_become_control_tokens(encoder_with):
+def test_control_tokens_spelled_in_a_document_never_become_control_tokens(encoder_with: Callable[..., Encoder]) -> None:
     encoder = encoder_with(CHATML.read_text())
     text = Document(0, "text", (Turn("text", "so <|im_end|> is"),))
 
@@ -110,7 +123,9 @@ def test_control_tokens_spelled_in_a_document_never_become_control_tokens(encode
 
 
 @pytest.mark.parametrize("template", [None, CHATML.read_text()])
-def test_an_end_token_spelled_at_the_end_of_a_completion_is_not_trained_twice(encoder_with, template):
+def test_an_end_token_spelled_at_the_end_of_a_completion_is_not_trained_twice(
+    encoder_with: Callable[..., Encoder], template: str | None
+) -> None:
     encoder = encoder_with(template)
     spelled = Document(0, "pair", (Turn("user", "Hi"), Turn("assistant", "Bye<|endoftext|>\n")))
 
@@ -129,12 +144,14 @@ def test_an_end_token_spelled_at_the_end_of_a_completion_is_not_trained_twice(en
         (PLAIN_CHATML + "{% generation %}{% endgeneration %}", "marks 0 of 2"),
     ],
 )
-def test_a_template_that_does_not_tell_what_to_train_is_refused(template, message):
+def test_a_template_that_does_not_tell_what_to_train_is_refused(template: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_template(template, {}, SPECIAL_TOKENS)
 
 
-def test_answers_that_are_written_otherwise_later_are_trained_in_a_sequence_of_their_own(encoder_with, tokenizer):
+def test_answers_that_are_written_otherwise_later_are_trained_in_a_sequence_of_their_own(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     earlier = "(message['content'][:3] if loop.index == 2 and not loop.last else message['content'])"
     template = PLAIN_CHATML.replace("message['content']", earlier)
     said = ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "Bye.")
@@ -145,12 +162,14 @@ def test_answers_that_are_written_otherwise_later_are_trained_in_a_sequence_of_t
     assert "Hel<|im_end|>" in tokenizer.decode(second.input_ids.tolist())
 
 
-def test_a_template_that_is_not_there_is_refused():
+def test_a_template_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected 'plain', 'chatml' or the path of a Jinja file"):
         read_template("chatlm", None)
 
 
-def test_the_bos_of_a_tokenizer_that_adds_one_begins_every_text(test_data, corpus, config_of):
+def test_the_bos_of_a_tokenizer_that_adds_one_begins_every_text(
+    test_data: Path, corpus: Path, config_of: Callable[..., DataConfig]
+) -> None:
     books = config_of(corpus / "books")
     spec = encoder_spec(with_pad(open_tokenizer(test_data / "stories260k")), find_corpus(books.sources, {}))
 
@@ -165,7 +184,7 @@ def test_the_bos_of_a_tokenizer_that_adds_one_begins_every_text(test_data, corpu
 @pytest.mark.parametrize(
     ("prompt", "completion"), [("2+2=", "4"), ("return 3 * (", "r * r)"), ("The keeper said", ", softly"), ("a ", "b")]
 )
-def test_a_marked_space_stands_only_where_the_pair_has_one(test_data, prompt, completion):
+def test_a_marked_space_stands_only_where_the_pair_has_one(test_data: Path, prompt: str, completion: str) -> None:
     tokenizer = with_pad(open_tokenizer(test_data / "stories260k"))
     spec = encoder_spec(tokenizer, Corpus(files=[], passed_over={}))
 
@@ -181,7 +200,9 @@ def test_a_marked_space_stands_only_where_the_pair_has_one(test_data, prompt, co
     [("plain", "5078c606cbc8bca6"), (PLAIN_CHATML, "db9e150a2db1a12d")],
     ids=["markers", "no markers"],
 )
-def test_real_conversations_of_words_alone_keep_their_ids_and_masks(test_data, config_of, template, digest):
+def test_real_conversations_of_words_alone_keep_their_ids_and_masks(
+    test_data: Path, config_of: Callable[..., DataConfig], template: str, digest: str
+) -> None:
     """The digests are of the version before tools and reasoning went to the template."""
     tokenizer = with_pad(open_tokenizer(test_data / "stories260k"))
     tokenizer.chat_template = OURS["plain"].read_text()
@@ -198,6 +219,6 @@ def test_real_conversations_of_words_alone_keep_their_ids_and_masks(test_data, c
     assert found.hexdigest().startswith(digest)
 
 
-def with_pad(tokenizer):
+def with_pad(tokenizer: Any) -> Any:
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from cluster.errors import DataError
 from data_prep.encode.conversations import CHATML, check_template
 from data_prep.encode.conversations import TEMPLATES as OURS
+from data_prep.encode.encoding import Encoder
 from data_prep.encode.tokenizer import SPECIAL_TOKENS
 from data_prep.read.parts import Document, Turn
 from data_prep.select.long_documents import line_ends, split_document
@@ -24,7 +27,7 @@ TEMPLATES = {"markers": CHATML.read_text(), "no markers": PLAIN_CHATML}
 words = st.text(alphabet="ab \nż漢1.", min_size=1, max_size=12).map(lambda text: f"w{text}w")
 
 
-def trained_text(encoded, tokenizer) -> str:
+def trained_text(encoded: Any, tokenizer: Any) -> str:
     return tokenizer.decode(encoded.input_ids[encoded.loss_mask].tolist())
 
 
@@ -33,8 +36,13 @@ def trained_text(encoded, tokenizer) -> str:
 @settings(deadline=None, max_examples=40)
 @given(turns=st.lists(st.tuples(words, words), min_size=1, max_size=4), system=st.none() | words)
 def test_the_answers_and_their_stop_tokens_are_trained_and_nothing_else(
-    encoder_with, tokenizer, template, engine, turns, system
-):
+    encoder_with: Callable[..., Encoder],
+    tokenizer: Any,
+    template: str,
+    engine: str,
+    turns: list[tuple[str, str]],
+    system: str | None,
+) -> None:
     if engine == "gigatoken":
         pytest.importorskip("gigatoken", reason="pip install gigatoken")
     said = [Turn("system", system)] if system else []
@@ -47,7 +55,7 @@ def test_the_answers_and_their_stop_tokens_are_trained_and_nothing_else(
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_what_a_tool_says_is_not_trained(encoder_with, tokenizer, template):
+def test_what_a_tool_says_is_not_trained(encoder_with: Callable[..., Encoder], tokenizer: Any, template: str) -> None:
     said = [("user", "2+2?"), ("assistant", "calc 2+2"), ("tool", "four"), ("assistant", "It is 4.")]
 
     document = Document(0, "messages", tuple(Turn(*turn) for turn in said))
@@ -62,7 +70,13 @@ def test_what_a_tool_says_is_not_trained(encoder_with, tokenizer, template):
     system=st.none() | words,
     bos=st.sampled_from([{}, {"bos_token": "<|endoftext|>"}]),
 )
-def test_the_plain_template_trains_the_answers_whatever_a_user_types(encoder_with, tokenizer, turns, system, bos):
+def test_the_plain_template_trains_the_answers_whatever_a_user_types(
+    encoder_with: Callable[..., Encoder],
+    tokenizer: Any,
+    turns: list[tuple[str, str]],
+    system: str | None,
+    bos: dict[str, str],
+) -> None:
     said = [Turn("system", system)] if system else []
     for asked, answered in turns:
         said += [Turn("user", asked), Turn("assistant", answered)]
@@ -73,7 +87,9 @@ def test_the_plain_template_trains_the_answers_whatever_a_user_types(encoder_wit
     assert trained_text(encoded, tokenizer) == "".join(f" {answered}<|endoftext|>" for _, answered in turns)
 
 
-def test_a_prompt_in_the_plain_template_ends_where_the_trained_tokens_begin(encoder_with, tokenizer):
+def test_a_prompt_in_the_plain_template_ends_where_the_trained_tokens_begin(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     encoder = encoder_with(OURS["plain"].read_text())
     ((encoded,),) = encoder.encode([Document(0, "messages", (Turn("user", "Hi"), Turn("assistant", "Hello")))])
 
@@ -86,7 +102,9 @@ def test_a_prompt_in_the_plain_template_ends_where_the_trained_tokens_begin(enco
     assert encoded.loss_mask[len(prompt)]
 
 
-def test_a_stop_token_that_the_next_turn_writes_is_trained(encoder_with, tokenizer):
+def test_a_stop_token_that_the_next_turn_writes_is_trained(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     said = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "Bye.")]
 
     document = Document(0, "messages", tuple(Turn(*turn) for turn in said))
@@ -95,14 +113,16 @@ def test_a_stop_token_that_the_next_turn_writes_is_trained(encoder_with, tokeniz
     assert trained_text(encoded, tokenizer) == "Hello<|im_end|>Bye.<|im_end|>"
 
 
-def test_a_template_that_leaves_the_last_answer_without_a_stop_token_is_refused():
+def test_a_template_that_leaves_the_last_answer_without_a_stop_token_is_refused() -> None:
     template = STOP_BY_NEXT.replace("{%- else %}{{- '<|im_end|>' }}", "")
 
     with pytest.raises(DataError, match="would never learn to stop"):
         check_template(template, {}, SPECIAL_TOKENS)
 
 
-def test_a_conversation_longer_than_a_row_is_split_after_a_turn(encoder_with, tokenizer):
+def test_a_conversation_longer_than_a_row_is_split_after_a_turn(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     said = [Turn(("user", "assistant")[n % 2], f"line {n} " * 5) for n in range(20)]
     ((encoded,),) = encoder_with(PLAIN_CHATML).encode([Document(0, "messages", tuple(said))])
 

@@ -4,8 +4,10 @@ import hashlib
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +18,14 @@ from data_prep.fetch import download as module
 from data_prep.fetch.download import Download, cache_path, fetch, fetch_all
 from data_prep.fetch.remote_listing import fetch_sources
 from data_prep.fetch.resumable_transfer import retry_after_s
+from data_prep.shards import Manifest
+from tests.data_prep.conftest import Server
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def download(server, tmp_path):
+def download(server: Server, tmp_path: Path) -> Download:
     url = f"{server.address}/books/walden.txt?version=1"
     return Download(url=url, target=cache_path(tmp_path, url), first_wait_s=0.01, timeout_s=0.3)
 
@@ -42,7 +46,9 @@ def download(server, tmp_path):
         ["short", "short", "short", "short", "short", "short", "short"],
     ],
 )
-def test_a_file_arrives_whole_whatever_the_server_does_first(server, download, faults):
+def test_a_file_arrives_whole_whatever_the_server_does_first(
+    server: Server, download: Download, faults: list[str]
+) -> None:
     server.faults = list(faults)
 
     path = fetch(download)
@@ -53,7 +59,7 @@ def test_a_file_arrives_whole_whatever_the_server_does_first(server, download, f
     assert server.requests == len(faults) + (0 if faults[-1:] in (["whole"], ["changed"]) else 1)
 
 
-def test_an_attempt_goes_on_where_the_last_one_ended(server, download):
+def test_an_attempt_goes_on_where_the_last_one_ended(server: Server, download: Download) -> None:
     server.faults = ["short", "short"]
 
     fetch(download)
@@ -61,7 +67,7 @@ def test_an_attempt_goes_on_where_the_last_one_ended(server, download):
     assert server.ranges == [None, "bytes=650-", "bytes=975-"]
 
 
-def test_without_a_validator_only_a_pinned_file_is_resumed(server, download):
+def test_without_a_validator_only_a_pinned_file_is_resumed(server: Server, download: Download) -> None:
     server.etag, server.faults = None, ["short", "none", "short"]
     fetch(download)
     pinned = replace(download, target=download.target.with_name("b"), sha256=hashlib.sha256(server.body).hexdigest())
@@ -70,7 +76,7 @@ def test_without_a_validator_only_a_pinned_file_is_resumed(server, download):
     assert server.ranges == [None, None, None, "bytes=650-"]
 
 
-def test_what_a_killed_process_left_is_gone_on_with(server, download):
+def test_what_a_killed_process_left_is_gone_on_with(server: Server, download: Download) -> None:
     server.faults = ["short", *["500"] * 4, "500"]
     with pytest.raises(DataError, match="failed 5 times"):
         fetch(download)
@@ -82,7 +88,7 @@ def test_what_a_killed_process_left_is_gone_on_with(server, download):
     assert [p.name for p in download.target.parent.iterdir()] == [download.target.name]
 
 
-def test_pieces_that_do_not_fit_their_pin_are_fetched_again_as_a_whole(server, download):
+def test_pieces_that_do_not_fit_their_pin_are_fetched_again_as_a_whole(server: Server, download: Download) -> None:
     server.etag, server.faults = None, ["short", "garbled"]
     pinned = replace(download, sha256=hashlib.sha256(server.body).hexdigest())
 
@@ -90,7 +96,7 @@ def test_pieces_that_do_not_fit_their_pin_are_fetched_again_as_a_whole(server, d
     assert server.ranges == [None, "bytes=650-", None]
 
 
-def test_a_cached_file_is_fetched_again_only_when_it_misses_its_pins(server, download):
+def test_a_cached_file_is_fetched_again_only_when_it_misses_its_pins(server: Server, download: Download) -> None:
     fetch(download)
     fetch(download)
     assert server.requests == 1
@@ -114,7 +120,9 @@ def test_a_cached_file_is_fetched_again_only_when_it_misses_its_pins(server, dow
         (["garbled"], {"sha256": hashlib.sha256(b"one document\n" * 100).hexdigest()}, "sha256 is .*, expected", 1),
     ],
 )
-def test_what_cannot_be_fetched_is_a_clear_error_and_never_a_file(server, download, faults, pins, message, requests):
+def test_what_cannot_be_fetched_is_a_clear_error_and_never_a_file(
+    server: Server, download: Download, faults: list[str], pins: dict[str, Any], message: str, requests: int
+) -> None:
     server.faults = list(faults)
 
     with pytest.raises(DataError, match=message):
@@ -124,7 +132,7 @@ def test_what_cannot_be_fetched_is_a_clear_error_and_never_a_file(server, downlo
     assert not download.target.exists()
 
 
-def test_a_server_that_asks_for_rest_is_given_it_by_all_transfers(server, tmp_path):
+def test_a_server_that_asks_for_rest_is_given_it_by_all_transfers(server: Server, tmp_path: Path) -> None:
     server.faults = ["429:1"]
     urls = [f"{server.address}/{n}.txt" for n in range(9)]
     began = time.monotonic()
@@ -136,7 +144,7 @@ def test_a_server_that_asks_for_rest_is_given_it_by_all_transfers(server, tmp_pa
     assert retry_after_s("soon", 0.0) is None
 
 
-def test_a_host_gets_a_few_requests_at_a_time(server, tmp_path):
+def test_a_host_gets_a_few_requests_at_a_time(server: Server, tmp_path: Path) -> None:
     server.delay_s = 0.05
     urls = [f"{server.address}/{n}.txt" for n in range(12)]
 
@@ -145,7 +153,9 @@ def test_a_host_gets_a_few_requests_at_a_time(server, tmp_path):
     assert 1 < server.most_at_once <= module.TRANSFERS_PER_HOST
 
 
-def test_all_that_failed_is_listed_at_the_end_and_the_rest_is_kept(server, tmp_path, monkeypatch):
+def test_all_that_failed_is_listed_at_the_end_and_the_rest_is_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "TRANSFERS_PER_HOST", 1)
     server.faults = ["404", "none", "403"]
     downloads = [Download(url=f"{server.address}/{n}.txt", target=tmp_path / f"{n}.txt") for n in range(4)]
@@ -174,7 +184,7 @@ def run_fetchers(count: int, url: str, target: Path) -> list[str]:
     return [process.communicate()[0].strip() for process in started]
 
 
-def test_of_many_processes_one_fetches_and_all_have_the_file(server, tmp_path):
+def test_of_many_processes_one_fetches_and_all_have_the_file(server: Server, tmp_path: Path) -> None:
     server.faults, server.delay_s = ["short"], 1.0
 
     results = run_fetchers(6, f"{server.address}/a.txt", tmp_path / "a.txt")
@@ -184,14 +194,14 @@ def test_of_many_processes_one_fetches_and_all_have_the_file(server, tmp_path):
 
 
 @pytest.mark.slow
-def test_of_64_processes_one_fetches_and_all_have_the_file(server, tmp_path):
+def test_of_64_processes_one_fetches_and_all_have_the_file(server: Server, tmp_path: Path) -> None:
     server.delay_s = 3.0
 
     assert run_fetchers(64, f"{server.address}/a.txt", tmp_path / "a.txt") == ["1300"] * 64
     assert server.requests == 1
 
 
-def test_who_waits_for_a_transfer_that_fails_does_not_ask_again(server, tmp_path):
+def test_who_waits_for_a_transfer_that_fails_does_not_ask_again(server: Server, tmp_path: Path) -> None:
     server.faults, server.delay_s = ["404"] * 4, 1.5
 
     results = run_fetchers(3, f"{server.address}/a.txt", tmp_path / "a.txt")
@@ -200,7 +210,7 @@ def test_who_waits_for_a_transfer_that_fails_does_not_ask_again(server, tmp_path
     assert server.requests == 1
 
 
-def test_the_lock_of_a_dead_process_is_broken_and_a_fresh_one_is_not(server, download):
+def test_the_lock_of_a_dead_process_is_broken_and_a_fresh_one_is_not(server: Server, download: Download) -> None:
     stale = replace(download, stale_s=0.2)
     stale.target.parent.mkdir(parents=True)
     lock = stale.target.with_name(f"{stale.target.name}.lock")
@@ -212,12 +222,12 @@ def test_the_lock_of_a_dead_process_is_broken_and_a_fresh_one_is_not(server, dow
     assert not lock.exists()
 
 
-def test_an_address_without_a_scheme_is_refused(tmp_path):
+def test_an_address_without_a_scheme_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected https://"):
         cache_path(tmp_path, "example.org/books.txt")
 
 
-def test_a_url_source_is_prepared_like_a_file(server, prepared):
+def test_a_url_source_is_prepared_like_a_file(server: Server, prepared: Callable[..., Manifest]) -> None:
     server.body = "".join(f"a sentence, number {n}\n" for n in range(50)).encode()
 
     manifest = prepared({"url": f"{server.address}/a.txt", "name": "web"}, validation_fraction=0.0)
@@ -227,7 +237,7 @@ def test_a_url_source_is_prepared_like_a_file(server, prepared):
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path: Path) -> str:
     """A folder as an object store would show it: through fsspec."""
     folder = tmp_path / "store" / "data"
     folder.mkdir(parents=True)
@@ -237,7 +247,9 @@ def store(tmp_path):
 
 
 @pytest.mark.parametrize(("pattern", "count"), [("", 3), ("/data/train-*.txt", 2), ("/data/test-0.txt", 1)])
-def test_an_fsspec_address_is_a_folder_a_glob_or_a_file(store, tmp_path, prepared, pattern, count):
+def test_an_fsspec_address_is_a_folder_a_glob_or_a_file(
+    store: str, tmp_path: Path, prepared: Callable[..., Manifest], pattern: str, count: int
+) -> None:
     manifest = prepared({"url": store + pattern, "name": "store"}, validation_fraction=0.0)
 
     assert [file.path for file in manifest.files] == sorted(file.path for file in manifest.files)
@@ -245,14 +257,16 @@ def test_an_fsspec_address_is_a_folder_a_glob_or_a_file(store, tmp_path, prepare
     assert manifest.documents["store"]["passed_over"] == ({".png": 1} if not pattern else {})
 
 
-def test_an_fsspec_address_of_nothing_is_named(store, tmp_path):
+def test_an_fsspec_address_of_nothing_is_named(store: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"store/nothing\.txt: FileNotFoundError"):
         fetch_sources([SourceConfig(url=f"{store}/nothing.txt")], tmp_path)
     with pytest.raises(DataError, match="names no file"):
         fetch_sources([SourceConfig(url=f"{store}/*.csv")], tmp_path)
 
 
-def test_an_address_whose_library_is_missing_is_named_with_the_command(tmp_path, monkeypatch):
+def test_an_address_whose_library_is_missing_is_named_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
 
     with pytest.raises(ConfigError, match=r"pip install --editable '\.\[s3\]'"):
@@ -260,7 +274,9 @@ def test_an_address_whose_library_is_missing_is_named_with_the_command(tmp_path,
 
 
 @pytest.mark.parametrize(("split", "names"), [("train", ["train-0", "train-1"]), ("test", ["test-0"])])
-def test_of_a_dataset_only_the_files_of_the_split_are_fetched(store, tmp_path, monkeypatch, split, names):
+def test_of_a_dataset_only_the_files_of_the_split_are_fetched(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, names: list[str]
+) -> None:
     monkeypatch.setattr(SourceConfig, "address", property(lambda source: store))
 
     (files,) = fetch_sources([SourceConfig(dataset="owner/name", split=split)], tmp_path).values()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import ClusterError
 from data_prep.prepare import LOCK
+from data_prep.shards import Manifest
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLDER = """
@@ -24,7 +26,7 @@ with alone(LockFile(Path(sys.argv[1]), holder=Holder.here("shardline prepare")))
 
 
 @pytest.fixture
-def holder(tmp_path):
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that holds the lock of a data folder."""
     (tmp_path / "data").mkdir()
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "data" / LOCK)]
@@ -35,12 +37,16 @@ def holder(tmp_path):
     process.wait()
 
 
-def test_a_second_preparation_ends_and_names_the_process_that_works(corpus, prepared, holder):
+def test_a_second_preparation_ends_and_names_the_process_that_works(
+    corpus: Path, prepared: Callable[..., Manifest], holder: subprocess.Popen[bytes]
+) -> None:
     with pytest.raises(ClusterError, match=rf"`shardline prepare` is at work here already: process {holder.pid} on "):
         prepared(corpus / "books")
 
 
-def test_a_preparation_that_was_killed_keeps_nobody_out(corpus, prepared, holder, tmp_path):
+def test_a_preparation_that_was_killed_keeps_nobody_out(
+    corpus: Path, prepared: Callable[..., Manifest], holder: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
 

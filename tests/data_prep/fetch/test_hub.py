@@ -116,7 +116,7 @@ def fetched(hub: Any, folder: Path, **source: str) -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_a_dataset_id_gives_the_files_of_its_training_split(hub, tmp_path):
+def test_a_dataset_id_gives_the_files_of_its_training_split(hub: Any, tmp_path: Path) -> None:
     lines = fetched(hub, tmp_path, dataset=REPO)
 
     assert [line.split("/")[-1] for line in lines] == [
@@ -128,7 +128,7 @@ def test_a_dataset_id_gives_the_files_of_its_training_split(hub, tmp_path):
     assert hub.sent == ["Bearer hf_secret"] * 2
 
 
-def test_what_is_not_fetched_of_a_dataset_is_not_read_as_the_format_that_is_given(tmp_path):
+def test_what_is_not_fetched_of_a_dataset_is_not_read_as_the_format_that_is_given(tmp_path: Path) -> None:
     (tmp_path / "train.dat").write_text("text,n\nhere,1\n")
     files = [("hf://x/train.dat", tmp_path / "train.dat"), ("hf://x/test.dat", Path(OTHER_SPLIT))]
     source = SourceConfig(dataset=REPO, format="csv")
@@ -140,7 +140,7 @@ def test_what_is_not_fetched_of_a_dataset_is_not_read_as_the_format_that_is_give
 
 
 @pytest.mark.parametrize(("pattern", "count"), [("data/*.jsonl", 3), ("data/test-00000.jsonl", 1)])
-def test_an_hf_address_is_a_glob_or_a_file(hub, tmp_path, pattern, count):
+def test_an_hf_address_is_a_glob_or_a_file(hub: Any, tmp_path: Path, pattern: str, count: int) -> None:
     lines = fetched(hub, tmp_path, url=f"hf://datasets/{REPO}/{pattern}")
 
     assert len(lines) == count and all('{"text"' in line for line in lines)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,18 +15,18 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from cluster.errors import DataError
-from data_prep.config import CleaningConfig, SourceConfig
+from data_prep.config import CleaningConfig, DataConfig, SourceConfig
 from data_prep.encode.encoded_slices import SliceTask, encode_slice
-from data_prep.encode.encoding import write_spec
+from data_prep.encode.encoding import Encoder, write_spec
 from data_prep.fetch.hub_layout import split_of, split_told
 from data_prep.fetch.provenance import read_document
 from data_prep.fetch.sources import cut_slices, find_corpus
 from data_prep.preview.row_preview import preview
 from data_prep.read.parts import read_part
-from data_prep.shards import ShardReader
+from data_prep.shards import Manifest, ShardReader
 
 
-def found(path, **source):
+def found(path: Path, **source: Any) -> tuple[list[str], Any]:
     """Return the names of the files that are read, below the path, and what was passed over."""
     corpus = find_corpus([SourceConfig(path=str(path), **source)], {})
     (passed_over,) = corpus.passed_over.values()
@@ -32,12 +34,12 @@ def found(path, **source):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir()
     return tmp_path / "in"
 
 
-def test_linked_folders_are_read_once_and_circles_and_broken_links_are_told(folder, tmp_path):
+def test_linked_folders_are_read_once_and_circles_and_broken_links_are_told(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "far.txt").write_text("far")
     (folder / "b").mkdir()
@@ -54,14 +56,14 @@ def test_linked_folders_are_read_once_and_circles_and_broken_links_are_told(fold
     assert found(folder) == (["b/near.txt", "c/far.txt"], {**told, "link to a folder that is read already": 2})
 
 
-def test_a_glob_goes_through_links_and_takes_each_file_once(folder):
+def test_a_glob_goes_through_links_and_takes_each_file_once(folder: Path) -> None:
     (folder / "x" / "y").mkdir(parents=True)
     (folder / "x" / "y" / "one.txt").write_text("one")
     (folder / "x" / ".two.txt").write_text("two")
     (folder / "x" / "loop").symlink_to(folder / "x")
     (folder / "z").symlink_to(folder / "x" / "y")
 
-    def names(pattern):
+    def names(pattern: str) -> list[str]:
         return [file.info.path for file in find_corpus([SourceConfig(path=f"{folder}/{pattern}")], {}).files]
 
     assert names("**/*.txt") == names("**") == names("x/*/o*.txt") == [f"{folder}/x/y/one.txt"]
@@ -69,7 +71,9 @@ def test_a_glob_goes_through_links_and_takes_each_file_once(folder):
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9.jsonl", b"caf\xe9.parquet", b"caf\xe9.arrow", b"a\\b\xe9\\xff.jsonl.gz"])
-def test_a_name_that_is_not_utf8_is_read_written_and_found_again(folder, tmp_path, prepared, config_of, name):
+def test_a_name_that_is_not_utf8_is_read_written_and_found_again(
+    folder: Path, tmp_path: Path, prepared: Callable[..., Manifest], config_of: Callable[..., DataConfig], name: bytes
+) -> None:
     rows = [{"text": f"document number {n} of a file with a strange name"} for n in range(40)]
     path = folder / os.fsdecode(name)
     if name.endswith(b"parquet"):
@@ -95,7 +99,7 @@ def test_a_name_that_is_not_utf8_is_read_written_and_found_again(folder, tmp_pat
     assert "\\xe9" in shown.encode().decode()
 
 
-def rows(count, first=0):
+def rows(count: int, first: int = 0) -> list[dict[str, str]]:
     return [{"prompt": f"What is {n} plus {n}?", "completion": f"It is {2 * n}."} for n in range(first, first + count)]
 
 
@@ -143,13 +147,15 @@ SHARDS = [f"data/{split}-0000{n}-of-00002.parquet" for split in ("test", "train"
         (["test.jsonl", "validation.jsonl"], None, ["test.jsonl", "validation.jsonl"], {}),
     ],
 )  # fmt: skip
-def test_a_copy_of_a_dataset_gives_its_training_split_and_other_folders_all(folder, names, split, read, left_out):
+def test_a_copy_of_a_dataset_gives_its_training_split_and_other_folders_all(
+    folder: Path, names: list[str], split: str | None, read: list[str], left_out: dict[str, Any]
+) -> None:
     write(folder, *names)
 
     assert found(folder, split=split) == (read, left_out)
 
 
-def test_what_is_left_out_of_a_copy_is_told_in_a_line(folder, caplog):
+def test_what_is_left_out_of_a_copy_is_told_in_a_line(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(folder, "README.md", *SHARDS)
 
     found(folder)
@@ -160,7 +166,9 @@ def test_what_is_left_out_of_a_copy_is_told_in_a_line(folder, caplog):
 
 
 @pytest.mark.parametrize("pattern", ["*.txt", "*.jsonl"])
-def test_files_whose_names_tell_splits_are_named_where_all_are_read(folder, caplog, pattern):
+def test_files_whose_names_tell_splits_are_named_where_all_are_read(
+    folder: Path, caplog: pytest.LogCaptureFixture, pattern: str
+) -> None:
     write(folder, f"train{pattern[1:]}", f"test{pattern[1:]}")
 
     find_corpus([SourceConfig(path=f"{folder}/{pattern}")], {})
@@ -168,7 +176,7 @@ def test_files_whose_names_tell_splits_are_named_where_all_are_read(folder, capl
     assert f"their names tell splits: test{pattern[1:]}; write `split: train`" in caplog.text
 
 
-def test_saved_datasets_give_the_files_of_one_split_and_no_cache(folder):
+def test_saved_datasets_give_the_files_of_one_split_and_no_cache(folder: Path) -> None:
     splits = DatasetDict(train=Dataset.from_list(rows(20)), other=Dataset.from_list(rows(5, 50)))
     splits.save_to_disk(str(folder / "saved"))
     (folder / "saved" / "train" / "cache-1f.arrow").write_bytes(
@@ -186,14 +194,14 @@ def test_saved_datasets_give_the_files_of_one_split_and_no_cache(folder):
         found(folder / "saved", split="dev")
 
 
-def test_a_split_that_no_file_tells_is_an_error_that_names_those_there_are(folder):
+def test_a_split_that_no_file_tells_is_an_error_that_names_those_there_are(folder: Path) -> None:
     write(folder, *SHARDS)
 
     with pytest.raises(DataError, match=r"no file's name tells the split validation; .* test \(2 files\), train"):
         found(folder, split="validation")
 
 
-def test_words_of_splits_are_whole_words():
+def test_words_of_splits_are_whole_words() -> None:
     names = ["latest.jsonl", "contest.csv", "trained.csv", "a-train.csv", "dev/x.csv", "x_eval-00000-of-00001.parquet"]
 
     assert [split_of(name) for name in names] == [None, None, None, "train", "validation", "test"]
@@ -205,14 +213,14 @@ def test_words_of_splits_are_whole_words():
     ]
 
 
-def test_the_parts_of_a_saved_web_page_are_not_read(folder):
+def test_the_parts_of_a_saved_web_page_are_not_read(folder: Path) -> None:
     write(folder, "page.html", "page_files/app.js", "page_files/more/frame.html", "other_files/app.js")
 
     assert found(folder, html="plain") == (["other_files/app.js", "page.html"], {"part of a saved web page": 2})
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "Makefile", "notes.xyz", "page.html"])
-def test_any_file_is_read_as_the_format_that_the_source_gives(folder, name):
+def test_any_file_is_read_as_the_format_that_the_source_gives(folder: Path, name: str) -> None:
     (folder / name).write_text("<p>as it stands</p>")
 
     corpus = find_corpus([SourceConfig(path=str(folder), format="text")], {})
@@ -230,7 +238,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("column", ["text", "question"])
-def test_a_file_that_changes_after_it_was_hashed_is_named_and_not_stored(folder, encoder_with, change, column):
+def test_a_file_that_changes_after_it_was_hashed_is_named_and_not_stored(
+    folder: Path, encoder_with: Callable[..., Encoder], change: str, column: str
+) -> None:
     path = folder / "a.jsonl"
     path.write_text("".join(json.dumps({column: f"a text, {n}", "answer": "yes"}) + "\n" for n in range(30)))
     corpus = find_corpus([SourceConfig(path=str(path))], {})

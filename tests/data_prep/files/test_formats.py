@@ -9,7 +9,9 @@ import lzma
 import re
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,12 +27,12 @@ from data_prep.files.formats import Format, format_of
 from data_prep.read.long_texts import WINDOW_BYTES, read_pieces
 from data_prep.read.parts import Rejected, read_part
 from data_prep.read.tables import JsonSplitter
-from data_prep.shards import ShardReader
+from data_prep.shards import Manifest, ShardReader
 
 ROWS = [{"prompt": f"What is {n}?", "completion": f"A number, {n * n} ≈ squared.\nYes."} for n in range(300)]
 
 
-def read(path: Path, slice_bytes: int = 2**30, **source):
+def read(path: Path, slice_bytes: int = 2**30, **source: Any) -> tuple[list[tuple[str, ...]], Counter[str]]:
     """Return the kept texts of a path, and the rejected by reason."""
     corpus = find_corpus([SourceConfig(path=str(path), **source)], {}, path.parent / "cache")
     items = [item for parts in cut_slices(corpus, slice_bytes) for part in parts for item in read_part(part)]
@@ -38,7 +40,7 @@ def read(path: Path, slice_bytes: int = 2**30, **source):
     return kept, Counter(item.reason for item in items if isinstance(item, Rejected))
 
 
-def as_csv(rows, delimiter: str = ",") -> bytes:
+def as_csv(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
     writer.writeheader()
@@ -46,13 +48,13 @@ def as_csv(rows, delimiter: str = ",") -> bytes:
     return text.getvalue().encode()
 
 
-def as_parquet(rows) -> bytes:
+def as_parquet(rows: list[dict[str, Any]]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=40)
     return sink.getvalue()
 
 
-def as_arrow(rows, new=pa.ipc.new_stream) -> bytes:
+def as_arrow(rows: list[dict[str, Any]], new: Any = pa.ipc.new_stream) -> bytes:
     sink = io.BytesIO()
     table = pa.Table.from_pylist(rows)
     with new(sink, table.schema) as writer:
@@ -74,7 +76,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_table_gives_the_same_rows_whole_or_in_slices(tmp_path, name):
+def test_every_table_gives_the_same_rows_whole_or_in_slices(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(FILES[name])
 
     whole, cut = read(tmp_path / name), read(tmp_path / name, slice_bytes=1024)
@@ -92,13 +94,15 @@ def test_every_table_gives_the_same_rows_whole_or_in_slices(tmp_path, name):
     ],
 )
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
-def test_a_compressed_file_is_read_like_the_plain_one(tmp_path, name, suffix, compress):
+def test_a_compressed_file_is_read_like_the_plain_one(
+    tmp_path: Path, name: str, suffix: str, compress: Callable[..., Any]
+) -> None:
     (tmp_path / f"{name}{suffix}").write_bytes(compress(FILES[name]))
 
     assert read(tmp_path / f"{name}{suffix}", slice_bytes=1024)[0] == [tuple(row.values()) for row in ROWS]
 
 
-def test_names_tell_formats():
+def test_names_tell_formats() -> None:
     assert format_of("a/b.JSONL.GZ") == Format(kind="jsonl", compression="gzip")
     assert format_of("pages.tgz") == Format(kind="tar", compression="gzip")
     assert [format_of(name) for name in ("a.png", "README", "a.parquet.gz", "a.zip.gz", ".gz")] == [None] * 5
@@ -116,7 +120,9 @@ JSON_VALUES = st.recursive(
     size=st.integers(1, 50),
     indent=st.sampled_from([None, 2]),
 )
-def test_a_json_array_is_split_into_its_elements_wherever_its_chunks_end(values, size, indent):
+def test_a_json_array_is_split_into_its_elements_wherever_its_chunks_end(
+    values: list[Any], size: int, indent: int | None
+) -> None:
     data = json.dumps(values, indent=indent, ensure_ascii=False).encode()
     splitter, found, at = JsonSplitter(), [], 0
     while at < len(data):
@@ -135,7 +141,7 @@ def test_a_json_array_is_split_into_its_elements_wherever_its_chunks_end(values,
     cut=st.integers(WINDOW_BYTES // 8, 3 * WINDOW_BYTES),
     kind=st.sampled_from([b"a line of text\n", b"word ", b"\xc3\xa4", b"p\n\n"]),
 )
-def test_a_long_text_has_the_same_pieces_wherever_it_is_cut(cut, kind):
+def test_a_long_text_has_the_same_pieces_wherever_it_is_cut(cut: int, kind: bytes) -> None:
     data = kind * (int(3.5 * WINDOW_BYTES) // len(kind))
 
     whole = list(read_pieces(io.BytesIO(data), 0, len(data)))
@@ -154,7 +160,7 @@ PARAGRAPHS = "".join(
 )
 
 
-def test_html_is_its_article_or_all_of_its_text(tmp_path):
+def test_html_is_its_article_or_all_of_its_text(tmp_path: Path) -> None:
     pytest.importorskip("trafilatura", reason="pip install --editable '.[docs]'")
     (tmp_path / "page.html").write_text(HTML % PARAGRAPHS)
 
@@ -166,7 +172,7 @@ def test_html_is_its_article_or_all_of_its_text(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_articles_of_real_pages_are_found(test_data):
+def test_the_articles_of_real_pages_are_found(test_data: Path) -> None:
     pytest.importorskip("trafilatura", reason="pip install --editable '.[docs]'")
     truth = json.loads((test_data / "html_ground_truth.json").read_text())
     pages = sorted((test_data / "html").iterdir())
@@ -182,7 +188,7 @@ def f1(found: str, expected: str) -> float:
     return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
 
 
-def test_word_files_and_books_give_their_text_in_order(tmp_path):
+def test_word_files_and_books_give_their_text_in_order(tmp_path: Path) -> None:
     docx = pytest.importorskip("docx", reason="pip install --editable '.[docs]'")
     document = docx.Document()
     document.add_paragraph("First.")
@@ -227,7 +233,7 @@ def pdf(text: str) -> bytes:
     return body + b"trailer << /Root 1 0 R /Size 6 >>\nstartxref\n0\n%%EOF\n"
 
 
-def test_a_pdf_gives_its_text_layer_and_one_without_is_rejected(tmp_path):
+def test_a_pdf_gives_its_text_layer_and_one_without_is_rejected(tmp_path: Path) -> None:
     pytest.importorskip("pypdf", reason="pip install --editable '.[docs]'")
     (tmp_path / "a.pdf").write_bytes(pdf("Geese sleep."))
     (tmp_path / "b.pdf").write_bytes(pdf(""))
@@ -238,7 +244,7 @@ def test_a_pdf_gives_its_text_layer_and_one_without_is_rejected(tmp_path):
     assert sum(read(tmp_path / "c.pdf")[1].values()) == 1
 
 
-def test_a_library_that_is_missing_is_named_with_the_command(tmp_path, monkeypatch):
+def test_a_library_that_is_missing_is_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
 
@@ -247,7 +253,9 @@ def test_a_library_that_is_missing_is_named_with_the_command(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.csv", "rows.parquet", "rows.jsonl.gz", "rows.zip"])
-def test_each_piece_leads_back_to_its_row_in_every_format(tmp_path, prepared, name):
+def test_each_piece_leads_back_to_its_row_in_every_format(
+    tmp_path: Path, prepared: Callable[..., Manifest], name: str
+) -> None:
     if name == "rows.zip":
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             archive.writestr("x/rows.jsonl", FILES["rows.jsonl"])

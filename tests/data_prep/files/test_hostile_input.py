@@ -12,13 +12,15 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from data_prep.clean.cleaning import Cleaner
-from data_prep.config import CleaningConfig, SourceConfig
+from data_prep.config import CleaningConfig, DataConfig, SourceConfig
 from data_prep.fetch.sources import cut_slices, find_corpus
 from data_prep.files import archives
 from data_prep.files import bounded_io as streams
@@ -31,7 +33,7 @@ GOOD = [f"a good document, number {n}" for n in range(2000)]
 LINES = "".join(json.dumps({"text": text}) + "\n" for text in GOOD).encode()
 
 
-def read(path: Path, **source):
+def read(path: Path, **source: Any) -> tuple[list[str], Counter[str], Any]:
     """Return the kept texts, the rejected by reason, and what was passed over."""
     corpus = find_corpus([SourceConfig(path=str(path), **source)], {}, path.parent / "unpacked")
     cleaner = Cleaner(CleaningConfig())
@@ -43,7 +45,7 @@ def read(path: Path, **source):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "good.txt").write_text("good")
     return tmp_path / "in"
@@ -75,7 +77,7 @@ def folder(tmp_path):
         ("a.jsonl.gz", gzip.compress(LINES)[:20], "damaged compression (EOFError)"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_rejected_document(folder, name, data, reason):
+def test_a_file_that_cannot_be_read_is_one_rejected_document(folder: Path, name: str, data: bytes, reason: str) -> None:
     pytest.importorskip("trafilatura", reason="pip install --editable '.[docs]'")
     (folder / name).write_bytes(data)
 
@@ -101,7 +103,7 @@ def test_a_file_that_cannot_be_read_is_one_rejected_document(folder, name, data,
         ("a.csv", b'text\n"never closed\n' + b"row\n" * 50_000),
     ],
 )
-def test_what_is_nested_deeply_or_grows_inside_is_counted(folder, name, data):
+def test_what_is_nested_deeply_or_grows_inside_is_counted(folder: Path, name: str, data: bytes) -> None:
     if name == "a.html":
         pytest.importorskip("trafilatura", reason="pip install --editable '.[docs]'")
     (folder / name).write_bytes(data)
@@ -111,7 +113,7 @@ def test_what_is_nested_deeply_or_grows_inside_is_counted(folder, name, data):
     assert "good" in kept and len(kept) + rejected.total() == {"a.jsonl": 2002, "a.csv": 50_002}.get(name, 2)
 
 
-def test_a_compressed_file_that_ends_early_gives_what_was_whole(folder):
+def test_a_compressed_file_that_ends_early_gives_what_was_whole(folder: Path) -> None:
     (folder / "a.jsonl.gz").write_bytes(gzip.compress(LINES, 1)[:-500])
 
     kept, rejected, _ = read(folder / "a.jsonl.gz")
@@ -120,7 +122,7 @@ def test_a_compressed_file_that_ends_early_gives_what_was_whole(folder):
     assert kept == GOOD[: len(kept)] and len(kept) > 1500
 
 
-def test_a_truncated_json_array_gives_its_whole_elements(folder):
+def test_a_truncated_json_array_gives_its_whole_elements(folder: Path) -> None:
     (folder / "a.json").write_text(json.dumps([{"text": text} for text in GOOD])[:-5])
 
     kept, rejected, _ = read(folder / "a.json")
@@ -128,7 +130,7 @@ def test_a_truncated_json_array_gives_its_whole_elements(folder):
     assert kept == GOOD[:-1] and rejected == {"bad JSON": 1}
 
 
-def test_bad_rows_of_a_table_are_counted_and_their_neighbours_kept(folder):
+def test_bad_rows_of_a_table_are_counted_and_their_neighbours_kept(folder: Path) -> None:
     (folder / "a.csv").write_bytes(b'text,n\ngood,1\nbad\n"two\nlines",2\ncaf\xe9,3\n\nlast,4\n')
 
     kept, rejected, _ = read(folder / "a.csv")
@@ -137,7 +139,7 @@ def test_bad_rows_of_a_table_are_counted_and_their_neighbours_kept(folder):
     assert rejected == {"another number of columns than the header": 1, "invalid UTF-8": 1, "blank line": 1}
 
 
-def test_a_string_of_a_table_that_is_no_text_costs_its_own_row_only(folder):
+def test_a_string_of_a_table_that_is_no_text_costs_its_own_row_only(folder: Path) -> None:
     texts = pa.array([b"one", b"caf\xe9", b"three"], pa.binary()).view(pa.string())
     batch = pa.record_batch({"text": texts})
     with pa.OSFile(str(folder / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as writer:
@@ -178,7 +180,7 @@ MEMBERS = {
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-def test_members_of_an_archive_are_files_and_none_reaches_outside(folder, kind):
+def test_members_of_an_archive_are_files_and_none_reaches_outside(folder: Path, kind: str) -> None:
     if kind == "zip":
         write_zip(folder / "a.zip", MEMBERS)
     else:
@@ -193,7 +195,7 @@ def test_members_of_an_archive_are_files_and_none_reaches_outside(folder, kind):
     assert not list(folder.parent.glob("outside*")) and not list(folder.glob("*windows*"))
 
 
-def test_a_member_that_comes_twice_is_read_once(folder):
+def test_a_member_that_comes_twice_is_read_once(folder: Path) -> None:
     with zipfile.ZipFile(folder / "a.zip", "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("a.txt", "first")
         archive.writestr("a.txt", "second")
@@ -201,7 +203,7 @@ def test_a_member_that_comes_twice_is_read_once(folder):
     assert read(folder / "a.zip")[:2] == (["first"], {"a member of this name came before": 1})
 
 
-def test_a_damaged_member_costs_itself_and_a_truncated_tar_its_rest(folder):
+def test_a_damaged_member_costs_itself_and_a_truncated_tar_its_rest(folder: Path) -> None:
     write_zip(folder / "a.zip", {"a.txt": b"intact", "b.txt": b"broken " * 100})
     data = bytearray((folder / "a.zip").read_bytes())
     data[data.index(b"b.txt") + 8] ^= 0xFF
@@ -218,7 +220,7 @@ def test_a_damaged_member_costs_itself_and_a_truncated_tar_its_rest(folder):
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz", "a.jsonl.gz", "a.txt.gz"])
-def test_what_expands_like_a_bomb_is_stopped(folder, name, monkeypatch):
+def test_what_expands_like_a_bomb_is_stopped(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (archives, streams):
         monkeypatch.setattr(module, "EXPANSION_FREE_BYTES", 2**20)
     zeros = (b"0" if name == "a.txt.gz" else b"\0") * (32 * 2**20)
@@ -257,8 +259,8 @@ def write_pdf(path: Path, text: bytes) -> None:
     ],
 )
 def test_a_pdf_that_takes_too_much_is_ended_and_its_neighbours_are_kept(
-    folder, monkeypatch, limit, value, text, reason
-):
+    folder: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, text: bytes, reason: str
+) -> None:
     pytest.importorskip("pypdf", reason="pip install --editable '.[docs]'")
     monkeypatch.setattr(pages, limit, value)
     write_pdf(folder / "a.pdf", text)
@@ -290,7 +292,9 @@ print(int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0
         ("page.html", [("page of more than 4 MiB", 1)]),
     ],
 )
-def test_a_hundred_megabytes_on_one_line_are_counted_and_take_bounded_memory(tmp_path, name, counts):
+def test_a_hundred_megabytes_on_one_line_are_counted_and_take_bounded_memory(
+    tmp_path: Path, name: str, counts: list[tuple[str, int]]
+) -> None:
     if name == "page.html":
         pytest.importorskip("trafilatura", reason="pip install --editable '.[docs]'")
     long, good = b"x" * (100 * 2**20), b'{"text": "good"}'
@@ -324,7 +328,9 @@ print(read_manifest(Path(folder) / "run" / "shards").digest)
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_is_named_and_room_is_all_that_is_needed(tmp_path, config_of):
+def test_a_disk_that_fills_up_is_named_and_room_is_all_that_is_needed(
+    tmp_path: Path, config_of: Callable[..., DataConfig]
+) -> None:
     """The run's disk is one of its own, in a namespace of its own, and is larger at each start."""
     source, disk = tmp_path / "lines.jsonl", tmp_path / "disk"
     source.write_bytes(LINES)

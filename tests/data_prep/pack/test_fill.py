@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+from data_prep.shards import Manifest
 
 ROW = {"row_tokens": 2048, "packing": "best_fit", "workers": 1, "validation_fraction": 0.0}
 TRAINED = {"train": {"vocab_size": 8192}}
 
 
-def no_token_is_lost(manifest) -> bool:
+def no_token_is_lost(manifest: Manifest) -> bool:
     return manifest.tokens["trained"] + manifest.tokens["masked"] == sum(
         e["tokens"] for e in manifest.documents.values()
     )
 
 
-def dialogues(test_data, path) -> None:
+def dialogues(test_data: Path, path: Path) -> None:
     """Write the self-dialogues as conversations: the two voices in turn."""
     with path.open("w", encoding="utf-8") as stream:
         for source in sorted((test_data / "self_dialogue").glob("*.csv")):
@@ -33,7 +37,7 @@ def number_of(name: str) -> int:
 
 
 @pytest.mark.slow
-def test_rows_of_dialogues_are_full(test_data, prepared, tmp_path):
+def test_rows_of_dialogues_are_full(test_data: Path, prepared: Callable[..., Manifest], tmp_path: Path) -> None:
     dialogues(test_data, tmp_path / "chats.jsonl")
 
     manifest = prepared(tmp_path / "chats.jsonl", **ROW, tokenizer=TRAINED)
@@ -43,7 +47,7 @@ def test_rows_of_dialogues_are_full(test_data, prepared, tmp_path):
 
 
 @pytest.mark.slow
-def test_rows_of_instructions_are_full(test_data, prepared):
+def test_rows_of_instructions_are_full(test_data: Path, prepared: Callable[..., Manifest]) -> None:
     manifest = prepared(test_data / "gsm8k" / "train.jsonl", **ROW, tokenizer=TRAINED)
 
     assert manifest.fill["train"] >= 0.993
@@ -52,7 +56,7 @@ def test_rows_of_instructions_are_full(test_data, prepared):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["books", "peps"])
-def test_rows_of_long_documents_are_full(test_data, prepared, source):
+def test_rows_of_long_documents_are_full(test_data: Path, prepared: Callable[..., Manifest], source: str) -> None:
     manifest = prepared(test_data / source, **ROW, tokenizer=TRAINED)
 
     assert manifest.fill["train"] >= 0.995

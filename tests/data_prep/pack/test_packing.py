@@ -24,7 +24,9 @@ def fill(packing: Packing) -> list[int]:
 
 @pytest.mark.parametrize("method", ["concat", "best_fit"])
 @given(lengths=lengths_of, row_tokens=rows_of, seed=st.integers(0, 2**63))
-def test_packing_loses_no_token_and_uses_none_twice(method, lengths, row_tokens, seed):
+def test_packing_loses_no_token_and_uses_none_twice(
+    method: str, lengths: list[int], row_tokens: int, seed: int
+) -> None:
     packing = pack(method, lengths, row_tokens, seed)
 
     every = [(document, token) for document, length in enumerate(lengths.tolist()) for token in range(length)]
@@ -34,7 +36,7 @@ def test_packing_loses_no_token_and_uses_none_twice(method, lengths, row_tokens,
 
 
 @given(lengths=lengths_of, row_tokens=rows_of)
-def test_concat_keeps_the_order_and_pads_only_the_last_row(lengths, row_tokens):
+def test_concat_keeps_the_order_and_pads_only_the_last_row(lengths: list[int], row_tokens: int) -> None:
     packing = concat(lengths, row_tokens)
 
     assert used_tokens(packing, lengths) == sorted(used_tokens(packing, lengths))
@@ -42,7 +44,7 @@ def test_concat_keeps_the_order_and_pads_only_the_last_row(lengths, row_tokens):
 
 
 @given(lengths=lengths_of, row_tokens=rows_of)
-def test_best_fit_cuts_no_document_that_fits_into_a_row(lengths, row_tokens):
+def test_best_fit_cuts_no_document_that_fits_into_a_row(lengths: list[int], row_tokens: int) -> None:
     packing = best_fit(lengths, row_tokens, seed=0)
 
     short = lengths[packing.document] <= row_tokens
@@ -60,7 +62,9 @@ def line_splits(lengths: np.ndarray, row_tokens: int, line: int) -> dict[int, Sp
 
 
 @given(lengths=lengths_of, row_tokens=rows_of, line=st.integers(1, 9), seed=st.integers(0, 2**63))
-def test_filling_rows_up_loses_no_token_and_cuts_no_document_that_fits_into_a_row(lengths, row_tokens, line, seed):
+def test_filling_rows_up_loses_no_token_and_cuts_no_document_that_fits_into_a_row(
+    lengths: list[int], row_tokens: int, line: int, seed: int
+) -> None:
     packing = best_fit(lengths, row_tokens, seed, line_splits(lengths, row_tokens, line))
 
     every = [(document, token) for document, length in enumerate(lengths.tolist()) for token in range(length)]
@@ -69,7 +73,7 @@ def test_filling_rows_up_loses_no_token_and_cuts_no_document_that_fits_into_a_ro
     assert (packing.start[lengths[packing.document] <= row_tokens] == 0).all()
 
 
-def test_the_last_pieces_of_long_documents_fill_rows_up_to_a_line_s_end():
+def test_the_last_pieces_of_long_documents_fill_rows_up_to_a_line_s_end() -> None:
     lengths = np.array([1024 + 300] * 20 + [800] * 20, dtype=np.int64)
 
     packing = best_fit(lengths, 1024, 0, line_splits(lengths, 1024, 5))
@@ -80,13 +84,13 @@ def test_the_last_pieces_of_long_documents_fill_rows_up_to_a_line_s_end():
 
 
 @given(lengths=lengths_of, row_tokens=rows_of)
-def test_best_fit_leaves_no_two_rows_that_would_fit_into_one(lengths, row_tokens):
+def test_best_fit_leaves_no_two_rows_that_would_fit_into_one(lengths: list[int], row_tokens: int) -> None:
     rows = sorted(fill(best_fit(lengths, row_tokens, seed=0)))
 
     assert len(rows) < 2 or rows[0] + rows[1] > row_tokens
 
 
-def test_best_fit_orders_rows_by_the_seed_and_not_by_length():
+def test_best_fit_orders_rows_by_the_seed_and_not_by_length() -> None:
     lengths = np.arange(1, 400, dtype=np.int64) % 60 + 1
     one, same, other = (best_fit(lengths, 64, seed) for seed in (1, 1, 2))
 
@@ -96,7 +100,7 @@ def test_best_fit_orders_rows_by_the_seed_and_not_by_length():
     assert not (one.document == other.document).all()
 
 
-def test_rows_of_items_of_much_the_same_length_are_full():
+def test_rows_of_items_of_much_the_same_length_are_full() -> None:
     lengths = (350 + 150 * np.sin(np.arange(3000) * 12.9898) ** 3).astype(np.int64)
 
     packing = best_fit(lengths, 2048, seed=0)
@@ -104,7 +108,7 @@ def test_rows_of_items_of_much_the_same_length_are_full():
     assert lengths.sum() / (packing.rows * 2048) > 0.995
 
 
-def test_a_long_document_is_packed_in_the_pieces_it_is_split_into():
+def test_a_long_document_is_packed_in_the_pieces_it_is_split_into() -> None:
     packing = best_fit(np.array([100, 30], dtype=np.int64), 64, 0, {0: Split(np.array([0, 40, 90]), None)})
 
     pieces = sorted(zip(packing.document.tolist(), packing.start.tolist(), packing.tokens.tolist(), strict=True))

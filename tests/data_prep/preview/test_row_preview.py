@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from cluster.errors import DataError
+from data_prep.config import DataConfig
 from data_prep.fetch.provenance import read_document
 from data_prep.preview.row_preview import preview
-from data_prep.shards import ShardReader
+from data_prep.shards import Manifest, ShardReader
 
 
-def test_a_preview_marks_what_is_trained_and_where_each_document_begins(corpus, config_of, tmp_path):
+def test_a_preview_marks_what_is_trained_and_where_each_document_begins(
+    corpus: Path, config_of: Callable[..., DataConfig], tmp_path: Path
+) -> None:
     config = config_of(corpus / "chats.jsonl", row_tokens=256)
 
     text = preview(config, tmp_path / "data", None, 2, colour=False)
@@ -20,7 +26,9 @@ def test_a_preview_marks_what_is_trained_and_where_each_document_begins(corpus, 
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
-def test_a_preview_shows_a_pair_as_the_model_meets_it(test_data, config_of, lines_file, tmp_path):
+def test_a_preview_shows_a_pair_as_the_model_meets_it(
+    test_data: Path, config_of: Callable[..., DataConfig], lines_file: Callable[..., Path], tmp_path: Path
+) -> None:
     path = lines_file({"prompt": "2+2=", "completion": "4"}, {"prompt": "It said", "completion": " \u6f22 or so"})
     tokenizer = {"path": str(test_data / "stories260k")}
 
@@ -31,7 +39,7 @@ def test_a_preview_shows_a_pair_as_the_model_meets_it(test_data, config_of, line
     assert "2+2=⟦4</s>⟧" in text and "It said⟦ \u6f22 or so</s>⟧" in text
 
 
-def test_a_preview_shows_every_source(corpus, config_of, tmp_path):
+def test_a_preview_shows_every_source(corpus: Path, config_of: Callable[..., DataConfig], tmp_path: Path) -> None:
     config = config_of(corpus / "books", corpus / "pairs.jsonl", validation_fraction=0.0)
 
     text = preview(config, tmp_path / "data", None, 1000, colour=False)
@@ -39,7 +47,9 @@ def test_a_preview_shows_every_source(corpus, config_of, tmp_path):
     assert "books/00.txt" in text and "pairs.jsonl:1," in text
 
 
-def test_each_piece_leads_back_to_the_text_it_was_made_of(corpus, prepared, tmp_path):
+def test_each_piece_leads_back_to_the_text_it_was_made_of(
+    corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     manifest = prepared(corpus, slice_bytes=1024, validation_fraction=0.0)
     reader = ShardReader(tmp_path / "data", manifest, "train")
     pieces = [piece for row in range(len(reader)) for piece in reader.pieces(row)]
@@ -53,7 +63,7 @@ def test_each_piece_leads_back_to_the_text_it_was_made_of(corpus, prepared, tmp_
     assert len(found) == 92
 
 
-def test_a_source_that_changed_or_went_is_said(corpus, prepared, tmp_path):
+def test_a_source_that_changed_or_went_is_said(corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path) -> None:
     manifest = prepared(corpus / "pairs.jsonl")
     path = corpus / "pairs.jsonl"
 

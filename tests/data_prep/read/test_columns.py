@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,13 +47,13 @@ TEXTS_ALONE = Columns(shape="text", layout=PLAIN, names=("text",))
 MARKS = " \t\n\r\x0b\x7f\x85\xa0\u0301\u1680\u2000\u2009\u201c\u202f\u205f\u20ac\u3000\ufeff\u00c3\u00a9\u0152aé.界"
 
 
-def part_of(path, kind):
+def part_of(path: Path, kind: Any) -> FilePart:
     form = Format(kind=kind)
     size = path.stat().st_size
     return FilePart(file=0, location=str(path), start=0, end=size, columns=replace(TEXTS_ALONE, format=form))
 
 
-def as_documents(part):
+def as_documents(part: FilePart) -> Iterator[Document | Rejected]:
     for batch in read_batches(part):
         if isinstance(batch.items, Texts):
             pairs = itertools.pairwise(batch.items.first)
@@ -61,7 +64,9 @@ def as_documents(part):
 
 
 @pytest.mark.parametrize("line", PECULIAR)
-def test_json_lines_give_the_same_documents_by_the_column_as_one_by_one(tmp_path, line, monkeypatch):
+def test_json_lines_give_the_same_documents_by_the_column_as_one_by_one(
+    tmp_path: Path, line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(columns, "BLOCK_BYTES", 100)
     lines = [json.dumps({"text": text, "id": n}).encode() for n, text in enumerate(TEXTS)]
     path = tmp_path / "a.jsonl"
@@ -75,7 +80,7 @@ def test_json_lines_give_the_same_documents_by_the_column_as_one_by_one(tmp_path
 
 
 @pytest.mark.parametrize("absent", [False, True])
-def test_parquet_gives_the_same_documents_by_the_column_as_one_by_one(tmp_path, absent):
+def test_parquet_gives_the_same_documents_by_the_column_as_one_by_one(tmp_path: Path, absent: bool) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({"id": range(600), "text": [*(TEXTS * 40)[:599], None if absent else "z"]})
     pq.write_table(table, path, row_group_size=250)
@@ -87,7 +92,7 @@ def test_parquet_gives_the_same_documents_by_the_column_as_one_by_one(tmp_path, 
     assert isinstance(found[-1], Rejected) == absent
 
 
-def texts_of(texts):
+def texts_of(texts: Sequence[str]) -> Texts:
     raw = [text.encode() for text in texts]
     first = np.cumsum([0, *map(len, raw)])
     return Texts(np.frombuffer(b"".join(raw), dtype=np.uint8), first)
@@ -98,7 +103,7 @@ def texts_of(texts):
     st.sampled_from(["nfc", "nfkc", "off"]),
     st.integers(1, 4),
 )
-def test_a_text_that_is_said_to_be_in_order_is_not_changed_by_cleaning(texts, form, least):
+def test_a_text_that_is_said_to_be_in_order_is_not_changed_by_cleaning(texts: list[str], form: Any, least: int) -> None:
     config = CleaningConfig(unicode=form, min_chars=least)
     cleaner = Cleaner(config)
 
@@ -110,7 +115,7 @@ def test_a_text_that_is_said_to_be_in_order_is_not_changed_by_cleaning(texts, fo
             assert cleaner.cleaned(document) == cleaner.without_spaces(document)
 
 
-def test_plain_english_is_in_order_and_what_is_looked_into_is_said():
+def test_plain_english_is_in_order_and_what_is_looked_into_is_said() -> None:
     texts = ["A \u201ccaf\u00e9\u201d", "a \nb", "a\n", "a\x01", "e\u0301", "ends <end>", "", "Ã©"]
 
     found = may_change(texts_of(texts), CleaningConfig(), b"<end>").tolist()

@@ -11,6 +11,7 @@ import json
 import lzma
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -24,7 +25,7 @@ GOOD = [f"a good document, number {n}" for n in range(2000)]
 LINES = "".join(json.dumps({"text": text}) + "\n" for text in GOOD).encode()
 
 
-def read(path):
+def read(path: Path) -> tuple[list[str], Counter[str]]:
     """Return the kept texts and the rejected by reason."""
     corpus = find_corpus([SourceConfig(path=str(path))], {}, path.parent / "unpacked")
     items = [item for parts in cut_slices(corpus, 2**20) for part in parts for item in read_part(part)]
@@ -65,7 +66,9 @@ def common(one: bytes, other: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("shape", "packing"), [*((shape, "gz") for shape in SHAPES), *(("jsonl", other) for other in ("bz2", "xz", "zst"))]
 )
-def test_all_rows_before_damage_in_a_packed_file_are_kept_and_it_is_counted(tmp_path, shape, packing):
+def test_all_rows_before_damage_in_a_packed_file_are_kept_and_it_is_counted(
+    tmp_path: Path, shape: str, packing: str
+) -> None:
     texts = [hashlib.sha256(b"%d" % n).hexdigest() * 3 for n in range(6000 if packing == "bz2" else 2500)]
     data = SHAPES[shape](texts).encode()
     packed = PACKERS[packing](data)
@@ -86,7 +89,7 @@ def test_all_rows_before_damage_in_a_packed_file_are_kept_and_it_is_counted(tmp_
     assert rejected[next(reason for reason in rejected if "compression" in reason)] == 1
 
 
-def test_a_column_of_texts_keeps_the_lines_before_damage_too(tmp_path):
+def test_a_column_of_texts_keeps_the_lines_before_damage_too(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(LINES, 1)[:-500])
     (parts,) = cut_slices(find_corpus([SourceConfig(path=str(path))], {}), 2**20)

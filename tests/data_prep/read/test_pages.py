@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,11 +85,11 @@ def spine(*names: str, more: str = "") -> str:
             "word[1] x1 y[2] z [3]", "A note"]),
     ],
 )  # fmt: skip
-def test_a_plain_page_has_a_line_for_each_block_and_for_nothing_else(body, lines):
+def test_a_plain_page_has_a_line_for_each_block_and_for_nothing_else(body: str, lines: list[str]) -> None:
     assert page(body).split("\n") == lines
 
 
-def test_a_page_is_read_in_the_encoding_that_it_declares_or_not_at_all():
+def test_a_page_is_read_in_the_encoding_that_it_declares_or_not_at_all() -> None:
     latin = '<meta charset="ISO-8859-1"><p>caf\xe9 \x93ok\x94'.encode("latin-1")
     assert extract_text("page", latin) == "café “ok”"
     assert extract_text("page", "<p>café".encode("utf-16")) == "café"
@@ -99,7 +101,7 @@ def test_a_page_is_read_in_the_encoding_that_it_declares_or_not_at_all():
         extract_text("page", b'<meta charset="UTF-8"><p>caf\xe9')
 
 
-def test_an_article_of_which_only_a_section_was_found_is_taken_whole_and_any_other_as_it_was_found():
+def test_an_article_of_which_only_a_section_was_found_is_taken_whole_and_any_other_as_it_was_found() -> None:
     first, second = ("".join(f"<p>Goose {n} of the {part} pond is <i>grey</i>.</p>" for n in range(9)) for part in "ab")
     comments = "<div id='comments'>" + "<p>I have a goose too, and many words to say of it.</p>" * 90 + "</div>"
     found = page(first)
@@ -112,7 +114,7 @@ def test_an_article_of_which_only_a_section_was_found_is_taken_whole_and_any_oth
     assert whole_article(found, f"<div>{first}{second}</div>") == found
 
 
-def test_markup_that_nests_without_end_is_read():
+def test_markup_that_nests_without_end_is_read() -> None:
     assert html_text("<span><table><tr><td>" * 5_000 + "deep") == "deep"
     assert xml("<a><b>" * 20_000 + "deep" + "</b></a>" * 20_000) == "deep"
 
@@ -139,11 +141,11 @@ def test_markup_that_nests_without_end_is_read():
         ('<html xmlns="http://www.w3.org/1999/xhtml"><body><p>a <i>b</i></p></body></html>', ["a b"]),
     ],
 )  # fmt: skip
-def test_xml_has_a_line_for_each_element_that_holds_text_and_parts_of_it_run_on(text, lines):
+def test_xml_has_a_line_for_each_element_that_holds_text_and_parts_of_it_run_on(text: str, lines: list[str]) -> None:
     assert xml(text).split("\n") == lines
 
 
-def test_tei_keeps_verse_and_speakers_and_leaves_out_its_header_and_what_was_corrected():
+def test_tei_keeps_verse_and_speakers_and_leaves_out_its_header_and_what_was_corrected() -> None:
     assert xml(TEI).split("\n") == [
         "Act One",
         "He read Emma at breakfast, and said:",
@@ -159,7 +161,7 @@ def test_tei_keeps_verse_and_speakers_and_leaves_out_its_header_and_what_was_cor
     ]
 
 
-def test_a_verse_of_a_bible_is_a_line(test_data):
+def test_a_verse_of_a_bible_is_a_line(test_data: Path) -> None:
     source = (test_data / "languages" / "Zulu-NT.xml").read_text()
     lines = xml(source).split("\n")
 
@@ -167,7 +169,7 @@ def test_a_verse_of_a_bible_is_a_line(test_data):
     assert not any(line != line.strip() or "  " in line for line in lines)
 
 
-def test_a_book_s_chapters_run_on_in_reading_order_without_its_navigation():
+def test_a_book_s_chapters_run_on_in_reading_order_without_its_navigation() -> None:
     pages = {
         "b": "<p>He was <i>very</i>\n  happy<a epub:type='noteref' href='n#a'>1</a>.</p><nav>Contents</nav><pre/>",
         "a": "<h1>One</h1><p>End.</p>",
@@ -183,7 +185,7 @@ def test_a_book_s_chapters_run_on_in_reading_order_without_its_navigation():
     assert text == "One\nEnd.\n\nHe was very happy[1].\n\nA note."
 
 
-def test_a_book_of_version_3_is_read_without_its_contents_page():
+def test_a_book_of_version_3_is_read_without_its_contents_page() -> None:
     nav = '<item id="v" href="v.xhtml" properties="nav" media-type="application/xhtml+xml"/>'
 
     text = extract_text("epub", book({"a": "<p>Text.</p>"}, spine("v", "a"), nav, O__v__xhtml="<p>Contents</p>"))
@@ -205,6 +207,8 @@ def test_a_book_of_version_3_is_read_without_its_contents_page():
         (("a",), "", {"META-INF__encryption.xml": '<e><CipherReference URI="O/a.xhtml"/></e>'}, "encrypted EPUB"),
     ],
 )
-def test_a_book_of_which_a_chapter_cannot_be_read_is_told(names, manifest, more, reason):
+def test_a_book_of_which_a_chapter_cannot_be_read_is_told(
+    names: tuple[str, ...], manifest: str, more: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(ObjectionError, match=reason):
         extract_text("epub", book({"a": "<p>Text.</p>"}, spine(*names), manifest, **more))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,7 +34,9 @@ def part(path: Path, columns: Columns = PAIR) -> FilePart:
         (b"[" * 100_000, "nested too deeply"),
     ],
 )
-def test_a_bad_line_is_rejected_by_reason_and_its_neighbours_are_kept(lines_file, line, reason):
+def test_a_bad_line_is_rejected_by_reason_and_its_neighbours_are_kept(
+    lines_file: Callable[..., Path], line: bytes, reason: str
+) -> None:
     good = {"prompt": "a", "completion": "b"}
 
     first, bad, last = read_part(part(lines_file(good, line, good)))
@@ -42,14 +46,18 @@ def test_a_bad_line_is_rejected_by_reason_and_its_neighbours_are_kept(lines_file
 
 
 @pytest.mark.parametrize("messages", ["hello", [5], [{"role": "user"}], [{"role": "user", "content": ["parts"]}]])
-def test_messages_that_are_not_role_and_text_are_rejected(lines_file, messages):
+def test_messages_that_are_not_role_and_text_are_rejected(
+    lines_file: Callable[..., Path], messages: list[Any] | str
+) -> None:
     path = lines_file({"messages": messages})
 
     assert list(read_part(part(path, TALK))) == [Rejected(0, "not a list of role and content")]
 
 
 @given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=20), cut=st.integers(1, 200))
-def test_every_record_is_read_exactly_once_wherever_a_file_is_cut(tmp_path_factory, texts, cut):
+def test_every_record_is_read_exactly_once_wherever_a_file_is_cut(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], cut: int
+) -> None:
     path = tmp_path_factory.mktemp("cut") / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts), encoding="utf-8")
     columns, size = Columns(shape="text", layout=PLAIN, format=JSONL), path.stat().st_size

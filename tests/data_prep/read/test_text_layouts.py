@@ -6,6 +6,9 @@ import codecs
 import gzip
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -16,12 +19,12 @@ from data_prep.fetch.provenance import read_document
 from data_prep.fetch.sources import cut_slices, find_corpus
 from data_prep.read.delimited import table_layout
 from data_prep.read.parts import Rejected, read_part
-from data_prep.shards import ShardReader
+from data_prep.shards import Manifest, ShardReader
 
 PAIRS = [(f"Où est {n} ?", f"Là-bas, à côté de {n * 7} œufs.") for n in range(200)]
 
 
-def read(path, **source):
+def read(path: Path, **source: Any) -> tuple[list[tuple[str, ...]], Counter[str]]:
     """Return the kept texts, and the rejected by reason."""
     corpus = find_corpus([SourceConfig(path=str(path), **source)], {}, path.parent / "cache")
     items = [item for parts in cut_slices(corpus, 4096) for part in parts for item in read_part(part)]
@@ -29,7 +32,12 @@ def read(path, **source):
     return kept, Counter(item.reason for item in items if isinstance(item, Rejected))
 
 
-def table(rows, separator=",", end="\n", header=("prompt", "completion")):
+def table(
+    rows: Sequence[Sequence[Any]],
+    separator: str = ",",
+    end: str = "\n",
+    header: Sequence[str] = ("prompt", "completion"),
+) -> str:
     lines = [separator.join(header)] if header else []
     return end.join([*lines, *(separator.join(f'"{cell}"' for cell in row) for row in rows)]) + end
 
@@ -51,7 +59,7 @@ MARKED = {
 
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("encoding", MARKED)
-def test_a_byte_order_mark_tells_the_encoding_of_every_kind_of_text(tmp_path, name, encoding):
+def test_a_byte_order_mark_tells_the_encoding_of_every_kind_of_text(tmp_path: Path, name: str, encoding: str) -> None:
     (tmp_path / name).write_bytes(MARKED[encoding] + BODIES[name].encode(encoding))
 
     assert read(tmp_path / name) == (PAIRS, {})
@@ -59,7 +67,9 @@ def test_a_byte_order_mark_tells_the_encoding_of_every_kind_of_text(tmp_path, na
 
 @pytest.mark.parametrize("name", [*BODIES, "a.txt"])
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le", "utf-16-be"])
-def test_text_without_a_mark_is_refused_with_the_key_to_write_and_read_with_it(tmp_path, name, encoding):
+def test_text_without_a_mark_is_refused_with_the_key_to_write_and_read_with_it(
+    tmp_path: Path, name: str, encoding: str
+) -> None:
     (tmp_path / name).write_bytes(BODIES.get(name, "Où est-il ? Là-bas.\n" * 50).encode(encoding))
 
     with pytest.raises(DataError, match=f"none of its files can be read .*a.*write .*`?encoding.*{encoding}"):
@@ -69,7 +79,9 @@ def test_text_without_a_mark_is_refused_with_the_key_to_write_and_read_with_it(t
     assert kept == (PAIRS if name != "a.txt" else [("Où est-il ? Là-bas.\n" * 50,)]) and rejected == {}
 
 
-def test_a_file_in_another_encoding_does_not_cost_its_neighbours(tmp_path, caplog):
+def test_a_file_in_another_encoding_does_not_cost_its_neighbours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.txt").write_bytes("déjà vu\n".encode("latin-1") * 9)
     (tmp_path / "in" / "b.txt").write_text("bien sûr")
@@ -80,14 +92,14 @@ def test_a_file_in_another_encoding_does_not_cost_its_neighbours(tmp_path, caplo
     assert "a.txt: cannot be read: not UTF-8" in caplog.text
 
 
-def test_a_packed_file_whose_name_hides_it_is_told_its_name(tmp_path):
+def test_a_packed_file_whose_name_hides_it_is_told_its_name(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(gzip.compress(b'{"text": "goose"}\n'))
 
     with pytest.raises(DataError, match=r"a\.jsonl: is gzip data: name it a\.jsonl\.gz"):
         read(tmp_path / "a.jsonl")
 
 
-def test_a_stray_byte_costs_its_row_and_is_told_with_the_file(tmp_path, caplog):
+def test_a_stray_byte_costs_its_row_and_is_told_with_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [f'{{"text": "row {n}"}}\n'.encode() for n in range(50)]
     rows[7] = b'{"text": "caf\xe9"}\n'
     (tmp_path / "a.jsonl").write_bytes(b"".join(rows))
@@ -99,7 +111,7 @@ def test_a_stray_byte_costs_its_row_and_is_told_with_the_file(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_utf8_is_not_read_as_something_else_because_the_source_says_so(tmp_path, encoding):
+def test_utf8_is_not_read_as_something_else_because_the_source_says_so(tmp_path: Path, encoding: str) -> None:
     text = "Là-bas, à côté" if encoding == "latin-1" else "plain"
     (tmp_path / "a.txt").write_text(f"{text}\n" * 9)
 
@@ -107,7 +119,7 @@ def test_utf8_is_not_read_as_something_else_because_the_source_says_so(tmp_path,
         read(tmp_path / "a.txt", encoding=encoding)
 
 
-def test_latin1_is_not_taken_for_windows_1252(tmp_path):
+def test_latin1_is_not_taken_for_windows_1252(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("5 €".encode("cp1252"))
 
     with pytest.raises(DataError, match=r"a.txt: has bytes that are characters in cp1252, .* `encoding: cp1252`"):
@@ -115,14 +127,14 @@ def test_latin1_is_not_taken_for_windows_1252(tmp_path):
     assert read(tmp_path / "a.txt", encoding="cp1252")[0] == [("5 €",)]
 
 
-def test_bytes_that_an_encoding_has_not_cost_their_row(tmp_path):
+def test_bytes_that_an_encoding_has_not_cost_their_row(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "\x8d\xa7"}\n{"text": "caf\xe9"}\n' * 2)
 
     assert read(tmp_path / "a.jsonl", encoding="cp1252") == ([("café",)] * 2, {"invalid cp1252": 2})
 
 
 @pytest.mark.parametrize("html", ["article", "plain"])
-def test_a_web_page_is_read_in_the_encoding_that_it_declares(tmp_path, html):
+def test_a_web_page_is_read_in_the_encoding_that_it_declares(tmp_path: Path, html: str) -> None:
     body = "".join(f"<p>Gänse schlafen nachts auf einem Bein, für 5 €, die {n}te.</p>" for n in range(9))
     page = f'<html><head><meta charset="ISO-8859-1"></head><body><article>{body}</article></body></html>'
     (tmp_path / "a.html").write_bytes(page.encode("cp1252"))
@@ -134,19 +146,19 @@ def test_a_web_page_is_read_in_the_encoding_that_it_declares(tmp_path, html):
     assert all("Gänse schlafen nachts auf einem Bein, für 5 €" in text for (text,) in kept)
 
 
-def test_xml_is_read_in_the_encoding_that_the_source_gives(tmp_path):
+def test_xml_is_read_in_the_encoding_that_the_source_gives(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_bytes('<?xml version="1.0" encoding="utf-8"?><a>Gänse</a>'.encode("cp1252"))
 
     assert read(tmp_path / "a.xml", encoding="cp1252") == ([("Gänse",)], {})
 
 
-def test_an_encoding_that_does_not_exist_is_refused_with_the_configuration():
+def test_an_encoding_that_does_not_exist_is_refused_with_the_configuration() -> None:
     with pytest.raises(ValidationError, match="'latin-nine' is no encoding; such are latin-1"):
         SourceConfig(path="x", encoding="latin-nine")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.csv.gz"])
-def test_carriage_returns_alone_end_lines(tmp_path, name):
+def test_carriage_returns_alone_end_lines(tmp_path: Path, name: str) -> None:
     body = BODIES[name.removesuffix(".gz")].replace("\r\n", "\r").replace("\n", "\r").encode()
     (tmp_path / name).write_bytes(gzip.compress(body) if name.endswith(".gz") else body)
 
@@ -156,7 +168,7 @@ def test_carriage_returns_alone_end_lines(tmp_path, name):
 QUOTED = ['"I never liked it, he said', 'He said "no".', '"Yes', "plain, with a comma", '"Closed."']
 
 
-def test_tsv_whose_lines_have_the_headers_tabs_is_read_without_quoting(tmp_path):
+def test_tsv_whose_lines_have_the_headers_tabs_is_read_without_quoting(tmp_path: Path) -> None:
     rows = [(f"Question {n}?", QUOTED[n % 5] if n % 7 else f"Answer {n}.") for n in range(200)]
     (tmp_path / "a.tsv").write_text(table([], "\t") + "".join("\t".join(row) + "\n" for row in rows))
 
@@ -168,7 +180,9 @@ ROWS = [(f"What is {n}?", 'A "number",\tas\nthey say.' if n % 3 else f"It is {n}
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
-def test_what_separates_cells_is_seen_and_quoted_cells_may_have_lines(tmp_path, separator, suffix):
+def test_what_separates_cells_is_seen_and_quoted_cells_may_have_lines(
+    tmp_path: Path, separator: str, suffix: str
+) -> None:
     body = table([tuple(cell.replace('"', '""') for cell in row) for row in ROWS], separator)
     (tmp_path / f"a.{suffix}").write_text(body)
 
@@ -191,17 +205,17 @@ def test_what_separates_cells_is_seen_and_quoted_cells_may_have_lines(tmp_path, 
         (['"a"\t"b"', '"x"\t"y"'], "\t", True),
     ],
 )
-def test_the_reading_that_explains_most_lines_is_taken(lines, separator, quoted):
+def test_the_reading_that_explains_most_lines_is_taken(lines: list[str], separator: str, quoted: bool) -> None:
     assert table_layout([line + "\n" for line in lines], None) == (separator, quoted)
 
 
-def test_the_line_by_which_excel_names_the_separator_is_no_row(tmp_path):
+def test_the_line_by_which_excel_names_the_separator_is_no_row(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfsep=;\r\nprompt;completion\r\na;b, c\r\n")
 
     assert read(tmp_path / "a.csv") == ([("a", "b, c")], {})
 
 
-def test_a_quote_that_is_never_closed_costs_no_rows(tmp_path):
+def test_a_quote_that_is_never_closed_costs_no_rows(tmp_path: Path) -> None:
     rows = [f"q{n},a{n}" for n in range(300)]
     rows[5], rows[50] = 'q5,"never closed', 'q50,"said" he'
     (tmp_path / "a.csv").write_text("prompt,completion\n" + "".join(f'{row}\n"x, {row[1:3]}",y\n' for row in rows))
@@ -211,13 +225,13 @@ def test_a_quote_that_is_never_closed_costs_no_rows(tmp_path):
     assert len(kept) == 600 and rejected == {} and ("q5", '"never closed') in kept and ("q50", '"said" he') in kept
 
 
-def test_a_table_that_ends_inside_of_a_cell_gives_no_part_of_it(tmp_path):
+def test_a_table_that_ends_inside_of_a_cell_gives_no_part_of_it(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('prompt,completion\nq,"a\nb"\nq2,"line 1\nline 2\nline 3')
 
     assert read(tmp_path / "a.csv") == ([("q", "a\nb")], {"bad CSV (unexpected end of data)": 1})
 
 
-def test_an_open_quote_before_damage_costs_no_rows(tmp_path):
+def test_an_open_quote_before_damage_costs_no_rows(tmp_path: Path) -> None:
     body = "prompt,completion\n" + 'x,"open\n' + "".join(f"q{n},a{n}\n" for n in range(3000)) + '"a, b",c\n'
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(body.encode())[:-40])
 
@@ -227,7 +241,7 @@ def test_an_open_quote_before_damage_costs_no_rows(tmp_path):
     assert rejected == {"damaged compression (EOFError)": 1}
 
 
-def test_columns_name_the_cells_of_a_table_without_a_header(tmp_path):
+def test_columns_name_the_cells_of_a_table_without_a_header(tmp_path: Path) -> None:
     for name, separator in (("a.csv", ","), ("a.tsv", "\t")):
         (tmp_path / name).write_text(table([*ROWS[:1], ("x", "y")], separator, header=None).replace("number", "nr"))
         kept, rejected = read(tmp_path / name, columns=["prompt", "completion"])
@@ -246,33 +260,37 @@ def test_columns_name_the_cells_of_a_table_without_a_header(tmp_path):
         ("prompt,completion\na,b\n", {"columns": ["prompt", "completion"]}, "its first line is a header"),
     ],
 )
-def test_a_header_that_is_none_is_told_with_the_key_to_write(tmp_path, body, source, message):
+def test_a_header_that_is_none_is_told_with_the_key_to_write(
+    tmp_path: Path, body: str, source: dict[str, Any], message: str
+) -> None:
     (tmp_path / "a.csv").write_text(body)
 
     with pytest.raises(DataError, match=message):
         read(tmp_path / "a.csv", **source)
 
 
-def test_one_column_without_a_header_is_whole_lines(tmp_path):
+def test_one_column_without_a_header_is_whole_lines(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("Well, yes.\nNo; never.\n")
 
     assert read(tmp_path / "a.csv", columns=["text"]) == ([("Well, yes.",), ("No; never.",)], {})
 
 
-def test_keys_for_tables_are_refused_where_there_are_none(tmp_path):
+def test_keys_for_tables_are_refused_where_there_are_none(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
 
     with pytest.raises(DataError, match="`columns` is for CSV and TSV, and no file here is either"):
         read(tmp_path / "a.txt", columns=["text"])
 
 
-def test_a_column_that_is_named_twice_does_not_hide_the_first(tmp_path):
+def test_a_column_that_is_named_twice_does_not_hide_the_first(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,text\nfirst,second\n")
 
     assert read(tmp_path / "a.csv") == ([("first",)], {})
 
 
-def test_a_row_leads_back_to_its_text_whatever_the_file_is_written_in(tmp_path, prepared):
+def test_a_row_leads_back_to_its_text_whatever_the_file_is_written_in(
+    tmp_path: Path, prepared: Callable[..., Manifest]
+) -> None:
     keys = {"format": "csv", "encoding": "cp1252", "columns": ["prompt", "completion"]}
     (tmp_path / "a.dat").write_bytes(table(PAIRS, "|", header=None).encode("cp1252"))
 

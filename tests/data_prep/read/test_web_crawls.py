@@ -9,7 +9,9 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,7 @@ PARAGRAPHS = "".join(
 PAGE = f"<html><body><nav><a href=/>Home</a></nav><article><h1>Geese</h1>{PARAGRAPHS}</article></body></html>"
 
 
-def read(path, **source):
+def read(path: Path, **source: Any) -> tuple[list[str], Counter[str]]:
     """Return the kept texts, and the rejected by reason."""
     corpus = find_corpus([SourceConfig(path=str(path), **source)], {}, path.parent / "cache")
     items = [item for parts in cut_slices(corpus, 4096) for part in parts for item in read_part(part)]
@@ -32,7 +34,7 @@ def read(path, **source):
     return kept, Counter(item.reason for item in items if isinstance(item, Rejected))
 
 
-def crawl(answers, *, packed: bool = True) -> bytes:
+def crawl(answers: Sequence[Any], *, packed: bool = True) -> bytes:
     """Return a WARC file with a request and an answer for each status, media type and body."""
     pytest.importorskip("warcio", reason="pip install --editable '.[docs]'")
     from warcio.statusandheaders import StatusAndHeaders
@@ -66,7 +68,7 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "crawl.dat"])
-def test_a_crawl_gives_the_article_of_each_page_and_counts_the_other_answers(tmp_path, name):
+def test_a_crawl_gives_the_article_of_each_page_and_counts_the_other_answers(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(crawl(ANSWERS, packed=name.endswith("gz")))
 
     kept, rejected = read(tmp_path / name, **({"format": "warc"} if name == "crawl.dat" else {}))
@@ -78,7 +80,7 @@ def test_a_crawl_gives_the_article_of_each_page_and_counts_the_other_answers(tmp
     )
 
 
-def test_the_texts_that_a_crawl_was_turned_into_are_read(tmp_path):
+def test_the_texts_that_a_crawl_was_turned_into_are_read(tmp_path: Path) -> None:
     pytest.importorskip("warcio", reason="pip install --editable '.[docs]'")
     body = "Über Gänse.\nZwei Zeilen.".encode()
     record = b"WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -88,7 +90,7 @@ def test_the_texts_that_a_crawl_was_turned_into_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [-40, 12])
-def test_a_damaged_crawl_gives_the_pages_before_the_damage(tmp_path, cut):
+def test_a_damaged_crawl_gives_the_pages_before_the_damage(tmp_path: Path, cut: int) -> None:
     whole = crawl([(200, "text/html", PAGE.format(n).encode()) for n in range(5)])
     (tmp_path / "a.warc.gz").write_bytes(whole[:cut] if cut < 0 else whole[:-200] + b"\0" * 50 + whole[-150:])
 
@@ -124,7 +126,7 @@ Last line.
 Really."""
 
 
-def page(title, text, ns=0, redirect=""):
+def page(title: str, text: str, ns: int = 0, redirect: str = "") -> str:
     from xml.sax.saxutils import escape
 
     return (
@@ -143,7 +145,7 @@ PAGES = [
 
 
 @pytest.mark.parametrize("name", ["x-pages-articles.xml", "x-pages-articles-multistream.xml.bz2", "dump.dat"])
-def test_a_dump_of_a_wiki_gives_its_articles_as_plain_text(tmp_path, name):
+def test_a_dump_of_a_wiki_gives_its_articles_as_plain_text(tmp_path: Path, name: str) -> None:
     pytest.importorskip("mwparserfromhell", reason="pip install --editable '.[docs]'")
     body = WIKI.format("".join(PAGES)).encode()
     (tmp_path / name).write_bytes(bz2.compress(body[:300]) + bz2.compress(body[300:]) if name.endswith("bz2") else body)
@@ -153,7 +155,7 @@ def test_a_dump_of_a_wiki_gives_its_articles_as_plain_text(tmp_path, name):
     assert kept == [PLAIN, "Duck\n\nA duck."] and rejected == {"wiki page without text": 1}
 
 
-def test_a_damaged_dump_gives_the_articles_before_the_damage(tmp_path):
+def test_a_damaged_dump_gives_the_articles_before_the_damage(tmp_path: Path) -> None:
     pytest.importorskip("mwparserfromhell", reason="pip install --editable '.[docs]'")
     body = WIKI.format(page("Duck", "A [[duck]].") * 9).encode()
     (tmp_path / "cut.xml").write_bytes(body[:-100])
@@ -175,7 +177,7 @@ print(int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0
 """
 
 
-def test_a_dump_is_read_a_page_at_a_time(tmp_path):
+def test_a_dump_is_read_a_page_at_a_time(tmp_path: Path) -> None:
     pytest.importorskip("mwparserfromhell", reason="pip install --editable '.[docs]'")
     talk = page("Talk:Duck", "x" * 100_000, ns=1)
     with gzip.open(tmp_path / "dump.xml.gz", "wb", compresslevel=1) as sink:
@@ -191,7 +193,7 @@ def test_a_dump_is_read_a_page_at_a_time(tmp_path):
     assert count == "1" and int(peak) < 160, f"{peak} MiB for a dump of 100 MB"
 
 
-def test_a_notebook_gives_what_is_written_in_its_cells(tmp_path):
+def test_a_notebook_gives_what_is_written_in_its_cells(tmp_path: Path) -> None:
     cells = [
         {"cell_type": "markdown", "source": ["# Geese\n", "They sleep."]},
         {"cell_type": "code", "source": "print(1)", "outputs": [{"text": "1 output"}]},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -62,7 +64,7 @@ rows = st.lists(st.dictionaries(st.sampled_from(KEYS), values, max_size=5), min_
 
 @settings(max_examples=150, deadline=None)
 @given(rows=rows)
-def test_any_rows_are_read_counted_or_refused(tmp_path_factory, rows):
+def test_any_rows_are_read_counted_or_refused(tmp_path_factory: pytest.TempPathFactory, rows: list[Any]) -> None:
     path = tmp_path_factory.mktemp("any") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

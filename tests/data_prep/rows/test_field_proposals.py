@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +22,7 @@ from data_prep.rows.row_kinds import kinds_of
 JSON = Format(kind="json")
 
 
-def fields_of(*rows):
+def fields_of(*rows: Any) -> dict[str, Any]:
     proposal, _ = propose(rows)
     return {name: value for name, value, _ in proposal}
 
@@ -57,11 +60,11 @@ def fields_of(*rows):
         ({"log": "User: Hello\nBot: Hi there"}, {"messages": "log"}),
     ],
 )
-def test_a_proposal_is_open_where_it_is_not_sure(row, expected):
+def test_a_proposal_is_open_where_it_is_not_sure(row: dict[str, Any], expected: dict[str, str]) -> None:
     assert not kinds_of([row]) and fields_of(row) == expected
 
 
-def test_a_label_with_few_different_values_is_not_proposed():
+def test_a_label_with_few_different_values_is_not_proposed() -> None:
     rows = [
         {"review": f"The film number {n} was a fine one.", "verdict": ("rather good", "rather bad")[n % 2]}
         for n in range(40)
@@ -70,7 +73,7 @@ def test_a_label_with_few_different_values_is_not_proposed():
     assert fields_of(*rows) == {"text": "review"}
 
 
-def test_the_refusal_shows_the_columns_and_the_line(lines_file):
+def test_the_refusal_shows_the_columns_and_the_line(lines_file: Callable[..., Path]) -> None:
     path = lines_file({"id": 1, "ask": "How deep is it?", "reply": "It is nine metres."})
 
     with pytest.raises(
@@ -79,14 +82,14 @@ def test_the_refusal_shows_the_columns_and_the_line(lines_file):
         find_columns(path, SourceConfig(path=str(path)))
 
 
-def test_a_file_without_any_json_object_is_refused(lines_file):
+def test_a_file_without_any_json_object_is_refused(lines_file: Callable[..., Path]) -> None:
     path = lines_file(b"[", b"1,")
 
     with pytest.raises(DataError, match="one object on each line"):
         find_columns(path, SourceConfig(path=str(path)))
 
 
-def test_lines_for_texts_with_marks_and_for_unknown_speakers_are_yaml():
+def test_lines_for_texts_with_marks_and_for_unknown_speakers_are_yaml() -> None:
     marked = proposal_lines([{"log": "User: Hello\nBot: Hi there"}])
     spoken = proposal_lines([{"messages": [{"role": "Dr. Bob", "content": "Hi"}]}])
 
@@ -94,7 +97,7 @@ def test_lines_for_texts_with_marks_and_for_unknown_speakers_are_yaml():
     assert spoken == ["roles:", '  "Dr. Bob": ???  # user, assistant, system or tool']
 
 
-def test_marks_of_tools_and_ends_are_proposed_and_other_capitals_are_left_open():
+def test_marks_of_tools_and_ends_are_proposed_and_other_capitals_are_left_open() -> None:
     chat = (
         "USER: Rate?\n\nASSISTANT: <functioncall> {} <|endoftext|>\n\nFUNCTION RESPONSE: 0.9\n\nASSISTANT: It is 0.9."
     )
@@ -120,14 +123,14 @@ def test_marks_of_tools_and_ends_are_proposed_and_other_capitals_are_left_open()
         {"id": "1", "input": "What is a sea?", "output": ["Salt water."]},
     ],
 )
-def test_one_text_is_no_running_text_while_others_lie_beside_it(row):
+def test_one_text_is_no_running_text_while_others_lie_beside_it(row: dict[str, Any]) -> None:
     ((name, value, comment),), _ = propose([row])
 
     assert (name, value) == ("text", "???")
     assert re.match(r"one of: (prompt.text, prompt.replies|input, output\[0\]);", comment)
 
 
-def test_a_placeholder_lists_every_column_but_those_that_are_rejected_by_their_names():
+def test_a_placeholder_lists_every_column_but_those_that_are_rejected_by_their_names() -> None:
     row = {"question": "How deep is it?", "answer": False, "passage": "It is nine metres.", "empty": None}
     worse = dict.fromkeys(("incorrect_answers", "non_preferred", "dispreferred", "wrong", "distractor3"), "It is ten.")
 
@@ -136,7 +139,7 @@ def test_a_placeholder_lists_every_column_but_those_that_are_rejected_by_their_n
     assert proposal == [("prompt", "question", ""), ("completion", "???", "one of: passage, answer, empty")]
 
 
-def test_tools_are_written_only_if_rows_have_them(lines_file):
+def test_tools_are_written_only_if_rows_have_them(lines_file: Callable[..., Path]) -> None:
     said = {"role": "assistant", "content": "A", "mask": 1}
     path = lines_file({"messages": [{"role": "user", "content": "Q"}, said]})
 
@@ -147,7 +150,7 @@ def test_tools_are_written_only_if_rows_have_them(lines_file):
 PORT = [{"ask": "How deep is it?", "reply": "Nine metres deep."}, {"ask": "How far is it?", "reply": "Ten miles off."}]
 
 
-def test_what_is_proposed_for_rows_inside_a_json_object_works_when_it_is_pasted(tmp_path):
+def test_what_is_proposed_for_rows_inside_a_json_object_works_when_it_is_pasted(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"version": "1", "data": PORT}))
     with pytest.raises(DataError) as refusal:
@@ -168,7 +171,7 @@ def test_what_is_proposed_for_rows_inside_a_json_object_works_when_it_is_pasted(
         ({"Positive Examples": PORT[:1], "Negative Examples": [], "Some Instances": PORT}, '"Some Instances"'),
     ],
 )
-def test_the_list_with_the_most_objects_is_named(tmp_path, value, named):
+def test_the_list_with_the_most_objects_is_named(tmp_path: Path, value: dict[str, Any], named: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(value))
 
@@ -178,7 +181,7 @@ def test_the_list_with_the_most_objects_is_named(tmp_path, value, named):
 
 
 @pytest.mark.parametrize("beginning", ["", "\ufeff\n "])
-def test_a_json_list_of_one_row_is_rows(tmp_path, beginning):
+def test_a_json_list_of_one_row_is_rows(tmp_path: Path, beginning: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(beginning + json.dumps(PORT[:1]))
 
@@ -189,13 +192,13 @@ def test_a_json_list_of_one_row_is_rows(tmp_path, beginning):
     assert named.names == ("ask", "reply") and named.format == JSON
 
 
-def test_one_of_two_lists_of_texts_is_not_taken_for_all_that_is_said():
+def test_one_of_two_lists_of_texts_is_not_taken_for_all_that_is_said() -> None:
     row = {"tag": "greeting", "patterns": ["Hi there you", "How are you?"], "responses": ["Hello my friend!"]}
 
     assert fields_of(row) == {"prompt": "???", "completion": "???"}
 
 
-def test_only_a_system_that_begins_a_text_is_plainly_one():
+def test_only_a_system_that_begins_a_text_is_plainly_one() -> None:
     begun = {"log": "SYSTEM: Be kind.\nUSER: Hi there\nASSISTANT: Hello."}
     within = {"log": "USER: What does it print?\nASSISTANT: It prints\nSYSTEM: halted\nTOOL: none"}
 
@@ -203,7 +206,7 @@ def test_only_a_system_that_begins_a_text_is_plainly_one():
     assert dict(propose([within])[1])["???"] == ("\nSYSTEM:", "\nTOOL:")
 
 
-def test_messages_inside_a_json_object_are_not_proposed_as_running_text():
+def test_messages_inside_a_json_object_are_not_proposed_as_running_text() -> None:
     row = {"conversation_id": 1, "role": "user", "message": "Hi there my friend"}
 
     proposal, _ = propose([row], "data")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -46,11 +50,13 @@ PAIR = [("user", "Hi"), ("assistant", "Ho")]
         ({f"line{n}": text for n, text in ((2, "Ho"), (1, "Hi"), (3, ""))}, {"messages": "line*"}, PAIR),
     ],
 )
-def test_fields_tell_which_column_is_what(lines_file, row, fields, expected):
+def test_fields_tell_which_column_is_what(
+    lines_file: Callable[..., Path], row: dict[str, Any], fields: dict[str, Any], expected: list[tuple[str, str]]
+) -> None:
     assert read(lines_file(row), fields=fields) == [expected]
 
 
-def test_fields_read_nested_columns_of_parquet(tmp_path):
+def test_fields_read_nested_columns_of_parquet(tmp_path: Path) -> None:
     row = {
         "talk": {"turns": [{"who": "human", "said": {"en": "Hi"}}, {"who": "gpt", "said": {"en": "Ho"}}]},
         "other": 1,
@@ -64,8 +70,8 @@ def test_fields_read_nested_columns_of_parquet(tmp_path):
     ) == [PAIR]
 
 
-def test_what_a_parquet_column_has_filled_up_with_nulls_is_not_part_of_a_call(tmp_path):
-    def said(arguments):
+def test_what_a_parquet_column_has_filled_up_with_nulls_is_not_part_of_a_call(tmp_path: Path) -> None:
+    def said(arguments: Any) -> list[dict[str, Any]]:
         return [
             {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
         ]
@@ -105,7 +111,7 @@ def test_what_a_parquet_column_has_filled_up_with_nulls_is_not_part_of_a_call(tm
         ({"prompt": 5}, "got 5"),
     ],
 )
-def test_fields_that_say_nothing_or_two_things_are_refused(fields, message):
+def test_fields_that_say_nothing_or_two_things_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         source_of("a.jsonl", fields=fields)
 
@@ -121,7 +127,7 @@ def test_fields_that_say_nothing_or_two_things_are_refused(fields, message):
         ({"roles": {"x": "???"}}, "expected 'system', 'user', 'assistant' or 'tool'"),
     ],
 )
-def test_what_stands_beside_fields_and_says_nothing_is_refused(source, message):
+def test_what_stands_beside_fields_and_says_nothing_is_refused(source: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         source_of("a.jsonl", **source)
 
@@ -144,14 +150,16 @@ def test_what_stands_beside_fields_and_says_nothing_is_refused(source, message):
         ({"messages": "line*"}, r"no columns line\*"),
     ],
 )
-def test_fields_that_are_in_no_row_are_named_with_what_is_there(lines_file, fields, message):
+def test_fields_that_are_in_no_row_are_named_with_what_is_there(
+    lines_file: Callable[..., Path], fields: dict[str, str], message: str
+) -> None:
     row = {"ask": "Hi", "reply": "Ho", "talk": [{"who": "user", "what": "Hi"}]}
 
     with pytest.raises(DataError, match=message):
         read(lines_file(row), fields=fields)
 
 
-def test_a_constant_system_text_is_said_where_a_row_has_none(lines_file):
+def test_a_constant_system_text_is_said_where_a_row_has_none(lines_file: Callable[..., Path]) -> None:
     rows = [{"prompt": "Hi", "completion": "Ho", "system": text} for text in ("", "Be short.")]
 
     found = read(lines_file(*rows), system="Be kind.")
@@ -182,11 +190,13 @@ def test_a_constant_system_text_is_said_where_a_row_has_none(lines_file):
         ("U: Hi A: ", {"user": "U:", "assistant": "A:"}, "a marker with nothing after it"),
     ],
 )
-def test_markers_cut_a_text_into_turns(lines_file, text, markers, expected):
+def test_markers_cut_a_text_into_turns(
+    lines_file: Callable[..., Path], text: str, markers: dict[str, Any], expected: list[tuple[str, str]] | str
+) -> None:
     assert read(lines_file({"dialog": text}), fields={"messages": "dialog"}, markers=markers) == [expected]
 
 
-def test_speakers_may_be_numbers_or_truths(lines_file):
+def test_speakers_may_be_numbers_or_truths(lines_file: Callable[..., Path]) -> None:
     rows = [{"talk": [{"by": a, "text": "Hi"}, {"by": b, "text": "Ho"}]} for a, b in ((1, 0), (True, False))]
     fields = {"messages": "talk", "role": "by", "content": "text"}
 
@@ -207,19 +217,21 @@ def test_speakers_may_be_numbers_or_truths(lines_file):
         ),
     ],
 )
-def test_settings_that_say_nothing_about_these_rows_are_refused(lines_file, row, source, message):
+def test_settings_that_say_nothing_about_these_rows_are_refused(
+    lines_file: Callable[..., Path], row: dict[str, Any], source: dict[str, Any], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         read(lines_file(row), **source)
 
 
-def test_fields_of_files_without_rows_are_refused(tmp_path):
+def test_fields_of_files_without_rows_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a book")
 
     with pytest.raises(DataError, match="fields say how rows are read, and no file here has rows"):
         read(tmp_path / "a.txt", fields={"text": "text"})
 
 
-def test_columns_that_fields_leave_out_are_named(lines_file):
+def test_columns_that_fields_leave_out_are_named(lines_file: Callable[..., Path]) -> None:
     row = {"ask": "Hi", "reply": "Ho", "system": "You are a very kind assistant.", "n": 1}
     corpus = find_corpus([source_of(lines_file(row), name="s", fields={"prompt": "ask", "completion": "reply"})], {})
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +22,7 @@ from tests.data_prep.reading_rows import read, source_of
 PAIR = [("user", "Hi"), ("assistant", "Ho")]
 
 
-def test_rows_of_one_conversation_are_joined_wherever_they_stand(lines_file):
+def test_rows_of_one_conversation_are_joined_wherever_they_stand(lines_file: Callable[..., Path]) -> None:
     said = [("c1", 2, "agent", "Ho"), ("c2", 10, "client", "B"), ("c1", 1, "client", "Hi"), ("c2", 9, "agent", "A")]
     rows = [
         {"conversation_id": c, "turn": n, "speaker": who, "text": text, "topic": "the port"} for c, n, who, text in said
@@ -38,7 +41,7 @@ def test_rows_of_one_conversation_are_joined_wherever_they_stand(lines_file):
     assert found == ["bad JSON", "missing column", [system, *PAIR], [system, ("assistant", "A"), ("user", "B")]]
 
 
-def test_of_rows_that_are_messages_all_that_a_message_may_have_is_read_from_parquet(tmp_path):
+def test_of_rows_that_are_messages_all_that_a_message_may_have_is_read_from_parquet(tmp_path: Path) -> None:
     rows = [
         {"c": 1, "role": "user", "content": "Hi", "weight": None, "reasoning": None, "n": 0},
         {"c": 1, "role": "assistant", "content": "Ho", "weight": 0, "reasoning": "Well.", "n": 1},
@@ -55,7 +58,7 @@ def test_of_rows_that_are_messages_all_that_a_message_may_have_is_read_from_parq
     assert not_read(corpus, "s") == []
 
 
-def test_a_conversation_whose_order_is_not_told_is_rejected(lines_file):
+def test_a_conversation_whose_order_is_not_told_is_rejected(lines_file: Callable[..., Path]) -> None:
     rows = [{"c": "x", "n": 1, "role": role, "content": "a"} for role in ("user", "assistant")]
 
     found = read(lines_file(*rows), fields={"group_by": "c", "order_by": "n"})
@@ -63,7 +66,9 @@ def test_a_conversation_whose_order_is_not_told_is_rejected(lines_file):
     assert found == ["two rows of the conversation with the same place"]
 
 
-def test_a_conversation_that_was_joined_is_found_again_by_its_number(tmp_path, lines_file):
+def test_a_conversation_that_was_joined_is_found_again_by_its_number(
+    tmp_path: Path, lines_file: Callable[..., Path]
+) -> None:
     rows = [{"c": c, "role": role, "content": f"{c} {role}"} for role in ("user", "assistant") for c in ("x", "y")]
     corpus = find_corpus([source_of(lines_file(*rows), fields={"group_by": "c"})], {})
     values = dict.fromkeys(Manifest.__dataclass_fields__) | {"files": [corpus.files[0].info]}
@@ -73,20 +78,22 @@ def test_a_conversation_that_was_joined_is_found_again_by_its_number(tmp_path, l
     assert [row["content"] for row in shown["rows"]] == ["y user", "y assistant"]
 
 
-def test_a_file_that_would_not_fit_into_memory_is_refused_before_it_is_read(lines_file, monkeypatch):
+def test_a_file_that_would_not_fit_into_memory_is_refused_before_it_is_read(
+    lines_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("data_prep.read.parts.JOINED_BYTES", 10)
 
     with pytest.raises(DataError, match="held in memory"):
         read(lines_file({"c": "x", "role": "user", "content": "a"}), fields={"group_by": "c"})
 
 
-def test_ids_are_the_same_whether_numbers_or_texts(tmp_path):
+def test_ids_are_the_same_whether_numbers_or_texts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,up,role,content\n1,,user,Hi\n2,1.0,assistant,Ho\n")
 
     assert read(tmp_path / "a.csv", fields={"id": "id", "parent_id": "up"}) == [PAIR]
 
 
-def test_trees_with_a_circle_or_a_name_twice_end(lines_file):
+def test_trees_with_a_circle_or_a_name_twice_end(lines_file: Callable[..., Path]) -> None:
     rows = [
         {"id": a, "up": b, "role": "user", "content": a}
         for a, b in (("a", "b"), ("b", "a"), ("r", None), ("s", "r"), ("s", "s"))
@@ -97,7 +104,7 @@ def test_trees_with_a_circle_or_a_name_twice_end(lines_file):
     assert found == ["an id twice", "nobody answers", *["no way to it from a first message"] * 2]
 
 
-def test_rows_inside_of_a_json_value_are_read_from_their_path(tmp_path):
+def test_rows_inside_of_a_json_value_are_read_from_their_path(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"meta": [{"x": 1}], "set": {"rows": [{"q": "Hi", "a": "Ho"}, 5]}}))
 
     found = read(tmp_path / "a.json", fields={"rows": "set.rows", "prompt": "q", "completion": "a"})
@@ -105,8 +112,8 @@ def test_rows_inside_of_a_json_value_are_read_from_their_path(tmp_path):
     assert found == [PAIR, "not a JSON object"]
 
 
-def test_open_assistants_trees_are_read_by_their_best_answers(lines_file):
-    def message(name, parent, role, rank=None):
+def test_open_assistants_trees_are_read_by_their_best_answers(lines_file: Callable[..., Path]) -> None:
+    def message(name: str, parent: str | None, role: str, rank: int | None = None) -> dict[str, Any]:
         return {
             "message_id": name,
             "parent_id": parent,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -138,7 +141,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kind_is_found_by_itself(lines_file, kind):
+def test_a_kind_is_found_by_itself(lines_file: Callable[..., Path], kind: str) -> None:
     row, expected = KINDS[kind]
 
     assert read(lines_file(row, row)) == [expected, expected]
@@ -147,14 +150,14 @@ def test_a_kind_is_found_by_itself(lines_file, kind):
 @pytest.mark.parametrize(
     "kind", ["lmsys", "capybara", "ultrachat", "squad", "alpaca with history", "preference, both lists"]
 )
-def test_a_kind_is_found_in_parquet_too(tmp_path, kind):
+def test_a_kind_is_found_in_parquet_too(tmp_path: Path, kind: str) -> None:
     row, expected = KINDS[kind]
     pq.write_table(pa.Table.from_pylist([row, row]), tmp_path / "a.parquet")
 
     assert read(tmp_path / "a.parquet") == [expected, expected]
 
 
-def test_a_conversation_in_a_cell_of_a_csv_is_opened(tmp_path):
+def test_a_conversation_in_a_cell_of_a_csv_is_opened(tmp_path: Path) -> None:
     cells = [json.dumps([ASKED, ANSWERED]), str([ASKED, ANSWERED])]
     quoted = ['"' + cell.replace('"', '""') + '"' for cell in cells]
     (tmp_path / "a.csv").write_text("id,messages\n" + "".join(f"{n},{cell}\n" for n, cell in enumerate(quoted)))
@@ -162,14 +165,16 @@ def test_a_conversation_in_a_cell_of_a_csv_is_opened(tmp_path):
     assert read(tmp_path / "a.csv") == [[USER, SAID], [USER, SAID]]
 
 
-def test_what_numpy_printed_without_commas_is_not_joined_in_silence(tmp_path):
+def test_what_numpy_printed_without_commas_is_not_joined_in_silence(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("dialog\n\"['Hello there' 'Hi']\"\n\"['Hello there', 'Hi']\"\n")
 
     assert read(tmp_path / "a.csv")[0] == "a list without commas between its items"
 
 
 @pytest.mark.parametrize("first_has_input", [False, True])
-def test_an_optional_column_may_be_missing_or_empty_in_any_row(lines_file, first_has_input):
+def test_an_optional_column_may_be_missing_or_empty_in_any_row(
+    lines_file: Callable[..., Path], first_has_input: bool
+) -> None:
     rows = [{"instruction": "Add.", "output": "3", "input": "1 2"}, {"instruction": "Hi", "output": "Ho"}]
     rows += [{"instruction": "Hi", "output": "Ho", "input": value} for value in ("", None)]
 
@@ -179,7 +184,7 @@ def test_an_optional_column_may_be_missing_or_empty_in_any_row(lines_file, first
     assert sorted(found) == sorted([[("user", "Add.\n\n1 2"), ("assistant", "3")], plain, plain, plain])
 
 
-def test_an_input_that_only_a_late_row_has_is_read(lines_file):
+def test_an_input_that_only_a_late_row_has_is_read(lines_file: Callable[..., Path]) -> None:
     late = {"instruction": "Add.", "input": "1 2", "output": "3"}
 
     found = read(lines_file(*[{"instruction": "Hi", "output": "Ho"}] * 500, late))
@@ -212,7 +217,9 @@ def test_an_input_that_only_a_late_row_has_is_read(lines_file):
         ),
     ],
 )
-def test_rows_that_can_be_read_in_two_ways_are_refused_with_both_lines(lines_file, row, lines):
+def test_rows_that_can_be_read_in_two_ways_are_refused_with_both_lines(
+    lines_file: Callable[..., Path], row: dict[str, Any], lines: list[str]
+) -> None:
     with pytest.raises(DataError, match="can be read in 2 ways") as caught:
         read(lines_file(row, row))
 
@@ -220,18 +227,18 @@ def test_rows_that_can_be_read_in_two_ways_are_refused_with_both_lines(lines_fil
         assert f"`fields: {line}`" in str(caught.value)
 
 
-def test_a_list_that_only_looks_like_messages_is_no_second_way_to_read_a_pair(lines_file):
+def test_a_list_that_only_looks_like_messages_is_no_second_way_to_read_a_pair(lines_file: Callable[..., Path]) -> None:
     row = {"prompt": USER[1], "completion": SAID[1], "edits": [{"from": "draft", "value": "final"}]}
 
     assert read(lines_file(row)) == [[USER, SAID]]
 
 
-def test_a_question_is_not_trained_without_the_choices_that_it_is_about(lines_file):
+def test_a_question_is_not_trained_without_the_choices_that_it_is_about(lines_file: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match="cannot tell"):
         read(lines_file({"question": "Which of these is it?", "choices": ["a", "b"], "answer": "a"}))
 
 
-def test_rows_under_the_one_key_of_a_json_file_are_found(tmp_path):
+def test_rows_under_the_one_key_of_a_json_file_are_found(tmp_path: Path) -> None:
     rows = [{"instruction": f"Do {n}", "output": f"Done {n}"} for n in range(3)]
     (tmp_path / "a.json").write_text(json.dumps({"version": "1.0", "data": rows}))
 
@@ -240,13 +247,13 @@ def test_rows_under_the_one_key_of_a_json_file_are_found(tmp_path):
     assert found == [[("user", f"Do {n}"), ("assistant", f"Done {n}")] for n in range(3)]
 
 
-def test_questions_with_their_answers_in_one_json_object_are_rows_not_one_conversation(tmp_path):
+def test_questions_with_their_answers_in_one_json_object_are_rows_not_one_conversation(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"data": [{"question": "A", "answer": "B"}] * 2}))
 
     assert read(tmp_path / "a.json") == [[("user", "A"), ("assistant", "B")]] * 2
 
 
-def test_one_json_object_with_a_list_of_texts_may_be_either_and_is_refused(tmp_path):
+def test_one_json_object_with_a_list_of_texts_may_be_either_and_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"data": ["one text", "another text"]}))
 
     with pytest.raises(DataError, match=r"`fields: \{rows: data, ...\}`, or `fields: \{messages: data\}` if it is one"):
@@ -271,7 +278,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_formats_of_llama_factory_are_read_without_fields(test_data, name):
+def test_the_formats_of_llama_factory_are_read_without_fields(test_data: Path, name: str) -> None:
     (file,) = corpus_of(test_data / "formats" / name).files
 
     found = list(read_part(*parts_of(0, file, 2**30)))
@@ -279,7 +286,7 @@ def test_the_formats_of_llama_factory_are_read_without_fields(test_data, name):
     assert (file.columns.shape, len(found), sum(isinstance(item, Rejected) for item in found)) == FORMATS[name]
 
 
-def test_calls_and_tools_of_glaive_are_structured(test_data):
+def test_calls_and_tools_of_glaive_are_structured(test_data: Path) -> None:
     (file,) = corpus_of(test_data / "formats" / "glaive_toolcall_en_demo.json").files
 
     documents = [item for item in read_part(*parts_of(0, file, 2**30)) if item.variables]
@@ -300,7 +307,9 @@ def test_calls_and_tools_of_glaive_are_structured(test_data):
         ({"context": ["p1", "p2"]}, "p1\n\np2\n\nSquare this"),
     ],
 )
-def test_what_stands_beside_a_question_is_read_though_one_row_has_no_text_there(tmp_path, beside, asked):
+def test_what_stands_beside_a_question_is_read_though_one_row_has_no_text_there(
+    tmp_path: Path, beside: dict[str, Any], asked: str
+) -> None:
     (name,) = beside
     rows = [{"instruction": f"Say {n}", name: f"text {n}", "output": "yes"} for n in range(9)]
     path = tmp_path / "a.jsonl"
@@ -314,7 +323,7 @@ def test_what_stands_beside_a_question_is_read_though_one_row_has_no_text_there(
     assert all(f"text {n}" in found[n][0][1] for n in range(9))
 
 
-def test_a_pair_whose_input_cannot_be_read_is_rejected_not_trained_without_it(tmp_path):
+def test_a_pair_whose_input_cannot_be_read_is_rejected_not_trained_without_it(tmp_path: Path) -> None:
     rows = [{"instruction": f"Say {n}", "input": f"text {n}", "output": "yes"} for n in range(9)]
     path = tmp_path / "a.jsonl"
     path.write_text(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.errors import DataError
+from data_prep.config import DataConfig
 from data_prep.encode.chat_templates import dated
 from data_prep.encode.conversations import LEFT_OUT, REFUSED, TEMPLATES, TOO_LONG, turn_tokens
 from data_prep.encode.encoded_slices import encode_parts
@@ -33,6 +35,7 @@ from data_prep.encode.template_forms import (
 )
 from data_prep.fetch.sources import cut_slices, find_corpus
 from data_prep.read.parts import Document, Rejected, Turn
+from data_prep.shards import Manifest
 
 HERE = Path(__file__).parents[1] / "encode"
 AGENT = (HERE / "agent.jinja").read_text(encoding="utf-8")
@@ -69,7 +72,9 @@ def whole(encoder: Encoder, tokenizer: Any, document: Document) -> str:
     return str(tokenizer.decode(sequences[-1].input_ids.tolist()))
 
 
-def test_tools_and_calls_are_in_the_templates_own_form_with_arguments_as_an_object(encoder_with, tokenizer):
+def test_tools_and_calls_are_in_the_templates_own_form_with_arguments_as_an_object(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     encoder = encoder_with(AGENT)
 
     assert trained(encoder, tokenizer, chat(*ASKED, **TOOLS)) == [
@@ -79,13 +84,17 @@ def test_tools_and_calls_are_in_the_templates_own_form_with_arguments_as_an_obje
     assert not +encoder.changed
 
 
-def test_a_template_that_takes_arguments_as_text_gets_them_so(encoder_with, tokenizer):
+def test_a_template_that_takes_arguments_as_text_gets_them_so(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     encoder = encoder_with(AGENT.replace("(c.function.arguments | tojson)", "c.function.arguments"))
 
     assert trained(encoder, tokenizer, chat(*ASKED, **TOOLS))[0].startswith(f"[CALL tide] {ARGUMENTS}[/CALL]")
 
 
-def test_a_template_without_tools_gets_them_as_text_and_that_is_counted(encoder_with, tokenizer):
+def test_a_template_without_tools_gets_them_as_text_and_that_is_counted(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     encoder = encoder_with(PLAIN_CHATML)
 
     (said,) = trained(encoder, tokenizer, chat(*ASKED, **TOOLS))
@@ -99,7 +108,9 @@ def test_a_template_without_tools_gets_them_as_text_and_that_is_counted(encoder_
 
 
 @pytest.mark.parametrize("name", ["chatml", "plain"])
-def test_our_templates_write_tools_calls_results_and_reasoning_by_themselves(encoder_with, tokenizer, name):
+def test_our_templates_write_tools_calls_results_and_reasoning_by_themselves(
+    encoder_with: Callable[..., Encoder], tokenizer: Any, name: str
+) -> None:
     encoder = encoder_with(TEMPLATES[name].read_text())
     thinking = Turn("assistant", "It is 4 m.", {"reasoning_content": "As told."})
 
@@ -110,7 +121,9 @@ def test_our_templates_write_tools_calls_results_and_reasoning_by_themselves(enc
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
-def test_reasoning_is_trained_under_the_key_that_the_template_reads(encoder_with, tokenizer, key):
+def test_reasoning_is_trained_under_the_key_that_the_template_reads(
+    encoder_with: Callable[..., Encoder], tokenizer: Any, key: str
+) -> None:
     thinks = chat(Turn("user", "91?"), Turn("assistant", "No.", {key: "7 x 13"}))
     encoder = encoder_with(AGENT)
 
@@ -119,7 +132,9 @@ def test_reasoning_is_trained_under_the_key_that_the_template_reads(encoder_with
     assert not +encoder.changed
 
 
-def test_reasoning_that_a_template_does_not_read_is_counted(encoder_with, tokenizer):
+def test_reasoning_that_a_template_does_not_read_is_counted(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     encoder = encoder_with(PLAIN_CHATML)
 
     trained(encoder, tokenizer, chat(Turn("user", "91?"), Turn("assistant", "No.", {"thinking": "7 x 13"})))
@@ -127,7 +142,9 @@ def test_reasoning_that_a_template_does_not_read_is_counted(encoder_with, tokeni
     assert +encoder.changed == {REASONING_TOLD: 1}
 
 
-def test_an_answer_whose_reasoning_goes_later_is_trained_where_it_stands(encoder_with, tokenizer):
+def test_an_answer_whose_reasoning_goes_later_is_trained_where_it_stands(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     encoder = encoder_with(AGENT)
     talk = (("91?", "No.", "7 x 13"), ("97?", "Yes.", "It has none"))
     turns = [
@@ -142,7 +159,9 @@ def test_an_answer_whose_reasoning_goes_later_is_trained_where_it_stands(encoder
     assert "[THINK]7" not in whole(encoder, tokenizer, chat(*turns)) and encoder.changed[FURTHER] == 2
 
 
-def test_calls_and_the_answer_after_them_share_one_sequence(encoder_with, tokenizer):
+def test_calls_and_the_answer_after_them_share_one_sequence(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     turns = (ASKED[0], Turn("assistant", "", {"reasoning": "Look.", "tool_calls": [CALL]}), *ASKED[2:])
 
     (said,) = trained(encoder_with(AGENT), tokenizer, chat(*turns, **TOOLS))
@@ -151,7 +170,9 @@ def test_calls_and_the_answer_after_them_share_one_sequence(encoder_with, tokeni
 
 
 @pytest.mark.parametrize("template", [AGENT, PLAIN_CHATML, TEMPLATES["chatml"].read_text()])
-def test_flags_of_turns_and_train_on_say_which_answers_are_trained(encoder_with, tokenizer, template):
+def test_flags_of_turns_and_train_on_say_which_answers_are_trained(
+    encoder_with: Callable[..., Encoder], tokenizer: Any, template: str
+) -> None:
     def flagged(*flags: bool | None) -> Document:
         pairs = [(Turn("user", f"{n}?"), Turn("assistant", f"{n}.", {}, flag)) for n, flag in enumerate(flags)]
         return chat(*(turn for pair in pairs for turn in pair))
@@ -166,7 +187,9 @@ def test_flags_of_turns_and_train_on_say_which_answers_are_trained(encoder_with,
     assert last.encode([flagged(None, False)]) == [Rejected(0, NOT_TRAINED)]
 
 
-def test_a_trailing_question_stays_in_the_row_and_is_not_trained(encoder_with, tokenizer):
+def test_a_trailing_question_stays_in_the_row_and_is_not_trained(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     talk = chat(Turn("user", "1?"), Turn("assistant", "1."), Turn("user", "2?"))
 
     encoder = encoder_with(PLAIN_CHATML)
@@ -175,7 +198,9 @@ def test_a_trailing_question_stays_in_the_row_and_is_not_trained(encoder_with, t
     assert whole(encoder, tokenizer, talk).endswith("<|im_start|>user\n2?<|im_end|>\n")
 
 
-def test_a_system_turn_that_a_template_refuses_stands_before_the_users(encoder_with, tokenizer):
+def test_a_system_turn_that_a_template_refuses_stands_before_the_users(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     encoder = encoder_with(STRICT + PLAIN_CHATML)
     talk = chat(Turn("system", "Be kind."), Turn("user", "Hi"), Turn("assistant", "Hello"))
 
@@ -183,7 +208,7 @@ def test_a_system_turn_that_a_template_refuses_stands_before_the_users(encoder_w
     assert +encoder.changed == {SYSTEM_MOVED: 1}
 
 
-def test_what_a_template_leaves_out_of_an_answer_is_rejected_not_trained(encoder_with):
+def test_what_a_template_leaves_out_of_an_answer_is_rejected_not_trained(encoder_with: Callable[..., Encoder]) -> None:
     first_call = AGENT.replace("for c in m.tool_calls or []", "for c in (m.tool_calls or [])[:1]")
     other = {**CALL, "function": {"name": "tide", "arguments": {"port": "Calais"}}}
     both = chat(ASKED[0], Turn("assistant", "", {"tool_calls": [CALL, other]}), **TOOLS)
@@ -193,7 +218,9 @@ def test_what_a_template_leaves_out_of_an_answer_is_rejected_not_trained(encoder
     assert rejected == Rejected(0, LEFT_OUT) and rejected.excerpt == "Calais"
 
 
-def test_a_text_beside_a_call_that_a_template_does_not_write_is_counted(encoder_with, tokenizer):
+def test_a_text_beside_a_call_that_a_template_does_not_write_is_counted(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     only_calls = AGENT.replace("{{- m.content or '' }}", "{{- (m.content or '') if not m.tool_calls else '' }}")
     encoder = encoder_with(only_calls)
     talk = chat(ASKED[0], Turn("assistant", "I look.", {"tool_calls": [CALL]}), *ASKED[2:], **TOOLS)
@@ -203,7 +230,7 @@ def test_a_text_beside_a_call_that_a_template_does_not_write_is_counted(encoder_
     assert said.startswith("[CALL tide]") and +encoder.changed == {TEXT_LEFT: 1}
 
 
-def test_parts_are_handed_as_they_are_or_joined(encoder_with, tokenizer):
+def test_parts_are_handed_as_they_are_or_joined(encoder_with: Callable[..., Encoder], tokenizer: Any) -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     talk = chat(Turn("user", "onetwo", {"content": parts}), Turn("assistant", "three"))
     taking = PLAIN_CHATML.replace(
@@ -215,7 +242,9 @@ def test_parts_are_handed_as_they_are_or_joined(encoder_with, tokenizer):
     assert "<|im_start|>user\nonetwo<|im_end|>" in whole(encoder_with(PLAIN_CHATML), tokenizer, talk)
 
 
-def test_a_token_inside_answers_is_no_control_token_there_but_is_one_where_a_user_writes_it(encoder_with):
+def test_a_token_inside_answers_is_no_control_token_there_but_is_one_where_a_user_writes_it(
+    encoder_with: Callable[..., Encoder],
+) -> None:
     encoder = encoder_with(PLAIN_CHATML, marker_tokens=("<|endoftext|>",), special_tokens={})
     marked = Turn("assistant", "a <|endoftext|> b")
 
@@ -225,7 +254,7 @@ def test_a_token_inside_answers_is_no_control_token_there_but_is_one_where_a_use
     assert isinstance(encoder.usable(chat(Turn("user", "Hi"), marked, tools=["<|im_end|>"])), Rejected)
 
 
-def test_the_date_that_a_template_writes_is_that_of_the_preparation():
+def test_the_date_that_a_template_writes_is_that_of_the_preparation() -> None:
     template = "{{ strftime_now('%d %b %Y') }}{% if strftime_now is defined %}{{ strftime_now(\"%Y\") }}{% endif %}"
 
     assert dated(template, datetime.date(2026, 1, 2)) == (
@@ -233,7 +262,9 @@ def test_the_date_that_a_template_writes_is_that_of_the_preparation():
     )
 
 
-def test_an_answer_whose_first_token_begins_in_the_prompt_is_counted(encoder_with, tokenizer):
+def test_an_answer_whose_first_token_begins_in_the_prompt_is_counted(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     encoder = encoder_with(
         PLAIN_CHATML.replace("message['role'] + '\n'", "message['role'] + ' '").replace("assistant\n", "assistant ")
     )
@@ -243,7 +274,9 @@ def test_an_answer_whose_first_token_begins_in_the_prompt_is_counted(encoder_wit
     assert encoder.changed[JOINED] == 1
 
 
-def test_the_sequences_of_one_document_stand_together_with_its_key(encoder_with, lines_file, config_of):
+def test_the_sequences_of_one_document_stand_together_with_its_key(
+    encoder_with: Callable[..., Encoder], lines_file: Callable[..., Path], config_of: Callable[..., DataConfig]
+) -> None:
     def talk(n: int) -> dict[str, Any]:
         said = [[("user", f"{n}.{m}?"), ("assistant", f"<{n}.{m}>")] for m in range(n)]
         return {"messages": [{"role": role, "content": text} for pair in said for role, text in pair]}
@@ -270,7 +303,9 @@ def rows(count: int, *bad: list[dict[str, str]]) -> list[dict[str, Any]]:
     return [{"messages": messages} for messages in [*good, *bad]]
 
 
-def test_one_conversation_that_the_template_refuses_is_left_out_with_a_sample(prepared, lines_file, tmp_path):
+def test_one_conversation_that_the_template_refuses_is_left_out_with_a_sample(
+    prepared: Callable[..., Manifest], lines_file: Callable[..., Path], tmp_path: Path
+) -> None:
     (tmp_path / "strict.jinja").write_text(STRICT + TEMPLATES["chatml"].read_text())
     twice = [{"role": role, "content": text} for role, text in (("user", "a"), ("user", "b"), ("assistant", "c"))]
     lonely = [{"role": "user", "content": "anybody?"}]
@@ -285,7 +320,9 @@ def test_one_conversation_that_the_template_refuses_is_left_out_with_a_sample(pr
     assert json.loads(sample)["text"].startswith("speakers take turns: user: a")
 
 
-def test_a_source_of_which_most_cannot_be_trained_on_stops_the_preparation(prepared, lines_file):
+def test_a_source_of_which_most_cannot_be_trained_on_stops_the_preparation(
+    prepared: Callable[..., Manifest], lines_file: Callable[..., Path]
+) -> None:
     lonely = [[{"role": "user", "content": f"anybody {n}?"}] for n in range(5)]
 
     with pytest.raises(
@@ -296,7 +333,9 @@ def test_a_source_of_which_most_cannot_be_trained_on_stops_the_preparation(prepa
 
 @pytest.mark.parametrize("prompt", ["2+2=", "The keeper said", "def f(r):\n    return 3 * ("])
 @pytest.mark.parametrize("engine", ["tokenizers", "gigatoken"])
-def test_a_pair_decodes_to_the_prompt_and_the_completion(encoder_with, tokenizer, engine, prompt):
+def test_a_pair_decodes_to_the_prompt_and_the_completion(
+    encoder_with: Callable[..., Encoder], tokenizer: Any, engine: str, prompt: str
+) -> None:
     if engine == "gigatoken":
         pytest.importorskip("gigatoken", reason="pip install gigatoken")
     pair = Document(0, "pair", (Turn("user", prompt), Turn("assistant", "4, wörld")))
@@ -312,7 +351,9 @@ THINKS_BY_PROMPT = PLAIN_CHATML.replace("'<|im_start|>assistant\n'", "'<|im_star
 )
 
 
-def test_a_prompt_that_opens_a_reasoning_is_answered_with_its_end(encoder_with, tokenizer):
+def test_a_prompt_that_opens_a_reasoning_is_answered_with_its_end(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     encoder = encoder_with(THINKS_BY_PROMPT)
     thinks = Turn("assistant", "No.", {"reasoning_content": "7 x 13"})
     spelled = Turn("assistant", "<think>\n7 x 13\n</think>\n\nNo.")
@@ -325,14 +366,16 @@ def test_a_prompt_that_opens_a_reasoning_is_answered_with_its_end(encoder_with, 
     assert +encoder.changed == {EMPTY_THOUGHT: 2}
 
 
-def test_reasoning_that_the_template_strips_is_trained_all_the_same(encoder_with, tokenizer):
+def test_reasoning_that_the_template_strips_is_trained_all_the_same(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     template = PLAIN_CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
     talk = chat(Turn("user", "91?"), Turn("assistant", "<think>7 x 13</think>No."))
 
     assert trained(encoder_with(template), tokenizer, talk) == ["<think>\n7 x 13\n</think>\n\nNo.<|im_end|>"]
 
 
-def test_a_template_that_takes_parts_only_gets_parts(encoder_with, tokenizer):
+def test_a_template_that_takes_parts_only_gets_parts(encoder_with: Callable[..., Encoder], tokenizer: Any) -> None:
     taking = PLAIN_CHATML.replace("message['content']", "(message.content | map(attribute='text') | join)")
     talk = chat(Turn("system", "Be kind."), Turn("user", "Hi"), Turn("assistant", "Hello"))
 
@@ -341,8 +384,8 @@ def test_a_template_that_takes_parts_only_gets_parts(encoder_with, tokenizer):
 
 
 def test_a_first_answer_is_trained_after_the_first_prompt_whatever_the_template_writes_before_it(
-    encoder_with, tokenizer
-):
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     opening = "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nYou help.<|im_end|>\n' }}{%- endif %}"
     talk = chat(Turn("assistant", "Welcome"), Turn("user", "Hi"), Turn("assistant", "Hello"))
 
@@ -351,7 +394,9 @@ def test_a_first_answer_is_trained_after_the_first_prompt_whatever_the_template_
     assert said == "Welcome<|im_end|>Hello<|im_end|>"
 
 
-def test_pairs_that_run_two_words_together_are_told_if_most_do(prepared, lines_file, tokenizer, caplog):
+def test_pairs_that_run_two_words_together_are_told_if_most_do(
+    prepared: Callable[..., Manifest], lines_file: Callable[..., Path], tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     together = [{"prompt": f"Say {n}", "completion": f"it is {n}"} for n in range(40)]
 
     prepared(
@@ -372,7 +417,7 @@ def plain(tokenizer: Any, lines_file: Any) -> Path:
     return folder
 
 
-def test_an_answer_that_says_nothing_is_not_trained(encoder_with, tokenizer):
+def test_an_answer_that_says_nothing_is_not_trained(encoder_with: Callable[..., Encoder], tokenizer: Any) -> None:
     encoder = encoder_with(PLAIN_CHATML)
     silent = Turn("user", "1?"), Turn("assistant", " \n")
 
@@ -381,7 +426,9 @@ def test_an_answer_that_says_nothing_is_not_trained(encoder_with, tokenizer):
     assert encoder.encode([chat(*silent)]) == [Rejected(0, NOTHING_SAID)]
 
 
-def test_a_conversation_that_would_become_too_much_text_is_rejected_not_grown(encoder_with):
+def test_a_conversation_that_would_become_too_much_text_is_rejected_not_grown(
+    encoder_with: Callable[..., Encoder],
+) -> None:
     earlier = PLAIN_CHATML.replace(
         "message['content']", "(message['content'] if loop.last or message['role'] == 'user' else '-')"
     )
@@ -390,7 +437,9 @@ def test_a_conversation_that_would_become_too_much_text_is_rejected_not_grown(en
     assert encoder_with(earlier).encode([chat(*talk)]) == [Rejected(0, TOO_LONG)]
 
 
-def test_a_result_gets_the_name_of_its_call_where_the_template_demands_one(encoder_with, tokenizer):
+def test_a_result_gets_the_name_of_its_call_where_the_template_demands_one(
+    encoder_with: Callable[..., Encoder], tokenizer: Any
+) -> None:
     naming = AGENT.replace(
         "{{- m.content or '' }}",
         "{%- if m.role == 'tool' %}{{- m.name + ' says ' if m.name else raise_exception('no name') }}{%- endif %}"
@@ -401,7 +450,7 @@ def test_a_result_gets_the_name_of_its_call_where_the_template_demands_one(encod
     assert "<|im_start|>tool\ntide says 4 m<|im_end|>" in whole(encoder_with(naming), tokenizer, unnamed)
 
 
-def test_what_the_template_writes_around_turns_is_told_from_what_stands_inside_them():
+def test_what_the_template_writes_around_turns_is_told_from_what_stands_inside_them() -> None:
     added = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "<think>")
 
     found = turn_tokens(PLAIN_CHATML, {"pad_token": "<pad>"}, added)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,9 @@ def rejected(manifest: Manifest) -> dict[str, int]:
     return entry["rejected"]
 
 
-def test_near_duplicates_of_running_text_are_dropped_but_the_first(lines_file, prepared, tmp_path):
+def test_near_duplicates_of_running_text_are_dropped_but_the_first(
+    lines_file: Callable[..., Path], prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     texts = variants(30, 4)
     path = lines_file(*({"text": text} for text in texts))
 
@@ -61,7 +64,9 @@ def test_near_duplicates_of_running_text_are_dropped_but_the_first(lines_file, p
     assert {position for _, position in split_of_documents(tmp_path / "data")} == set(first.values())
 
 
-def test_near_duplicates_of_pairs_are_kept_but_never_in_two_splits(lines_file, prepared, tmp_path):
+def test_near_duplicates_of_pairs_are_kept_but_never_in_two_splits(
+    lines_file: Callable[..., Path], prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     texts = variants(40, 5)
     path = lines_file(*({"prompt": text, "completion": "yes"} for text in texts))
 
@@ -75,7 +80,9 @@ def test_near_duplicates_of_pairs_are_kept_but_never_in_two_splits(lines_file, p
     assert set(rejected(manifest)) == {f"near duplicate of {split}" for split in ("train", "validation", "test")}
 
 
-def test_near_duplicates_of_all_shapes_can_be_dropped_or_left_alone(lines_file, prepared):
+def test_near_duplicates_of_all_shapes_can_be_dropped_or_left_alone(
+    lines_file: Callable[..., Path], prepared: Callable[..., Manifest]
+) -> None:
     path = lines_file(*({"prompt": text, "completion": "yes"} for text in [*variants(10, 3)] * 2))
 
     assert rejected(prepared(path, into="a", cleaning={"near_duplicates": "all"})) == {
@@ -86,7 +93,9 @@ def test_near_duplicates_of_all_shapes_can_be_dropped_or_left_alone(lines_file, 
 
 
 @pytest.mark.parametrize("at_the_end", [True, False])
-def test_more_data_moves_no_old_document(lines_file, prepared, tmp_path, at_the_end):
+def test_more_data_moves_no_old_document(
+    lines_file: Callable[..., Path], prepared: Callable[..., Manifest], tmp_path: Path, at_the_end: bool
+) -> None:
     texts = variants(60, 3)
     old = lines_file(*({"prompt": text, "completion": "yes"} for text in texts), name="old.jsonl")
     more = lines_file(*({"prompt": text[3:], "completion": "no"} for text in texts[::10]), name="new.jsonl")
@@ -102,7 +111,9 @@ def test_more_data_moves_no_old_document(lines_file, prepared, tmp_path, at_the_
     assert len(before.keys() & after.keys()) > 100
 
 
-def test_near_duplicates_do_not_depend_on_slices_or_workers(lines_file, prepared):
+def test_near_duplicates_do_not_depend_on_slices_or_workers(
+    lines_file: Callable[..., Path], prepared: Callable[..., Manifest]
+) -> None:
     path = lines_file(*({"text": text} for text in variants(40, 4)))
 
     one = prepared(path, into="one", cleaning={}, **HELD_OUT)
@@ -110,7 +121,7 @@ def test_near_duplicates_do_not_depend_on_slices_or_workers(lines_file, prepared
     assert prepared(path, into="other", cleaning={}, **HELD_OUT, slice_bytes=5000, workers=2).digest == one.digest
 
 
-def test_equal_hashes_are_led_by_the_first_of_them_and_half_equal_ones_by_none():
+def test_equal_hashes_are_led_by_the_first_of_them_and_half_equal_ones_by_none() -> None:
     drawn = np.random.default_rng(2)
     key = drawn.integers(0, 3, (400, 2)).astype(np.uint64) << np.uint64(60)
     key[200:] = drawn.integers(0, 2**64, (200, 2), dtype=np.uint64)
@@ -119,7 +130,7 @@ def test_equal_hashes_are_led_by_the_first_of_them_and_half_equal_ones_by_none()
     assert first_equal(key).tolist() == [seen.setdefault(tuple(pair), n) for n, pair in enumerate(key.tolist())]
 
 
-def test_shares_are_held_out_by_the_hash_alone():
+def test_shares_are_held_out_by_the_hash_alone() -> None:
     key = np.random.default_rng(0).integers(0, 2**64, (20_000, 2), dtype=np.uint64)
 
     split = splits_of(key, (0.2, 0.1))
@@ -139,7 +150,9 @@ def leaks(texts: dict[tuple[str, int], str], splits: dict[tuple[str, int], str])
     return sum(len(side) > 1 for side in sides.values())
 
 
-def test_nothing_leaks_between_the_splits_of_real_pairs(test_data, prepared, tmp_path):
+def test_nothing_leaks_between_the_splits_of_real_pairs(
+    test_data: Path, prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     folder = test_data / "t0"
     settings = {"tokenizer": None, "model": str(test_data / "stories260k"), "validation_fraction": 0.1}
     texts = {
@@ -156,7 +169,9 @@ def test_nothing_leaks_between_the_splits_of_real_pairs(test_data, prepared, tmp
     assert rejected(manifest)["duplicate"] == 271
 
 
-def test_distinct_short_rows_are_all_kept(lines_file, prepared, tmp_path):
+def test_distinct_short_rows_are_all_kept(
+    lines_file: Callable[..., Path], prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     drawn = random.Random(8)
     words = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "dklmnrst"]
     texts = sorted({" ".join(drawn.choices(words, k=drawn.randint(2, 5))) for _ in range(1500)})
@@ -171,7 +186,7 @@ def test_distinct_short_rows_are_all_kept(lines_file, prepared, tmp_path):
     assert 45 < list(split_of_documents(tmp_path / "pairs").values()).count("validation") < 110
 
 
-def test_what_becomes_of_a_document_of_several_sequences_is_decided_by_its_first():
+def test_what_becomes_of_a_document_of_several_sequences_is_decided_by_its_first() -> None:
     words = [words_of(60, seed) for seed in range(4)]
     texts = [" ".join(text) for text in (words[0], [*words[0], "end"], words[1], words[1], words[2], words[3])]
     table = table_of(texts, lines=[2, 3, 1, 2, 4, 1])
@@ -196,7 +211,7 @@ def test_what_becomes_of_a_document_of_several_sequences_is_decided_by_its_first
     assert [repeat.number for repeat in drawn_repeats(documents, selection, 9)] == [6, 2]
 
 
-def test_sequences_of_a_held_out_document_are_held_out_and_count_as_one():
+def test_sequences_of_a_held_out_document_are_held_out_and_count_as_one() -> None:
     texts = [" ".join(words_of(60, seed)) for seed in range(400)]
     texts[300:] = [f"{text} end" for text in texts[:100]]
     table = table_of(texts, lines=[1 + n % 3 for n in range(400)])
@@ -214,7 +229,9 @@ def test_sequences_of_a_held_out_document_are_held_out_and_count_as_one():
     assert 20 < 400 - len(kept) < 70
 
 
-def test_nothing_leaks_between_the_splits_of_real_dialogues(test_data, prepared, lines_file, tmp_path):
+def test_nothing_leaks_between_the_splits_of_real_dialogues(
+    test_data: Path, prepared: Callable[..., Manifest], lines_file: Callable[..., Path], tmp_path: Path
+) -> None:
     rows = []
     for path in sorted((test_data / "self_dialogue").glob("*.csv")):
         for row in csv.DictReader(path.open(encoding="utf-8")):

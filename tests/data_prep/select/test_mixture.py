@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from cluster.errors import ConfigError
+from data_prep.config import DataConfig
 from data_prep.select.mixture import epochs_of
-from data_prep.shards import ShardReader
+from data_prep.shards import Manifest, ShardReader
 
 
-def pieces(folder, manifest) -> list[int]:
+def pieces(folder: Path, manifest: Manifest) -> list[int]:
     reader = ShardReader(folder, manifest, "train")
     return [piece.source for row in range(len(reader)) for piece in reader.pieces(row)]
 
 
-def test_a_source_with_epochs_is_trained_on_so_often(corpus, prepared, tmp_path):
+def test_a_source_with_epochs_is_trained_on_so_often(
+    corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path
+) -> None:
     pairs = {"path": str(corpus / "pairs.jsonl"), "epochs": 2.5}
     manifest = prepared(pairs, corpus / "chats.jsonl", validation_fraction=0.0)
 
@@ -24,7 +30,9 @@ def test_a_source_with_epochs_is_trained_on_so_often(corpus, prepared, tmp_path)
     assert manifest.documents[str(corpus / "chats.jsonl")]["epochs"] == 1
 
 
-def test_weights_set_the_shares_of_the_tokens_and_no_source_is_seen_more_often_than_its_epochs(config_of, corpus):
+def test_weights_set_the_shares_of_the_tokens_and_no_source_is_seen_more_often_than_its_epochs(
+    config_of: Callable[..., DataConfig], corpus: Path
+) -> None:
     one, other = ({"path": str(corpus / name), "weight": 1.0} for name in ("pairs.jsonl", "chats.jsonl"))
     config = config_of(one, {**other, "epochs": 3.0})
 
@@ -33,7 +41,7 @@ def test_weights_set_the_shares_of_the_tokens_and_no_source_is_seen_more_often_t
     assert epochs == {one["path"]: 1.0, other["path"]: 2.0}
 
 
-def test_weights_for_some_sources_only_are_refused(config_of, corpus):
+def test_weights_for_some_sources_only_are_refused(config_of: Callable[..., DataConfig], corpus: Path) -> None:
     config = config_of({"path": str(corpus / "pairs.jsonl"), "weight": 1.0}, corpus / "chats.jsonl")
 
     with pytest.raises(ConfigError, match=r"chats.jsonl without `weight`.*give all or none"):

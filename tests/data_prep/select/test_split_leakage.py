@@ -77,7 +77,9 @@ def planted(kind: str, size: int, seed: int) -> tuple[str, str]:
 @pytest.mark.parametrize("kind", ["alike", "beginning", "contained"])
 @pytest.mark.parametrize("size", [10, 13, 20, 40, 100, 400])
 @pytest.mark.parametrize("is_first_held", [True, False])
-def test_no_pair_as_alike_or_contained_as_the_bounds_is_in_two_splits(kind, size, is_first_held):
+def test_no_pair_as_alike_or_contained_as_the_bounds_is_in_two_splits(
+    kind: str, size: int, is_first_held: bool
+) -> None:
     pairs = [planted(kind, size, seed) for seed in range(40)]
     assert all(overlap(*pair)[0] >= 0.7 or overlap(*pair)[1] >= 0.9 for pair in pairs)
 
@@ -88,7 +90,7 @@ def test_no_pair_as_alike_or_contained_as_the_bounds_is_in_two_splits(kind, size
     assert sum(not {2 * n, 2 * n + 1} & out for n in range(40)) <= (size > 40)
 
 
-def test_texts_that_share_little_are_in_two_splits():
+def test_texts_that_share_little_are_in_two_splits() -> None:
     texts = []
     for seed in range(60):
         words, others = words_of(80, seed), words_of(80, seed + 500)
@@ -98,14 +100,14 @@ def test_texts_that_share_little_are_in_two_splits():
     assert left_out(texts, [0, 1] * 60) == set()
 
 
-def test_distinct_short_texts_cross_with_nothing():
+def test_distinct_short_texts_cross_with_nothing() -> None:
     texts = [" ".join(words_of(1 + seed % 25, seed)) for seed in range(2000)]
     bells = [f"How many bells ring at hour {n}? Exactly {n % 12} bells." for n in range(300)]
 
     assert left_out([*texts, *bells], [int(n % 20 == 0) for n in range(2300)]) == set()
 
 
-def test_held_out_document_that_is_like_many_others_is_left_out_itself():
+def test_held_out_document_that_is_like_many_others_is_left_out_itself() -> None:
     words = words_of(60, 1)
     texts = [" ".join([*words, f"end{n}"]) for n in range(TEMPLATE + 10)]
 
@@ -116,7 +118,7 @@ def test_held_out_document_that_is_like_many_others_is_left_out_itself():
     assert many == {0}
 
 
-def test_of_two_that_cross_the_later_is_left_out_unless_the_earlier_is():
+def test_of_two_that_cross_the_later_is_left_out_unless_the_earlier_is() -> None:
     words = words_of(130, 2)
     chain = [" ".join(words[15 * n : 15 * n + 100]) for n in range(3)]
     assert [overlap(chain[a], chain[b])[0] > 0.7 for a, b in ((0, 1), (1, 2), (0, 2))] == [True, True, False]
@@ -126,7 +128,7 @@ def test_of_two_that_cross_the_later_is_left_out_unless_the_earlier_is():
     assert left_out(chain, [1, 1, 0]) == {2}
 
 
-def test_marks_that_very_many_held_out_documents_have_find_none_but_rare_ones_do():
+def test_marks_that_very_many_held_out_documents_have_find_none_but_rare_ones_do() -> None:
     words = words_of(30, 3)
     texts = [" ".join([*words, *words_of(30, n + 10)]) for n in range(COMMON + 20)]
     copies = [text.rsplit(" ", 1)[0] for text in texts[:5]]
@@ -134,7 +136,7 @@ def test_marks_that_very_many_held_out_documents_have_find_none_but_rare_ones_do
     assert left_out([*texts, *copies], [1] * len(texts) + [0] * 5) == set(range(len(texts), len(texts) + 5))
 
 
-def test_what_crosses_does_not_depend_on_the_slices():
+def test_what_crosses_does_not_depend_on_the_slices() -> None:
     texts = []
     for seed in range(30):
         words = words_of(60, seed)

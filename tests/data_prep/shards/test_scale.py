@@ -34,7 +34,7 @@ def simulated(folder: Path) -> Manifest:
 
 
 @pytest.mark.slow  # writing it takes seconds
-def test_a_manifest_of_a_billion_rows_is_opened_and_gives_the_rows_of_any_step(tmp_path):
+def test_a_manifest_of_a_billion_rows_is_opened_and_gives_the_rows_of_any_step(tmp_path: Path) -> None:
     written = simulated(tmp_path)
 
     manifest = read_manifest(tmp_path)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data_prep.shards import ShardReader, read_manifest
+from data_prep.shards import Manifest, ShardReader, read_manifest
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "use_elsewhere.md"
 PROGRAMS = dict(re.findall(r"## ([\w ]+)\n\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
 
 
 @pytest.fixture
-def run(corpus, prepared, tmp_path):
+def run(corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     prepared(corpus, shard_rows=16)
 
     def execute(name: str) -> dict:
@@ -25,12 +27,12 @@ def run(corpus, prepared, tmp_path):
     return execute
 
 
-def rows_of(folder):
+def rows_of(folder: Path) -> Any:
     reader = ShardReader(folder, read_manifest(folder), "train")
     return reader.rows(range(len(reader)))
 
 
-def test_the_page_has_a_program_of_five_lines_for_each(run):
+def test_the_page_has_a_program_of_five_lines_for_each(run: Callable[[str], dict[str, Any]]) -> None:
     assert {name: len(program.splitlines()) for name, program in PROGRAMS.items()} == {
         "torch": 5,
         "TensorFlow": 5,
@@ -38,7 +40,7 @@ def test_the_page_has_a_program_of_five_lines_for_each(run):
     }
 
 
-def test_torch_reads_a_split(run, tmp_path):
+def test_torch_reads_a_split(run: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
     names = run("torch")
 
     ids = {tuple(row) for row in rows_of(tmp_path / "data").input_ids.tolist()}
@@ -46,7 +48,7 @@ def test_torch_reads_a_split(run, tmp_path):
     assert ((names["labels"] == -100) == ~names["batch"]["loss_mask"]).all()
 
 
-def test_tensorflow_reads_a_split(run):
+def test_tensorflow_reads_a_split(run: Callable[[str], dict[str, Any]]) -> None:
     pytest.importorskip("tensorflow", reason="pip install --editable '.[tensorflow]'")
 
     names = run("TensorFlow")
@@ -54,7 +56,7 @@ def test_tensorflow_reads_a_split(run):
     assert names["labels"].shape == (2, 64)
 
 
-def test_pyarrow_alone_reads_a_split(run, tmp_path):
+def test_pyarrow_alone_reads_a_split(run: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
     names = run("pyarrow alone")
 
     last = rows_of(tmp_path / "data").input_ids[-len(names["input_ids"]) :]
