@@ -1,6 +1,10 @@
-"""The whole default cleaning of a document, step by step: mending, signature, content hash; and what can be added."""
+"""The whole default cleaning of a document, step by step: cleaning, signature, content hash; and what can be added."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from benchmarks.measuring import corpus_texts, measure, size_of
 from data_prep.clean.cleaning import Cleaner
@@ -9,21 +13,21 @@ from data_prep.config import CleaningConfig
 from data_prep.encode.usable_records import content_key
 from data_prep.read.parts import Document, Turn
 
-ADDED = {
+ADDED: dict[str, dict[str, Any]] = {
     "with private data": {"private": dict.fromkeys(("email", "phone", "ip", "card", "iban"), "replace")},
     "with language": {"languages": ["en"]},
     **{f"with {rule}": {"quality": [rule]} for rule in ("gopher", "repetition", "c4", "fineweb")},
 }
 
 
-def mended(documents: list[Document], **settings: object) -> list[Document]:
+def cleaned(documents: list[Document], **settings: object) -> list[Document]:
     cleaner = Cleaner(CleaningConfig.model_validate(settings))
     results = (cleaner.cleaned(document) for document in documents)
     return [result for result in results if isinstance(result, Document)]
 
 
 def whole(documents: list[Document]) -> None:
-    kept = mended(documents)
+    kept = cleaned(documents)
     signatures([document.turns[0].text for document in kept])
     for document in kept:
         content_key(document)
@@ -33,11 +37,11 @@ def main() -> None:
     for name, chars in (("books", 14_000), ("books", 2000), ("peps", None)):
         texts = corpus_texts(name, chars)
         documents = [Document(0, "text", (Turn("text", text),)) for text in texts]
-        variants = {
-            "default, whole": lambda documents=documents: whole(documents),
-            "default, mending alone": lambda documents=documents: mended(documents),
+        variants: dict[str, Callable[[], object]] = {
+            "default, whole": partial(whole, documents),
+            "default, without signatures": partial(cleaned, documents),
         }
         if chars == 14_000:
             for label, settings in ADDED.items():
-                variants[label] = lambda documents=documents, settings=settings: mended(documents, **settings)
+                variants[label] = partial(cleaned, documents, **settings)
         measure(f"cleaning, {name}, {chars or 'whole'}", variants, size_of(texts))

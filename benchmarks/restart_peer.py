@@ -30,11 +30,11 @@ def main(folder: str, model_json: str, row_tokens: str, steps: str, resume: str)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled: minutes, not what is asked
     torch.set_num_threads(1)
 
-    class First(TrainerCallback):
+    class First(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *given: object, **named: object) -> None:
             (Path(folder) / "first").touch()
 
-    class Rows(torch.utils.data.Dataset):  # type: ignore[misc,name-defined]
+    class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         def __len__(self) -> int:
             return 1000
 

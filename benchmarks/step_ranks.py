@@ -260,7 +260,7 @@ def trainer(job: Job, taken: Taken) -> None:
     model = plain_model(job.shape)  # before the arguments: they let transformers cut what is made after them
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True  # it believes that bf16 needs a GPU
 
-    class Rows(torch.utils.data.Dataset):  # type: ignore[misc,name-defined]
+    class Rows(torch.utils.data.Dataset[dict[str, Any]]):
         def __len__(self) -> int:
             return job.world.size * job.steps * job.shape.rows
 
@@ -270,7 +270,7 @@ def trainer(job: Job, taken: Taken) -> None:
             labels = labels_of(batch)[row]
             return {"input_ids": batch.input_ids[row], "position_ids": batch.position_ids[row], "labels": labels}
 
-    class InOrder(transformers.Trainer):  # type: ignore[misc,name-defined]
+    class InOrder(transformers.Trainer):  # type: ignore[misc]
         def _get_train_sampler(self, *given: Any) -> Any:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
@@ -279,7 +279,7 @@ def trainer(job: Job, taken: Taken) -> None:
             taken.losses.append(float(loss))
             return loss
 
-    class Clock(transformers.TrainerCallback):  # type: ignore[misc,name-defined]
+    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *given: Any, **named: Any) -> None:
             self.begun = time.perf_counter(), time.process_time()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from cluster.stop_request import MARGIN_S, SIGNALS, StopFlag
 
 
 @pytest.fixture(autouse=True)
-def _old_handlers():
+def _old_handlers() -> Iterator[None]:
     old = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in old.items():

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.config_loading import validate
 from data_prep.config import SourceConfig
 from data_prep.fetch.sources import Corpus, find_corpus, parts_of
 from data_prep.read.parts import Rejected, read_part
+
+T = TypeVar("T")
+
+
+def all_kept(items: Iterable[T | Rejected]) -> list[T]:
+    """Return the items, none of which may be rejected."""
+    found = list(items)
+    kept = [item for item in found if not isinstance(item, Rejected)]
+    assert kept == found
+    return kept
 
 
 def source_of(path: Path, **source: Any) -> SourceConfig:

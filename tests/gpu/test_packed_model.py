@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +37,7 @@ SIZES = {
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 GPT2 = {"n_embd": 128, "n_layer": 3, "n_head": 4, "n_positions": 512, "vocab_size": 1031}
 MAMBA = {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, "vocab_size": 1031}
-FAMILIES = {
+FAMILIES: dict[str, tuple[dict[str, Any], Isolation]] = {
     "llama": (SIZES, Isolation.BY_ATTENTION),
     "mistral": ({**SIZES, "sliding_window": 40}, Isolation.BY_ATTENTION),
     "gpt2": (GPT2, Isolation.BY_ATTENTION),
@@ -83,12 +85,11 @@ def test_the_kernels_outputs_and_gradients_are_those_of_the_cpu(window: int | No
     half = [tensor.detach().to("cuda", torch.bfloat16).requires_grad_() for tensor in exact]
     module = torch.nn.Identity()
     attending(LENGTHS * 2)
-    expected, _ = attend(module, *exact, None, sliding_window=window)
+    expected, _ = attend(module, exact[0], exact[1], exact[2], None, sliding_window=window)
     attending(LENGTHS * 2, torch.device("cuda"))
-    found, _ = attend(module, *half, None, sliding_window=window)
+    found, _ = attend(module, half[0], half[1], half[2], None, sliding_window=window)
     assert (found.cpu().float() - expected).norm() / expected.norm() < 1e-2
-    expected.square().sum().backward()
-    found.float().square().sum().backward()
+    torch.autograd.backward([expected.square().sum(), found.float().square().sum()])
     for tensor, other in zip(half, exact, strict=True):
         assert tensor.grad is not None and other.grad is not None
         assert (tensor.grad.cpu().float() - other.grad).norm() / other.grad.norm() < 2e-2
@@ -111,7 +112,8 @@ def test_the_loss_in_chunks_is_that_of_all_logits(rule: LogitRule) -> None:
     targets = torch.randint(50_000, (3000,), generator=generator, device="cuda")
     expected = summed_loss(rule((hidden @ weight.T).float()), targets)
     wanted = torch.autograd.grad(expected, (hidden, weight))
-    found = HeadLoss.apply(hidden, weight, None, targets, rule)
+    head_loss: Callable[..., torch.Tensor] = HeadLoss.apply
+    found = head_loss(hidden, weight, None, targets, rule)
     got = torch.autograd.grad(found, (hidden, weight))
     assert math.isclose(float(found), float(expected), rel_tol=1e-5)
     for gradient, other in zip(got, wanted, strict=True):

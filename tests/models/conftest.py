@@ -15,18 +15,10 @@ HERE = Path(__file__).resolve().parent
 TRANSFORMERS_4 = ["transformers==4.57.6", "huggingface_hub<1", "tokenizers==0.22.*"]
 
 
-def load_families() -> None:
-    """Make families.py importable, here and in a process of its own."""
-    sys.path.insert(0, str(HERE))
-
-
-load_families()
-
-
 @pytest.fixture(scope="session")
 def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return the folder of a family, made once in a session."""
-    from families import make_family
+    from tests.models.families import make_family
 
     made: dict[str, Path] = {}
 

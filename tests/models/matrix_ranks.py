@@ -72,9 +72,9 @@ def trained(root: Path, name: str, kind: str, stop_after: int, world: World) -> 
 def keep_logits(engine: Any, folder: Path, world: World) -> None:
     """Keep what the trained model makes of a text when anybody calls it."""
     import torch
-    from families import TEXT
     from safetensors.torch import save_file
 
+    from tests.models.families import TEXT
     from training.step.packed_model import Isolation
 
     engine.model.isolate(Isolation.ONE_A_ROW)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, config_of, logits_of
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from tests.models.families import FAMILIES, config_of, logits_of
 from training.config import ExportConfig
 from training.models.initial_weights import PretrainedWeights
 from training.models.name_conversions import saved_tensors
@@ -125,7 +125,8 @@ def logits_in_4(
 
     def logits(name: str) -> torch.Tensor:
         assert str(folders[name]) not in failures, failures[str(folders[name])]
-        return load_file(folders[name] / "logits.safetensors")["logits"]
+        found: torch.Tensor = load_file(folders[name] / "logits.safetensors")["logits"]
+        return found
 
     return logits
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, logits_of, make_family
-from matrix_ranks import KINDS, STEPS, request_of
 from safetensors.torch import load_file
 
 from cluster.local_launcher import run_ranks
 from data_prep.config import DataConfig
 from data_prep.prepare import prepare
 from data_prep.shards import read_manifest
+from tests.models.families import FAMILIES, logits_of, make_family
+from tests.models.matrix_ranks import KINDS, STEPS, request_of
 from training.config import ExportConfig
 from training.models.source import find_model
 from training.outcome.export import Partial, export
@@ -51,7 +51,9 @@ def write_shards(root: Path, model: Path) -> None:
 
 def run(root: Path, ranks: int, jobs: Sequence[str]) -> Found:
     command = [sys.executable, str(RANKS), str(root), *jobs]
-    assert run_ranks(command, ranks) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        assert run_ranks(command, ranks) == 0
     found: Found = json.loads((root / f"found-{ranks}.json").read_text())
     return found
 
@@ -61,7 +63,7 @@ def exported(root: Path, name: str, kind: str) -> Path:
     origin = find_model(request.model, request.shards, read_manifest(request.shards))
     partial = Partial(origin=origin, seed=0, lora=request.train.lora)
     export(origin, request.paths.checkpoints, ExportConfig(dtype="fp32"), request.paths.export, partial)
-    return request.paths.export
+    return Path(request.paths.export)
 
 
 def matrix(

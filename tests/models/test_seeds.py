@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import ANSWER_TOKENS, ANSWERS, LAYERS, PROMPTS, answers_of, gpt2_of_the_hub
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from launch.__main__ import main
+from tests.models.families import ANSWER_TOKENS, ANSWERS, LAYERS, PROMPTS, answers_of, gpt2_of_the_hub
 from training.outcome.generate import answer, load_export, prompt_ids
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -14,7 +14,7 @@ from data_prep.shards import Manifest, ShardInfo
 from training.config import TrainConfig
 from training.plan import Plan, make_plan
 
-HOW_IT_IS_DEALT = {
+HOW_IT_IS_DEALT: dict[str, Any] = {
     "micro_batch_rows": 2,
     "cpu_ranks": 3,
     "deepspeed": "other.json",
@@ -28,7 +28,7 @@ HOW_IT_IS_DEALT = {
     "max_rollbacks": 7,
     "hang_timeout_s": 7.0,
 }
-WHAT_IT_IS = {
+WHAT_IT_IS: dict[str, Any] = {
     "epochs": 2.0,
     "steps": 99,
     "global_batch_rows": 16,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ def hold(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.wait()
 
 
-def elsewhere(lock: Path, **facts: str) -> Holder:
+def elsewhere(lock: Path, **facts: Any) -> Holder:
     """Write a lock whose holder cannot be seen from here."""
     holder = replace(Holder.here("shardline train"), host="elsewhere", boot="another", **facts)
     lock.write_text(holder.text)

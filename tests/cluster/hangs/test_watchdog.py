@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import pytest
@@ -26,7 +27,7 @@ class Ranks:
         self.counts = [0] * self.size
         self.watch = Watch(self.size, self.hang_timeout_s, begun=0.0)
 
-    def look(self, silent: set[int] = frozenset(), stopped: set[int] = frozenset()) -> list[int] | None:
+    def look(self, silent: Set[int] = frozenset(), stopped: Set[int] = frozenset()) -> list[int] | None:
         """Let half a second go by."""
         self.now += POLL_S
         self.counts = [count + (rank not in silent) for rank, count in enumerate(self.counts)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -112,7 +113,7 @@ def unmarked(line: str, kind: Kind | None) -> tuple[bytes, set[tuple[int, int, K
 
 def test_the_page_about_cleaning_tells_how_much_planted_private_data_is_found_and_how_much_of_it_is_some() -> None:
     planted, hits, found = Counter[str](), Counter[str](), Counter[str]()
-    lines = [(kind, line) for kind, text in PLANTED.items() for line in text.strip().split("\n")]
+    lines: list[tuple[Any, str]] = [(kind, line) for kind, text in PLANTED.items() for line in text.strip().split("\n")]
     for kind, line in [*lines, *((None, line) for line in NOTHING.strip().split("\n"))]:
         text, expected = unmarked(line, kind)
         spans = find_private(text, KINDS)

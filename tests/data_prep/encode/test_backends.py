@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,7 +22,15 @@ from data_prep.encode.backend_parity import (
     encoded_texts,
     hard_set,
 )
-from data_prep.encode.backends import GigatokenBackend, HuggingFaceBackend, Ids, Offsets, Ragged, engine_version
+from data_prep.encode.backends import (
+    GigatokenBackend,
+    HuggingFaceBackend,
+    Ids,
+    Offsets,
+    Ragged,
+    TokenizerBackend,
+    engine_version,
+)
 from data_prep.encode.tokenizer import SPECIAL_TOKENS, train_tokenizer
 from data_prep.prepare import prepare
 from data_prep.shards import Manifest
@@ -32,9 +41,8 @@ pytest.importorskip("gigatoken", reason="pip install gigatoken")
 
 @pytest.fixture(scope="module")
 def rules() -> str:
-    return train_tokenizer(
-        ["Hello world, be kind and say bye to you. ünïcode 12 " * 20], 600
-    ).backend_tokenizer.to_str()
+    tokenizer = train_tokenizer(["Hello world, be kind and say bye to you. ünïcode 12 " * 20], 600)
+    return str(tokenizer.backend_tokenizer.to_str())
 
 
 def words(count: int, seed: int) -> str:
@@ -59,6 +67,9 @@ class Planted:
             for t, i in zip(texts, self.right.encode_plain(texts), strict=True)
         ]
         return engines.ragged(ids)
+
+    def encode_cut(self, texts: Sequence[bytes], cuts: Sequence[int]) -> tuple[Ragged, Offsets, Offsets]:
+        return self.right.encode_cut(texts, cuts)
 
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         return self.right.encode_marked(texts)
@@ -134,8 +145,9 @@ def test_ids_that_do_not_spell_a_text_are_told_wherever_they_are(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=6), st.sampled_from([2, 4, 8, 64]))
 def test_each_first_meeting_of_kinds_is_found_once(raws: list[bytes], chunk: int) -> None:
-    engine = CheckedBackend(*[Silent()] * 2)
-    met = set()
+    silent = cast("TokenizerBackend", Silent())
+    engine = CheckedBackend(silent, silent)
+    met: set[tuple[Any, Any]] = set()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "CHUNK", chunk)
         for raw in raws:

@@ -13,11 +13,12 @@ from data_prep.config import DataConfig
 from data_prep.encode.conversations import CHATML, check_template, read_template
 from data_prep.encode.conversations import TEMPLATES as OURS
 from data_prep.encode.encoded_slices import encode_parts, trained_tokens
-from data_prep.encode.encoding import ACROSS, Encoder
+from data_prep.encode.encoding import ACROSS, Encoded, Encoder
 from data_prep.encode.tokenizer import SPECIAL_TOKENS, encoder_spec
 from data_prep.fetch.sources import Corpus, cut_slices, find_corpus
 from data_prep.read.parts import Document, Rejected, Turn
 from data_prep.shards.tokenizer_files import open_tokenizer
+from tests.data_prep.reading_rows import all_kept
 
 PLAIN_CHATML = Path(__file__).with_name("plain_chatml.jinja").read_text(encoding="utf-8")
 SCRIPT = """{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}
@@ -35,8 +36,8 @@ def messages(*turns: tuple[str, str]) -> Document:
     return Document(0, "messages", tuple(Turn(*turn) for turn in turns))
 
 
-def trained_text(encoded: Any, tokenizer: Any) -> str:
-    return tokenizer.decode(encoded.input_ids[encoded.loss_mask].tolist())
+def trained_text(encoded: Encoded, tokenizer: Any) -> str:
+    return str(tokenizer.decode(encoded.input_ids[encoded.loss_mask].tolist()))
 
 
 def test_everything_but_the_first_token_of_a_text_is_trained_and_it_ends_with_eos(
@@ -53,7 +54,7 @@ def test_a_pair_without_a_template_trains_the_completion_and_eos_only(
 ) -> None:
     pair = Document(0, "pair", (Turn("user", "Hello"), Turn("assistant", " world")))
 
-    ((encoded,),) = encoder_with(None, bos=1).encode([pair])
+    ((encoded,),) = all_kept(encoder_with(None, bos=1).encode([pair]))
 
     assert tokenizer.decode(encoded.input_ids.tolist()) == "<|im_start|>Hello world<|endoftext|>"
     assert trained_text(encoded, tokenizer) == " world<|endoftext|>"
@@ -65,7 +66,7 @@ def test_a_token_that_holds_the_end_of_the_prompt_and_the_completion_is_trained_
     encoder = encoder_with(None)
     pair = Document(0, "pair", (Turn("user", "Hello "), Turn("assistant", "world")))
 
-    ((encoded,),) = encoder.encode([pair])
+    ((encoded,),) = all_kept(encoder.encode([pair]))
 
     assert trained_text(encoded, tokenizer) == " world<|endoftext|>"
     assert +encoder.changed == {ACROSS: 1}
@@ -75,7 +76,7 @@ def test_a_token_that_holds_the_end_of_the_prompt_and_the_completion_is_trained_
 def test_what_the_assistant_says_and_its_stop_token_are_trained_and_nothing_else(
     encoder_with: Callable[..., Encoder], tokenizer: Any, template: str
 ) -> None:
-    ((encoded,),) = encoder_with(template).encode([messages(*DIALOGUE)])
+    ((encoded,),) = all_kept(encoder_with(template).encode([messages(*DIALOGUE)]))
 
     assert trained_text(encoded, tokenizer) == "Hello,\n wörld! <|im_end|>Bye.<|im_end|>"
 
@@ -84,7 +85,7 @@ def test_ids_and_mask_are_those_of_transformers(encoder_with: Callable[..., Enco
     chat = [{"role": role, "content": text} for role, text in DIALOGUE]
     theirs = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
 
-    ((ours,),) = encoder_with(CHATML.read_text()).encode([messages(*DIALOGUE)])
+    ((ours,),) = all_kept(encoder_with(CHATML.read_text()).encode([messages(*DIALOGUE)]))
 
     assert ours.input_ids.tolist() == theirs["input_ids"]
     assert ours.loss_mask.tolist() == [bool(value) for value in theirs["assistant_masks"]]
@@ -94,7 +95,7 @@ def test_a_pair_with_a_template_is_a_conversation_of_two(encoder_with: Callable[
     encoder = encoder_with(CHATML.read_text())
     pair = Document(0, "pair", (Turn("user", "Hi"), Turn("assistant", "Bye")))
 
-    (a,), (b,) = encoder.encode([pair, messages(("user", "Hi"), ("assistant", "Bye"))])
+    (a,), (b,) = all_kept(encoder.encode([pair, messages(("user", "Hi"), ("assistant", "Bye"))]))
 
     assert a.input_ids.tolist() == b.input_ids.tolist() and a.loss_mask.tolist() == b.loss_mask.tolist()
 
@@ -104,7 +105,8 @@ def test_a_conversation_without_an_assistant_is_rejected_and_the_others_stay(
 ) -> None:
     lonely = Document(7, "messages", (Turn("user", "Hi"),))
 
-    (kept,), rejected = encoder_with(CHATML.read_text()).encode([messages(*DIALOGUE), lonely])
+    encoded, rejected = encoder_with(CHATML.read_text()).encode([messages(*DIALOGUE), lonely])
+    ((kept,),) = all_kept([encoded])
 
     assert kept.loss_mask.any()
     assert rejected == Rejected(7, "no turn has the role 'assistant'") and rejected.excerpt == "roles here: user"
@@ -156,7 +158,7 @@ def test_answers_that_are_written_otherwise_later_are_trained_in_a_sequence_of_t
     template = PLAIN_CHATML.replace("message['content']", earlier)
     said = ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "Bye.")
 
-    ((first, second),) = encoder_with(template).encode([messages(*said)])
+    ((first, second),) = all_kept(encoder_with(template).encode([messages(*said)]))
 
     assert trained_text(first, tokenizer) == "Hello<|im_end|>" and trained_text(second, tokenizer) == "Bye.<|im_end|>"
     assert "Hel<|im_end|>" in tokenizer.decode(second.input_ids.tolist())
@@ -188,7 +190,9 @@ def test_a_marked_space_stands_only_where_the_pair_has_one(test_data: Path, prom
     tokenizer = with_pad(open_tokenizer(test_data / "stories260k"))
     spec = encoder_spec(tokenizer, Corpus(files=[], passed_over={}))
 
-    ((encoded,),) = Encoder(spec).encode([Document(0, "pair", (Turn("user", prompt), Turn("assistant", completion)))])
+    ((encoded,),) = all_kept(
+        Encoder(spec).encode([Document(0, "pair", (Turn("user", prompt), Turn("assistant", completion)))])
+    )
 
     assert tokenizer.decode(encoded.input_ids.tolist(), skip_special_tokens=True) == prompt + completion
     assert encoded.input_ids[1:-1].tolist() == tokenizer(prompt + completion, add_special_tokens=False)["input_ids"]

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from cluster.errors import DataError
 from data_prep.encode.conversations import CHATML, check_template
 from data_prep.encode.conversations import TEMPLATES as OURS
-from data_prep.encode.encoding import Encoder
+from data_prep.encode.encoding import Encoded, Encoder
 from data_prep.encode.tokenizer import SPECIAL_TOKENS
 from data_prep.read.parts import Document, Turn
 from data_prep.select.long_documents import line_ends, split_document
+from tests.data_prep.reading_rows import all_kept
 
 PLAIN_CHATML = Path(__file__).with_name("plain_chatml.jinja").read_text(encoding="utf-8")
 # The stop token is written by the turn that follows, or by the end of the conversation.
@@ -27,8 +28,8 @@ TEMPLATES = {"markers": CHATML.read_text(), "no markers": PLAIN_CHATML}
 words = st.text(alphabet="ab \nż漢1.", min_size=1, max_size=12).map(lambda text: f"w{text}w")
 
 
-def trained_text(encoded: Any, tokenizer: Any) -> str:
-    return tokenizer.decode(encoded.input_ids[encoded.loss_mask].tolist())
+def trained_text(encoded: Encoded, tokenizer: Any) -> str:
+    return str(tokenizer.decode(encoded.input_ids[encoded.loss_mask].tolist()))
 
 
 @pytest.mark.parametrize("engine", ["tokenizers", "gigatoken"])
@@ -49,7 +50,7 @@ def test_the_answers_and_their_stop_tokens_are_trained_and_nothing_else(
     for asked, answered in turns:
         said += [Turn("user", asked), Turn("assistant", answered)]
 
-    ((encoded,),) = encoder_with(template, engine=engine).encode([Document(0, "messages", tuple(said))])
+    ((encoded,),) = all_kept(encoder_with(template, engine=engine).encode([Document(0, "messages", tuple(said))]))
 
     assert trained_text(encoded, tokenizer) == "".join(f"{answered}<|im_end|>" for _, answered in turns)
 
@@ -59,7 +60,7 @@ def test_what_a_tool_says_is_not_trained(encoder_with: Callable[..., Encoder], t
     said = [("user", "2+2?"), ("assistant", "calc 2+2"), ("tool", "four"), ("assistant", "It is 4.")]
 
     document = Document(0, "messages", tuple(Turn(*turn) for turn in said))
-    ((encoded,),) = encoder_with(template).encode([document])
+    ((encoded,),) = all_kept(encoder_with(template).encode([document]))
 
     assert trained_text(encoded, tokenizer) == "calc 2+2<|im_end|>It is 4.<|im_end|>"
 
@@ -82,7 +83,7 @@ def test_the_plain_template_trains_the_answers_whatever_a_user_types(
         said += [Turn("user", asked), Turn("assistant", answered)]
     encoder = encoder_with(OURS["plain"].read_text(), special_tokens={**tokenizer.special_tokens_map, **bos})
 
-    ((encoded,),) = encoder.encode([Document(0, "messages", tuple(said))])
+    ((encoded,),) = all_kept(encoder.encode([Document(0, "messages", tuple(said))]))
 
     assert trained_text(encoded, tokenizer) == "".join(f" {answered}<|endoftext|>" for _, answered in turns)
 
@@ -91,7 +92,9 @@ def test_a_prompt_in_the_plain_template_ends_where_the_trained_tokens_begin(
     encoder_with: Callable[..., Encoder], tokenizer: Any
 ) -> None:
     encoder = encoder_with(OURS["plain"].read_text())
-    ((encoded,),) = encoder.encode([Document(0, "messages", (Turn("user", "Hi"), Turn("assistant", "Hello")))])
+    ((encoded,),) = all_kept(
+        encoder.encode([Document(0, "messages", (Turn("user", "Hi"), Turn("assistant", "Hello")))])
+    )
 
     question, template = [{"role": "user", "content": "Hi"}], OURS["plain"].read_text()
     prompt = tokenizer.apply_chat_template(
@@ -108,7 +111,7 @@ def test_a_stop_token_that_the_next_turn_writes_is_trained(
     said = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "Bye.")]
 
     document = Document(0, "messages", tuple(Turn(*turn) for turn in said))
-    ((encoded,),) = encoder_with(STOP_BY_NEXT).encode([document])
+    ((encoded,),) = all_kept(encoder_with(STOP_BY_NEXT).encode([document]))
 
     assert trained_text(encoded, tokenizer) == "Hello<|im_end|>Bye.<|im_end|>"
 
@@ -124,7 +127,7 @@ def test_a_conversation_longer_than_a_row_is_split_after_a_turn(
     encoder_with: Callable[..., Encoder], tokenizer: Any
 ) -> None:
     said = [Turn(("user", "assistant")[n % 2], f"line {n} " * 5) for n in range(20)]
-    ((encoded,),) = encoder_with(PLAIN_CHATML).encode([Document(0, "messages", tuple(said))])
+    ((encoded,),) = all_kept(encoder_with(PLAIN_CHATML).encode([Document(0, "messages", tuple(said))]))
 
     split = split_document(encoded.input_ids, encoded.loss_mask.view("uint8"), 256, line_ends(tokenizer))
 

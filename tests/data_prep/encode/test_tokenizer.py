@@ -94,7 +94,7 @@ def test_a_base_model_learns_conversations_in_the_plain_template_with_its_own_to
     )
 
     assert manifest.added_tokens == []
-    assert manifest.largest_id < manifest.vocab_size == 512
+    assert manifest.largest_id is not None and manifest.largest_id < manifest.vocab_size == 512
     assert 0 < manifest.trained_tokens("train") < manifest.tokens["masked"]
 
 

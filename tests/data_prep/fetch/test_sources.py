@@ -10,7 +10,7 @@ from data_prep.config import SourceConfig
 from data_prep.fetch.sources import Corpus, cut_slices, find_corpus
 
 
-def found(*paths: Path, **settings: Any) -> Corpus:
+def found(*paths: Path | str, **settings: Any) -> Corpus:
     return find_corpus([SourceConfig(path=str(path), **settings) for path in paths], {})
 
 

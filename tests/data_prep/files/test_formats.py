@@ -124,7 +124,8 @@ def test_a_json_array_is_split_into_its_elements_wherever_its_chunks_end(
     values: list[Any], size: int, indent: int | None
 ) -> None:
     data = json.dumps(values, indent=indent, ensure_ascii=False).encode()
-    splitter, found, at = JsonSplitter(), [], 0
+    found: list[Any] = []
+    splitter, at = JsonSplitter(), 0
     while at < len(data):
         end = at + size
         while data[:end].endswith(b"\\"):

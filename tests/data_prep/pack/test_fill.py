@@ -16,9 +16,8 @@ TRAINED = {"train": {"vocab_size": 8192}}
 
 
 def no_token_is_lost(manifest: Manifest) -> bool:
-    return manifest.tokens["trained"] + manifest.tokens["masked"] == sum(
-        e["tokens"] for e in manifest.documents.values()
-    )
+    told = sum(int(e["tokens"]) for e in manifest.documents.values())
+    return manifest.tokens["trained"] + manifest.tokens["masked"] == told
 
 
 def dialogues(test_data: Path, path: Path) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.arrays import Integers
 from data_prep.pack.packing import Packing, best_fit, concat, pack
 from data_prep.select.long_documents import Split
 
@@ -12,7 +15,7 @@ lengths_of = st.lists(st.integers(1, 200), max_size=60).map(lambda values: np.ar
 rows_of = st.integers(8, 64)
 
 
-def used_tokens(packing: Packing, lengths: np.ndarray) -> list[tuple[int, int]]:
+def used_tokens(packing: Packing, lengths: Integers) -> list[tuple[int, int]]:
     """Every (document, token) in the rows, in their order."""
     pieces = zip(packing.document.tolist(), packing.start.tolist(), packing.tokens.tolist(), strict=True)
     return [(document, token) for document, start, tokens in pieces for token in range(start, start + tokens)]
@@ -24,9 +27,7 @@ def fill(packing: Packing) -> list[int]:
 
 @pytest.mark.parametrize("method", ["concat", "best_fit"])
 @given(lengths=lengths_of, row_tokens=rows_of, seed=st.integers(0, 2**63))
-def test_packing_loses_no_token_and_uses_none_twice(
-    method: str, lengths: list[int], row_tokens: int, seed: int
-) -> None:
+def test_packing_loses_no_token_and_uses_none_twice(method: Any, lengths: Integers, row_tokens: int, seed: int) -> None:
     packing = pack(method, lengths, row_tokens, seed)
 
     every = [(document, token) for document, length in enumerate(lengths.tolist()) for token in range(length)]
@@ -36,7 +37,7 @@ def test_packing_loses_no_token_and_uses_none_twice(
 
 
 @given(lengths=lengths_of, row_tokens=rows_of)
-def test_concat_keeps_the_order_and_pads_only_the_last_row(lengths: list[int], row_tokens: int) -> None:
+def test_concat_keeps_the_order_and_pads_only_the_last_row(lengths: Integers, row_tokens: int) -> None:
     packing = concat(lengths, row_tokens)
 
     assert used_tokens(packing, lengths) == sorted(used_tokens(packing, lengths))
@@ -44,7 +45,7 @@ def test_concat_keeps_the_order_and_pads_only_the_last_row(lengths: list[int], r
 
 
 @given(lengths=lengths_of, row_tokens=rows_of)
-def test_best_fit_cuts_no_document_that_fits_into_a_row(lengths: list[int], row_tokens: int) -> None:
+def test_best_fit_cuts_no_document_that_fits_into_a_row(lengths: Integers, row_tokens: int) -> None:
     packing = best_fit(lengths, row_tokens, seed=0)
 
     short = lengths[packing.document] <= row_tokens
@@ -52,7 +53,7 @@ def test_best_fit_cuts_no_document_that_fits_into_a_row(lengths: list[int], row_
     assert (packing.tokens[short] == lengths[packing.document][short]).all()
 
 
-def line_splits(lengths: np.ndarray, row_tokens: int, line: int) -> dict[int, Split]:
+def line_splits(lengths: Integers, row_tokens: int, line: int) -> dict[int, Split]:
     """Splits of documents that are made of lines of `line` tokens."""
     long = [(number, length) for number, length in enumerate(lengths.tolist()) if length > row_tokens]
     return {
@@ -63,7 +64,7 @@ def line_splits(lengths: np.ndarray, row_tokens: int, line: int) -> dict[int, Sp
 
 @given(lengths=lengths_of, row_tokens=rows_of, line=st.integers(1, 9), seed=st.integers(0, 2**63))
 def test_filling_rows_up_loses_no_token_and_cuts_no_document_that_fits_into_a_row(
-    lengths: list[int], row_tokens: int, line: int, seed: int
+    lengths: Integers, row_tokens: int, line: int, seed: int
 ) -> None:
     packing = best_fit(lengths, row_tokens, seed, line_splits(lengths, row_tokens, line))
 
@@ -84,7 +85,7 @@ def test_the_last_pieces_of_long_documents_fill_rows_up_to_a_line_s_end() -> Non
 
 
 @given(lengths=lengths_of, row_tokens=rows_of)
-def test_best_fit_leaves_no_two_rows_that_would_fit_into_one(lengths: list[int], row_tokens: int) -> None:
+def test_best_fit_leaves_no_two_rows_that_would_fit_into_one(lengths: Integers, row_tokens: int) -> None:
     rows = sorted(fill(best_fit(lengths, row_tokens, seed=0)))
 
     assert len(rows) < 2 or rows[0] + rows[1] > row_tokens

@@ -21,6 +21,7 @@ from data_prep.encode.tokenizer import train_tokenizer
 from data_prep.fetch.sources import cut_slices, find_corpus
 from data_prep.read.byte_ranges import content_of, hashed_file
 from data_prep.read.parts import FilePart, read_part
+from data_prep.rows.fields import Fields
 
 STEP = 1024
 
@@ -36,7 +37,7 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parts_with_digests(path: Path) -> list[tuple[str, FilePart]]:
-    corpus = find_corpus([SourceConfig(path=str(path), fields={})], {}, None, STEP)
+    corpus = find_corpus([SourceConfig(path=str(path), fields=Fields())], {}, None, STEP)
     parts = [part for parts in cut_slices(corpus, STEP) for part in parts]
     contents = [[*content_of(part, corpus.files[0].hashed), str(part.columns)] for part in parts]
     return [(json.dumps(content), part) for content, part in zip(contents, parts, strict=True)]

@@ -36,7 +36,7 @@ def table(
     rows: Sequence[Sequence[Any]],
     separator: str = ",",
     end: str = "\n",
-    header: Sequence[str] = ("prompt", "completion"),
+    header: Sequence[str] | None = ("prompt", "completion"),
 ) -> str:
     lines = [separator.join(header)] if header else []
     return end.join([*lines, *(separator.join(f'"{cell}"' for cell in row) for row in rows)]) + end

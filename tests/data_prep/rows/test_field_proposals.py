@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from cluster.errors import DataError
@@ -18,8 +18,16 @@ from data_prep.files.formats import Format
 from data_prep.read.parts import find_columns
 from data_prep.rows.field_proposals import ask, proposal_lines, propose
 from data_prep.rows.row_kinds import kinds_of
+from tests.data_prep.reading_rows import source_of
 
 JSON = Format(kind="json")
+
+
+def line_of(message: str) -> str:
+    """Return the line to write that a message gives."""
+    line = re.search("`(fields.*)`", message)
+    assert line is not None
+    return line[1]
 
 
 def fields_of(*rows: Any) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def test_marks_of_tools_and_ends_are_proposed_and_other_capitals_are_left_open()
         "???": ("\nCRITIC:",),
     }
     with pytest.raises(ValidationError, match="markers"):
-        SourceConfig(path="a", **yaml.safe_load(f"{{{re.search('`(fields.*)`', asked)[1]}}}"))
+        SourceConfig(path="a", **yaml.safe_load(f"{{{line_of(asked)}}}"))
 
 
 @pytest.mark.parametrize(
@@ -156,12 +164,13 @@ def test_what_is_proposed_for_rows_inside_a_json_object_works_when_it_is_pasted(
     with pytest.raises(DataError) as refusal:
         find_columns(path, SourceConfig(path=str(path)), JSON)
 
-    line = re.search("`(fields.*)`", str(refusal.value))[1]
+    line = line_of(str(refusal.value))
     pasted = yaml.safe_load(f"{{{line.replace('prompt: ???', 'prompt: ask').replace('???', 'reply')}}}")
     found = find_columns(path, SourceConfig(path=str(path), **pasted), JSON)
 
     assert pasted["fields"]["rows"] == "data"
-    assert found.layout.prompt == ("ask",) and found.layout.rows == "data" and found.format == JSON
+    assert found.layout is not None and found.layout.prompt == ("ask",)
+    assert found.layout.rows == "data" and found.format == JSON
 
 
 @pytest.mark.parametrize(
@@ -177,7 +186,7 @@ def test_the_list_with_the_most_objects_is_named(tmp_path: Path, value: dict[str
 
     note = find_columns(path, SourceConfig(path=str(path)), JSON).format.note
 
-    assert f"fields: {{rows: {named}, ...}}" in note
+    assert note is not None and f"fields: {{rows: {named}, ...}}" in note
 
 
 @pytest.mark.parametrize("beginning", ["", "\ufeff\n "])
@@ -187,7 +196,7 @@ def test_a_json_list_of_one_row_is_rows(tmp_path: Path, beginning: str) -> None:
 
     with pytest.raises(DataError, match="columns seen: ask, reply"):
         find_columns(path, SourceConfig(path=str(path)), JSON)
-    named = find_columns(path, SourceConfig(path=str(path), fields={"prompt": "ask", "completion": "reply"}), JSON)
+    named = find_columns(path, source_of(path, fields={"prompt": "ask", "completion": "reply"}), JSON)
 
     assert named.names == ("ask", "reply") and named.format == JSON
 

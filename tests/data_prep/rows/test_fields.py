@@ -13,7 +13,7 @@ import pytest
 from cluster.errors import ConfigError, DataError
 from data_prep.fetch.sources import find_corpus, not_read, parts_of
 from data_prep.read.parts import read_part
-from tests.data_prep.reading_rows import read, source_of
+from tests.data_prep.reading_rows import all_kept, read, source_of
 
 MARKS = {"user": "U:", "assistant": "A:"}
 PAIR = [("user", "Hi"), ("assistant", "Ho")]
@@ -82,7 +82,8 @@ def test_what_a_parquet_column_has_filled_up_with_nulls_is_not_part_of_a_call(tm
     (file,) = find_corpus([source_of(tmp_path / "a.parquet")], {}).files
 
     calls = [
-        item.turns[0].more["tool_calls"][0]["function"]["arguments"] for item in read_part(*parts_of(0, file, 2**30))
+        item.turns[0].more["tool_calls"][0]["function"]["arguments"]
+        for item in all_kept(read_part(*parts_of(0, file, 2**30)))
     ]
 
     assert calls == [{"a": 1}, {"b": 2}]
@@ -113,7 +114,7 @@ def test_what_a_parquet_column_has_filled_up_with_nulls_is_not_part_of_a_call(tm
 )
 def test_fields_that_say_nothing_or_two_things_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        source_of("a.jsonl", fields=fields)
+        source_of(Path("a.jsonl"), fields=fields)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_fields_that_say_nothing_or_two_things_are_refused(fields: dict[str, Any
 )
 def test_what_stands_beside_fields_and_says_nothing_is_refused(source: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        source_of("a.jsonl", **source)
+        source_of(Path("a.jsonl"), **source)
 
 
 @pytest.mark.parametrize(

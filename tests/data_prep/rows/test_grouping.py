@@ -17,7 +17,7 @@ from data_prep.fetch.provenance import read_document
 from data_prep.fetch.sources import find_corpus, not_read, parts_of
 from data_prep.read.parts import read_part
 from data_prep.shards import Manifest
-from tests.data_prep.reading_rows import read, source_of
+from tests.data_prep.reading_rows import all_kept, read, source_of
 
 PAIR = [("user", "Hi"), ("assistant", "Ho")]
 
@@ -49,7 +49,7 @@ def test_of_rows_that_are_messages_all_that_a_message_may_have_is_read_from_parq
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     corpus = find_corpus([source_of(tmp_path / "a.parquet", name="s", fields={"group_by": "c"})], {})
 
-    (document,) = read_part(*parts_of(0, corpus.files[0], 2**30))
+    (document,) = all_kept(read_part(*parts_of(0, corpus.files[0], 2**30)))
 
     assert document.turns == (
         Turn("user", "Hi"),
@@ -71,7 +71,7 @@ def test_a_conversation_that_was_joined_is_found_again_by_its_number(
 ) -> None:
     rows = [{"c": c, "role": role, "content": f"{c} {role}"} for role in ("user", "assistant") for c in ("x", "y")]
     corpus = find_corpus([source_of(lines_file(*rows), fields={"group_by": "c"})], {})
-    values = dict.fromkeys(Manifest.__dataclass_fields__) | {"files": [corpus.files[0].info]}
+    values: dict[str, Any] = dict.fromkeys(Manifest.__dataclass_fields__) | {"files": [corpus.files[0].info]}
 
     shown = json.loads(read_document(tmp_path, Manifest(**values), 0, 1))
 

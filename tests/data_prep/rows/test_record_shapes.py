@@ -14,6 +14,7 @@ from data_prep.config import SourceConfig
 from data_prep.documents import Turn
 from data_prep.fetch.sources import find_corpus, parts_of
 from data_prep.read.parts import Document, Rejected, read_part
+from tests.data_prep.reading_rows import all_kept
 
 ASK, SAY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
@@ -36,7 +37,7 @@ def turns(lines_file: Callable[..., Path], *rows: Any, **source: Any) -> list[An
 
 def turn_of(lines_file: Callable[..., Path], message: Any) -> Turn:
     """Return the turn of a message that answers a question."""
-    (document,) = documents(lines_file, {"messages": [ASK, message]})
+    (document,) = all_kept(documents(lines_file, {"messages": [ASK, message]}))
     return document.turns[1]
 
 
@@ -122,7 +123,7 @@ def test_a_call_keeps_its_id_and_its_result_the_id_and_name(lines_file: Callable
         ]
     }
 
-    (document,) = documents(lines_file, row)
+    (document,) = all_kept(documents(lines_file, row))
 
     assert document.turns[1] == Turn("assistant", "Ho", {"tool_calls": [call]})
     assert document.turns[2] == Turn("tool", "3", {"tool_call_id": "c1", "name": "add"})
@@ -175,14 +176,14 @@ def test_parts_of_a_message_are_joined_as_templates_write_them(lines_file: Calla
 def test_tools_of_any_form_are_handed_to_the_template_in_the_form_of_servers(
     lines_file: Callable[..., Path], tools: list[Any] | str
 ) -> None:
-    (document,) = documents(lines_file, {"messages": [ASK, SAY], "tools": tools})
+    (document,) = all_kept(documents(lines_file, {"messages": [ASK, SAY], "tools": tools}))
 
     assert document.variables == {"tools": [TOOL]}
 
 
 @pytest.mark.parametrize("tools", [None, "", "[]", []])
 def test_no_tools_are_no_variable(lines_file: Callable[..., Path], tools: str | None) -> None:
-    (document,) = documents(lines_file, {"messages": [ASK, SAY], "tools": tools})
+    (document,) = all_kept(documents(lines_file, {"messages": [ASK, SAY], "tools": tools}))
 
     assert document.variables == {}
 
@@ -196,9 +197,9 @@ def test_what_a_row_sets_for_the_template_is_handed_on(lines_file: Callable[...,
 
     first, second, third = documents(lines_file, *rows)
 
-    assert first.variables == {"enable_thinking": True, "lang": "en"}
-    assert second.variables == {"enable_thinking": False}
-    assert third.reason == "enable_thinking is neither true nor false"
+    assert isinstance(first, Document) and first.variables == {"enable_thinking": True, "lang": "en"}
+    assert isinstance(second, Document) and second.variables == {"enable_thinking": False}
+    assert isinstance(third, Rejected) and third.reason == "enable_thinking is neither true nor false"
 
 
 @pytest.mark.parametrize("key", ["weight", "train", "training", "trainable", "loss", "loss_weight", "loss_mask"])
@@ -240,7 +241,7 @@ def test_a_mask_is_asked_about_and_then_understood(lines_file: Callable[..., Pat
         documents(lines_file, row)
 
     for key, trained in (("masked", False), ("train", True)):
-        (document,) = documents(lines_file, row, fields={"messages": "messages", key: "mask"})
+        (document,) = all_kept(documents(lines_file, row, fields={"messages": "messages", key: "mask"}))
         assert document.turns[1].is_trained is trained
 
 

@@ -14,7 +14,7 @@ import pytest
 from cluster.errors import DataError
 from data_prep.fetch.sources import parts_of
 from data_prep.read.parts import Rejected, read_part
-from tests.data_prep.reading_rows import corpus_of, read
+from tests.data_prep.reading_rows import all_kept, corpus_of, read
 
 USER, SAID = ("user", "How deep is it?"), ("assistant", "Nine metres.")
 ASKED = {"role": "user", "content": USER[1]}
@@ -175,7 +175,10 @@ def test_what_numpy_printed_without_commas_is_not_joined_in_silence(tmp_path: Pa
 def test_an_optional_column_may_be_missing_or_empty_in_any_row(
     lines_file: Callable[..., Path], first_has_input: bool
 ) -> None:
-    rows = [{"instruction": "Add.", "output": "3", "input": "1 2"}, {"instruction": "Hi", "output": "Ho"}]
+    rows: list[dict[str, Any]] = [
+        {"instruction": "Add.", "output": "3", "input": "1 2"},
+        {"instruction": "Hi", "output": "Ho"},
+    ]
     rows += [{"instruction": "Hi", "output": "Ho", "input": value} for value in ("", None)]
 
     found = read(lines_file(*(rows if first_has_input else rows[::-1])))
@@ -289,7 +292,7 @@ def test_the_formats_of_llama_factory_are_read_without_fields(test_data: Path, n
 def test_calls_and_tools_of_glaive_are_structured(test_data: Path) -> None:
     (file,) = corpus_of(test_data / "formats" / "glaive_toolcall_en_demo.json").files
 
-    documents = [item for item in read_part(*parts_of(0, file, 2**30)) if item.variables]
+    documents = [item for item in all_kept(read_part(*parts_of(0, file, 2**30))) if item.variables]
 
     calls = [call for item in documents for turn in item.turns for call in turn.more.get("tool_calls", ())]
     assert len(documents) > 150 and len(calls) > 150

@@ -45,7 +45,7 @@ STRICT = "{%- if messages[0].role == 'system' %}{{ raise_exception('no system he
     "{{ raise_exception('speakers take turns') }}{%- endif %}{%- endfor %}"
 )
 TOOLS = {"tools": [{"type": "function", "function": {"name": "tide", "parameters": {"type": "object"}}}]}
-CALL = {"id": "c1", "type": "function", "function": {"name": "tide", "arguments": {"port": 'the "X"'}}}
+CALL: dict[str, Any] = {"id": "c1", "type": "function", "function": {"name": "tide", "arguments": {"port": 'the "X"'}}}
 ARGUMENTS = json.dumps(CALL["function"]["arguments"])
 ASKED = (
     Turn("user", "Brest?"),

@@ -48,7 +48,7 @@ def variants(count: int, copies: int) -> list[str]:
 def rejected(manifest: Manifest) -> dict[str, int]:
     (entry,) = manifest.documents.values()
     assert entry["read"] == entry["kept"] + sum(entry["rejected"].values())
-    return entry["rejected"]
+    return dict(entry["rejected"])
 
 
 def test_near_duplicates_of_running_text_are_dropped_but_the_first(

@@ -164,7 +164,7 @@ def test_the_one_document_that_is_held_out_has_no_twin_in_train(
 ) -> None:
     twins = [{"prompt": words(n, 59) + last, "completion": "yes"} for n in range(10) for last in (" one", " two")]
     alone = {"prompt": words(99, 60), "completion": "no"}
-    fixed = {**FIXED, "validation_fraction": 1e-9, "row_tokens": 512, "cleaning": {}}
+    fixed: dict[str, Any] = {**FIXED, "validation_fraction": 1e-9, "row_tokens": 512, "cleaning": {}}
 
     manifest = prepared(lines_file(*twins, alone), model=model, **fixed)
 

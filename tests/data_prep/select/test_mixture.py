@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def pieces(folder: Path, manifest: Manifest) -> list[int]:
 def test_a_source_with_epochs_is_trained_on_so_often(
     corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path
 ) -> None:
-    pairs = {"path": str(corpus / "pairs.jsonl"), "epochs": 2.5}
+    pairs: dict[str, Any] = {"path": str(corpus / "pairs.jsonl"), "epochs": 2.5}
     manifest = prepared(pairs, corpus / "chats.jsonl", validation_fraction=0.0)
 
     sources = pieces(tmp_path / "data", manifest)
@@ -33,12 +34,12 @@ def test_a_source_with_epochs_is_trained_on_so_often(
 def test_weights_set_the_shares_of_the_tokens_and_no_source_is_seen_more_often_than_its_epochs(
     config_of: Callable[..., DataConfig], corpus: Path
 ) -> None:
-    one, other = ({"path": str(corpus / name), "weight": 1.0} for name in ("pairs.jsonl", "chats.jsonl"))
-    config = config_of(one, {**other, "epochs": 3.0})
+    one, other = (str(corpus / name) for name in ("pairs.jsonl", "chats.jsonl"))
+    config = config_of({"path": one, "weight": 1.0}, {"path": other, "weight": 1.0, "epochs": 3.0})
 
-    epochs = epochs_of(config, {one["path"]: 1000, other["path"]: 500})
+    epochs = epochs_of(config, {one: 1000, other: 500})
 
-    assert epochs == {one["path"]: 1.0, other["path"]: 2.0}
+    assert epochs == {one: 1.0, other: 2.0}
 
 
 def test_weights_for_some_sources_only_are_refused(config_of: Callable[..., DataConfig], corpus: Path) -> None:

@@ -19,7 +19,7 @@ def table_of(texts: Sequence[str], lines: Sequence[int] | None = None) -> Encode
     """Return an encoded slice of these texts, each of as many lines: sequences of 3 tokens."""
     lines = [1] * len(texts) if lines is None else lines
     document = np.repeat(np.arange(len(texts)), lines)
-    summed = summaries([texts[n].encode() for n in document])
+    summed = summaries([texts[n].encode() for n in document.tolist()])
     count = len(document)
     keys = b"".join(text_key(text.encode()) for text in texts)
     key = np.frombuffer(keys, dtype=">u8").astype(np.uint64).reshape(-1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,10 +28,12 @@ def simulated(folder: Path) -> Manifest:
         )
         for n in range(count)
     ]
-    values = {"version": 1, "config_digest": "", "tokenizer_digest": "", "template_digest": "", "row_tokens": 2048}
-    counts = {"vocab_size": 32_000, "packing": "concat", "files": [], "documents": {}, "tokens": {}}
+    digests: dict[str, Any] = {"config_digest": "", "tokenizer_digest": "", "template_digest": ""}
+    counts: dict[str, Any] = {"vocab_size": 32_000, "packing": "concat", "files": [], "documents": {}, "tokens": {}}
     splits = {"train": shards, "validation": []}
-    return write_manifest(folder, Manifest(**values, **counts, splits=splits, conversational=False))
+    return write_manifest(
+        folder, Manifest(version=1, row_tokens=2048, **digests, **counts, splits=splits, conversational=False)
+    )
 
 
 @pytest.mark.slow  # writing it takes seconds

@@ -19,8 +19,8 @@ PROGRAMS = dict(re.findall(r"## ([\w ]+)\n\n```python\n(.*?)```", PAGE.read_text
 def run(corpus: Path, prepared: Callable[..., Manifest], tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     prepared(corpus, shard_rows=16)
 
-    def execute(name: str) -> dict:
-        names = {"DATA": str(tmp_path / "data")}
+    def execute(name: str) -> dict[str, Any]:
+        names: dict[str, Any] = {"DATA": str(tmp_path / "data")}
         exec(PROGRAMS[name], names)  # noqa: S102  that it runs is what is tested
         return names
 

@@ -128,7 +128,7 @@ def add_a_rank(source: Path) -> None:
     shutil.copy(source / TAG / OPTIMIZER_FILE, source / TAG / OPTIMIZER_FILE.replace("rank_1", "rank_2"))
 
 
-def change_state(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+def change_state(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def damage(source: Path) -> None:
         path = source / TAG / OPTIMIZER_FILE
         values = read_pickle(path)

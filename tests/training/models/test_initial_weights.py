@@ -75,7 +75,8 @@ def tensors_of(dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 def folder_of(folder: Path, tensors: dict[str, torch.Tensor], files: int = 1) -> Path:
     """Write the tensors as a model's folder of one or several files."""
-    names, places = list(tensors), {}
+    places: dict[str, str] = {}
+    names = list(tensors)
     for number in range(files):
         chosen = names[number::files]
         name = "model.safetensors" if files == 1 else f"model-{number + 1:05d}-of-{files:05d}.safetensors"

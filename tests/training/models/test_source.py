@@ -79,7 +79,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, shards: Path) -> None
 
 def test_a_new_model_has_the_tokenizers_vocabulary_and_room_for_a_row(shards: Path) -> None:
     manifest = read_manifest(shards)
-    origin = new_model(shards, **SMALL)
+    origin = new_model(shards, "llama", **SMALL)
     assert (origin.config.vocab_size, origin.config.max_position_embeddings) == (manifest.vocab_size, 64)
     assert (origin.config.eos_token_id, origin.config.pad_token_id) == (origin.tokenizer.eos_token_id, None)
     assert origin.folder is None
@@ -97,7 +97,7 @@ def test_a_new_model_may_have_more_positions_than_a_row_has_tokens(
 
 def test_a_new_model_with_fewer_positions_than_a_row_is_refused(shards: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.row_tokens: 64 is longer than the model's 32 positions"):
-        new_model(shards, **SMALL, max_position_embeddings=32)
+        new_model(shards, "llama", **SMALL, max_position_embeddings=32)
 
 
 def test_keys_that_the_architecture_has_not_are_named(shards: Path) -> None:
@@ -112,13 +112,13 @@ def test_keys_that_only_the_model_s_code_reads_are_accepted(shards: Path) -> Non
 
 
 def test_words_of_transformers_4_for_rotary_positions_are_accepted(shards: Path) -> None:
-    assert new_model(shards, **SMALL, rope_theta=5e5).config.rope_parameters["rope_theta"] == 5e5
+    assert new_model(shards, "llama", **SMALL, rope_theta=5e5).config.rope_parameters["rope_theta"] == 5e5
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"])
 def test_keys_that_come_from_the_tokenizer_are_refused(shards: Path, key: str) -> None:
     with pytest.raises(ConfigError, match=rf"model\.new\.config: {key}: come from the tokenizer; remove them"):
-        new_model(shards, **{key: 7})
+        new_model(shards, "llama", **{key: 7})
 
 
 def test_an_architecture_that_nobody_knows_is_named(shards: Path) -> None:

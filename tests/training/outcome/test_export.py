@@ -49,7 +49,7 @@ def weights_of(origin: ModelOrigin) -> dict[str, torch.Tensor]:
 
 
 def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as stored:
             found |= {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118  (not a mapping)
@@ -73,7 +73,9 @@ def test_an_export_of_a_run_that_froze_weights_takes_them_from_the_models_origin
     write_checkpoint(tmp_path / "checkpoints", trained, **{"frozen weights": plain.source_digest(0)})
     partial = Partial(origin=plain, seed=0, lora=None)
     export(plain, tmp_path / "checkpoints", ExportConfig(dtype="fp32"), tmp_path / "export", partial)
-    base = dict(AutoModelForCausalLM.from_pretrained(plain.folder, dtype=torch.float32).named_parameters())
+    base: dict[str, torch.Tensor] = dict(
+        AutoModelForCausalLM.from_pretrained(plain.folder, dtype=torch.float32).named_parameters()
+    )
     stored = stored_tensors(tmp_path / "export")
     assert stored.keys() == base.keys()
     for name, tensor in stored.items():
@@ -91,7 +93,9 @@ def test_an_export_of_a_run_with_low_rank_additions_holds_them_merged(
     write_checkpoint(tmp_path / "checkpoints", trained, **{"frozen weights": plain.source_digest(0)})
     partial = Partial(origin=plain, seed=0, lora=LoraConfig(rank=4, alpha=8))
     export(plain, tmp_path / "checkpoints", ExportConfig(dtype="fp32"), tmp_path / "export", partial)
-    base = dict(AutoModelForCausalLM.from_pretrained(plain.folder, dtype=torch.float32).named_parameters())
+    base: dict[str, torch.Tensor] = dict(
+        AutoModelForCausalLM.from_pretrained(plain.folder, dtype=torch.float32).named_parameters()
+    )
     stored = stored_tensors(tmp_path / "export")
     assert torch.allclose(stored.pop(f"{name}.weight"), base[f"{name}.weight"] + 2 * (high @ low), atol=1e-6)
     assert all(torch.equal(bits(tensor), bits(base[other])) for other, tensor in stored.items())
@@ -217,7 +221,8 @@ def test_fused_experts_are_taken_apart_one_at_a_time() -> None:
         "mixtral", hidden_size=64, intermediate_size=2048, num_hidden_layers=1, num_attention_heads=1,
         num_key_value_heads=1, num_local_experts=6, vocab_size=9,
     )  # fmt: skip
-    skeleton, asked = skeleton_of(config), {}
+    asked: dict[str, list[tuple[int, int]]] = {}
+    skeleton = skeleton_of(config)
 
     def read(name: str, start: int, out: torch.Tensor) -> torch.Tensor:
         asked.setdefault(name, []).append((start, out.numel()))

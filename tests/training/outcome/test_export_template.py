@@ -20,7 +20,7 @@ bodies = st.sampled_from(["{{ m.content }}", " {{- m.content -}}\n", "{% set a =
 
 def in_transformers(template: str, *, ask: bool) -> str:
     texts, _ = render_jinja_template([MESSAGES], chat_template=template, add_generation_prompt=ask, **TOKENS)
-    return texts[0]
+    return str(texts[0])
 
 
 def in_plain_jinja(template: str, *, ask: bool) -> str:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from frozen_ranks import whole_weights
-from ranks import MIXED, Trials
-
 from cluster.environment import enter_world, read_world
+from tests.training.rank_programs.frozen_ranks import whole_weights
+from tests.training.rank_programs.ranks import MIXED, Trials
 
 CASES = (("mixtral", "fp32"), ("gemma3", "fp32"), ("gpt_neox", "fp32"), ("deepseek_v3", "bf16"))
 
@@ -49,9 +48,7 @@ def main(output: str, model: str, shards: str) -> None:
     world = read_world()
     assert world is not None
     enter_world(world)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "models"))
-    from families import make_family
-
+    from tests.models.families import make_family
     from training.zero.engine import join_world, leave_world
 
     for name, _ in CASES:  # before the ranks meet: transformers then writes on the first only

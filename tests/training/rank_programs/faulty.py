@@ -70,9 +70,9 @@ def plant(fault: str, first: int, last: int) -> None:
         true_offer(checkpoints, engine, progress, due=due)
 
     if fault == "slow-save":
-        Checkpoints.offer = offer  # type: ignore[method-assign]
+        Checkpoints.offer = offer  # type: ignore[assignment, method-assign]
     else:
-        ZeroEngine.step, ZeroEngine.loss = step, loss  # type: ignore[method-assign]
+        ZeroEngine.step, ZeroEngine.loss = step, loss  # type: ignore[assignment, method-assign]
 
 
 if __name__ == "__main__":

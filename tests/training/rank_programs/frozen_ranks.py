@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ranks import LEARNING_RATE, Trials, take_step
-from sharding_ranks import ROWS, collect, templates
-
 from cluster.environment import enter_world, read_world
+from tests.training.rank_programs.ranks import LEARNING_RATE, Trials, take_step
+from tests.training.rank_programs.sharding_ranks import ROWS, collect, templates
 
 TEMPLATES = ("zero1", "zero2", "zero3", "zero3_offload_cpu")
-TRAINED = {
+TRAINED: dict[str, dict[str, Any]] = {
     "freeze": {"freeze": ["model.embed_tokens.*", "*.0.*", "model.norm.weight"]},
     "lora": {"lora": {"rank": 3, "alpha": 6.0}},
 }

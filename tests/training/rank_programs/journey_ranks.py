@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ranks import LEARNING_RATE, WEIGHT_DECAY, Trials, take_step
-from sharding_ranks import ODD_GPT2, collect, templates
-
 from cluster.environment import enter_world, read_world
+from tests.training.rank_programs.ranks import LEARNING_RATE, WEIGHT_DECAY, Trials, take_step
+from tests.training.rank_programs.sharding_ranks import ODD_GPT2, collect, templates
 
 GLOBAL_BATCH = 12  # for 1, 2, 3 and 4 ranks
 

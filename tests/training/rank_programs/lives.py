@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Place:
 
 def begin_life(place: Place, rank: int, size: int, number: int) -> tuple[PlainEngine, Checkpoints]:
     """Join the other ranks of this life."""
-    store = dist.FileStore(str(place.folder / f"store-{number}"), size)
+    store = dist.FileStore(str(place.folder / f"store-{number}"), size)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     engine = PlainEngine(rank, size)
     return engine, Checkpoints(place.checkpoints, {"run": 1}, POLICY, first_weights=lambda: None)  # type: ignore[arg-type, return-value]
@@ -326,7 +327,7 @@ def together(work: Callable[[Place, int], None]) -> Callable[[Place], None]:
     """Return what runs a scenario on two ranks and ends with the larger exit code."""
 
     def run(place: Place) -> None:
-        raise SystemExit(max(wait_for([fork(lambda rank=rank: work(place, rank)) for rank in range(2)])))
+        raise SystemExit(max(wait_for([fork(partial(work, place, rank)) for rank in range(2)])))
 
     return run
 
@@ -403,4 +404,7 @@ if __name__ == "__main__":
     scenarios = {
         work.__name__: together(work) for work in (faults, slow, broken, broken_at_the_end, once, recorded, split)
     }
-    {**scenarios, "kills": kills}[scenario](Place(Path(folder)), *map(int, rest))
+    if scenario == "kills":
+        kills(Place(Path(folder)), *map(int, rest))
+    else:
+        scenarios[scenario](Place(Path(folder)))

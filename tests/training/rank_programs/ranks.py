@@ -81,7 +81,7 @@ class Trials:
             (self.output / f"{trial}.json").write_text(json.dumps(facts))
 
     def keep_parts(self, trial: str, engine: Any) -> None:
-        kept = {}
+        kept: dict[str, Any] = {}
         for part in engine.parts():
             kept |= {f"{kind}.{part.name}": value.clone() for kind, value in part.values.items()}
         self.keep(trial, kept)

@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ranks import LEARNING_RATE, NO_DROPOUT, Trials, refused_steps, take_step
-
 from cluster.environment import enter_world, read_world
+from tests.training.rank_programs.ranks import LEARNING_RATE, NO_DROPOUT, Trials, refused_steps, take_step
 
 FOLDER = Path(__file__).resolve().parents[3] / "ds_configs"
 IN_MEMORY = ("zero1", "zero2", "zero2_offload_cpu", "zero3", "zero3_offload_cpu")

@@ -91,7 +91,8 @@ def check_kills(new_run: Callable[[str, int], Any], seed: int, deaths: int, step
     """Kill a run so many times, beginning another when one has come to its end; return what was done."""
     undisturbed = new_run("undisturbed", steps)
     assert undisturbed.train() == 0, undisturbed.log.read_text()[-3000:]
-    generator, done, number = random.Random(seed), [], 0
+    done: list[str] = []
+    generator, number = random.Random(seed), 0
     while len(done) < deaths:
         run = new_run(f"killed-{number}", steps)
         number += 1

@@ -104,7 +104,7 @@ def test_tokenizer_and_chat_template_survive_the_export(told: Any) -> None:
     assert after.apply_chat_template(messages)["input_ids"] == before.apply_chat_template(messages)["input_ids"]
 
 
-class SayAtThird(LogitsProcessor):
+class SayAtThird(LogitsProcessor):  # type: ignore[misc]
     """Make a model say one token as its third."""
 
     def __init__(self, token: int, stops: list[int], prompt_tokens: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ def test_resumed_at_every_step_in_worlds_of_1_to_9_an_epoch_has_every_row_once_i
 
     def seen(reader: ShardReader, step: int, world_size: int, micro_batch_rows: int) -> list[int]:
         """The rows of a step as the ranks of such a world read them, in the order of the micro batches."""
-        dealt = {"order": order, "world_size": world_size, "micro_batch_rows": micro_batch_rows}
+        dealt: dict[str, Any] = {"order": order, "world_size": world_size, "micro_batch_rows": micro_batch_rows}
         ranks = [Batches(reader=reader, rank=rank, **dealt) for rank in range(world_size)]
         micro_batches = [micro for rank in ranks for micro in rank.for_step(step).micro_batches]
         micro_batches.sort(key=lambda micro: micro.index)

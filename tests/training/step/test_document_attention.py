@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from torch import nn
 from training.step.document_attention import CURRENT, attend, attending
 
 HEADS, KEY_HEADS, WIDTH, VALUE_WIDTH = 4, 2, 8, 6
-RULES = {
+RULES: dict[str, dict[str, Any]] = {
     "plain": {},
     "scaled": {"scaling": 0.7},
     "window": {"sliding_window": 4},
@@ -21,15 +23,17 @@ RULES = {
 }
 
 
-def tensors(rows: int, row_tokens: int, seed: int) -> list[torch.Tensor]:
+def tensors(rows: int, row_tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return queries, keys and values."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(HEADS, WIDTH), (KEY_HEADS, WIDTH), (KEY_HEADS, VALUE_WIDTH)]
     made = [torch.randn(rows, heads, row_tokens, width, generator=generator) for heads, width in shapes]
-    return [tensor.requires_grad_() for tensor in made]
+    query, key, value = (tensor.requires_grad_() for tensor in made)
+    return query, key, value
 
 
 def under_a_mask(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: torch.Tensor, **rule: object
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: torch.Tensor, **rule: Any
 ) -> torch.Tensor:
     """Return the output [rows, tokens, heads, width] by its definition; `documents` [rows, tokens] numbers them."""
     key, value = (tensor.repeat_interleave(HEADS // KEY_HEADS, dim=1) for tensor in (key, value))
@@ -42,7 +46,8 @@ def under_a_mask(
     weights = scores.masked_fill(~seen[:, None], -torch.inf).exp()
     sinks = rule.get("s_aux")
     rest = 0.0 if sinks is None else sinks.exp().reshape(1, -1, 1, 1)
-    return (weights / (weights.sum(-1, keepdim=True) + rest) @ value).transpose(1, 2)
+    found: torch.Tensor = weights / (weights.sum(-1, keepdim=True) + rest) @ value
+    return found.transpose(1, 2)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
@@ -52,7 +57,7 @@ def under_a_mask(
     seed=st.integers(0, 99),
 )
 def test_outputs_and_gradients_are_those_under_a_mask(
-    rule: dict[str, object], lengths: list[list[int]], seed: int
+    rule: dict[str, Any], lengths: list[list[int]], seed: int
 ) -> None:
     row_tokens = max(map(sum, lengths))
     whole = [[*row, row_tokens - sum(row)] if sum(row) < row_tokens else row for row in lengths]
@@ -72,7 +77,7 @@ def test_outputs_and_gradients_are_those_under_a_mask(
     ("settings", "mask"),
     [({"position_bias": torch.zeros(1)}, None), ({"is_causal": False}, None), ({}, torch.zeros(1, 1, 4, 4))],
 )
-def test_what_would_be_left_out_is_noted(settings: dict[str, object], mask: torch.Tensor | None) -> None:
+def test_what_would_be_left_out_is_noted(settings: dict[str, Any], mask: torch.Tensor | None) -> None:
     attending([4])
     CURRENT.unsupported = None
     attend(nn.Identity(), *tensors(1, 4, 0), mask, **settings)

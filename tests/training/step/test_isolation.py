@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cluster.errors import TrainingError
 from training.step import document_attention as documents
-from training.step.batches import micro_batch_of
+from training.step.batches import MicroBatch, micro_batch_of
 from training.step.isolation import Proof, prove
 from training.step.loss import LogitRule
 from training.step.packed_model import Isolation, PackedModel
@@ -32,7 +32,7 @@ LONG_ROPE = {
     "original_max_position_embeddings": 20,
     "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 3.0, 4.0]},
 }
-EXPECTED = {
+EXPECTED: dict[str, tuple[dict[str, Any], Isolation, LogitRule]] = {
     "llama": (ROPE, Isolation.BY_ATTENTION, LogitRule()),
     "gpt2": (GPT2, Isolation.BY_ATTENTION, LogitRule()),
     "opt": (OPT, Isolation.BY_ATTENTION, LogitRule()),
@@ -47,7 +47,7 @@ EXPECTED = {
 }
 
 
-def made(kind: str, settings: dict[str, object]) -> PreTrainedModel:
+def made(kind: str, settings: dict[str, Any]) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = AutoConfig.for_model(kind, **settings, vocab_size=97, bos_token_id=0, eos_token_id=1)
@@ -66,7 +66,7 @@ def proved(model: PreTrainedModel) -> tuple[PackedModel, Proof]:
 LENGTHS, PADDING = [41, 1, 13, 24], 17
 
 
-def packed_row() -> object:
+def packed_row() -> MicroBatch:
     ids = torch.randint(2, 97, (2, sum(LENGTHS) + PADDING), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, [0, 41, 42, 55]] = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from training.step import loss as losses
 from training.step.loss import HeadLoss, LogitRule, LossHead, Trained, summed_loss
 
 TOKENS, WIDTH, VOCAB = 13, 2, 11
+head_loss: Callable[..., torch.Tensor] = HeadLoss.apply  # torch gives it no types
 RULES = [LogitRule(), LogitRule(scale=0.125), LogitRule(cap=3.0), LogitRule(scale=2.0, cap=5.0)]
 
 
@@ -56,7 +57,7 @@ def test_the_loss_in_chunks_and_its_gradients_are_those_of_all_logits(dtype: tor
     hidden, weight, bias, targets = inputs(dtype)
     expected = summed_loss(rule(nn.functional.linear(hidden, weight, bias).float()), targets)
     wanted = torch.autograd.grad(expected * 0.5, (hidden, weight, bias))
-    found = HeadLoss.apply(hidden, weight, bias, targets, rule)
+    found = head_loss(hidden, weight, bias, targets, rule)
     got = torch.autograd.grad(found * 0.5, (hidden, weight, bias))
     exact = dtype == torch.float32
     assert math.isclose(float(found), float(expected), rel_tol=1e-6 if exact else 1e-5)
@@ -68,14 +69,14 @@ def test_the_loss_in_chunks_and_its_gradients_are_those_of_all_logits(dtype: tor
 def test_what_is_frozen_gets_no_gradient() -> None:
     hidden, weight, bias, targets = inputs(torch.float32)
     frozen = weight.detach()
-    HeadLoss.apply(hidden, frozen, bias, targets, LogitRule()).backward()
+    torch.autograd.backward(head_loss(hidden, frozen, bias, targets, LogitRule()))
     assert hidden.grad is not None and bias.grad is not None and frozen.grad is None
 
 
 def test_without_a_trained_token_the_loss_is_zero_and_every_gradient_exists_and_is_zero() -> None:
     hidden, weight, bias, _ = inputs(torch.float32)
-    loss = HeadLoss.apply(hidden[:0], weight, bias, torch.zeros(0, dtype=torch.long), LogitRule())
-    loss.backward()
+    loss = head_loss(hidden[:0], weight, bias, torch.zeros(0, dtype=torch.long), LogitRule())
+    torch.autograd.backward(loss)
     assert float(loss.detach()) == 0.0
     for tensor in (hidden, weight, bias):  # in ZeRO-3 the other ranks wait for each
         assert tensor.grad is not None and not tensor.grad.any()

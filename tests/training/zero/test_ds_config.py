@@ -135,4 +135,4 @@ def test_the_page_about_templates_names_each_of_them_and_shows_settings_that_are
     sections = [section for text in examples for section in parse_yaml(text, "docs/templates.md").items()]
     assert [name for name, _ in sections] == ["train", "train", "export"]
     for name, values in sections:
-        {"train": TrainConfig, "export": ExportConfig}[name].model_validate(values)
+        (TrainConfig if name == "train" else ExportConfig).model_validate(values)

@@ -50,7 +50,7 @@ def steps_by_torch(model: PreTrainedModel, shards: Path, train: TrainConfig) -> 
     optimizer = torch.optim.AdamW(parameter_groups(model, WEIGHT_DECAY), lr=LEARNING_RATE, betas=(0.9, 0.95))
     for _ in range(2):
         optimizer.zero_grad()
-        loss_of(model, shards).backward()
+        torch.autograd.backward(loss_of(model, shards))
         optimizer.step()
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 

@@ -30,7 +30,7 @@ def plain(tiny_model: Path, uneven_shards: Callable[[int], Path]) -> tuple[float
     log_p = F.log_softmax(model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1], dim=-1)
     nats = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
     loss = nats[mask[:, 1:]].sum() / mask.sum()
-    loss.backward()
+    torch.autograd.backward(loss)
     return float(loss.detach()), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 

@@ -47,7 +47,7 @@ def plain_gradients(shards: Path, weights: dict[str, torch.Tensor]) -> tuple[flo
     positions = micro_batch(rows, index=0).position_ids
     logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, :-1]
     loss = F.cross_entropy(logits[mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
-    loss.backward()
+    torch.autograd.backward(loss)
     return float(loss.detach()), {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
