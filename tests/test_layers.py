@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -10,97 +10,71 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("cluster", "data_prep", "training", "launch")
-MAY_IMPORT = {
+from tests.floor_plan import PACKAGES, ROOT, floor_plan, floors, imported, module_of, sources
+
+MAY_IMPORT = {  # the longest name that a file's own begins with says what else of ours it may import
     "cluster": {"cluster"},
     "data_prep": {"cluster", "data_prep"},
+    "data_prep.shards": {"cluster", "data_prep.shards"},  # the contract brings nothing else of data_prep into training
     "training": {"cluster", "training", "data_prep.shards"},
     "launch": set(PACKAGES),
 }
-FENCED = {
+FENCED = {  # a library, and the files or the one room that import it
     "ray": {"data_prep/executors.py", "cluster/ray_cluster.py"},
-    "deepspeed": {
-        "training/zero/engine.py",
-        "training/zero/zero3.py",
-        "training/zero/zero12.py",
-        "training/zero/nvme.py",
-    },
+    "deepspeed": {"training/zero"},
 }
+NEVER_LOADED = {  # by importing every module of these packages
+    ("cluster", "data_prep"): ("torch", "deepspeed", "ray"),
+    ("training",): ("ray", "data_prep.prepare", "data_prep.read", "data_prep.config"),
+}
+FILES_A_FOLDER = 13
 
 
-def imported(path: Path) -> set[str]:
-    """Return every module that a file imports, inside functions too."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def sources() -> list[Path]:
-    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+def is_in(name: str, modules: set[str]) -> bool:
+    return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_imports_only_what_lies_below_it(path: Path) -> None:
-    allowed = MAY_IMPORT[path.relative_to(ROOT).parts[0]]
-    ours = {name for name in imported(path) if name.partition(".")[0] in PACKAGES}
-    wrong = {name for name in ours if not any(name == ok or name.startswith(ok + ".") for ok in allowed)}
-    assert not {name for name in wrong if not is_parent_of_allowed(name, allowed)}
-
-
-def is_parent_of_allowed(name: str, allowed: set[str]) -> bool:
-    """`from data_prep.shards import X` is seen as data_prep.shards and data_prep.shards.X, never as data_prep alone."""
-    return any(ok.startswith(name + ".") for ok in allowed) and name != "data_prep"
+    allowed = MAY_IMPORT[max((name for name in MAY_IMPORT if is_in(module_of(path), {name})), key=len)]
+    ours = {name for name in imported(path) if is_in(name, set(PACKAGES))}
+    assert not {name for name in ours if not is_in(name, allowed)}
 
 
 @pytest.mark.parametrize("library", FENCED)
 def test_a_heavy_library_is_imported_in_its_own_files_only(library: str) -> None:
-    users = {
-        str(path.relative_to(ROOT))
-        for path in sources()
-        if any(name.partition(".")[0] == library for name in imported(path))
-    }
-    assert users
-    assert users <= FENCED[library]
+    users = [path for path in sources() if any(is_in(name, {library}) for name in imported(path))]
+    places = {place: [path for path in users if path.is_relative_to(ROOT / place)] for place in FENCED[library]}
+    assert all(places.values())
+    assert sorted(users) == sorted(path for inside in places.values() for path in inside)
 
 
-def test_preparing_and_cluster_need_no_torch_to_be_imported() -> None:
-    modules = [
-        str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
-        for path in sources()
-        if path.relative_to(ROOT).parts[0] in ("cluster", "data_prep") and path.name != "__init__.py"
-    ]
-    code = f"import sys, importlib; [importlib.import_module(m) for m in {modules!r}]; print('torch' in sys.modules)"
+@pytest.mark.parametrize("packages", NEVER_LOADED, ids="+".join)
+def test_a_heavy_library_is_not_loaded_by_importing_the_packages(packages: tuple[str, ...]) -> None:
+    modules = [module_of(path) for path in sources() if path.relative_to(ROOT).parts[0] in packages]
+    code = f"import sys, importlib; [importlib.import_module(m) for m in {modules!r}]; print(); print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
-
-
-def room_of(path: Path) -> str:
-    """Return the room that a file lies in: a folder of a package, or the file itself where it lies in the package."""
-    parts = path.relative_to(ROOT).parts
-    return "/".join(parts[:2])
-
-
-def arrows() -> dict[str, set[str]]:
-    """Return which rooms each room imports from."""
-    rooms = {".".join(path.relative_to(ROOT).with_suffix("").parts): room_of(path) for path in sources()}
-    rooms |= {name.removesuffix(".__init__"): room for name, room in rooms.items() if name.endswith(".__init__")}
-    found: dict[str, set[str]] = {}
-    for path in sources():
-        used = {rooms[name] for name in imported(path) if name in rooms and name.count(".") > 0}
-        found.setdefault(room_of(path), set()).update(used - {room_of(path)})
-    return found
+    loaded = set(result.stdout.splitlines()[-1].split())  # after what DeepSpeed says
+    assert set(modules) <= loaded
+    assert not loaded & set(NEVER_LOADED[packages])
 
 
 def test_the_imports_of_the_rooms_make_no_circle() -> None:
-    TopologicalSorter(arrows()).prepare()
+    assert [package for package, _ in floors()] == sorted((p for p, _ in floors()), key=PACKAGES[::-1].index)
+
+
+def test_the_imports_of_the_files_make_no_circle() -> None:
+    files = {module_of(path): path for path in sources()}
+    TopologicalSorter({name: (imported(path) & files.keys()) - {name} for name, path in files.items()}).prepare()
+
+
+def test_the_floor_plan_in_the_architecture_page_is_the_code() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = re.search(r"^<!-- floor plan -->\n```\w*\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    assert block is not None
+    assert block[1] == floor_plan(), "paste what `python -m tests.floor_plan` prints into docs/architecture.md"
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in sources()}), ids=lambda folder: folder.name)
 def test_a_folder_holds_about_a_dozen_files(folder: Path) -> None:
-    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 13
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= FILES_A_FOLDER
