@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.ckpt_stall import measured, medians
+from benchmarks.checkpoints.ckpt_stall import measured, medians
 
 
 def main() -> None:

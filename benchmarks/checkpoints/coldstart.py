@@ -1,6 +1,6 @@
 """Seconds from a command to the first step of a new run."""
 
-from benchmarks import restart
+from benchmarks.checkpoints import restart
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.step import compare
+from benchmarks.training.step import compare
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.step_ranks import SHAPES
+from benchmarks.training.step_work import SHAPES
 from cluster.local_launcher import run_ranks
 
 VARIANTS = ("shardline", "shardline as before", "trainer", "ddp")
@@ -22,7 +22,7 @@ def measured(variant: str, shape: str, precision: str, ranks: int) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         output = f"{folder}/taken"
         job = [variant, output, shape, precision, str(STEPS + FIRST)]
-        if run_ranks([sys.executable, "-m", "benchmarks.step_ranks", *job], ranks):
+        if run_ranks([sys.executable, "-m", "benchmarks.training.step_ranks", *job], ranks):
             raise SystemExit(f"{variant}: the ranks failed")
         taken = [json.loads(Path(f"{output}-{rank}.json").read_text()) for rank in range(ranks)]
     return {

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.native_checkpoint import SIZES, llama
+from benchmarks.checkpoints.native_checkpoint import SIZES, llama
 
 ROUNDS = 5
 SAMPLE_S = 0.005
@@ -87,7 +87,7 @@ def measured(work: Work) -> dict[str, float]:
 
 def run(variant: str, size: str, folder: Path) -> dict[str, float]:
     """Run one export as a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.export", variant, size, str(folder)]
+    command = [sys.executable, "-m", "benchmarks.checkpoints.export", variant, size, str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     facts: dict[str, float] = json.loads((folder / "facts.json").read_text())
     return facts
@@ -100,7 +100,9 @@ def write_checkpoints(size: str, folder: Path) -> int:
 
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     native = folder / "native"
-    subprocess.run([*ranks, "-m", "benchmarks.native_checkpoint", size, str(native)], check=True, capture_output=True)
+    subprocess.run(
+        [*ranks, "-m", "benchmarks.checkpoints.native_checkpoint", size, str(native)], check=True, capture_output=True
+    )
     shapes = {name: shape for group in sub_groups(tag_folder(native, None)) for name, shape in group.items()}
     import_deepspeed(native, None, folder / "ours", shapes, {})
     write_tokenizer(folder / "tokenizer")

@@ -1,6 +1,6 @@
 """Seconds from a command to the first new step of a run that was killed."""
 
-from benchmarks import restart
+from benchmarks.checkpoints import restart
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """One rank of ckpt_stall and ckpt_bw: a real engine, saved by us, by DeepSpeed and as a bare copy, in turns.
 
-python -m benchmarks.checkpoint_ranks {stall,bandwidth} FOLDER ROUNDS
+python -m benchmarks.checkpoints.checkpoint_ranks {stall,bandwidth} FOLDER ROUNDS
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The peer of `resume` and `coldstart`: transformers' Trainer with DeepSpeed ZeRO-3, one rank of it.
 
-    python -m benchmarks.restart_peer FOLDER MODEL_JSON ROW_TOKENS STEPS RESUME
+    python -m benchmarks.checkpoints.restart_peer FOLDER MODEL_JSON ROW_TOKENS STEPS RESUME
 
 It touches FOLDER/first when the first step of this start is done. Needs accelerate.
 """

@@ -39,7 +39,14 @@ def main() -> None:
             for template, ranks in CASES if size != "tiny" else []:
                 output = folder / "ranks"
                 output.mkdir(exist_ok=True)
-                command = [sys.executable, "-m", "benchmarks.load", str(model), str(folder / "tiny-1"), template]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.training.load",
+                    str(model),
+                    str(folder / "tiny-1"),
+                    template,
+                ]
                 if run_ranks([*command, str(output)], ranks):
                     raise SystemExit(f"failed: {command}")
                 facts = [json.loads(path.read_text()) for path in sorted(output.glob("*.json"))[:ranks]]

@@ -121,7 +121,7 @@ class Peer:
             shutil.rmtree(self.folder / "peer", ignore_errors=True)
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
         model = json.dumps({**MODEL, "vocab_size": 512, "max_position_embeddings": ROW_TOKENS})
-        peer = ["-m", "benchmarks.restart_peer", str(self.folder), model, str(ROW_TOKENS), "1000"]
+        peer = ["-m", "benchmarks.checkpoints.restart_peer", str(self.folder), model, str(ROW_TOKENS), "1000"]
         process = start([*torchrun, *peer, "resume" if resume else "new"], self.folder / "peer.log")
         seconds = until((self.folder / "first").exists, process)
         until(lambda: any((self.folder / "peer").glob("checkpoint-*/trainer_state.json")), process)

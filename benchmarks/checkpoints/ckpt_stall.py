@@ -16,7 +16,7 @@ RANKS, ROUNDS = 2, 5
 def measured(case: str) -> dict[str, object]:
     """Run the ranks of a case; return what they took."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.checkpoint_ranks", case, folder, str(ROUNDS)]
+        command = [sys.executable, "-m", "benchmarks.checkpoints.checkpoint_ranks", case, folder, str(ROUNDS)]
         if run_ranks(command, RANKS):
             raise SystemExit(f"{case}: the ranks failed")
         facts: dict[str, object] = json.loads((Path(folder) / "taken.json").read_text())

@@ -126,5 +126,5 @@ def measure(millions: int, packing: Packing) -> None:
 def main() -> None:
     for packing in ("concat", "best_fit"):
         for millions in MILLIONS:
-            command = f"from benchmarks.planning import measure; measure({millions}, {packing!r})"
+            command = f"from benchmarks.preparing.planning import measure; measure({millions}, {packing!r})"
             subprocess.run([sys.executable, "-c", command], check=True, env=os.environ)

@@ -1,0 +1,1 @@
+"""Saving, resuming, exporting: how long training waits, how fast a disk is used, how soon a start steps."""

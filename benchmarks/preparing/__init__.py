@@ -1,0 +1,1 @@
+"""Corpus to shards, and reading them back: ours beside what others do."""
