@@ -115,7 +115,7 @@ def test_resizing_a_new_model_is_refused(tmp_path: Path, run_yaml: Callable[...,
         "-o",
         "data.tokenizer={train: {vocab_size: 512}}",
     ]
-    shardline("check", run_yaml(tmp_path), *changes).assert_refused("'resize_embeddings' is for a model with a 'path'")
+    shardline("check", run_yaml(tmp_path), *changes).assert_refused("'resize_embeddings' needs a 'path'")
 
 
 def init(folder: Path, model: str) -> tuple[str, RunConfig]:
