@@ -13,7 +13,7 @@ from cluster.errors import EXIT_DONE, EXIT_STOPPED
 from training.guards import EXCLUDED, Guards, rolled_back
 from training.plan import Plan
 from training.step.batches import MicroBatch, StepBatch
-from training.step.isolation import Proof
+from training.step.isolation import IsolationCheck
 from training.step.loss import StepStats
 from training.train_state import TrainState
 
@@ -51,7 +51,7 @@ class Engine(Protocol):
         """
         ...
 
-    def prove(self, examples: Sequence[MicroBatch], /) -> Proof:
+    def check_isolation(self, examples: Sequence[MicroBatch], /) -> IsolationCheck:
         """Choose how the documents of a row are isolated, and measure that they are. Changes no weight.
 
         `examples` serve only to estimate the cost. Raises TrainingError if the model cannot be trained on packed rows.
@@ -120,7 +120,7 @@ class Journal(Protocol):
         """Report that the weights are loaded and steps follow; drop the metrics of steps that are taken again."""
         ...
 
-    def proved(self, text: str, record: dict[str, Any], /) -> None:
+    def isolation_checked(self, text: str, record: dict[str, Any], /) -> None:
         """Report how documents are isolated, for people and as JSON values."""
         ...
 
@@ -154,9 +154,9 @@ def train(
     """
     guards = Guards(plan.config)
     state = checkpoints.restore(engine)
-    proof = engine.prove(batches.for_step(state.steps_done).micro_batches)
+    check = engine.check_isolation(batches.for_step(state.steps_done).micro_batches)
     journal.begin(state.steps_done, plan.total_steps)
-    journal.proved(proof.as_text(), proof.as_record())
+    journal.isolation_checked(check.as_text(), check.as_record())
     while state.steps_done < plan.total_steps:
         clock = time.monotonic()
         for batch in batches.steps(state.steps_done, plan.total_steps):

@@ -49,7 +49,7 @@ class MetricsOfStep:
     def begin(self, first_step: int, total_steps: int) -> None:
         """Do nothing: a replay writes no file."""
 
-    def proved(self, text: str, record: dict[str, Any]) -> None:
+    def isolation_checked(self, text: str, record: dict[str, Any]) -> None:
         """Do nothing: the run reported it."""
 
     def phase(self, name: str, step: int) -> None:

@@ -19,12 +19,14 @@ from training.guards import STREAK_STEPS, USUAL_STEPS
 from training.loop import Outcome, SkipReason, train
 from training.plan import Plan
 from training.step.batches import MicroBatch, StepBatch
-from training.step.isolation import Proof
+from training.step.isolation import IsolationCheck
 from training.step.loss import LogitRule, StepStats
 from training.step.packed_model import Isolation
 from training.train_state import TrainState
 
-PROOF = Proof(isolation=Isolation.BY_ATTENTION, leak=0, alone=0, loss=0, rule=LogitRule(), why=None, passes=1, tokens=1)
+CHECK = IsolationCheck(
+    isolation=Isolation.BY_ATTENTION, leak=0, alone=0, loss=0, rule=LogitRule(), why=None, passes=1, tokens=1
+)
 Taken = tuple[int, int, float]  # what one optimizer step was given: step, trained tokens, learning rate
 
 
@@ -89,8 +91,8 @@ class FakeEngine:
         self.life.moment()
         return replace(stats, skipped=reason)
 
-    def prove(self, examples: Sequence[MicroBatch]) -> Proof:
-        return PROOF
+    def check_isolation(self, examples: Sequence[MicroBatch]) -> IsolationCheck:
+        return CHECK
 
     def validation_loss(self, batches: Iterable[MicroBatch]) -> float | None:
         assert not list(batches)
@@ -159,7 +161,7 @@ class FakeJournal:
     def begin(self, first_step: int, total_steps: int) -> None:
         self.disk.begins.append(first_step)
 
-    def proved(self, text: str, record: dict[str, Any]) -> None:
+    def isolation_checked(self, text: str, record: dict[str, Any]) -> None:
         pass
 
     def phase(self, name: str, step: int) -> None:
