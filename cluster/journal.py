@@ -123,7 +123,7 @@ class Journal:
             log.info("ready after %.1f s: %s", sum(self.phases.values()), told)
         self.phase("data", first_step)
 
-    def proved(self, text: str, record: dict[str, Any]) -> None:
+    def isolation_checked(self, text: str, record: dict[str, Any]) -> None:
         """Tell how the model keeps the documents of a row apart, and by how much it was found to."""
         self.event("proof", **record)
         if self.stream is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +133,18 @@ def reason_of(error: Exception) -> str:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Return the names of the files that hold a model's weights, as transformers chooses them."""
-    if (folder / WEIGHTS).is_file():
+    """Return the names of the files that transformers reads a model's weights from, whether or not they are here.
+
+    Other files in the folder are not for it: Mistral's consolidated.safetensors, adapters and other formats hold the
+    same weights under other names, or another model's. Raises ConfigError if the index is damaged.
+    """
+    index = folder / WEIGHTS_INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():  # the single file first, as transformers looks for them
         return [WEIGHTS]
-    index = read_settings(folder / WEIGHTS_INDEX)
-    names: Iterable[str] = (index.get("weight_map") or {}).values()
-    return sorted(set(names)) or [WEIGHTS]
+    names = read_settings(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ConfigError(f"{index}: has no weight_map of file names; fetch it again")
+    return sorted(set(names.values()))
 
 
 def read_settings(path: Path) -> dict[str, Any]:

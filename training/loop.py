@@ -1,4 +1,4 @@
-"""The training loop. Read me first."""
+"""The training loop. Read this first."""
 
 from __future__ import annotations
 
@@ -10,148 +10,222 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from cluster.errors import EXIT_DONE, EXIT_STOPPED
-from training.guards import BARRED, Guards, rolled_back
+from training.guards import EXCLUDED, Guards, rolled_back
 from training.plan import Plan
 from training.step.batches import MicroBatch, StepBatch
-from training.step.isolation import Proof
+from training.step.isolation import IsolationCheck
 from training.step.loss import StepStats
 from training.train_state import TrainState
 
 
 class Outcome(enum.Enum):
-    """How a segment of a run ended; the value is its exit code."""
+    """How an attempt at a run ended; the value is its exit code."""
 
     FINISHED = EXIT_DONE
     STOPPED = EXIT_STOPPED
 
 
-Judge = Callable[[StepStats], str | None]
+SkipReason = Callable[[StepStats], str | None]
+"""Returns why a step must not change the weights; None if it may."""
 
 
 class Engine(Protocol):
+    """What a backend must offer: the model, its optimizer and the ranks that share them. Every method is collective."""
+
     def step(
-        self, step: int, batches: Sequence[MicroBatch], trained_tokens: int, learning_rate: float, judge: Judge
-    ) -> StepStats: ...
+        self,
+        step: int,
+        batches: Sequence[MicroBatch],
+        trained_tokens: int,
+        learning_rate: float,
+        skip_reason: SkipReason,
+        /,
+    ) -> StepStats:
+        """Take one optimizer step on this rank's micro batches. The only method that changes weights.
 
-    def prove(self, examples: Sequence[MicroBatch]) -> Proof: ...
+        The loss is the sum over the trained tokens of the global batch divided by `trained_tokens`, their number, for
+        any world size and any accumulation. All randomness follows from the run's seed, the step and the micro batch.
+        `skip_reason` is called once, on every rank with the same all-reduced loss and gradient norm. If it returns a
+        reason, the engine discards the gradients, leaves weights, optimizer state and update counter as they are, and
+        returns the reason in `skipped`.
+        """
+        ...
 
-    def validation_loss(self, batches: Iterable[MicroBatch]) -> float | None: ...
+    def check_isolation(self, examples: Sequence[MicroBatch], /) -> IsolationCheck:
+        """Choose how the documents of a row are isolated, and measure that they are. Changes no weight.
 
-    def all_reduce_max(self, value: int) -> int: ...
+        `examples` serve only to estimate the cost. Raises TrainingError if the model cannot be trained on packed rows.
+        """
+        ...
+
+    def validation_loss(self, batches: Iterable[MicroBatch], /) -> float | None:
+        """Return the mean loss of all ranks' trained tokens, in evaluation mode; None if there are none.
+
+        Changes no weight. Every rank must pass the same number of micro batches.
+        """
+        ...
+
+    def all_reduce_max(self, value: int, /) -> int:
+        """Return the largest of all ranks' values."""
+        ...
 
 
 class Batches(Protocol):
-    def for_step(self, step: int) -> StepBatch: ...
+    """This rank's share of every global batch. No method communicates."""
 
-    def steps(self, first: int, stop: int) -> Iterator[StepBatch]: ...
+    def for_step(self, step: int) -> StepBatch:
+        """Return the batch of a step (from 0). It follows from the data, the seed and the step alone."""
+        ...
 
-    def validation(self) -> Iterable[MicroBatch]: ...
+    def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
+        """Yield the batches of steps first..stop, read ahead of the engine."""
+        ...
+
+    def validation(self) -> Iterable[MicroBatch]:
+        """Return the held-out micro batches, the same number on every rank."""
+        ...
 
 
 class Checkpoints(Protocol):
-    def restore(self, engine: Any, before: int | None = None) -> TrainState: ...
+    """Where an engine's weights and optimizer state are kept. Every method is collective."""
 
-    def offer(self, engine: Any, progress: TrainState, *, due: bool) -> None: ...
+    def restore(self, engine: Any, before: int | None = None) -> TrainState:
+        """Load the newest good checkpoint into the engine, or the run's first weights if there is none.
 
-    def complete(self, engine: Any, progress: TrainState) -> None: ...
+        With `before`, checkpoints of that step and later are superseded: neither this call nor a later one loads them.
+        """
+        ...
+
+    def offer(self, engine: Any, state: TrainState, /, *, due: bool) -> None:
+        """Start to save in the background if a checkpoint is due, or was due while the last save was still running."""
+        ...
+
+    def complete(self, engine: Any, state: TrainState, /) -> None:
+        """Return once a checkpoint of this state is durable. Raises CheckpointError if it cannot be written."""
+        ...
 
 
 class StopFlag(Protocol):
-    def agreed(self, all_reduce_max: Callable[[int], int]) -> bool: ...
+    """Signals, time limits and requests to stop."""
+
+    def agreed(self, all_reduce_max: Callable[[int], int]) -> bool:
+        """Return whether any rank was asked to stop. Collective: every rank gets the same answer."""
+        ...
 
 
 class Journal(Protocol):
-    def begin(self, first_step: int, total_steps: int) -> None: ...
+    """Where the loop reports to: log, metrics, events, heartbeat. No method communicates."""
 
-    def proved(self, text: str, metrics_line: dict[str, Any]) -> None: ...
+    def begin(self, first_step: int, total_steps: int, /) -> None:
+        """Report that the weights are loaded and steps follow; drop the metrics of steps that are taken again."""
+        ...
 
-    def phase(self, name: str, step: int) -> None: ...
+    def isolation_checked(self, text: str, record: dict[str, Any], /) -> None:
+        """Report how documents are isolated, for people and as JSON values."""
+        ...
 
-    def step(self, metrics_line: dict[str, Any]) -> None: ...
+    def phase(self, name: str, step: int, /) -> None:
+        """Report what this rank does next, in which step (from 0): the heartbeat by which a hang is located."""
+        ...
 
-    def skip(self, step: int, reason: str, rows: Sequence[int]) -> None: ...
+    def step(self, record: dict[str, Any], /) -> None:
+        """Report a step's metrics."""
+        ...
 
-    def held_out_loss(self, step: int, loss: float) -> None: ...
+    def skip(self, step: int, reason: str, rows: Sequence[int], /) -> None:
+        """Report a step (from 1) that changed no weight, with its rows."""
+        ...
 
-    def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None: ...
+    def held_out_loss(self, steps_done: int, loss: float, /) -> None:
+        """Report the held-out loss after so many steps."""
+        ...
+
+    def roll_back(self, to_step: int, failed_step: int, excluded: Sequence[int], /) -> None:
+        """Report a rollback; drop the metrics after `to_step`. `excluded` steps (from 0) will be skipped."""
+        ...
 
 
 def train(
     plan: Plan, engine: Engine, batches: Batches, checkpoints: Checkpoints, stop: StopFlag, journal: Journal
 ) -> Outcome:
-    """Run from the newest checkpoint to the plan's last step, or until the ranks agree to stop. Collective.
+    """Train from the newest checkpoint to the plan's last step, or until the ranks agree to stop. Collective.
 
-    A step's batch depends on nothing but the data, the seed and the step's number, so the number is the position.
+    A step's batch depends only on the data, the seed and the step number, so the number is the position in the data.
     """
     guards = Guards(plan.config)
-    progress = checkpoints.restore(engine)
-    proof = engine.prove(batches.for_step(progress.steps_done).micro_batches)
-    journal.begin(progress.steps_done, plan.total_steps)
-    journal.proved(proof.as_text(), proof.as_record())
-    while progress.steps_done < plan.total_steps:
+    state = checkpoints.restore(engine)
+    check = engine.check_isolation(batches.for_step(state.steps_done).micro_batches)
+    journal.begin(state.steps_done, plan.total_steps)
+    journal.isolation_checked(check.as_text(), check.as_record())
+    while state.steps_done < plan.total_steps:
         clock = time.monotonic()
-        for batch in batches.steps(progress.steps_done, plan.total_steps):
+        for batch in batches.steps(state.steps_done, plan.total_steps):
             waited_s = time.monotonic() - clock
             rate = plan.learning_rate(batch.step)
-            stats = take_step(batch, rate, engine, guards, progress, journal)
-            progress = progress.after(batch.step, stats)
+            stats = take_step(batch, rate, engine, guards, state, journal)
+            state = state.after(batch.step, stats)
             now = time.monotonic()
             journal.step(metrics_line(plan, batch, stats, rate, seconds=now - clock, waited_s=waited_s))
             clock = now
 
-            if guards.must_roll_back(progress):
-                journal.phase("load", batch.step)
-                failed = progress
-                progress = rolled_back(checkpoints.restore(engine, before=failed.streak_start), failed)
-                journal.roll_back(progress.steps_done, failed.steps_done, progress.barred)
-                break
+            if guards.must_roll_back(state):
+                state = roll_back(state, engine, checkpoints, journal)
+                break  # read the batches again from the restored step
             stopping = stop.agreed(engine.all_reduce_max)
-            due = plan.is_save_due(progress.steps_done)
+            due = plan.is_save_due(state.steps_done)
             if due or stopping:
                 journal.phase("save", batch.step)
             if due:
-                progress = evaluate_held_out(progress, engine, batches, journal)
-            checkpoints.offer(engine, progress, due=due)
-            if stopping and progress.steps_done < plan.total_steps:
-                checkpoints.complete(engine, progress)
+                state = evaluate_held_out(state, engine, batches, journal)
+            checkpoints.offer(engine, state, due=due)
+            if stopping and state.steps_done < plan.total_steps:
+                checkpoints.complete(engine, state)
                 return Outcome.STOPPED
-            journal.phase("data", progress.steps_done)
-    journal.phase("save", progress.steps_done)
-    checkpoints.complete(engine, progress)
+            journal.phase("data", state.steps_done)
+    journal.phase("save", state.steps_done)
+    checkpoints.complete(engine, state)
     return Outcome.FINISHED
 
 
 def take_step(
-    batch: StepBatch, rate: float, engine: Engine, guards: Guards, progress: TrainState, journal: Journal
+    batch: StepBatch, rate: float, engine: Engine, guards: Guards, state: TrainState, journal: Journal
 ) -> StepStats:
-    """Let the engine take a step, or skip it: before the work if a rollback has barred it, after if a guard objects."""
+    """Take an optimizer step, or skip it: at once if a rollback excluded it, else if a guard objects. Collective."""
 
-    def judge(stats: StepStats) -> str | None:
+    def skip_reason(stats: StepStats) -> str | None:
         journal.phase("step", batch.step)
-        return guards.judge(progress, stats)
+        return guards.skip_reason(state, stats)
 
-    if batch.step in progress.barred:
-        stats = StepStats(loss=math.nan, gradient_norm=math.nan, skipped=BARRED)
+    if batch.step in state.excluded:
+        stats = StepStats(loss=math.nan, gradient_norm=math.nan, skipped=EXCLUDED)
     else:
         journal.phase("forward-backward", batch.step)
-        stats = engine.step(batch.step, batch.micro_batches, batch.trained_tokens, rate, judge)
+        stats = engine.step(batch.step, batch.micro_batches, batch.trained_tokens, rate, skip_reason)
     if stats.skipped:
         journal.skip(batch.step + 1, stats.skipped, batch.rows)
     return stats
 
 
-def evaluate_held_out(progress: TrainState, engine: Engine, batches: Batches, journal: Journal) -> TrainState:
-    """Score the held-out rows, if there are some, before a checkpoint carries the score."""
+def roll_back(failed: TrainState, engine: Engine, checkpoints: Checkpoints, journal: Journal) -> TrainState:
+    """Restore the newest checkpoint from before the skipped steps, and exclude the steps that led there. Collective."""
+    journal.phase("load", failed.steps_done - 1)
+    state = rolled_back(checkpoints.restore(engine, before=failed.streak_start), failed)
+    journal.roll_back(state.steps_done, failed.steps_done, state.excluded)
+    return state
+
+
+def evaluate_held_out(state: TrainState, engine: Engine, batches: Batches, journal: Journal) -> TrainState:
+    """Return the state with the held-out loss, if there are held-out rows, for the checkpoint to carry. Collective."""
     loss = engine.validation_loss(batches.validation())
     if loss is not None:
-        journal.held_out_loss(progress.steps_done, loss)
-    return replace(progress, validation_loss=loss)
+        journal.held_out_loss(state.steps_done, loss)
+    return replace(state, validation_loss=loss)
 
 
 def metrics_line(
     plan: Plan, batch: StepBatch, stats: StepStats, rate: float, *, seconds: float, waited_s: float
 ) -> dict[str, Any]:
-    """Return a step's line of metrics. `step` counts done steps, so the first line says 1."""
+    """Return a step's line of `metrics.jsonl`. `step` counts the steps done, so the first line says 1."""
     tokens = plan.global_batch_rows * plan.row_tokens
     return {
         "step": batch.step + 1,

@@ -1,4 +1,4 @@
-"""What follows from the configuration, the data and the world: batches, steps, bytes. Pure arithmetic, printed once."""
+"""The plan of a run: batches, steps and bytes, computed from the configuration, the data and the world size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STATE_BYTES_PER_PARAMETER = 12  # fp32 master weight and two fp32 moments
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate of every step: a linear warm-up, then down to a final share of the peak, or not."""
+    """The learning rate of every step: a linear warm-up to the peak, then constant or decaying to a share of it."""
 
     peak: float
     kind: str
@@ -46,7 +46,7 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The arithmetic of a run in one world."""
+    """The sizes of a run at one world size. `trained_tokens` counts those of the training split."""
 
     world_size: int
     micro_batch_rows: int
@@ -76,13 +76,13 @@ class Plan:
         return steps_done == self.total_steps or steps_done % self.config.save_every_steps == 0
 
     def checkpoints_at_once(self) -> int:
-        """Return how many checkpoints can lie on the disk together, the one that is being written included."""
+        """Return the largest number of checkpoints on disk at once, including the one being written."""
         saved = [step for step in range(1, self.total_steps + 1) if self.is_save_due(step)]
         every = self.config.keep_every_steps
         return min(len(saved), self.config.keep_last + 1 + len([step for step in saved if every and step % every == 0]))
 
     def identity(self) -> dict[str, Any]:
-        """Return what two starts of one run must have in common; see training.run_identity."""
+        """Return the settings that two attempts at one run must share; see training.run_identity."""
         return {**identity_of(self.config, self.data_digest, self.seed), "parameters": self.parameters}
 
     def as_record(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Plan:
         return "" if trained == self.parameters else f", {trained:,} trained ({trained / self.parameters:.2%})"
 
     def as_text(self) -> str:
-        """Return the plan as the lines that a person reads before the first step."""
+        """Return the plan as printed before the first step."""
         batch_tokens = self.global_batch_rows * self.row_tokens
         return "\n".join(
             [
@@ -110,7 +110,10 @@ class Plan:
 
 
 def identity_of(config: TrainConfig, data_digest: str, seed: int) -> dict[str, Any]:
-    """Return what is known without the model of a run's identity; how the batch is dealt to ranks is not part of it."""
+    """Return a run's identity as far as it is known without the model.
+
+    Left out is what changes no result: how ranks share the batch, when to save, what to keep, when to give up.
+    """
     free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "activation_checkpointing"}
     free |= {"save_every_steps", "validation_rows", "keep_last", "keep_every_steps", "save_copy_gb"}
     free |= {"max_skipped_steps", "max_rollbacks", "hang_timeout_s"}
@@ -127,14 +130,14 @@ def make_plan(
     seed: int,
     trained_parameters: int | None = None,
 ) -> Plan:
-    """Return the plan, or raise ConfigError if the batch does not divide or the data has no rows.
+    """Return the plan. Raises ConfigError if the ranks cannot share the batch evenly or the data has no rows.
 
-    `trained_parameters` is given where it is not all `parameters`.
+    `trained_parameters` defaults to all `parameters`.
     """
     trained = parameters if trained_parameters is None else trained_parameters
     rows = manifest.rows("train")
     if rows == 0:
-        raise ConfigError("data: the training split has no rows; give more documents, or a smaller validation_fraction")
+        raise ConfigError("data: the training split has no rows; add documents, or lower validation_fraction")
     total_steps = steps_of(config, rows)
     return Plan(
         world_size=world_size,
@@ -156,6 +159,7 @@ def make_plan(
 
 
 def accumulation_steps(config: TrainConfig, world_size: int) -> int:
+    """Return the micro batches per rank and step. Raises ConfigError if the ranks cannot share the batch evenly."""
     unit = world_size * config.micro_batch_rows
     if config.global_batch_rows % unit:
         below = config.global_batch_rows // unit * unit
@@ -178,6 +182,6 @@ def warmup_steps_of(config: TrainConfig, total_steps: int) -> int:
 
 
 def make_schedule(config: TrainConfig, rows: int) -> Schedule:
-    """Return the learning rates of a run over so many rows."""
+    """Return the learning rates of a run over `rows` training rows."""
     total_steps = steps_of(config, rows)
     return Schedule.of(config, total_steps, warmup_steps_of(config, total_steps))

@@ -1,4 +1,4 @@
-"""Take a step of a run once more, from the checkpoint before it, and compare its loss; the run is not touched."""
+"""Replay a step of a run from the checkpoint before it and compare its loss. The run's folder is not changed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from training.zero.engine import ZeroEngine, leave_world
 
 
 @dataclass(frozen=True)
-class Unsaved:
-    """The checkpoints of a run before some step, to read only."""
+class ReadOnlyCheckpoints:
+    """A run's checkpoints up to a step: they are loaded, and nothing is saved."""
 
     checkpoints: Checkpoints
     last: int
@@ -27,73 +27,73 @@ class Unsaved:
     def restore(self, engine: ZeroEngine, before: int | None = None) -> TrainState:
         if before is not None:
             raise ConfigError(
-                f"the run went back to an older checkpoint at step {before}; a replay cannot follow it through that:"
-                " replay a step before, or one after the next checkpoint"
+                f"the run rolled back at step {before}, and a replay cannot follow a rollback: replay an earlier step,"
+                " or one after the next checkpoint"
             )
         return self.checkpoints.restore(engine, last=self.last)
 
-    def offer(self, engine: ZeroEngine, progress: TrainState, *, due: bool) -> None:
+    def offer(self, engine: ZeroEngine, state: TrainState, *, due: bool) -> None:
         """Save nothing."""
 
-    def complete(self, engine: ZeroEngine, progress: TrainState) -> None:
+    def complete(self, engine: ZeroEngine, state: TrainState) -> None:
         """Save nothing."""
 
 
 @dataclass
-class Memory:
-    """A journal that only remembers, and wants to stop after a step (from 1)."""
+class MetricsOfStep:
+    """A journal that keeps the metrics of the latest step, and a stop flag that is raised after a step (from 1)."""
 
     stop_after: int
     record: dict[str, Any] = field(default_factory=dict)
 
     def begin(self, first_step: int, total_steps: int) -> None:
-        """There is nothing to open."""
+        """Do nothing: a replay writes no file."""
 
-    def proved(self, text: str, record: dict[str, Any]) -> None:
-        """The run has told it."""
+    def isolation_checked(self, text: str, record: dict[str, Any]) -> None:
+        """Do nothing: the run reported it."""
 
     def phase(self, name: str, step: int) -> None:
-        """Nobody watches."""
+        """Do nothing: a replay has no watchdog."""
 
     def step(self, record: dict[str, Any]) -> None:
         self.record = record
 
     def skip(self, step: int, reason: str, rows: Sequence[int]) -> None:
-        """The record says so too."""
+        """Do nothing: the step's metrics say so too."""
 
     def held_out_loss(self, step: int, loss: float) -> None:
-        """What was held out is not replayed."""
+        """Do nothing: the held-out loss is not compared."""
 
-    def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None:
-        """Unsaved.restore has refused before."""
+    def roll_back(self, to_step: int, failed_step: int, excluded: Sequence[int]) -> None:
+        """Do nothing: ReadOnlyCheckpoints.restore has refused the rollback."""
 
     def agreed(self, all_reduce_max: Callable[[int], int]) -> bool:
         return bool(self.record["step"] >= self.stop_after)
 
 
 def replay_rank(request: RunRequest, world: World, step: int) -> list[str]:
-    """Replay a step (from 1) as one rank of `world`; return what came of it, as lines. Collective.
+    """Replay a step (from 1) as one rank of `world`; return the comparison as lines of text. Collective.
 
-    Raises ConfigError if the run has not taken the step, or the plan has none such.
+    Raises ConfigError if the run's metrics do not have the step.
     """
     then = recorded(request.paths, step)
-    parts = assemble(request, world, mark=lambda name: None)
-    memory = Memory(step)
-    train(parts.plan, parts.engine, parts.batches, Unsaved(parts.checkpoints, step - 1), memory, memory)
+    setup = assemble(request, world, mark=lambda name: None)
+    metrics = MetricsOfStep(step)
+    train(setup.plan, setup.engine, setup.batches, ReadOnlyCheckpoints(setup.checkpoints, step - 1), metrics, metrics)
     leave_world()
-    return compared(then, memory.record, world.size, world_size_at(request.paths, step))
+    return compared(then, metrics.record, world.size, world_size_at(request.paths, step))
 
 
 def recorded(paths: RunPaths, step: int) -> dict[str, Any]:
     """Return the step's line of metrics, or raise ConfigError."""
     lines = {int(line["step"]): line for line in read_lines(paths.metrics)}
     if step not in lines:
-        raise ConfigError(f"--step {step}: {paths.metrics} has the steps 1 to {max(lines, default=0)}")
+        raise ConfigError(f"--step {step}: {paths.metrics} has steps 1 to {max(lines, default=0)}; give one of them")
     return lines[step]
 
 
 def compared(then: dict[str, Any], now: dict[str, Any], ranks: int, ranks_then: int) -> list[str]:
-    """Return a line for each figure of a step, then and now; repr tells the bits of a float apart."""
+    """Return a line for each figure of a step, recorded and replayed; repr shows every bit of a float."""
     lines = []
     for name in ("loss", "gradient_norm"):
         same = repr(then[name]) == repr(now[name])
@@ -102,5 +102,7 @@ def compared(then: dict[str, Any], now: dict[str, Any], ranks: int, ranks_then: 
     if "skipped" in now:
         lines.append(f"skipped: {now['skipped']}")
     if ranks != ranks_then:
-        lines.append(f"replayed by {ranks} ranks, taken by {ranks_then}: sums in another order differ in the last bits")
+        lines.append(
+            f"replayed on {ranks} ranks, recorded on {ranks_then}: sums in another order may differ in the last bits"
+        )
     return lines

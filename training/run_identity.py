@@ -1,4 +1,4 @@
-"""What two starts of one run must have in common, and how its length may change on the way. Without torch."""
+"""Which settings two attempts at one run must share, and when its length may change. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from training.plan import Schedule, make_schedule
 
 Identity = Mapping[str, Any]
 
-FOLDER = re.compile(r"step-(\d{6,})")  # a checkpoint's
+FOLDER = re.compile(r"step-(\d{6,})")  # the name of a checkpoint's folder
 COMMIT = "commit.json"
-LENGTH = ("train.epochs", "train.steps", "train.warmup_fraction")  # what a longer run changes, and nothing else
+LENGTH = ("train.epochs", "train.steps", "train.warmup_fraction")  # the only settings that a longer run may change
 
 
 def committed_identity(checkpoints: Path) -> tuple[Path, Identity, int] | None:
-    """Return the newest checkpoint that says of which run it is, that, and its step; None without one.
+    """Return the folder, identity and step of the newest checkpoint whose commit file can be read; None without one.
 
-    A quick look before anything is started: whether it is whole is found out when it is loaded.
+    This is the quick check before a launch: loading the checkpoint checks the rest of it.
     """
     found = [path for path in checkpoints.glob(f"step-*/{COMMIT}") if FOLDER.fullmatch(path.parent.name)]
     for path in sorted(found, key=lambda path: int(path.parent.name.removeprefix("step-")), reverse=True):
@@ -42,8 +42,8 @@ def check_identity(
 ) -> None:
     """Raise CheckpointError, naming each change, if a checkpoint belongs to another run.
 
-    Another length is the same run if every step that was taken would have had the same learning rate; that can be told
-    if the `rows` of the data are given.
+    A run may change its length if every step taken so far keeps its learning rate; checking this needs `rows`, the
+    number of training rows.
     """
     changed = changes(then, now)
     if not changed:
@@ -56,44 +56,45 @@ def check_identity(
     told = "; ".join(f"{key} was {was!r}, is {new!r}" for key, (was, new) in changed.items())
     root = shlex.quote(str(folder.parent.parent))
     raise CheckpointError(
-        f"{folder}: {'cannot go on with another length' if problem else 'belongs to another run'}: {told}. {problem}"
-        "A run goes on as it began: put this back; or begin a new run from this one's weights, on its shards: write"
-        f" new.yaml with another name, then: shardline export {root} && shardline train new.yaml --from {root}"
+        f"{folder}: {'cannot resume with another length' if problem else 'belongs to another run'}: {told}. {problem}"
+        "A run resumes with the settings it started with: restore them; or start a new run from this run's weights and"
+        f" shards: write new.yaml with another name, then: shardline export {root} && shardline train new.yaml --from"
+        f" {root}"
     )
 
 
 def changes(then: Identity, now: Identity) -> dict[str, tuple[Any, Any]]:
-    """Return what was and what is of each key that is not the same."""
+    """Return the old and the new value of each key that differs."""
     return {key: (then.get(key), value) for key, value in now.items() if then.get(key) != value}
 
 
 def length_problem(then: Identity, now: Identity, steps_done: int, rows: int) -> str | None:
-    """Return why a run cannot go on with another length; None if it can."""
+    """Return why a run cannot resume with another length; None if it can."""
     before, after = schedule_of(then, rows), schedule_of(now, rows)
     if before is None or after is None:
-        return "This program cannot tell what its learning rates were. "
+        return "This version cannot reconstruct its learning rates. "
     if after.total_steps < steps_done:
-        return f"It has taken {steps_done:,} steps already, more than {after.total_steps:,}. "
+        return f"It has already taken {steps_done:,} steps, more than {after.total_steps:,}. "
     for step in range(steps_done):
         was, new = before.learning_rate(step), after.learning_rate(step)
         if was != new:
             return (
-                f"Step {step + 1:,}, which is done, had the learning rate {was:.4g}; in a run of {after.total_steps:,}"
-                f" steps it has {new:.4g}. {same_warmup(before, after)}"
+                f"Step {step + 1:,}, which is done, had learning rate {was:.4g}; in a run of {after.total_steps:,}"
+                f" steps it would have {new:.4g}. {same_warmup(before, after)}"
             )
     return None
 
 
 def same_warmup(before: Schedule, after: Schedule) -> str:
-    """Return how a run with a constant learning rate can be made longer after all."""
+    """Return how to extend a run with a constant learning rate without changing its warm-up; empty if that fails."""
     fraction = round(before.warmup_steps / after.total_steps, 9)
     if before.kind != "constant" or round(fraction * after.total_steps) != before.warmup_steps:
         return ""
-    return f"To train it on, keep its warm-up of {before.warmup_steps:,} steps: -o train.warmup_fraction={fraction:g}. "
+    return f"To extend it, keep its warm-up of {before.warmup_steps:,} steps: -o train.warmup_fraction={fraction:g}. "
 
 
 def schedule_of(identity: Identity, rows: int) -> Schedule | None:
-    """Return the learning rates of the run that an identity is of; None if it lacks something."""
+    """Return the learning rates that an identity implies; None if this version cannot read its settings."""
     fields = {key.removeprefix("train."): value for key, value in identity.items() if key.startswith("train.")}
     try:
         return make_schedule(TrainConfig.model_validate(fields), rows)

@@ -1,4 +1,4 @@
-"""Put one rank of a run together, and train."""
+"""Set up one rank of a run and train."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """What a rank needs of the run's configuration. `config` is the text that the run's folder keeps of it."""
+    """What a rank needs to know of a run. `config` is the YAML text that the run's folder keeps."""
 
     paths: RunPaths
     config: str
@@ -46,8 +46,8 @@ class RunRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a rank trains with."""
+class RankSetup:
+    """The objects a rank trains with."""
 
     plan: Plan
     engine: ZeroEngine
@@ -63,41 +63,41 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     journal = Journal(request.paths, world, heartbeat)
     journal.mark("imports")
     try:
-        parts = assemble(request, world, journal.mark)
-        journal.when_accepted(lambda: write_accepted(request, parts, journal))
-        outcome = train(parts.plan, parts.engine, parts.batches, parts.checkpoints, stop, journal)
+        setup = assemble(request, world, journal.mark)
+        journal.when_accepted(lambda: write_accepted(request, setup, journal))
+        outcome = train(setup.plan, setup.engine, setup.batches, setup.checkpoints, stop, journal)
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code_of(error)
-        cause = journal.end_by_another_rank() if code == EXIT_FAILED else None  # this rank then failed for want of it
+        cause = journal.end_by_another_rank() if code == EXIT_FAILED else None  # then this failure only follows from it
         told = str(error).splitlines() or ["no message"]
         journal.end(f"{type(error).__name__}: {told[0]}", code, is_own=isinstance(error, DamagedRowsError))
         if cause:
-            raise ClusterError(f"another rank has ended the run: {cause}") from None
+            raise ClusterError(f"another rank ended the run: {cause}") from None
         raise
     reason = "done" if outcome is Outcome.FINISHED else str(stop.reason)
     journal.end(reason, outcome.value)
-    log.info("%s after step %d of %d", reason, journal.last_step, parts.plan.total_steps)
+    log.info("%s after step %d of %d", reason, journal.last_step, setup.plan.total_steps)
     leave_world()
     return outcome.value
 
 
-def write_accepted(request: RunRequest, parts: Parts, journal: Journal) -> None:
-    """Write the configuration and the plan that the run goes on with, now that its checkpoint fits them.
+def write_accepted(request: RunRequest, setup: RankSetup, journal: Journal) -> None:
+    """Write the configuration and the plan into the run's folder, now that its checkpoint is known to fit them.
 
-    On the first rank.
+    Only rank 0 calls this.
     """
     write_text(request.paths.config, request.config)
-    write_json(request.paths.plan, parts.plan.as_record())
-    then = parts.checkpoints.restored_identity
-    changed = changes(then, parts.checkpoints.identity) if then else {}
+    write_json(request.paths.plan, setup.plan.as_record())
+    then = setup.checkpoints.restored_identity
+    changed = changes(then, setup.checkpoints.identity) if then else {}
     if changed:
-        journal.change_length({key: list(values) for key, values in changed.items()}, parts.plan.total_steps)
+        journal.change_length({key: list(values) for key, values in changed.items()}, setup.plan.total_steps)
 
 
-def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> Parts:
-    """Plan the run, join the world and build what a rank trains with; the weights are not loaded yet. Collective.
+def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> RankSetup:
+    """Plan the run, join the world and build what a rank trains with; no checkpoint is loaded yet. Collective.
 
-    `mark` is told the name of each phase at its end.
+    `mark` is called with the name of each phase as it ends.
     """
     manifest = read_manifest(request.shards)
     origin = find_model(request.model, request.shards, manifest)
@@ -137,28 +137,30 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
     )
     if engine.frozen():
         engine.fill_frozen(origin.first_weights(request.seed, request.train.lora))
-    return Parts(plan=plan, engine=engine, batches=batches, checkpoints=checkpoints)
+    return RankSetup(plan=plan, engine=engine, batches=batches, checkpoints=checkpoints)
 
 
 def build_engine(
     origin: ModelOrigin, train: TrainConfig, plan: Plan, template: dict[str, Any], world: World
 ) -> ZeroEngine:
-    """Build the engine. Collective. Raises ConfigError for a template with keys or values that DeepSpeed refuses."""
+    """Build the engine. Raises ConfigError if DeepSpeed rejects a key or value of the template. Collective."""
     try:
         return ZeroEngine(origin.config, train, plan, deepspeed_config(template, train, plan), world)
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
-        raise ConfigError(f"train.deepspeed: {train.deepspeed}: DeepSpeed does not take it: {told}") from None
+        raise ConfigError(
+            f"train.deepspeed: {train.deepspeed}: DeepSpeed rejects it: {told}; correct these keys"
+        ) from None
 
 
 def save_policy(train: TrainConfig) -> SavePolicy:
-    """Return how checkpoints are saved, and which stay."""
+    """Return how checkpoints are saved and which are kept; by default, copies may take half of the free memory."""
     allowed = free_memory_bytes() // 2 if train.save_copy_gb is None else int(train.save_copy_gb * 1e9)
     return SavePolicy(keep_last=train.keep_last, keep_every_steps=train.keep_every_steps, copy_bytes=allowed)
 
 
 def frozen_identity(engine: ZeroEngine, origin: ModelOrigin, seed: int) -> dict[str, str]:
-    """Return where the weights come from that a checkpoint does not hold. Collective: the first rank reads them."""
+    """Return a digest of the source of the frozen weights, which no checkpoint holds. Collective: rank 0 reads it."""
     if not engine.frozen():
         return {}
     return {"frozen weights": engine.broadcast_from_rank0(lambda: origin.source_digest(seed))}

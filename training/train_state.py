@@ -1,4 +1,4 @@
-"""How far a run has come: what a checkpoint carries beside the weights."""
+"""The state of a run: what a checkpoint holds besides weights and optimizer state."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any, Self
 
 from training.step.loss import StepStats
 
-HISTORY_STEPS = 64  # whose losses and gradient norms tell what is usual
+HISTORY_STEPS = 64  # of which losses and gradient norms are kept, to tell a spike from what is usual
+ON_DISK = {"excluded": "barred"}  # keys of the checkpoint format that differ from the field's name
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """`steps_done` counts the steps whose batches came by; `skipped` lists those (from 0) that changed no weight.
+    """`steps_done` counts all steps so far; `skipped` lists those of them (from 0) that changed no weight.
 
-    A step's rows follow from its number, so a skipped step keeps its place: the next one has the rows it always had.
-    `barred` lists the steps that a rollback has taken out, before they come by again. `losses` and `norms` are those of
-    the newest updates, oldest first: with them every decision to skip follows from what a checkpoint holds.
-    `validation_loss` is the newest one.
+    A step's rows follow from its number, so skipping one does not shift the rows of the next. `excluded` lists the
+    steps (from 0) to skip because of a rollback. `losses` and `norms` are those of the latest updates, oldest first:
+    with them, every decision to skip follows from what the checkpoint holds. `validation_loss` is the latest.
     """
 
     steps_done: int = 0
     skipped: tuple[int, ...] = ()
-    barred: tuple[int, ...] = ()
+    excluded: tuple[int, ...] = ()
     rollbacks: int = 0
     losses: tuple[float, ...] = ()
     norms: tuple[float, ...] = ()
@@ -31,13 +31,14 @@ class TrainState:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Return the progress that JSON values, which know no tuples, tell."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        """Return the state that a checkpoint's JSON values describe."""
+        names = {key: name for name, key in ON_DISK.items()}
+        values: dict[str, Any] = {names.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in record.items()}
         return cls(**values)
 
     def as_record(self) -> dict[str, Any]:
-        """Return the progress as JSON values."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """Return the state as JSON values, with the keys that checkpoints use."""
+        return {ON_DISK.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @property
     def updates(self) -> int:
@@ -46,14 +47,14 @@ class TrainState:
 
     @property
     def streak_start(self) -> int:
-        """The first of the skipped steps that end at this moment; `steps_done` if the last step was not skipped."""
+        """The first of the latest steps skipped in a row; `steps_done` if the last step was not skipped."""
         first, skipped = self.steps_done, set(self.skipped)
         while first - 1 in skipped:
             first -= 1
         return first
 
     def after(self, step: int, stats: StepStats) -> TrainState:
-        """Return the progress after the batch of `step` was taken, or skipped."""
+        """Return the state after `step` was taken or skipped."""
         if stats.skipped:
             return replace(self, steps_done=step + 1, skipped=(*self.skipped, step))
         return replace(

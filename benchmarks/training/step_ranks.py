@@ -49,7 +49,7 @@ def ours(job: Job, taken: Taken, *, as_before: bool) -> None:
         engine.model.isolate(Isolation.BY_MASK)
         engine.model.rule = None
     else:
-        engine.prove([job.batch(0)])
+        engine.check_isolation([job.batch(0)])
     for step in range(job.steps):
         batch, tokens = job.batch(step), tokens_of_step(shape, step, world)
         taken.time(lambda: engine.step(step, [batch], tokens, LEARNING_RATE, lambda stats: None).loss)  # noqa: B023

@@ -43,7 +43,7 @@ def advice(paths: RunPaths, other: Holder) -> str:
     if not other.command.endswith(" train"):
         return ADVICE
     root, stop = shlex.quote(str(paths.root)), shlex.quote(str(paths.stop_request))
-    return f"see `shardline status {root}`; to save and end it: touch {stop}; then run the command again"
+    return f"see `shardline status {root}`; to save and stop it: touch {stop}; then run the command again"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from training.step.batches import MicroBatch, micro_batch_of
 from training.step.document_attention import attend, attending, has_kernel
-from training.step.isolation import median, prove
+from training.step.isolation import check_isolation, median
 from training.step.loss import HeadLoss, LogitRule, summed_loss
 from training.step.packed_model import Isolation, PackedModel
 
@@ -65,14 +65,14 @@ def test_a_model_proves_its_isolation_on_the_gpu_and_computes_what_the_cpu_compu
     model = made(kind)
     with torch.no_grad():
         cpu = PackedModel(model, model, torch.device("cpu"))
-        prove(cpu, 384, [packed_row()], list)
+        check_isolation(cpu, 384, [packed_row()], list)
         expected = [cpu.hidden(part) for part in cpu.parts(packed_row())]
     fresh = made(kind).to("cuda", torch.bfloat16)
     with torch.no_grad():
         gpu = PackedModel(fresh, fresh, torch.device("cuda"))
-        proof = prove(gpu, 384, [packed_row()], list)
+        check = check_isolation(gpu, 384, [packed_row()], list)
         found = [gpu.hidden(part).cpu() for part in gpu.parts(packed_row())]
-    assert (gpu.isolation, proof.rule) == (FAMILIES[kind][1], cpu.rule)
+    assert (gpu.isolation, check.rule) == (FAMILIES[kind][1], cpu.rule)
     assert all(median(a, b) < 5e-2 for a, b in zip(found, expected, strict=True))
 
 

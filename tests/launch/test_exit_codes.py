@@ -158,7 +158,7 @@ def test_an_export_that_cannot_be_opened_is_named(
     shardline("generate", path, "--prompt", "").assert_refused("--prompt: is empty")
     (tmp_path / "run" / "export" / "model.safetensors").write_bytes(b"\xff" * 100)
     shardline("generate", path, "--prompt", "a").assert_refused(
-        "cannot be opened", f"run `shardline export {path}` again"
+        "cannot be loaded", f"run `shardline export {path}` again"
     )
 
 

@@ -48,7 +48,7 @@ def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_prepared(
 ) -> None:
     (tmp_path / "t5").mkdir()
     (tmp_path / "t5" / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
-    shardline(verb, chat_run(tmp_path / "t5")).assert_refused("an encoder with a decoder; only causal language models")
+    shardline(verb, chat_run(tmp_path / "t5")).assert_refused("an encoder-decoder; only causal language models")
     assert not (tmp_path / "run").exists()
 
 
@@ -59,7 +59,7 @@ def test_training_refuses_a_model_that_has_lost_its_weights_before_it_starts_a_r
     shutil.copytree(tiny_model, folder)
     (folder / "model.safetensors").unlink()
     result = shardline("train", run_yaml(tmp_path), "-o", f"model.path={folder}")
-    result.assert_refused("has no model.safetensors; put the model's weights there")
+    result.assert_refused("has no model.safetensors; copy the model's weights there")
     assert not (tmp_path / "run").exists()
 
 
@@ -115,7 +115,7 @@ def test_resizing_a_new_model_is_refused(tmp_path: Path, run_yaml: Callable[...,
         "-o",
         "data.tokenizer={train: {vocab_size: 512}}",
     ]
-    shardline("check", run_yaml(tmp_path), *changes).assert_refused("'resize_embeddings' is for a model with a 'path'")
+    shardline("check", run_yaml(tmp_path), *changes).assert_refused("'resize_embeddings' needs a 'path'")
 
 
 def init(folder: Path, model: str) -> tuple[str, RunConfig]:

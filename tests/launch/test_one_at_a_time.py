@@ -73,7 +73,7 @@ def test_who_comes_second_is_told_who_works_and_leaves_every_byte(
     verb = words[:2] if words[0] == "checkpoint" else words[:1]
     result = shardline(*verb, yaml, *words[len(verb) :])
     result.assert_refused(f"`shardline train` is at work here already: process {os.getpid()} on ")
-    assert f"to save and end it: touch {busy.stop_request}" in result.err
+    assert f"to save and stop it: touch {busy.stop_request}" in result.err
     assert state(busy) == before
 
 

@@ -48,13 +48,13 @@ def trained(root: Path, name: str, kind: str, stop_after: int, world: World) -> 
     """Train until a step; return how documents were kept apart and, of a run that has ended, its last loss."""
     from cluster.errors import ShardlineError
     from training.loop import train
-    from training.replay import Memory
+    from training.replay import MetricsOfStep
     from training.train_rank import assemble
 
     request = request_of(root, name, kind)
     try:
         parts = assemble(request, world, mark=lambda phase: None)
-        journal = Memory(stop_after)
+        journal = MetricsOfStep(stop_after)
         train(parts.plan, parts.engine, parts.batches, parts.checkpoints, journal, journal)
     except ShardlineError as error:
         return {"refused": str(error)}

@@ -1,6 +1,6 @@
 """What each family can do, found out by doing it: docs/models.md holds the table that comes out.
 
-Loaded by two ZeRO-3 ranks, proved, trained, saved, resumed by one rank, exported, and opened by transformers 5 and 4.
+Loaded by two ZeRO-3 ranks, checked, trained, saved, resumed by one rank, exported, and opened by transformers 5 and 4.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from cluster.errors import TrainingError
 from training.config import TrainConfig
 from training.guards import STREAK_STEPS, USUAL_STEPS
-from training.loop import Judge, Outcome, train
+from training.loop import Outcome, SkipReason, train
 from training.plan import Plan
 from training.step.batches import MicroBatch, StepBatch
-from training.step.isolation import Proof
+from training.step.isolation import IsolationCheck
 from training.step.loss import LogitRule, StepStats
 from training.step.packed_model import Isolation
 from training.train_state import TrainState
 
-PROOF = Proof(isolation=Isolation.BY_ATTENTION, leak=0, alone=0, loss=0, rule=LogitRule(), why=None, passes=1, tokens=1)
+CHECK = IsolationCheck(
+    isolation=Isolation.BY_ATTENTION, leak=0, alone=0, loss=0, rule=LogitRule(), why=None, passes=1, tokens=1
+)
 Taken = tuple[int, int, float]  # what one optimizer step was given: step, trained tokens, learning rate
 
 
@@ -71,21 +73,26 @@ class FakeEngine:
     tried: list[int] = field(default_factory=list)
 
     def step(
-        self, step: int, batches: Sequence[MicroBatch], trained_tokens: int, learning_rate: float, judge: Judge
+        self,
+        step: int,
+        batches: Sequence[MicroBatch],
+        trained_tokens: int,
+        learning_rate: float,
+        skip_reason: SkipReason,
     ) -> StepStats:
         self.life.moment()
         self.tried.append(step)
         ruined = any(taken[0] in self.ruinous for taken in self.weights)
         loss = math.nan if ruined else self.poison.get(step, 1.0 + step % 3 / 10)
         stats = StepStats(loss=loss, gradient_norm=1.0)
-        reason = judge(stats)
+        reason = skip_reason(stats)
         if reason is None:
             self.weights.append((step, trained_tokens, learning_rate))
         self.life.moment()
         return replace(stats, skipped=reason)
 
-    def prove(self, examples: Sequence[MicroBatch]) -> Proof:
-        return PROOF
+    def check_isolation(self, examples: Sequence[MicroBatch]) -> IsolationCheck:
+        return CHECK
 
     def validation_loss(self, batches: Iterable[MicroBatch]) -> float | None:
         assert not list(batches)
@@ -115,21 +122,21 @@ class FakeCheckpoints:
     def restore(self, engine: FakeEngine, before: int | None = None) -> TrainState:
         for step in [step for step in self.disk.saved if before is not None and step >= before]:
             del self.disk.saved[step]
-        progress, weights = self.disk.saved.get(max(self.disk.saved, default=0), (TrainState(), []))
+        state, weights = self.disk.saved.get(max(self.disk.saved, default=0), (TrainState(), []))
         engine.weights[:] = weights
-        return progress
+        return state
 
-    def offer(self, engine: FakeEngine, progress: TrainState, *, due: bool) -> None:
+    def offer(self, engine: FakeEngine, state: TrainState, *, due: bool) -> None:
         if due:
-            self.complete(engine, progress)
+            self.complete(engine, state)
 
-    def complete(self, engine: FakeEngine, progress: TrainState) -> None:
-        if progress.steps_done in self.disk.saved:
+    def complete(self, engine: FakeEngine, state: TrainState) -> None:
+        if state.steps_done in self.disk.saved:
             return
         self.life.moment()
-        written = json.loads(json.dumps(asdict(progress)))
-        self.disk.saved[progress.steps_done] = (TrainState.from_record(written), list(engine.weights))
-        self.disk.saves.append(progress.steps_done)
+        written = json.loads(json.dumps(state.as_record()))
+        self.disk.saved[state.steps_done] = (TrainState.from_record(written), list(engine.weights))
+        self.disk.saves.append(state.steps_done)
         self.life.moment()
 
 
@@ -154,7 +161,7 @@ class FakeJournal:
     def begin(self, first_step: int, total_steps: int) -> None:
         self.disk.begins.append(first_step)
 
-    def proved(self, text: str, record: dict[str, Any]) -> None:
+    def isolation_checked(self, text: str, record: dict[str, Any]) -> None:
         pass
 
     def phase(self, name: str, step: int) -> None:
@@ -170,7 +177,7 @@ class FakeJournal:
     def held_out_loss(self, step: int, loss: float) -> None:
         self.disk.validations[step] = loss
 
-    def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None:
+    def roll_back(self, to_step: int, failed_step: int, excluded: Sequence[int]) -> None:
         self.disk.rollbacks.append((failed_step, to_step))
 
 
@@ -291,7 +298,7 @@ def test_a_bad_step_changes_no_weight_and_is_named_with_its_rows(loss: float) ->
     assert disk.saved[30][0].skipped == (bad,) and disk.saved[30][0].updates == 29
 
 
-def test_steps_that_ruin_the_weights_are_left_out_after_a_return_to_an_older_checkpoint() -> None:
+def test_steps_that_ruin_the_weights_are_excluded_after_a_rollback() -> None:
     disk = Disk()
     outcome, weights = run(plan_of(40, 5), disk, ruinous=frozenset({23}))
     assert outcome is Outcome.FINISHED
@@ -299,7 +306,7 @@ def test_steps_that_ruin_the_weights_are_left_out_after_a_return_to_an_older_che
     assert [step for step, _, _ in weights] == [*range(21), *range(27, 40)]
 
 
-def test_a_checkpoint_of_ruined_weights_is_passed_over() -> None:
+def test_a_rollback_passes_over_a_checkpoint_of_ruined_weights() -> None:
     disk = Disk()
     outcome, weights = run(plan_of(40, 5), disk, ruinous=frozenset({24}))
     assert outcome is Outcome.FINISHED
@@ -313,7 +320,7 @@ def test_a_run_that_is_poisoned_for_ever_ends_for_a_person_to_look() -> None:
     engine = FakeEngine(Life(), poison=poison)
     disk = Disk()
     with pytest.raises(
-        TrainingError, match=r"went back 3 times; train.max_rollbacks is 3.*inspect RUN.yaml --step 2\d"
+        TrainingError, match=r"rolled back 3 times, but train.max_rollbacks is 3.*inspect RUN.yaml --step 2\d"
     ):
         train(plan, engine, FakeBatches(), FakeCheckpoints(disk, Life()), FakeStop(), FakeJournal(disk, Life()))
     assert sum(step in poison for step in engine.tried) == (3 + 1) * STREAK_STEPS
@@ -321,7 +328,7 @@ def test_a_run_that_is_poisoned_for_ever_ends_for_a_person_to_look() -> None:
 
 def test_scattered_bad_steps_end_the_run_once_there_are_too_many() -> None:
     poison = dict.fromkeys(range(0, 40, 4), math.nan)
-    with pytest.raises(TrainingError, match=r"5 steps were skipped, and the run went back 0 times.*is 4"):
+    with pytest.raises(TrainingError, match=r"skipped 5 steps and rolled back 0 times.*is 4"):
         run(plan_of(40, 5, max_skipped_steps=4), Disk(), poison=poison)
 
 
@@ -329,4 +336,4 @@ def test_each_save_that_is_due_carries_the_loss_of_the_held_out_rows() -> None:
     disk = Disk()
     run(plan_of(10, 4), disk)
     assert disk.validations == {4: 4.0, 8: 8.0, 10: 10.0}  # the engine's loss counts its updates
-    assert {step: progress.validation_loss for step, (progress, _) in disk.saved.items()} == disk.validations
+    assert {step: state.validation_loss for step, (state, _) in disk.saved.items()} == disk.validations

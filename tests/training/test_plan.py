@@ -88,7 +88,7 @@ def test_a_batch_smaller_than_the_ranks_is_told_the_smallest_that_divides() -> N
 
 
 def test_an_empty_training_split_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(ConfigError, match="the training split has no rows; give more documents, or a smaller"):
+    with pytest.raises(ConfigError, match="the training split has no rows; add documents, or lower"):
         plan_of(rows=0)
 
 

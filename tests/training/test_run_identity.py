@@ -23,7 +23,7 @@ def identity(**train: Any) -> dict[str, Any]:
     return identity_of(TrainConfig(global_batch_rows=10, **train), "data", 0)
 
 
-def goes_on(then: dict[str, Any], now: dict[str, Any], steps_done: int) -> bool:
+def can_resume(then: dict[str, Any], now: dict[str, Any], steps_done: int) -> bool:
     try:
         check_identity(json.loads(json.dumps(then)), now, FOLDER, steps_done=steps_done, rows=ROWS)
     except CheckpointError:
@@ -41,7 +41,7 @@ lengths = st.fixed_dictionaries(
 
 
 @given(lengths, lengths, st.integers(0, 60))
-def test_a_run_goes_on_exactly_if_no_step_that_was_taken_would_have_had_another_learning_rate(
+def test_a_run_can_be_resumed_with_another_length_exactly_if_every_step_taken_keeps_its_learning_rate(
     before: dict[str, Any], after: dict[str, Any], steps_done: int
 ) -> None:
     steps_done = min(steps_done, before["steps"])
@@ -49,22 +49,22 @@ def test_a_run_goes_on_exactly_if_no_step_that_was_taken_would_have_had_another_
     schedules = [make_schedule(TrainConfig(global_batch_rows=10, **length), ROWS) for length in (before, after)]
     then, now = ([schedule.learning_rate(step) for step in range(steps_done)] for schedule in schedules)
     is_same = then == now and after["steps"] >= steps_done
-    assert goes_on(identity(**before), identity(**after), steps_done) == (is_same or before == after)
+    assert can_resume(identity(**before), identity(**after), steps_done) == (is_same or before == after)
 
 
 @pytest.mark.parametrize("steps_done", [4, 10])
-def test_a_constant_learning_rate_is_trained_on_for_more_epochs(steps_done: int) -> None:
+def test_a_run_with_a_constant_learning_rate_can_be_extended(steps_done: int) -> None:
     constant = {"schedule": "constant", "warmup_fraction": 0.0}
-    assert goes_on(identity(epochs=1.0, **constant), identity(epochs=3.0, **constant), steps_done)
+    assert can_resume(identity(epochs=1.0, **constant), identity(epochs=3.0, **constant), steps_done)
 
 
 def test_the_same_length_in_other_words_is_the_same_run() -> None:
-    assert goes_on(identity(epochs=2.0), identity(steps=20), 7)
+    assert can_resume(identity(epochs=2.0), identity(steps=20), 7)
 
 
 def test_a_longer_warm_up_is_refused_with_the_setting_that_keeps_it() -> None:
     before = identity(steps=10, schedule="constant", warmup_fraction=0.2)
-    with pytest.raises(CheckpointError, match=r"Step 1, which is done, had the learning rate 1e-05; in a run of 40"):
+    with pytest.raises(CheckpointError, match=r"Step 1, which is done, had learning rate 1e-05; in a run of 40"):
         check_identity(
             before, identity(steps=40, schedule="constant", warmup_fraction=0.2), FOLDER, steps_done=10, rows=ROWS
         )
@@ -72,28 +72,28 @@ def test_a_longer_warm_up_is_refused_with_the_setting_that_keeps_it() -> None:
         check_identity(
             before, identity(steps=40, schedule="constant", warmup_fraction=0.2), FOLDER, steps_done=10, rows=ROWS
         )
-    assert goes_on(before, identity(steps=40, schedule="constant", warmup_fraction=0.05), 10)
+    assert can_resume(before, identity(steps=40, schedule="constant", warmup_fraction=0.05), 10)
 
 
 def test_more_epochs_under_a_falling_learning_rate_are_a_new_run_whose_command_is_printed() -> None:
     with pytest.raises(CheckpointError) as caught:
         check_identity(identity(epochs=1.0), identity(epochs=2.0), FOLDER, steps_done=10, rows=ROWS)
-    assert "cannot go on with another length: train.epochs was 1.0, is 2.0" in str(caught.value)
+    assert "cannot resume with another length: train.epochs was 1.0, is 2.0" in str(caught.value)
     assert "shardline export runs/t && shardline train new.yaml --from runs/t" in str(caught.value)
 
 
-def test_fewer_steps_than_were_taken_are_refused() -> None:
+def test_a_length_below_the_steps_taken_is_refused() -> None:
     constant = {"schedule": "constant", "warmup_fraction": 0.0}
-    with pytest.raises(CheckpointError, match="It has taken 10 steps already, more than 8"):
+    with pytest.raises(CheckpointError, match="It has already taken 10 steps, more than 8"):
         check_identity(identity(steps=20, **constant), identity(steps=8, **constant), FOLDER, steps_done=10, rows=ROWS)
 
 
-def test_another_setting_beside_the_length_makes_another_run() -> None:
+def test_another_setting_besides_the_length_makes_another_run() -> None:
     constant = {"schedule": "constant", "warmup_fraction": 0.0}
-    assert not goes_on(identity(steps=10, **constant), identity(steps=20, weight_decay=0.5, **constant), 10)
+    assert not can_resume(identity(steps=10, **constant), identity(steps=20, weight_decay=0.5, **constant), 10)
 
 
-def test_the_newest_checkpoint_that_can_be_read_tells_of_which_run_it_is(tmp_path: Path) -> None:
+def test_the_newest_readable_checkpoint_identifies_the_run(tmp_path: Path) -> None:
     for step, text in {5: '{"identity": {"seed": 1}, "step": 5}', 9: "{", 1_000_000: "[]"}.items():
         (tmp_path / f"step-{step:06d}").mkdir()
         (tmp_path / f"step-{step:06d}" / "commit.json").write_text(text)

@@ -1,1 +1,1 @@
-"""From a model's files to its weights and back to their names: transformers' own rules."""
+"""Models by transformers' own rules: from files to weights and back, and which weights are trained."""

@@ -1,4 +1,4 @@
-"""The buffers of a model: those that belong to its weights, and those that are made with it and are in no file."""
+"""The buffers of a model: the persistent ones, stored with its weights, and those computed when it is built."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from training.models.name_conversions import stays_fp32
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the buffers that files hold beside the parameters, such as the balance of a router's experts."""
+    """Return the buffers that files store with the parameters, such as the bias that balances a router's experts."""
     stored = model.state_dict().keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in stored}
 
 
 def stored_buffers(skeleton: PreTrainedModel, weights: Weights, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the buffers that files hold, in the precision that transformers gives them in a model of `dtype`.
+    """Return the persistent buffers, in the precision that transformers gives them in a model of `dtype`.
 
-    What it keeps in fp32 stays so here where it is a buffer, such as the balance of a router's experts. A parameter
-    that it would keep so has fp32 master weights like all others, and is of `dtype` in forward and backward: ZeRO
-    trains a model in one precision.
+    A buffer that transformers keeps in fp32, such as the bias of a router, stays in fp32. A parameter that it keeps in
+    fp32 does not: ZeRO trains a model in one precision, so it has fp32 master weights like any other and is of `dtype`
+    in forward and backward.
     """
     buffers = {}
     for name, outline in persistent_buffers(skeleton).items():
@@ -35,10 +35,10 @@ def stored_buffers(skeleton: PreTrainedModel, weights: Weights, dtype: torch.dty
 
 
 def made_buffers(skeleton: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return the buffers that no file holds, such as the frequencies of rotary positions, in transformers' precision.
+    """Return the buffers that no file stores, such as rotary frequencies, in transformers' precision.
 
-    Like from_pretrained, which also begins with a model without memory, this asks the model's rule of initialization.
-    A module's rule may fill the buffers of the modules in it: all are there before the first rule is asked.
+    As in from_pretrained, which also starts from a model on the meta device, the model's own initialization computes
+    them. It may fill the buffers of a module's children, so all are allocated before the first module is initialized.
     """
     stored = persistent_buffers(skeleton).keys()
     outlines = {name: buffer for name, buffer in skeleton.named_buffers() if name not in stored}
@@ -46,19 +46,20 @@ def made_buffers(skeleton: PreTrainedModel) -> dict[str, torch.Tensor]:
     put_buffers(skeleton, made)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for name, module in reversed(list(skeleton.named_modules())):
-            owner_of(skeleton, name)._init_weights(module)  # parameters have no memory: nothing happens to them
+            owner_of(skeleton, name)._init_weights(module)  # has no effect on parameters, which are on the meta device
     put_buffers(skeleton, outlines)
     return made
 
 
 def put_buffers(model: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
+    """Replace buffers of a model by name; unlike assignment, this also replaces meta tensors by real ones."""
     for name, value in buffers.items():
         owner, _, own_name = name.rpartition(".")
         model.get_submodule(owner)._buffers[own_name] = value
 
 
 def owner_of(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """Return the sub-model that a module is or belongs to: of a model of several, each has a rule of its own."""
+    """Return the innermost sub-model that contains a module: in a composite model, each initializes its own way."""
     while name:
         module = model.get_submodule(name)
         if isinstance(module, PreTrainedModel):

@@ -1,4 +1,4 @@
-"""Weights of a Hugging Face folder, read one stretch of a flattened tensor at a time."""
+"""Pretrained weights of a Hugging Face folder, read one span of a flattened tensor at a time."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from transformers import PreTrainedModel
 
 from cluster.errors import CheckpointError
 from training.models.name_conversions import Conversion, incoming, not_ignorable
-from training.models.stored_tensors import DTYPES, StoredTensor, stored_tensors, weight_files
+from training.models.stored_tensors import DTYPES, StoredTensor, stored_tensors, weight_paths
 
 
 class Weights(Protocol):
-    """Where the first weights come from: parameters, and the buffers that a model keeps with them."""
+    """A source of initial weights: parameters and persistent buffers."""
 
     def part(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
         """Return elements start..stop of the flattened tensor `name`."""
         ...
 
     def finish(self, elsewhere: Collection[str]) -> None:
-        """Raise CheckpointError if something was not used that should have been; `elsewhere` names what others use."""
+        """Raise CheckpointError if a stored tensor was never used; `elsewhere` names those that other code reads."""
         ...
 
 
 class PretrainedWeights:
-    """The weights of a Hugging Face folder as from_pretrained would load them: single file or sharded, safetensors."""
+    """The weights of a Hugging Face folder, in one safetensors file or several, as from_pretrained would load them."""
 
     def __init__(self, folder: Path, skeleton: PreTrainedModel) -> None:
-        """Map the files; nothing is read yet. Raises CheckpointError if they are not whole, or quantized."""
+        """Memory-map the files, reading only headers. Raises CheckpointError if one is incomplete, or quantized."""
         quantized = getattr(skeleton.config, "quantization_config", None)
         if quantized is not None:
             raise CheckpointError(
-                f"{folder}: holds quantized weights ({method_of(quantized)}), which cannot be trained; take the model's"
-                " version in bf16, or load it with transformers, dequantize it and save it"
+                f"{folder}: holds quantized weights ({method_of(quantized)}), which cannot be trained; use the bf16"
+                " version of the model, or load it with transformers, dequantize it and save it"
             )
         self.folder, self.model = folder, skeleton
-        self.tensors = {name: tensor for path in weight_files(folder) for name, tensor in stored_tensors(path)}
+        self.tensors = {name: tensor for path in weight_paths(folder) for name, tensor in stored_tensors(path)}
         shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
         self.incoming = incoming(skeleton, self.tensors.keys(), shapes)
         self.tied = tied_names(skeleton)
@@ -52,25 +52,29 @@ class PretrainedWeights:
         for other in self.same_as(place):
             if not torch.equal(values, self.read(other, shape, start, stop)):
                 raise CheckpointError(
-                    f"{self.folder}: the configuration says that {other} and {place} are one tensor, the files hold two"
-                    " that differ; set tie_word_embeddings to false in config.json"
+                    f"{self.folder}: the configuration ties {other} to {place}, but the files hold two different"
+                    " tensors; set tie_word_embeddings to false in config.json"
                 )
         return values
 
     def place(self, name: str) -> str:
-        """Return the model's name of what the files hold for a tensor; of tied names they may hold any."""
+        """Return the model's name under which the files hold a tensor: of tied names, they may hold any one."""
         names = [name, *(one for pair in self.tied.items() if name in pair for one in pair)]
         found = next((one for one in names if one in self.incoming.sources), None)
         if found is None:
-            raise CheckpointError(f"{self.folder}: has no weights for the parameter {name}")
+            raise CheckpointError(
+                f"{self.folder}: has no weights for the parameter {name}, which its config.json asks for; fetch the"
+                " folder again"
+            )
         return found
 
     def same_as(self, name: str) -> list[str]:
-        """Return the names tied to this one that the files hold as well."""
+        """Return the names tied to this one that the files hold too."""
         tied = {one for pair in self.tied.items() if name in pair for one in pair} - {name}
         return sorted(tied & self.incoming.sources.keys())
 
     def read(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
+        """Return elements start..stop of a tensor that the files hold under this name of the model's."""
         source = self.incoming.sources[name]
         if isinstance(source, Conversion):
             self.used.update(stored for names in source.inputs.values() for stored in names)
@@ -82,7 +86,7 @@ class PretrainedWeights:
         return self.stored(source).flat(start, stop)
 
     def experts(self, conversion: Conversion, name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
-        """Convert only the experts that lie within start..stop; no other is read."""
+        """Return elements start..stop of a fused tensor of experts, reading only the experts that they touch."""
         for names in conversion.inputs.values():
             self.check_shape(name, (len(names), *shape[1:]), shape)
         if start == stop:
@@ -98,7 +102,7 @@ class PretrainedWeights:
         return made.reshape(-1)[start - first * expert : stop - first * expert]
 
     def convert(self, conversion: Conversion, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Convert whole tensors; what one conversion has made is kept until another is asked for."""
+        """Return a converted tensor, whole; the outputs of the last conversion are kept for its other tensors."""
         if self.converted[0] != conversion.key:
             inputs = {
                 pattern: [self.stored(stored).whole() for stored in names]
@@ -114,13 +118,15 @@ class PretrainedWeights:
         if tensor.kind not in DTYPES:
             raise CheckpointError(
                 f"{self.folder}: {stored_name} has type {tensor.kind}; accepted: {', '.join(DTYPES)}. Quantized weights"
-                " cannot be trained; take the model's version in bf16"
+                " cannot be trained; use the bf16 version of the model"
             )
         return tensor
 
     def check_shape(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
         if found != expected:
-            raise CheckpointError(f"{self.folder}: {name} has shape {found}, the model's configuration says {expected}")
+            raise CheckpointError(
+                f"{self.folder}: {name} has shape {found}, but config.json asks for {expected}; fetch the folder again"
+            )
 
     def finish(self, elsewhere: Collection[str]) -> None:
         for name in elsewhere:
@@ -135,7 +141,8 @@ class PretrainedWeights:
         if unused:
             names = unused[:3] + ["..."] * (len(unused) > 3)
             raise CheckpointError(
-                f"{self.folder}: {len(unused)} tensors have no place in the model: {', '.join(names)}"
+                f"{self.folder}: the model has no parameter for {len(unused)} of the stored tensors: {', '.join(names)}"
+                "; check that config.json and the weights belong together"
             )
 
 
@@ -145,5 +152,5 @@ def method_of(quantization: Any) -> str:
 
 
 def tied_names(model: PreTrainedModel) -> dict[str, str]:
-    """Return the other names that parameters have, such as that of a head tied to the embedding, with their own."""
+    """Return the second names of tied parameters, such as a head's tied to the embedding, each with the first name."""
     return dict(getattr(model, "all_tied_weights_keys", None) or {})

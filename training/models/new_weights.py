@@ -1,4 +1,4 @@
-"""First weights of a model made from nothing, by its own rule, one decoder layer at a time."""
+"""Initial weights of a new model, by its own initialization, one decoder layer at a time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from training.models.buffers import owner_of, persistent_buffers
 
 
 class NewWeights:
-    """Weights by the model's own rule of initialization, the same for every world size.
+    """Random weights by the model's own initialization, the same for every world size.
 
-    The model's parts (its decoder layers, and what is around them) are made one after the other on the CPU, each from
-    a seed of its own; what comes out of ZeRO's construction keeps torch's defaults, a first loss of 248 where
-    ln(vocabulary) = 8.3 was due.
+    The decoder layers, and each module around them, are initialized one after the other on the CPU, each with its own
+    seed. A model constructed under ZeRO would keep torch's default initialization instead: its first loss was 248,
+    where ln(vocabulary size) = 8.3 is right.
     """
 
     def __init__(self, skeleton: PreTrainedModel, seed: int) -> None:
@@ -37,7 +37,7 @@ class NewWeights:
         return self.made[1][name].reshape(-1)[start:stop]
 
     def make(self, unit: str) -> Mapping[str, torch.Tensor]:
-        """Make a part's tensors: children first, then the part itself, as transformers does for a whole model."""
+        """Initialize a unit's tensors: children first, then the unit itself, as transformers does for a whole model."""
         module = self.model.get_submodule(unit)
         whole = unit in self.layers
         module.to_empty(device="cpu", recurse=whole)
@@ -59,28 +59,28 @@ class NewWeights:
         untouched = [name for name, value in values.items() if bool(value.isnan().any())]
         if untouched:
             raise CheckpointError(
-                f"model.new: transformers has no rule for the first values of {', '.join(untouched[:3])}; take another"
-                " architecture, or start from a folder with weights (model.path)"
+                f"model.new: transformers does not initialize {', '.join(untouched[:3])}; choose another architecture,"
+                " or start from a folder with weights (model.path)"
             )
         return values
 
     def finish(self, elsewhere: Collection[str]) -> None:
-        """Everything asked for was made; nothing can be left over."""
+        """Do nothing: no stored tensor can be left over."""
 
 
 def own_tensors(module: nn.Module, whole: bool) -> dict[str, torch.Tensor]:
-    """Return a module's parameters and buffers by name, with `whole` those of the modules in it too."""
+    """Return a module's parameters and buffers by name; with `whole`, those of its children too."""
     return {**dict(module.named_parameters(recurse=whole)), **dict(module.named_buffers(recurse=whole))}
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """Return the names of the modules that belong together: the decoder layers."""
+    """Return the names of the decoder layers: the modules that transformers never splits across devices."""
     classes: Any = getattr(model, "_no_split_modules", None) or []
     return [name for name, module in model.named_modules() if type(module).__name__ in classes]
 
 
 def units(model: nn.Module, layers: list[str]) -> dict[str, str]:
-    """Return, for each stored tensor, the module it is made with: its decoder layer, or the module that owns it."""
+    """Return the module that each stored tensor is initialized with: its decoder layer, or the module that owns it."""
     names = [*dict(model.named_parameters()), *persistent_buffers(model)]
     return {
         name: next((layer for layer in layers if name.startswith(layer + ".")), name.rpartition(".")[0])

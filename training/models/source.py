@@ -1,4 +1,4 @@
-"""Which model: its configuration, tokenizer and first weights, from a folder, the hub, or nothing."""
+"""The model a run starts from: its configuration, tokenizer and initial weights, from a folder, the hub, or new."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from training.models.initial_weights import PretrainedWeights, Weights
 from training.models.new_weights import NewWeights
 from training.models.resized_embeddings import ResizedWeights, Shapes, enlarged_shapes, resized_config
 from training.models.stop_tokens import special_ids
-from training.models.stored_tensors import weight_files
+from training.models.stored_tensors import weight_paths
 from training.models.trainable import LoraWeights, base_name, choose_trained
 from training.models.untrainable import check_architecture, check_trainable
 
@@ -40,9 +40,9 @@ POSITIONS = "max_position_embeddings"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOrigin:
-    """What a run starts from. `folder` is None for a model made from nothing.
+    """What a run starts from. `folder` is None for a new model.
 
-    `stored_vocab_size` is the number of embeddings in the folder's weights, where the run's model has more.
+    `stored_vocab_size` is the number of embeddings in the folder's weights, if the run's model has more.
     """
 
     config: PretrainedConfig
@@ -52,23 +52,23 @@ class ModelOrigin:
 
     @cached_property
     def skeleton(self) -> PreTrainedModel:
-        """The model without memory for its weights."""
+        """The model on the meta device: shapes without data."""
         return skeleton_of(self.config)
 
     @cached_property
     def stored_skeleton(self) -> PreTrainedModel:
-        """The same with the embeddings that the folder has."""
+        """The same, with as many embeddings as the folder's weights have."""
         if self.stored_vocab_size is None:
             return self.skeleton
         return skeleton_of(resized_config(self.config, self.stored_vocab_size))
 
     @cached_property
     def enlarged(self) -> Shapes:
-        """The shapes in the folder of what has more rows in the run's model, by name."""
+        """The shapes in the folder of the parameters that have more rows in the run's model, by name."""
         return {} if self.stored_vocab_size is None else enlarged_shapes(self.stored_skeleton, self.skeleton)
 
     def identity(self) -> dict[str, Any]:
-        """Return what two starts of one run must have in common, beyond the plan."""
+        """Return what two attempts at one run must share, beyond the plan."""
         if self.stored_vocab_size is None:
             return {}
         return {"model.resize_embeddings": [self.stored_vocab_size, self.config.get_text_config().vocab_size]}
@@ -78,7 +78,7 @@ class ModelOrigin:
         return sum(parameter.numel() for parameter in self.skeleton.parameters())
 
     def trained_skeleton(self, train: TrainConfig) -> PreTrainedModel:
-        """Return the model as it is trained, without memory: with its low-rank additions, frozen where it is frozen."""
+        """Return the model on the meta device as it is trained: with LoRA adapters, and with frozen parameters."""
         model = skeleton_of(self.config)
         with torch.device("meta"):
             choose_trained(model, train)
@@ -86,20 +86,20 @@ class ModelOrigin:
         return model
 
     def check_new_rows_are_trained(self, model: PreTrainedModel) -> None:
-        """Raise ConfigError if tokens that are more than padding get embeddings which then stay all the same."""
+        """Raise ConfigError if new tokens, other than padding, would all keep the same embedding."""
         if self.stored_vocab_size is None:
             return
         new = {i for i in self.tokenizer.get_vocab().values() if i >= self.stored_vocab_size}
         trained = {base_name(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
         if new - {self.tokenizer.pad_token_id} and not trained >= self.enlarged.keys():
             raise ConfigError(
-                "model.resize_embeddings: the new tokens' embeddings would not be trained, as train.lora or "
-                "train.freeze leaves them as they are, so the model could not tell one from another; use "
-                "`chat_template: plain`, which needs no new tokens, or train all weights"
+                "model.resize_embeddings: train.lora or train.freeze would freeze the new tokens' embeddings, which "
+                "all start the same, so the model could not tell them apart; use `chat_template: plain`, which needs "
+                "no new tokens, or train all weights"
             )
 
     def trained_parameters(self, train: TrainConfig) -> int:
-        """Return how many parameters are trained. Raises ConfigError if `train` asks for what the model has not."""
+        """Return the number of trained parameters. Raises ConfigError if `train` names parameters the model lacks."""
         return sum(p.numel() for p in self.trained_skeleton(train).parameters() if p.requires_grad)
 
     def first_weights(self, seed: int, lora: LoraConfig | None = None) -> Weights:
@@ -112,7 +112,7 @@ class ModelOrigin:
 
     @torch.no_grad()
     def enlarge(self, model: PreTrainedModel, seed: int) -> PreTrainedModel:
-        """Give a model that transformers loaded from the folder the new rows that the run began with."""
+        """Add to a model that transformers loaded from the folder the new rows that the run started with."""
         if self.enlarged:
             model.resize_token_embeddings(self.config.get_text_config().vocab_size, mean_resizing=False)
             weights = self.first_weights(seed)
@@ -123,26 +123,26 @@ class ModelOrigin:
         return model
 
     def source_digest(self, seed: int) -> str:
-        """Return what the first weights follow from: the sha256 of the files, or of the configuration and the seed.
+        """Return a sha256 of what the initial weights follow from: the files, or a new model's configuration and seed.
 
-        A checkpoint without the frozen weights is worth nothing without the very same source.
+        A checkpoint does not hold the frozen weights, so resuming needs the very same source.
         """
         if self.folder is None:
             values = {key: value for key, value in self.config.to_dict().items() if key != "transformers_version"}
             return hashlib.sha256(json.dumps([values, seed], sort_keys=True, default=str).encode()).hexdigest()
-        digests = [sha256_of(path) for path in weight_files(self.folder)]
+        digests = [sha256_of(path) for path in weight_paths(self.folder)]
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def skeleton_of(config: PretrainedConfig) -> PreTrainedModel:
-    """Return a model of this configuration on the meta device."""
+    """Return a model of this configuration on the meta device, without memory for its weights."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model
 
 
 def find_model(model: ModelConfig, shards: Path, manifest: Manifest, *, weights: bool = True) -> ModelOrigin:
-    """Return where the run starts from; without `weights` they need not be here, and are not fetched.
+    """Return what the run starts from; without `weights`, the weights need not be here and are not fetched.
 
     Raises ConfigError if the model cannot be trained or does not fit the rows, DataError if the shards were made with
     another tokenizer.
@@ -154,14 +154,15 @@ def find_model(model: ModelConfig, shards: Path, manifest: Manifest, *, weights:
     config = read_config(folder, weights=weights)
     check_tokenizer(open_tokenizer(folder), manifest, folder)
     check_length(config, manifest.row_tokens)
-    # the shards' copy of the tokenizer is this one, with the chat template that the rows were made with
+    # the shards' copy is the same tokenizer, with the chat template that the rows were made with
     return fitted(model, config, tokenizer, folder, manifest.largest_id)
 
 
 def look_at_model(model: ModelConfig, tokenizer: Any, row_tokens: int) -> ModelOrigin:
-    """Return where a run with a `model.path` will start from, by what can be known before there are shards.
+    """Return what a run with a `model.path` will start from, as far as it is known before there are shards.
 
-    `tokenizer` has the template and the tokens that the rows will be made with. Raises ConfigError.
+    `tokenizer` has the chat template and the added tokens that the rows will be made with. Raises ConfigError if the
+    model cannot be trained or does not fit them.
     """
     folder = found_folder(model.path or "")
     config = read_config(folder, weights=Path(model.path or "").expanduser().is_dir())
@@ -170,39 +171,39 @@ def look_at_model(model: ModelConfig, tokenizer: Any, row_tokens: int) -> ModelO
 
 
 def read_config(folder: Path, *, weights: bool) -> PretrainedConfig:
-    """Return a folder's configuration. Raises ConfigError unless it is of a causal model that can be trained."""
+    """Return a folder's configuration. Raises ConfigError unless it is that of a trainable causal language model."""
     check_trainable(folder, weights=weights)
     check_architecture(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         skeleton = skeleton_of(config)
     except (OSError, ValueError, TypeError, ImportError, StrictDataclassError) as error:
-        raise ConfigError(f"model.path: {folder}: transformers cannot make this model: {reason_of(error)}") from None
+        raise ConfigError(f"model.path: {folder}: transformers cannot build this model: {reason_of(error)}") from None
     if getattr(config, "is_decoder", None) is False and "is_decoder" in keys_in_code(type(skeleton)):
         raise ConfigError(
-            f"model.path: {folder} holds a {config.model_type} that is an encoder (is_decoder is false): each of its "
-            "tokens sees those after it; name a causal language model"
+            f"model.path: {folder} holds a {config.model_type} that is an encoder (is_decoder is false), in which each "
+            "token sees later ones; name a causal language model"
         )
     check_layers_stay(config)
     return config
 
 
 def check_layers_stay(config: PretrainedConfig) -> None:
-    """Raise ConfigError for a model that leaves out layers by chance: ranks that leave out others wait for ever."""
+    """Raise ConfigError for a model that drops layers at random: ranks that drop different ones would deadlock."""
     if share := getattr(config.get_text_config(), "layerdrop", None):
         raise ConfigError(
-            f"model: a {config.model_type} with layerdrop {share} leaves out layers by chance, each rank others, and "
-            "all need every layer's weights at once; set layerdrop to 0 in its configuration"
+            f"model: a {config.model_type} with layerdrop {share} drops layers at random, different ones on each rank, "
+            "but all ranks must gather each layer's weights together; set layerdrop to 0 in its configuration"
         )
 
 
 def fitted(
     model: ModelConfig, config: PretrainedConfig, tokenizer: Any, folder: Path, largest_id: int | None
 ) -> ModelOrigin:
-    """Return the origin with an embedding for each id that is used. Raises ConfigError if that is not allowed.
+    """Return the origin with an embedding for every id in use. Raises ConfigError if some are missing and not wanted.
 
-    A tokenizer may have more ids than the model, as those of Gemma 3 have, as long as no row, no special token and no
-    template uses them.
+    A tokenizer may have more ids than the model has embeddings, as Gemma 3's does, if no row, no special token and no
+    chat template uses them.
     """
     embeddings = config.get_text_config().vocab_size
     used = max(special_ids(tokenizer) | {largest_id or 0})
@@ -210,9 +211,9 @@ def fitted(
         return ModelOrigin(config=config, tokenizer=tokenizer, folder=folder)
     if not model.resize_embeddings:
         raise ConfigError(
-            f"model.path: {folder} has {embeddings:,} embeddings, for the ids up to {embeddings - 1:,}, and its "
-            f"tokenizer uses id {used:,} ({tokenizer.convert_ids_to_tokens(used)!r}); write `resize_embeddings: true` "
-            "below model if this token is meant to be new, or take the tokenizer that belongs to the model"
+            f"model.path: {folder} has {embeddings:,} embeddings, for ids up to {embeddings - 1:,}, but its "
+            f"tokenizer uses id {used:,} ({tokenizer.convert_ids_to_tokens(used)!r}); if this token should be new, "
+            "set `resize_embeddings: true` under model, else use the tokenizer that belongs to the model"
         )
     vocab_size = max(used + 1, vocabulary_size(tokenizer))
     return ModelOrigin(
@@ -221,16 +222,16 @@ def fitted(
 
 
 def new_config(new: NewModel, tokenizer: Any, manifest: Manifest) -> PretrainedConfig:
-    """Return the configuration of a model made from nothing."""
+    """Return the configuration of a new model. Raises ConfigError if it sets what the tokenizer decides."""
     fixed = {
         "vocab_size": manifest.vocab_size,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": None,  # torch would never train the embedding of a padding token, and it may be the stop token
+        "pad_token_id": None,  # torch never trains the embedding of the padding token, which may be the stop token too
     }
     clash = fixed.keys() & new.config.keys()
     if clash:
-        raise ConfigError(f"model.new.config: {', '.join(sorted(clash))}: come from the tokenizer; remove them")
+        raise ConfigError(f"model.new.config: {', '.join(sorted(clash))}: set by the tokenizer; remove from the YAML")
     config = made_config(new, manifest.row_tokens, fixed)
     check_layers_stay(config)
     check_length(config, manifest.row_tokens)
@@ -238,7 +239,7 @@ def new_config(new: NewModel, tokenizer: Any, manifest: Manifest) -> PretrainedC
 
 
 def made_config(new: NewModel, row_tokens: int, fixed: Mapping[str, Any]) -> PretrainedConfig:
-    """Return a configuration of which a model can be made. Raises ConfigError."""
+    """Return a configuration that a model can be built from. Raises ConfigError if it has none."""
     try:
         default = AutoConfig.for_model(new.model_type)
         check_keys(new, default)
@@ -252,17 +253,17 @@ def made_config(new: NewModel, row_tokens: int, fixed: Mapping[str, Any]) -> Pre
 
 
 def check_keys(new: NewModel, default: PretrainedConfig) -> None:
-    """Raise ConfigError for keys that would be kept and mean nothing."""
+    """Raise ConfigError for keys that transformers would accept and never read."""
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(default), None)
     if model_class is None:
-        return  # making the model tells what is wrong
+        return  # not a causal language model: building it fails with the reason
     unknown = unknown_keys_text(new.config, known_keys(default, model_class))
     if unknown:
         raise ConfigError(f"model.new.config: a {new.model_type} has no {unknown}")
 
 
 def check_tokenizer(tokenizer: Any, manifest: Manifest, folder: Path) -> None:
-    """Raise DataError unless the model's tokenizer, with the tokens that preparing added, made the shards."""
+    """Raise DataError unless the shards were made with the model's tokenizer and the tokens added to it."""
     add_tokens(tokenizer, manifest.added_tokens)
     found = tokenizer_digest(tokenizer)
     if found != manifest.tokenizer_digest:
@@ -273,6 +274,7 @@ def check_tokenizer(tokenizer: Any, manifest: Manifest, folder: Path) -> None:
 
 
 def check_length(config: PretrainedConfig, row_tokens: int) -> None:
+    """Raise ConfigError if rows are longer than the model's positions."""
     longest = getattr(config.get_text_config(), POSITIONS, None)
     if longest is not None and row_tokens > longest:
         raise ConfigError(

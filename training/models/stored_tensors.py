@@ -1,4 +1,4 @@
-"""The safetensors files of a Hugging Face folder: which ones hold the model, and views of the tensors in them."""
+"""The weights of a Hugging Face folder: its safetensors files, and views of the tensors in them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cluster.errors import CheckpointError
+from cluster.model_files import WEIGHTS, WEIGHTS_INDEX, weight_files
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -28,7 +28,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor's bytes lie in a mapped safetensors file; `kind` is its type as safetensors spells it."""
+    """A tensor's bytes in a memory-mapped safetensors file; `kind` is its dtype in safetensors' spelling."""
 
     buffer: mmap.mmap
     kind: str
@@ -36,7 +36,7 @@ class StoredTensor:
     offset: int
 
     def flat(self, start: int, stop: int) -> torch.Tensor:
-        """Return a view of elements start..stop; only the touched pages are read from the disk."""
+        """Return a view of elements start..stop of the flattened tensor; only the pages in use are read from disk."""
         dtype = DTYPES[self.kind]
         if start == stop:
             return torch.empty(0, dtype=dtype)
@@ -48,50 +48,43 @@ class StoredTensor:
         return self.flat(0, torch.Size(self.shape).numel()).reshape(self.shape)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files that transformers reads a model from, and no other that may lie beside them.
-
-    Mistral's consolidated.safetensors, adapters and other formats are the same weights again under other names, or
-    another model's. Raises CheckpointError if there are none, or if the index names one that is not there.
-    """
-    if (folder / WEIGHTS).is_file():  # before the index, as transformers looks for them
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        raise CheckpointError(
-            f"{folder}: neither {WEIGHTS} nor {INDEX}; convert the model with transformers' save_pretrained first"
-        )
-    names = indexed_files(folder / INDEX)
+def weight_paths(folder: Path) -> list[Path]:
+    """Return the paths of a model's weight files. Raises CheckpointError if any is missing."""
+    names = weight_files(folder)
     missing = [name for name in names if not (folder / name).is_file()]
+    if missing == [WEIGHTS]:
+        raise CheckpointError(
+            f"{folder}: has neither {WEIGHTS} nor {WEIGHTS_INDEX}; convert the model with transformers'"
+            " save_pretrained first"
+        )
     if missing:
         some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise CheckpointError(
-            f"{folder / INDEX}: {len(missing)} of the {len(names)} files it names are missing: {some}; fetch them"
+            f"{folder / WEIGHTS_INDEX}: {len(missing)} of the {len(names)} files it names are missing: {some};"
+            " fetch them"
         )
     return [folder / name for name in names]
 
 
-def indexed_files(index: Path) -> list[str]:
-    """Return the names of the files that an index names, there or not."""
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index}: not an index of safetensors files ({error!r}); fetch it again") from None
-
-
 def stored_names(folder: Path) -> list[str]:
-    """Return the names of all tensors of a folder's model."""
-    return [name for path in weight_files(folder) for name, _ in stored_tensors(path)]
+    """Return the names of all tensors in a folder's weight files."""
+    return [name for path in weight_paths(folder) for name, _ in stored_tensors(path)]
 
 
 def stored_tensors(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    """Map a safetensors file and yield its tensors (format: 8 bytes of header length, JSON header, data)."""
+    """Memory-map a safetensors file and yield its tensors (8 bytes of header length, JSON header, data).
+
+    Raises CheckpointError if the file is damaged or cut short.
+    """
     try:
-        with safe_open(path, framework="pt"):  # the library's own check of header, offsets and length
+        with safe_open(path, framework="pt"):  # the library checks header, offsets and length
             pass
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); fetch it again") from None
+        raise CheckpointError(f"{path}: not a complete safetensors file ({error}); fetch it again") from None
     with path.open("rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)  # COPY: torch wants writable memory
+        mapped = mmap.mmap(
+            stream.fileno(), 0, access=mmap.ACCESS_COPY
+        )  # copy-on-write: torch warns about read-only memory
     header_bytes = int.from_bytes(mapped[:8], "little")
     header = json.loads(mapped[8 : 8 + header_bytes])
     header.pop("__metadata__", None)

@@ -1,4 +1,4 @@
-"""What cannot be trained, found from a folder's small files within a second: no torch, no weights."""
+"""Refuse models that cannot be trained, within a second, by a folder's small files: needs no torch and no weights."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cluster.model_files import CONFIG, WEIGHTS, read_settings, weight_files
 Settings = Mapping[str, Any]
 
 ADAPTER = "adapter_config.json"
-CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "Model")  # how such classes' names end
+CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "Model")  # how names of causal classes end
 OTHER_FORMATS = {
     "*.gguf": "weights in llama.cpp's format",
-    "params.json": "a model in its makers' own format",
+    "params.json": "a model in its publisher's own format",
     "model_index.json": "a diffusion pipeline",
     "*.nemo": "a NeMo archive",
 }
@@ -33,7 +33,7 @@ POINTER = b"version https://git-lfs"
 def check_trainable(folder: Path, *, weights: bool = True) -> None:
     """Raise ConfigError unless a folder holds a causal language model that can be trained.
 
-    What needs transformers' own knowledge of the architecture is left to `check_architecture`.
+    Whether transformers supports the architecture is checked by `check_architecture`.
     """
     check_no_adapter(folder)
     settings = read_settings(folder / CONFIG)
@@ -51,7 +51,7 @@ def check_no_adapter(folder: Path) -> None:
         return
     base = read_settings(folder / ADAPTER).get("base_model_name_or_path") or "its base model"
     raise ConfigError(
-        f"model.path: {folder} holds an adapter ({ADAPTER}) for {base}, not a whole model; merge them first:"
+        f"model.path: {folder} holds an adapter ({ADAPTER}) for {base}, not a complete model; merge them first:"
         f' python -c "from peft import AutoPeftModelForCausalLM as M;'
         f" M.from_pretrained('{folder}').merge_and_unload().save_pretrained('MERGED')\", copy the tokenizer's files"
         " there, and name that folder"
@@ -59,7 +59,7 @@ def check_no_adapter(folder: Path) -> None:
 
 
 def what_is_there(folder: Path) -> str:
-    """Return the end of a message about a folder without a configuration: what it holds instead."""
+    """Return the end of a message about a folder without config.json: what it holds instead, and what to do."""
     for pattern, kind in OTHER_FORMATS.items():
         if any(folder.glob(pattern)):
             return f": it holds {kind}; name a folder in transformers' format"
@@ -70,27 +70,27 @@ def what_is_there(folder: Path) -> str:
 
 
 def check_task(folder: Path, settings: Settings) -> None:
-    """Raise ConfigError for a model that was made for something else than to continue a text."""
+    """Raise ConfigError for a model that is not a causal language model."""
     made_for = settings.get("architectures") or []
     if settings.get("is_encoder_decoder"):
         raise ConfigError(
-            f"model.path: {folder} holds {named(settings)}, an encoder with a decoder; only causal language models, "
-            "which continue a text, can be trained"
+            f"model.path: {folder} holds {named(settings)}, an encoder-decoder; only causal language models can be "
+            "trained: name one"
         )
     if made_for and not any(str(name).endswith(CAUSAL) for name in made_for):
         raise ConfigError(
-            f"model.path: {folder} holds {named(settings)}, which is made for another task than to continue a text; "
+            f"model.path: {folder} holds {named(settings)}, which is not a language model that continues a text; "
             "name a causal language model (its config.json says ...ForCausalLM)"
         )
 
 
 def named(settings: Settings) -> str:
-    """Return what a model calls itself."""
+    """Return a model's classes and type, from its config.json, for a message."""
     return f"{', '.join(map(str, settings.get('architectures') or ['a model']))} ({settings.get('model_type')})"
 
 
 def check_not_quantized(folder: Path, settings: Settings) -> None:
-    """Raise ConfigError for weights of a few bits: they have no gradient, and cannot be read as numbers."""
+    """Raise ConfigError for quantized weights, which have no gradients."""
     text = settings.get("text_config")
     inner = text.get("quantization_config") if isinstance(text, dict) else None
     found = settings.get("quantization_config") or settings.get("compression_config") or inner
@@ -98,12 +98,12 @@ def check_not_quantized(folder: Path, settings: Settings) -> None:
         method = found.get("quant_method", "an unnamed method") if isinstance(found, dict) else found
         raise ConfigError(
             f"model.path: {folder} holds weights quantized by {method}, which cannot be trained; "
-            "name the model that they were made from, in bf16, fp16 or fp32"
+            "name the model they were quantized from, in bf16, fp16 or fp32"
         )
 
 
 def check_weights(folder: Path) -> None:
-    """Raise ConfigError unless the weights are here, whole files in safetensors' format."""
+    """Raise ConfigError unless all weight files are here, as safetensors."""
     names = weight_files(folder)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing == [WEIGHTS]:
@@ -111,19 +111,21 @@ def check_weights(folder: Path) -> None:
     if missing:
         raise ConfigError(
             f"model.path: {folder} lacks {len(missing)} of the {len(names)} files that its index names: "
-            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; copy or fetch them again"
+            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; copy or fetch them"
         )
     for name in names:
         with (folder / name).open("rb") as stream:
             if stream.read(len(POINTER)) == POINTER:
-                raise ConfigError(f"model.path: {folder / name} is a pointer of Git LFS; run `git lfs pull` there")
+                raise ConfigError(
+                    f"model.path: {folder / name} is a Git LFS pointer, not weights; run `git lfs pull` there"
+                )
 
 
 def other_weights(folder: Path) -> str:
-    """Return the end of a message about a folder without safetensors: how to get some."""
+    """Return the end of a message about a folder without safetensors: how to get them."""
     if any(folder.glob("pytorch_model*.bin")):
         return f", only pickled weights, which can run any code; if you trust them: {CONVERT.format(folder=folder)}"
-    return "; put the model's weights there, as transformers' save_pretrained writes them"
+    return "; copy the model's weights there, as transformers' save_pretrained writes them"
 
 
 def check_architecture(folder: Path) -> None:
@@ -137,26 +139,26 @@ def check_architecture(folder: Path) -> None:
 
     if kind in CONFIG_MAPPING_NAMES:
         raise ConfigError(
-            f"model.path: {folder} holds {named(settings)}, which transformers' AutoModelForCausalLM does not "
-            "open; name a model of text alone (or of text and images, as Gemma 3) that it does"
+            f"model.path: {folder} holds {named(settings)}, which transformers' AutoModelForCausalLM cannot "
+            "load; name a model that it can load: of text, or of text and images like Gemma 3"
         )
     if settings.get("auto_map"):
         raise ConfigError(
-            f"model.path: {folder} holds {named(settings)}, a model that brings its own code (auto_map in {CONFIG}), "
-            f"which is not run here, and transformers {__version__} has no class for it; a newer version may"
+            f"model.path: {folder} holds {named(settings)}, a model that ships its own code (auto_map in {CONFIG}), "
+            f"which is never run here, and transformers {__version__} has no class for it; try a newer version"
         )
     near = difflib.get_close_matches(str(kind), known, n=1)
     raise ConfigError(
         f"model.path: {folder / CONFIG} has the model_type {kind!r}, which transformers {__version__} does not know"
-        f"{f' (the nearest is {near[0]!r})' if near else ''}; a newer version may"
+        f"{f' (the nearest is {near[0]!r})' if near else ''}; correct it, or try a newer version"
     )
 
 
 def causal_types() -> set[str]:
-    """Return the types of which transformers has causal language models.
+    """Return the model types that transformers has a causal language model for.
 
-    They are read from the text of its module: to import it brings torch, which a machine that prepares need not have
-    and which takes seconds. Should the text be another one some day, it is imported.
+    They are parsed from the source of its module: importing it imports torch, which takes seconds and which a machine
+    that only prepares data need not have. If the table is not found in the source, the module is imported.
     """
     library = find_spec("transformers")
     text = Path(str(library.origin)).with_name("models") / "auto" / "modeling_auto.py" if library else Path()

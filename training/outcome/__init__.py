@@ -1,1 +1,1 @@
-"""What becomes of a run: evaluation, export, generated text."""
+"""The results of a run: evaluation, export, generated text."""

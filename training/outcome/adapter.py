@@ -1,4 +1,4 @@
-"""A run's low-rank additions alone, as a folder that peft puts upon the model they were trained for."""
+"""Export a run's LoRA adapters alone, as a folder that peft loads onto the base model."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def write_adapter(
     lora: LoraConfig | None,
     dtype: torch.dtype,
 ) -> None:
-    """Write peft's two files of the additions that a checkpoint of these shapes holds, and read them back.
+    """Write peft's two files for the adapters of a checkpoint with these shapes, and read them back.
 
-    Raises ConfigError if the run has none, or if there is no model that others could put them upon.
+    Raises ConfigError if the run has no adapters, or no base model that others could load them onto.
     """
-    import peft  # without it no run has additions
+    import peft  # a run has adapters only if peft is installed
 
     if lora is None:
-        raise ConfigError("export.lora: 'adapter', but the run has no additions; set train.lora, or 'merged' here")
+        raise ConfigError("export.lora: 'adapter', but the run was trained without train.lora; set 'merged'")
     if origin.folder is None:
-        raise ConfigError("export.lora: 'adapter' needs a model.path to put it upon; set 'merged' for a new model")
+        raise ConfigError("export.lora: 'adapter' needs a base model (model.path); set 'merged' for a new model")
     layers = sorted({name.partition(LORA_A)[0] for name in shapes if LORA_A in name})
     settings = peft.LoraConfig(
         base_model_name_or_path=name_of(origin.folder),
@@ -57,19 +57,19 @@ def write_adapter(
 
 
 def peft_name(name: str) -> str:
-    """Return the name that a tensor of the adapter 'default' has in peft's files."""
+    """Return the name in peft's files of a tensor of the adapter 'default'."""
     return "base_model.model." + name.replace(LORA_A, ".lora_A.").replace(LORA_B, ".lora_B.")
 
 
 def shortest_names(layers: Collection[str], model: nn.Module) -> list[str]:
-    """Return the last words of the layers' names, which other programs expect, or the names where words do not do."""
+    """Return the last components of the layers' names, as other programs expect; full names if those are ambiguous."""
     words = {layer.rpartition(".")[2] for layer in layers}
     meant = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in words}
     return sorted(words if meant == set(layers) else layers)
 
 
 def name_of(folder: Path) -> str:
-    """Return the hub's name of a model in the hub's cache (models--OWNER--NAME/snapshots/COMMIT), else its folder."""
+    """Return the hub id of a model in the hub's cache (models--OWNER--NAME/snapshots/COMMIT), else its folder."""
     cached = folder.parent.parent.name
     if folder.parent.name == "snapshots" and cached.startswith("models--"):
         return cached.removeprefix("models--").replace("--", "/")

@@ -1,4 +1,4 @@
-"""The base model beside the tuned one, on held-out rows: loss, perplexity, bits per byte, stop rate, answers."""
+"""Compare the base and the tuned model on held-out rows: loss, perplexity, bits per byte, stop rate, answers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from training.config import EvaluateConfig
 from training.models.source import ModelOrigin
 from training.outcome.generate import Answer, answer, best_device, load_export, load_model
 from training.step.batches import micro_batch
-from training.step.isolation import prove
+from training.step.isolation import check_isolation
 from training.step.packed_model import PackedModel
 
 log = logging.getLogger(__name__)
 
-TEXT_PROMPT_TOKENS = 32  # of a document that is no conversation
+TEXT_PROMPT_TOKENS = 32  # length of the prompt taken from a document that is not a conversation
 
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedAnswer:
-    """A held-out prompt and how its document goes on, as ids."""
+    """A held-out prompt and its continuation in the document, as ids."""
 
     prompt: list[int]
     reference: list[int]
@@ -38,10 +38,10 @@ class GeneratedAnswer:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How well a model predicts the held-out tokens that would be trained.
+    """How well a model predicts the held-out tokens that training would count.
 
-    `loss` is in nats a token; `bits_per_byte` is over the text of these tokens, so it compares tokenizers;
-    `stop_rate` is the share of answers that the model ended by itself, None where it was not taught to answer.
+    `loss` is in nats per token; `bits_per_byte` is per byte of these tokens' text, which compares across tokenizers;
+    `stop_rate` is the share of answers that the model ended itself, None if the data has no conversations.
     """
 
     path: str
@@ -54,7 +54,7 @@ class Score:
 def evaluate(
     origin: ModelOrigin, export: Path, shards: Path, manifest: Manifest, config: EvaluateConfig, seed: int
 ) -> dict[str, Any]:
-    """Return the evaluation of base and tuned model as the JSON values of evaluation.json."""
+    """Return the evaluation of the base and the tuned model as the JSON values of evaluation.json."""
     if manifest.rows("validation") == 0:
         raise DataError("no held-out rows: raise data.validation_fraction and run `shardline prepare RUN.yaml` again")
     reader = ShardReader(shards, manifest, "validation")
@@ -107,12 +107,12 @@ def base_model(origin: ModelOrigin, seed: int) -> Any:
 
 @torch.inference_mode()
 def held_out_loss(model: Any, tokenizer: Any, reader: ShardReader, rows: list[int]) -> tuple[float, float]:
-    """Return nats a trained token, and bits a byte of their text.
+    """Return the loss in nats per trained token, and in bits per byte of these tokens' text.
 
-    The rows are read as in training: no document sees another one.
+    The model is called as in training, with the documents of a row isolated.
     """
     packed = PackedModel(model, model, model.device)
-    prove(packed, reader.row_tokens, [micro_batch(reader.rows(rows[:1]), index=0)], list)
+    check_isolation(packed, reader.row_tokens, [micro_batch(reader.rows(rows[:1]), index=0)], list)
     nats, tokens, size = 0.0, 0, 0
     for row in rows:
         arrays = reader.rows([row])
@@ -125,12 +125,12 @@ def held_out_loss(model: Any, tokenizer: Any, reader: ShardReader, rows: list[in
 
 
 def held_out_samples(reader: ShardReader, conversational: bool) -> Iterator[GeneratedAnswer]:
-    """Yield the first document of each row: what comes before its first trained stretch, and that stretch."""
+    """Yield a sample from the first document of each row: its first span of trained tokens, and what precedes it."""
     for row in range(len(reader)):
         arrays = reader.rows([row])
         piece, length = reader.pieces(row)[0], int(arrays.piece_tokens[0][0])
         ids, mask = arrays.input_ids[0, :length].tolist(), arrays.loss_mask[0, :length].tolist()
-        if piece.start > 0:  # the middle of a long document
+        if piece.start > 0:  # a later part of a long document
             continue
         first = mask.index(True) if conversational and True in mask else TEXT_PROMPT_TOKENS
         stop = next((place for place in range(first, length) if not mask[place]), length)

@@ -1,4 +1,4 @@
-"""The newest checkpoint as a Hugging Face folder: streamed in chunks, read back and checked before it is shown."""
+"""Export the newest checkpoint as a Hugging Face folder: streamed in chunks, read back and checked, then published."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from training.models.initial_weights import tied_names
 from training.models.name_conversions import outgoing, saved_tensors
 from training.models.source import ModelOrigin, skeleton_of
 from training.models.stored_tensors import stored_names
-from training.models.trainable import PlainTensors, addition_names
+from training.models.trainable import PlainTensors, adapter_names
 from training.outcome.adapter import write_adapter
 from training.outcome.export_config import write_config, write_generation_config
 from training.outcome.export_tokenizer import write_tokenizer
@@ -42,12 +42,11 @@ Shapes = Mapping[str, list[int]]
 def export(
     origin: ModelOrigin, checkpoints: Path, config: ExportConfig, output: Path, partial: Partial | None = None
 ) -> int:
-    """Write `output`, a folder that transformers, vLLM and others open; return the exported step.
+    """Write `output`, a folder that transformers, vLLM and others can load; return the exported step.
 
-    Takes the memory of a chunk, however large the model is; of an expert, where files hold experts one by one; of a
-    tensor, for those that were not trained themselves and come with `partial`. Raises CheckpointError, leaving an older
-    export as it was, if the checkpoint is damaged, if something trained has no place in what is written, or if what was
-    written does not read back bit for bit.
+    Needs the memory of one chunk, however large the model is; of one expert, where files store experts one by one; of
+    one tensor, for those that come from `partial`. Raises CheckpointError, leaving an older export untouched, if the
+    checkpoint is damaged, if a trained tensor would not be exported, or if the files do not read back bit for bit.
     """
     checkpoint = newest_checkpoint(checkpoints)
     commit = verify_checkpoint(checkpoint, kind="master")
@@ -80,7 +79,7 @@ def export(
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Keep torch from dealing chunks to threads, which wait for the next one by spinning: 2 to 8 times the CPU."""
+    """Run torch on one thread: chunks are small, and threads that spin between them took 2 to 8 times the CPU."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -90,9 +89,9 @@ def single_threaded() -> Iterator[None]:
 
 
 def exported_skeleton(origin: ModelOrigin, commit: Commit) -> PreTrainedModel:
-    """Return the plain model, without memory: with tensors of their own where an addition to one of tied ones is in."""
+    """Return the plain model on the meta device; untied if an adapter was trained on just one of two tied tensors."""
     names = [name for pair in tied_names(origin.skeleton).items() for name in pair]
-    if not any(addition_names(name)[0] in commit.shapes for name in names):
+    if not any(adapter_names(name)[0] in commit.shapes for name in names):
         return origin.skeleton
     config = deepcopy(origin.config)
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
@@ -100,17 +99,22 @@ def exported_skeleton(origin: ModelOrigin, commit: Commit) -> PreTrainedModel:
 
 
 def check_shapes(shapes: Shapes, commit: Commit, checkpoint: Path) -> None:
+    """Raise CheckpointError unless the checkpoint holds exactly these tensors, none of them empty."""
     if shapes != commit.shapes:
         other = first_difference(dict(shapes), commit.shapes)
-        raise CheckpointError(f"{checkpoint}: holds another model than the run's; first difference: {other}")
+        raise CheckpointError(
+            f"{checkpoint}: holds another model than the run's; first difference: {other}; restore model.path"
+        )
     empty = [name for name, shape in shapes.items() if not math.prod(shape)]
     if empty:
-        raise CheckpointError(f"{checkpoint}: {empty[0]} has no elements; a safetensors reader would not see it")
+        raise CheckpointError(
+            f"{checkpoint}: {empty[0]} has no elements, so safetensors cannot store it; use another architecture"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Partial:
-    """A run that did not train all of its model: frozen weights come from its origin, additions are merged."""
+    """A run that trained part of its model: frozen weights come from its origin, and LoRA adapters are merged."""
 
     origin: ModelOrigin
     seed: int
@@ -129,57 +133,59 @@ class Partial:
         )
 
     def check(self, shapes: Shapes, commit: Commit, checkpoint: Path) -> None:
-        """Raise CheckpointError if the weights that were frozen are not those that the model has now."""
+        """Raise CheckpointError if the frozen weights of the run are not those that the model has now."""
         then, now = commit.identity.get("frozen weights"), self.origin.source_digest(self.seed)
         if then is None:
             check_shapes(shapes, commit, checkpoint)
         if then != now:
             raise CheckpointError(
-                f"{checkpoint}: was trained upon other frozen weights (digest {str(then)[:16]}) than the model's now"
-                f" ({now[:16]}): put back model.path, train.freeze and train.lora as they were"
+                f"{checkpoint}: was trained on other frozen weights (digest {str(then)[:16]}) than the model has now"
+                f" ({now[:16]}); restore model.path, train.freeze and train.lora"
             )
 
 
 class Source:
-    """The tensors of the plain model, from a checkpoint and, what it does not hold, from what the run started from."""
+    """The tensors of the plain model: from the checkpoint, and those it does not hold from the run's origin."""
 
     def __init__(self, state: StoredState, commit: Commit, skeleton: PreTrainedModel, partial: Partial | None) -> None:
         self.state, self.commit = state, commit
         self.used: set[str] = set()
         self.plain = partial.plain(skeleton, commit.shapes, self.trained) if partial else None
-        self.whole = lru_cache(maxsize=1)(self.made)  # the parts of a tensor are asked for one after the other
+        self.whole = lru_cache(maxsize=1)(self.made)  # the spans of a tensor are read one after the other
 
     def read(self, name: str, start: int, out: torch.Tensor) -> torch.Tensor:
-        """Fill `out` with the elements of a flattened tensor from `start` on; return it."""
+        """Fill `out` with elements of a flattened tensor, starting at `start`; return it."""
         if self.plain is None or name in self.commit.shapes:
             self.used.add(name)
             return self.state.read(f"master.{name}", start, out)
         return out.copy_(self.whole(name)[start : start + out.numel()])
 
     def made(self, name: str) -> torch.Tensor:
-        assert self.plain is not None
+        """Return a tensor that the checkpoint does not hold, flattened."""
+        if self.plain is None:
+            raise RuntimeError(f"{name} is not in the checkpoint, and there is no other source")
         return self.plain.tensor(name).reshape(-1)
 
     def trained(self, name: str) -> torch.Tensor:
-        """Return a tensor of the checkpoint, whole."""
+        """Return a whole tensor of the checkpoint."""
         self.used.add(name)
         shape = self.commit.shapes[name]
         return self.state.read(f"master.{name}", 0, torch.empty(math.prod(shape))).reshape(shape)
 
     def check_all_used(self, checkpoint: Path) -> None:
-        """Raise CheckpointError if something was trained that is not in what was written."""
+        """Raise CheckpointError if a trained tensor was not exported."""
         lost = sorted(self.commit.shapes.keys() - self.used)
         if lost:
             raise CheckpointError(
-                f"{checkpoint}: {len(lost)} trained tensors have no place in the exported model: {', '.join(lost[:3])};"
-                " put back model.path and train.lora as they were"
+                f"{checkpoint}: {len(lost)} trained tensors would not be exported: {', '.join(lost[:3])}; restore"
+                " model.path and train.lora"
             )
 
 
 def check_loads(folder: Path, shapes: Shapes, dtype: torch.dtype) -> None:
-    """Open the folder as a user would: transformers finds every tensor, and nothing that has no place.
+    """Load the folder as a user would. Raises CheckpointError unless transformers finds exactly the model's tensors.
 
-    It maps the files, so this takes no memory for the weights that lie in them as they are in the model.
+    It maps the files, so weights stored as the model holds them take no memory here.
     """
     disable_progress_bar()
     model, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
@@ -188,4 +194,4 @@ def check_loads(folder: Path, shapes: Shapes, dtype: torch.dtype) -> None:
     if loaded != shapes:
         wrong["loaded"] = f"another model, first difference: {first_difference(loaded, dict(shapes))}"
     if wrong:
-        raise CheckpointError(f"{folder}: transformers does not load what was written: {wrong}")
+        raise CheckpointError(f"{folder}: transformers does not load the export as written: {wrong}; please report it")

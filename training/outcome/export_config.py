@@ -1,4 +1,4 @@
-"""config.json and generation_config.json of an export, in the words of transformers 5 and, beside them, those of 4."""
+"""config.json and generation_config.json of an export, with the keys of transformers 5 and, in addition, those of 4."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 Values = dict[str, Any]
 CONFIG, GENERATION = "config.json", "generation_config.json"
-# what transformers 4 calls values that 5 keeps in `rope_parameters`; which of them an architecture has, and for which
-# value, is asked of its class: it still reads them
+# The keys of transformers 4 for values that 5 keeps in `rope_parameters`. Which of them an architecture has, and what
+# each means there, is found by giving them to its configuration class, which still reads them.
 ROPE_WORDS = (
     "rope_theta",
     "rotary_emb_base",
@@ -31,17 +31,17 @@ ROPE_WORDS = (
     "partial_rotary_factor",
     "rotary_pct",
 )
-# transformers 5 has one word for a kind of layer; these had their own in 4, and refuse any other
+# transformers 5 has common names for kinds of layers; in 4, these architectures accept only their own
 LAYER_WORDS = {"granitemoehybrid": {"linear_attention": "mamba", "full_attention": "attention"}}
-# of the folder and of the weights, not of the model
+# keys that describe the folder and its weights, not the model
 OURS = {"architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config", "auto_map"}
 PROBE = 0.4321
 
 
 def write_config(folder: Path, skeleton: PreTrainedModel, source: Path | None, dtype: torch.dtype) -> None:
-    """Write config.json: what transformers 5 saves, with the words of 4 that it reads as the same.
+    """Write config.json: what transformers 5 saves, plus the keys of 4 that do not change how 5 reads it.
 
-    Words of `source`, the folder that the model came from, stay where they still say the truth.
+    Keys of `source`, the folder that the model came from, are kept on the same condition.
     """
     config = deepcopy(skeleton.config)
     config.architectures = [type(skeleton).__name__]
@@ -50,12 +50,12 @@ def write_config(folder: Path, skeleton: PreTrainedModel, source: Path | None, d
     values = plain_floats(read_json(folder / CONFIG))
     given = read_json(source / CONFIG) if source is not None and (source / CONFIG).is_file() else {}
     if source is not None and given.get("model_type") != config.model_type:
-        given = given.get("text_config") or {}  # the text model of a folder that has others too
+        given = given.get("text_config") or {}  # the run trains the text model of a multimodal folder
     write_json(folder / CONFIG, with_older_words(config, values, given))
 
 
 def with_older_words(config: PretrainedConfig, values: Values, given: Mapping[str, Any]) -> Values:
-    """Return the values with those words of transformers 4, and of the source, that change nothing in 5."""
+    """Return the values plus those keys of transformers 4, and of the source, that change nothing in 5."""
     kept = {key: value for key, value in given.items() if key not in OURS and not key.startswith("_")}
     words = {**older_words(config), **kept, **older_names(config, values)}
     for key in config.sub_configs:
@@ -72,12 +72,12 @@ def with_older_words(config: PretrainedConfig, values: Values, given: Mapping[st
         if is_read_as(config, {**kept, key: value}):
             kept[key] = value
         elif key not in given:
-            log.warning("config.json: transformers 4 will not find %s", key)
+            log.warning("config.json: %s is left out, as transformers 5 would misread it; 4 may miss it", key)
     return kept
 
 
 def older_words(config: PretrainedConfig) -> Values:
-    """Return the words of transformers 4 for the rotary positions of a model."""
+    """Return the keys of transformers 4 for a model's rotary positions."""
     rope = getattr(config, "rope_parameters", None)
     if not rope:
         return {}
@@ -95,7 +95,10 @@ def older_words(config: PretrainedConfig) -> Values:
 
 
 def places_of(config: PretrainedConfig, word: str, value: Any, seen: float) -> list[tuple[str, ...]]:
-    """Return where in `rope_parameters` a model's class puts the value of a word."""
+    """Return where in `rope_parameters` a configuration class puts the value of an older key.
+
+    `value` is given under the key, and `seen` is the unusual number in it to look for.
+    """
     try:
         made = type(config)(**{word: value})
     except Exception as error:  # noqa: BLE001  (the class of any architecture, given what it may not know)
@@ -119,7 +122,7 @@ def at(values: Any, place: tuple[str, ...]) -> Any:
 
 
 def older_scaling(config: PretrainedConfig, rope: Any) -> Values | None:
-    """Return `rope_scaling` as transformers 4 takes it; for phi3's it counts the keys."""
+    """Return `rope_scaling` as transformers 4 accepts it; that of phi3 must have no other keys."""
     if not rope or rope.get("rope_type", "default") == "default":
         return None
     scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor", "type")}
@@ -130,7 +133,7 @@ def older_scaling(config: PretrainedConfig, rope: Any) -> Values | None:
 
 
 def older_names(config: PretrainedConfig, values: Values) -> Values:
-    """Return values under the names that the class knows for them beside those of its file, and older words in them."""
+    """Return values under the class's other names for them, with layer kinds as transformers 4 calls them."""
     names = {old: values[new] for old, new in config.attribute_map.items() if new in values and old not in values}
     words = LAYER_WORDS.get(config.model_type)
     if words and values.get("layer_types"):
@@ -140,7 +143,7 @@ def older_names(config: PretrainedConfig, values: Values) -> Values:
 
 
 def is_read_as(config: PretrainedConfig, values: Values) -> bool:
-    """Return whether transformers 5 makes the same configuration of these values."""
+    """Return whether transformers 5 builds the same configuration from these values."""
     expected = comparable(config)
     try:
         found = comparable(type(config).from_dict(deepcopy(values)))
@@ -156,7 +159,7 @@ def comparable(config: PretrainedConfig) -> Values:
 
 
 def plain_floats(value: Any) -> Any:
-    """Return values with infinities as Python's json writes them; transformers 4 cannot read 5's way of it."""
+    """Return values with infinities as Python's json writes them; transformers 4 cannot read the form that 5 uses."""
     if isinstance(value, dict):
         if value.keys() == {"__float__"}:
             return float(value["__float__"])
@@ -165,9 +168,9 @@ def plain_floats(value: Any) -> Any:
 
 
 def write_generation_config(folder: Path, tokenizer: Any, source: Path | None) -> None:
-    """Write how to generate: as the source's folder says, stopping also at what this model was taught to end with.
+    """Write the source's generation settings, with the stop tokens that this model was trained to end answers with.
 
-    No longest length: it would overrule the limits of an evaluation harness.
+    Maximum lengths are left out: they would override the limits of an evaluation harness.
     """
     given = read_json(source / GENERATION) if source is not None and (source / GENERATION).is_file() else {}
     dropped = {"max_length", "max_new_tokens", "transformers_version"}

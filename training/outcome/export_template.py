@@ -1,4 +1,4 @@
-"""A chat template as it leaves the run: without the markers that only training reads."""
+"""The chat template of an export: without the markers that only training reads."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SETS = re.compile(r"\{%[-+]?\s*set\s")
 def plain_template(text: str) -> str:
     """Return a chat template without `{% generation %}` markers; it renders the same text in plain Jinja.
 
-    Only transformers reads the markers; other programs fail on them. Each becomes an empty comment with the same signs
-    for whitespace, since Jinja trims around comments as it does around tags. A variable that is set between markers is
-    unknown behind them, and behind comments it would be known: templates that set one get `{% with %}` instead.
+    Only transformers reads the markers; other programs fail on them. Each becomes an empty comment with the same
+    whitespace control, since Jinja trims around comments as it does around tags. The markers are also a scope: a
+    variable set between them is undefined after them. Templates that set one get `{% with %}`, which is a scope too.
     """
     inside = re.findall(r"generation\s*[-+]?%\}(.*?)\{%[-+]?\s*endgeneration", text, re.DOTALL)
     keeps_scope = any(SETS.search(body) for body in inside)

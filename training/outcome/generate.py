@@ -1,4 +1,4 @@
-"""Text from a model: an exported folder, a prompt, an answer."""
+"""Generate text with an exported model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.models.stop_tokens import stop_token_ids
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model said, and whether it ended by itself."""
+    """A model's answer, and whether the model ended it with a stop token."""
 
     text: str
     stopped: bool
@@ -29,24 +29,24 @@ def best_device() -> torch.device:
 
 
 def load_model(folder: Path) -> Any:
-    """Return the model of a Hugging Face folder, ready to answer."""
+    """Return the model of a Hugging Face folder on the best device, in evaluation mode."""
     disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(folder).to(best_device()).eval()
 
 
 def load_export(folder: Path) -> tuple[Any, Any]:
-    """Return the model and tokenizer of an exported folder; of an adapter, upon the model that it names."""
+    """Return the model and tokenizer of an exported folder; an adapter is loaded onto the base model that it names."""
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise CheckpointError(f"{folder}: no exported model here; run `shardline export RUN.yaml` first")
     try:
         return load_model(folder), open_tokenizer(folder)
     except (OSError, ValueError, SafetensorError) as error:
         told = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"{folder}: cannot be opened ({told}); run `shardline export RUN.yaml` again") from None
+        raise CheckpointError(f"{folder}: cannot be loaded ({told}); run `shardline export RUN.yaml` again") from None
 
 
 def prompt_ids(tokenizer: Any, prompt: str, *, as_chat: bool) -> list[int]:
-    """Return the ids that an answer follows: as a user's message where the model was taught conversations."""
+    """Return a prompt's ids: with `as_chat` and a chat template, as a user's message that an answer follows."""
     if as_chat and tokenizer.chat_template:
         messages = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

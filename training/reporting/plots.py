@@ -1,4 +1,4 @@
-"""The curves of a run, as SVG in the colours of the page that shows them."""
+"""The curves of a run, as inline SVG in the colours of the report page."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from markupsafe import Markup
 
 from training.reporting.status import RunState
 
-INK, MUTED, ACCENT = "#010101", "#020202", "#030303"  # become the page's variables --ink, --muted and --accent
-SMOOTHING_SHARE = 1 / 60  # of the run's steps, in the bold line of the loss
-ROUND = (1, 2, 2.5, 5, 10)  # what axes count in
+INK, MUTED, ACCENT = "#010101", "#020202", "#030303"  # replaced by the page's variables --ink, --muted and --accent
+SMOOTHING_SHARE = 1 / 60  # of the run's steps: the time constant of the bold loss curve
+ROUND = (1, 2, 2.5, 5, 10)  # tick steps
 Evaluation = dict[str, Any] | None
 Axes = Any
 
 
 def smoothed(values: list[float]) -> list[float]:
-    """Return the exponential mean at each step, without the bias of its start; what is not finite is left out."""
+    """Return the bias-corrected exponential moving average at each step, ignoring values that are not finite."""
     keep = 1 - 1 / max(3.0, len(values) * SMOOTHING_SHARE)
     total = weight = 0.0
     means = []
@@ -50,13 +50,13 @@ def draw(axes: Axes, lines: list[dict[str, Any]], key: str, form: str, *, bold: 
 
 
 def draw_loss(axes: Axes, state: RunState, evaluation: Evaluation) -> None:
-    """Draw each step, the running mean, the restarts, and the loss of held-out rows: during the run, and after it."""
+    """Draw each step's loss, the running mean, restarts, and the held-out loss during the run and after it."""
     draw(axes, state.lines, "loss", "{x:g}", bold=False)
     means = smoothed([line["loss"] for line in state.lines])
     axes.plot([line["step"] for line in state.lines], means, color=ACCENT, linewidth=1.8)
-    for segment in state.segments[1:]:
-        if segment.start["step"] > 0:
-            axes.axvline(segment.start["step"], color=INK, linewidth=0.6, linestyle=(0, (4, 3)))
+    for attempt in state.attempts[1:]:
+        if attempt.start["step"] > 0:
+            axes.axvline(attempt.start["step"], color=INK, linewidth=0.6, linestyle=(0, (4, 3)))
     validation = sorted((step, loss) for step, loss in state.validation.items() if math.isfinite(loss))
     axes.plot(*zip(*validation, strict=True) if validation else ([], []), color=INK, linewidth=0.7, marker="o", ms=3)
     found = [(evaluation["models"][model]["loss"], model) for model in ("base", "tuned")] if evaluation else []
@@ -76,7 +76,7 @@ def draw_speed(axes: list[Axes], lines: list[dict[str, Any]]) -> None:
 
 
 def svg(name: str, drawing: Callable[[list[Axes]], None], heights: Sequence[int] = (1,)) -> Markup:
-    """Return a drawing as inline SVG in the page's own colours and type; `name` keeps its ids apart from others'."""
+    """Return a drawing as inline SVG in the page's colours and fonts; `name` makes its ids unique on the page."""
     import matplotlib  # slow to import
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -1,4 +1,4 @@
-"""One HTML page about a run: figures, curves, data, answers. It needs no network, no script and no server."""
+"""The report of a run: one HTML page with figures, curves, data and answers. It needs no network, script or server."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SHOWN_INCIDENTS = 40
 
 
 def write_report(paths: RunPaths, shards: Path, name: str) -> Path:
-    """Write the run's `report.html` from what the run holds so far; return its path.
+    """Write the run's `report.html` from what the run's folder holds so far; return its path.
 
-    What is missing is named with the command that makes it. The page depends on nothing but the run's files, except
-    for the line that says when and with what it was written.
+    Where something is missing, the page shows the command that makes it. The page follows from the run's files alone,
+    except for the line that says when and with which versions it was written.
     """
     state, evaluation = read_state(paths), read_record(paths.evaluation)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
@@ -74,7 +74,7 @@ def model_name(paths: RunPaths, evaluation: Evaluation) -> str:
 
 
 def plan_text(record: dict[str, Any] | None) -> str:
-    """Return the plan as it was printed; a plan of another version of this program as it stands in its file."""
+    """Return the plan as it was printed; a plan that another version of this program wrote, as JSON."""
     if record is None:
         return ""
     try:
@@ -91,7 +91,7 @@ def version_of(package: str) -> str:
 
 
 def loss_figures(state: RunState, evaluation: Evaluation) -> list[tuple[str, str, str]]:
-    """Return label, value and remark: before and after on held-out data, else what the training loss did."""
+    """Return label, value and remark: held-out loss of the base and tuned model, or the training loss without them."""
     if evaluation is None:
         first, last = state.lines[0]["loss"], smoothed([line["loss"] for line in state.lines])[-1]
         training = ("Training loss", f"{first:.3f} → {last:.3f}", "first step → running mean at the end")
@@ -120,9 +120,9 @@ def run_figures(state: RunState) -> list[tuple[str, str, str]]:
     share = f"{state.kept_s / state.elapsed_s:.0%} of it in steps that were kept" if state.elapsed_s else ""
     return [
         ("Steps", f"{state.step:,}", f"of {state.total_steps or 0:,}; {state.step_s or 0:.3g} s a step"),
-        ("Tokens trained", short(tokens), f"{speed:,.0f} tokens/s, untrained ones included"),
+        ("Tokens trained", short(tokens), f"{speed:,.0f} tokens/s, including masked ones and padding"),
         ("Wall time", duration(state.elapsed_s), share),
-        ("Restarts", str(state.restarts), "each from the newest checkpoint" if state.restarts else "one go"),
+        ("Restarts", str(state.restarts), "each from the newest checkpoint" if state.restarts else "a single attempt"),
     ]
 
 
@@ -169,24 +169,24 @@ PAGE = """<!doctype html>
 {% if figures %}<dl>{% for label, value, remark in figures %}<div>
 <dt>{{ label }}</dt><dd>{{ value }}</dd><dd>{{ remark }}</dd></div>{% endfor %}</dl>{% endif %}<h2>Training</h2>
 {% if plots %}<div class="plots">
-{{ plot("loss", "Loss", "How much the next token surprises the model, in nats. Thin: each step; bold: running mean."
+{{ plot("loss", "Loss", "Mean over trained tokens, in nats per token. Thin: each step; bold: running mean."
   ~ (" Dashed: a restart." if state.restarts else "") ~ (" Dotted: held-out loss." if evaluation else "")
   ~ (" Dots: validation " ~ validation ~ "." if validation else "")) }}
-{{ plot("rate", "Learning rate", "How far a step moves the weights: warm-up, then the schedule.") }}
-{{ plot("norm", "Gradient norm", "Before clipping. A spike is an odd batch; a steady rise, too high a rate.") }}
+{{ plot("rate", "Learning rate", "Warm-up, then the schedule.") }}
+{{ plot("norm", "Gradient norm", "Before clipping. A spike: an odd batch; a steady rise: too high a rate.") }}
 {{ plot("speed", "Tokens per second", "All ranks together. Below: share of each step spent waiting for data, "
   ~ "%.1f%% over the run." % (100 * (state.lines | sum("data_wait_s")) / (state.kept_s or 1))) }}
 </div>{% else %}{{ missing("No step yet", "train") }}{% endif %}
-{% if state.segments %}<h2>Starts and ends</h2><div class="scroll"><table>
+{% if state.attempts %}<h2>Attempts</h2><div class="scroll"><table>
 <tr><th>Start (UTC)<th>End<th>Ranks<th class="number">Steps<th class="number">Time<th>Why it ended</tr>
-{% for part in state.segments %}{% set start, end = part.start, part.end %}<tr>
+{% for attempt in state.attempts %}{% set start, end = attempt.start, attempt.end %}<tr>
 {% for event in (start, end) %}<td class="time">{{ event.time[:19] | replace("T", " ") if event else "—" }}{% endfor %}
 <td class="time">{{ start.world_size }} on {{ start.host }}
 <td class="number">{{ "{:,} → {}".format(start.step, "{:,}".format(end.step) if end else "?") }}
-<td class="number">{{ "" if end else "at least " }}{{ (end.seconds if end else part.kept_s) | duration }}
+<td class="number">{{ "" if end else "at least " }}{{ (end.seconds if end else attempt.kept_s) | duration }}
 <td class="why">{% if end %}{{ end.reason }} (exit code {{ end.exit_code }}){% else %}{{ "running, or " if loop.last -}}
-killed: it wrote no end; {{ "{:,}".format(part.kept_steps) }} of its steps are kept{% endif %}</tr>{% endfor %}</table>
-</div>{% endif %}
+killed: no end was written; {{ "{:,}".format(attempt.kept_steps) }} of its steps are kept{% endif %}</tr>{% endfor %}
+</table></div>{% endif %}
 {% if incidents %}<h2>Incidents</h2><p class="muted small">{% if incidents | length > shown %}
 {{ "The newest {} of {:,}".format(shown, incidents | length) }}; all are in segments.jsonl. {% endif %}
 The documents of a step: <code>{{ commands.inspect }} --step N</code></p>
@@ -196,10 +196,10 @@ The documents of a step: <code>{{ commands.inspect }} --step N</code></p>
 <td class="why">{{ incident.rows_text or "—" }}</tr>{% endfor %}</table></div>{% endif %}<h2>Before and after</h2>
 {% if evaluation %}<p>{{ "{:,} held-out rows, {:,} tokens scored".format(evaluation.rows, evaluation.trained_tokens) }}.
 <div class="scroll"><table><tr><th><th class="number">Base model<th class="number">Tuned model</tr>
-{% for key, form, label, remark in [("loss", "{:.4f}", "Loss", "nats a token; lower is better"),
+{% for key, form, label, remark in [("loss", "{:.4f}", "Loss", "nats per token; lower is better"),
   ("perplexity", "{:,.2f}", "Perplexity", "e to the power of the loss"),
-  ("bits_per_byte", "{:.4f}", "Bits per byte", "the loss by length of text: compares tokenizers too"),
-  ("stop_rate", "{:.0%}", "Stop rate", "share of answers that the model ended by itself")] %}
+  ("bits_per_byte", "{:.4f}", "Bits per byte", "loss per byte of text: comparable across tokenizers"),
+  ("stop_rate", "{:.0%}", "Stop rate", "share of answers that the model ended itself")] %}
 {% if evaluation.models.tuned[key] is not none %}<tr><td>{{ label }}<br><span class="muted">{{ remark }}</span>
 {% for model in ("base", "tuned") %}<td class="number">{{ form.format(evaluation.models[model][key]) }}{% endfor %}</tr>
 {% endif %}{% endfor %}</table></div>
@@ -211,12 +211,12 @@ The documents of a step: <code>{{ commands.inspect }} --step N</code></p>
 {% else %}{{ missing("No evaluation yet", "evaluate") }}{% endif %}<h2>Data</h2>
 {% if manifest %}{% set total = manifest.tokens.values() | sum %}<p>{% for split in manifest.splits %}
 {{- "{}: {:,} rows".format(split, manifest.rows(split)) }}, {% endfor %}{{ "{:,}".format(manifest.row_tokens) }}
-tokens a row.</p>{% if total %}<div class="bar">
+tokens per row.</p>{% if total %}<div class="bar">
 {% for use, count in manifest.tokens.items() %}<i class="{{ use }}" style="flex: {{ count }}"></i>{% endfor %}</div>
 <p class="small">{% for use, count in manifest.tokens.items() %}
 <span class="use"><i class="dot {{ use }}"></i> {{ use }}
 {{ "{:.1%} ({})".format(count / total, count | short) }}</span>{% endfor %}
-<br><span class="muted">Masked tokens are read, not learnt; padding fills the ends of rows.</span></p>{% endif %}
+<br><span class="muted">Masked tokens are context without loss; padding fills the ends of rows.</span></p>{% endif %}
 {% if manifest.documents %}<div class="scroll"><table>
 <tr><th>Source<th class="number">Documents read<th class="number">Kept<th>Rejected</tr>
 {% for source, counts in manifest.documents.items() %}<tr><td class="text">{{ source }}

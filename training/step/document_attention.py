@@ -1,8 +1,10 @@
-"""Attention by documents: a token sees what stands before it in its own document, and nothing else of its row.
+"""Attention within documents: a token attends to earlier tokens of its own document and to nothing else in its row.
 
-transformers' models ask for their attention by name. The function registered here gets the boundaries of documents from
-the shards, by way of `attending`. A dense mask of [row_tokens, row_tokens] in its place takes more than a third of a
-step's time, and a model whose mask is not made from the positions would do without one in silence.
+transformers' models look up their attention function by name. The one registered here knows where documents begin and
+end, from the shards, by way of `attending`. On a GPU it is one call of FlashAttention's variable-length kernel (Dao
+2023, arXiv 2307.08691); elsewhere, documents of equal length are batched. A dense [row_tokens, row_tokens] mask would
+take more than a third of a step's time, and a model that does not derive its mask from the positions would silently
+have none.
 """
 
 from __future__ import annotations
@@ -22,28 +24,28 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 KERNEL: Callable[..., Any] | None = None
-with suppress(ImportError):  # before torch 2.10
+with suppress(ImportError):  # torch before 2.10 does not have it
     from torch.nn.attention.varlen import varlen_attn as KERNEL  # noqa: N812
 
-NAME = "shardline_documents"  # as transformers' models ask for it
+NAME = "shardline_documents"  # under which transformers' models look it up
 KERNEL_KNOWS_GROUPS = KERNEL is not None and "enable_gqa" in inspect.signature(KERNEL).parameters
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Lengths of the documents in a micro batch, its rows one after the other; a row's padding is one of them."""
+    """Lengths of the documents in a micro batch, row after row; a row's padding counts as one."""
 
     lengths: list[int]
     device: torch.device
 
     @cached_property
     def starts(self) -> torch.Tensor:
-        """Where the segments begin and, last, where the last one ends, [segments + 1] int32."""
+        """Cumulative lengths: where each segment begins, and where the last one ends, [segments + 1] int32."""
         return torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32, device=self.device)
 
     @cached_property
     def of_length(self) -> dict[int, list[int]]:
-        """The numbers of the segments of each length: those are attended to together."""
+        """The indices of the segments of each length, which are computed as one batch."""
         numbers: dict[int, list[int]] = defaultdict(list)
         for number, length in enumerate(self.lengths):
             numbers[length].append(number)
@@ -52,14 +54,15 @@ class Segments:
 
 @dataclass
 class Current:
-    """What the attention function is called for. One process runs one model at a time.
+    """The micro batch that the attention function is called for: global, as one process runs one model at a time.
 
-    It stays until the next micro batch: activations may be computed again in backward, on a thread of autograd's.
+    It stays set until the next micro batch, as backward may recompute activations, on one of autograd's threads.
     """
 
     segments: Segments | None = None
     unsupported: str | None = None
-    """What a model asked for that is not done here; a forward pass under ZeRO-3 must not be broken off."""
+    """What a model asked for that is not implemented here. Noted, not raised: a rank that leaves a forward pass under
+    ZeRO-3 would leave the others waiting in a gather."""
 
 
 CURRENT = Current()
@@ -73,13 +76,15 @@ def attend(
     attention_mask: torch.Tensor | None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return the attention's output [rows, row_tokens, heads, value width], as transformers' interface wants it.
+    """Return the attention's output [rows, row_tokens, heads, value width]: transformers' attention interface.
 
-    Queries are [rows, heads, row_tokens, width], keys and values may have fewer heads. Scale, dropout, sliding window,
-    soft cap and attention sinks are honoured; what else a model asks for is noted in CURRENT.
+    Queries are [rows, heads, row_tokens, width]; keys and values may have fewer heads. Scale, dropout, sliding window,
+    soft cap and attention sinks are applied; anything else a model asks for is noted in `CURRENT.unsupported`.
     """
     if CURRENT.segments is None:
-        raise RuntimeError("attention by documents was called without the documents of the micro batch")
+        raise RuntimeError(
+            "attention by documents was called without the documents of the micro batch; call attending() first"
+        )
     note_unsupported(module, attention_mask, settings)
     rule = Rule(
         scale=settings.get("scaling"),
@@ -96,7 +101,7 @@ def attend(
 
 
 def note_unsupported(module: nn.Module, attention_mask: torch.Tensor | None, settings: dict[str, Any]) -> None:
-    """Note what would be left out in silence."""
+    """Note in CURRENT what a model asks for that this attention would silently ignore."""
     if attention_mask is not None:
         CURRENT.unsupported = "it makes a mask of its own"
     if settings.get("position_bias") is not None:
@@ -107,7 +112,7 @@ def note_unsupported(module: nn.Module, attention_mask: torch.Tensor | None, set
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How a model's scores become weights. `window` counts tokens, the token itself included; sinks are [heads]."""
+    """How scores become weights. `window` counts the tokens seen, including the token itself; `sinks` are [heads]."""
 
     scale: float | None
     dropout: float
@@ -119,10 +124,11 @@ class Rule:
 def attended(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, rule: Rule
 ) -> torch.Tensor:
-    """Return the output [tokens, heads, value width] of causal attention within each segment; inputs are likewise.
+    """Return the output [tokens, heads, value width] of causal attention within each segment; inputs are alike.
 
-    Documents are taken apart by one split and put together by one concatenation: slices would each add a tensor of all
-    tokens to the backward pass.
+    Documents of one length are stacked into one batch, so the number of attention calls is that of distinct lengths and
+    no mask is needed. One split and one concatenation, because the backward of each slice would allocate a tensor of
+    the size of all tokens.
     """
     parts = [torch.split(tensor, segments.lengths) for tensor in (query, key, value)]
     outputs: list[torch.Tensor | None] = [None] * len(segments.lengths)
@@ -135,7 +141,7 @@ def attended(
 
 
 def has_kernel(query: torch.Tensor, value: torch.Tensor, rule: Rule) -> bool:
-    """Tell whether torch's FlashAttention over segments can do this: it knows no caps, sinks, dropout or fp32."""
+    """Return whether torch's variable-length FlashAttention can do this: it has no caps, sinks, dropout or fp32."""
     is_plain = rule.soft_cap is None and rule.sinks is None and not rule.dropout
     fits = query.shape[-1] == value.shape[-1] <= 256 and query.dtype in (torch.bfloat16, torch.float16)
     return is_plain and fits and query.is_cuda and KERNEL is not None
@@ -144,21 +150,26 @@ def has_kernel(query: torch.Tensor, value: torch.Tensor, rule: Rule) -> bool:
 def attended_by_kernel(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, rule: Rule
 ) -> torch.Tensor:
-    """Return what `attended` returns, from one call of FlashAttention for all segments, on a GPU."""
-    assert KERNEL is not None
+    """Return what `attended` returns, from one call of variable-length FlashAttention for all segments, on a GPU.
+
+    The kernel takes the tokens of all segments in one dimension, with the cumulative lengths in `starts`. Its window is
+    (tokens before, tokens after), -1 being unlimited; the token itself is not counted, hence window - 1.
+    """
+    if KERNEL is None:
+        raise RuntimeError("this torch has no variable-length attention; has_kernel() must be checked first")
     starts, longest = segments.starts, max(segments.lengths)
     groups = query.shape[1] // key.shape[1]
     settings: dict[str, Any] = {"scale": rule.scale, "window_size": (-1 if rule.window is None else rule.window - 1, 0)}
     if groups > 1 and KERNEL_KNOWS_GROUPS:
         settings["enable_gqa"] = True
-    elif groups > 1:  # torch 2.11
+    elif groups > 1:  # torch up to 2.11: repeat the keys and values for each query head of a group
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     output: torch.Tensor = KERNEL(query, key, value, starts, starts, longest, longest, **settings)
     return output
 
 
 def rule_of_length(rule: Rule, length: int) -> Rule:
-    """Return the rule without a window that no document of this length notices."""
+    """Return the rule without its window if documents of this length fit into it: then no mask is needed."""
     if rule.window is None or rule.window < length:
         return rule
     return Rule(scale=rule.scale, dropout=rule.dropout, window=None, soft_cap=rule.soft_cap, sinks=rule.sinks)
@@ -176,13 +187,17 @@ def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Ru
 
 
 def seen(tokens: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Return which tokens each token sees, [tokens, tokens]: itself and those before it, at most `window` in all."""
+    """Return which tokens each token sees, [tokens, tokens] bool: itself and earlier ones, at most `window` in all."""
     mask = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
     return mask if window is None else mask.triu(1 - window)
 
 
 def causal_by_scores(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """Return the same where scores are capped (Gemma 2) or a sink takes its share of them (gpt-oss)."""
+    """Return the same with capped scores (Gemma 2, arXiv 2408.00118) or attention sinks (gpt-oss, arXiv 2508.10925).
+
+    PyTorch's fused attention has neither, so the scores are computed in full, in transformers' order of operations. A
+    sink is one more logit per head in the softmax, whose weight is then dropped: the rest sums to less than one.
+    """
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     scores = (query @ key.transpose(2, 3)) * (query.shape[-1] ** -0.5 if rule.scale is None else rule.scale)
@@ -198,7 +213,7 @@ def causal_by_scores(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
 
 def no_mask(*arguments: Any, **settings: Any) -> None:
-    """Make no mask: the attention function knows the documents."""
+    """Make no mask: the attention function knows the segments."""
 
 
 AttentionInterface.register(NAME, attend)
@@ -206,16 +221,16 @@ AttentionMaskInterface.register(NAME, no_mask)
 
 
 def can_attend_by_documents(model: PreTrainedModel) -> bool:
-    """Tell whether the model's class asks transformers for its attention by name."""
+    """Return whether the model's layers look up their attention function by name."""
     return bool(model._can_set_attn_implementation())
 
 
 def attend_with(model: PreTrainedModel, name: str) -> None:
-    """Let the model's layers ask for the attention of this name from now on."""
+    """Make the model's layers use the attention function of this name."""
     if can_attend_by_documents(model):
         model.set_attn_implementation(name)
 
 
 def attending(lengths: list[int] | None, device: torch.device | None = None) -> None:
-    """Say which documents the next call of the model is for; None: for none."""
+    """Set the segment lengths that the model's next forward pass is for; None clears them."""
     CURRENT.segments = None if lengths is None else Segments(lengths, device or torch.device("cpu"))

@@ -1,8 +1,9 @@
-"""Before the first step a model proves that documents of a row do not see each other, and that its loss is true.
+"""The isolation check: before the first step, measure that documents in a row are isolated and the loss is right.
 
-What keeps documents apart differs between architectures, and what fails does so in silence: learned positions, biases
-that count from the row's beginning, states that run on. So nothing is believed: the very model that will be trained is
-called with a row of two documents and with each alone.
+What isolates documents differs between architectures, and leaks are silent: absolute positions, biases counted from the
+start of the row, recurrent state carried across a document's end. So nothing is assumed. The model that will be trained
+runs on a row of two documents, on the same row with the first document replaced, and on each document alone; hidden
+states must agree. The fastest way to isolate documents that passes is used.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from training.step.document_attention import CURRENT
 from training.step.loss import LogitRule
 from training.step.packed_model import Isolation, PackedModel
 
-SHORT_TOKENS = 32  # of the second document; the first fills the row, so that a sliding window is noticed
-LONGEST_ROW = 1024  # unless a window is longer
-WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")  # of configurations
-HUGE = 1e12  # a logit that only a soft cap makes smaller than a millionth of it
-FIRST_TOKENS = 3  # of a document, where everything that leaks shows
+SHORT_TOKENS = 32  # length of the second document; the first fills the row, so that a sliding window has an effect
+LONGEST_ROW = 1024  # tokens in the checked row, unless a window is longer
+WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")  # configuration keys
+HUGE = 1e12  # a logit that only a soft cap can bring below a millionth of its size
+FIRST_TOKENS = 3  # of a document, where every kind of leak is largest
 
 Worst = Callable[[Sequence[float]], list[float]]
-"""Returns the largest value of all ranks at each place."""
+"""Returns the element-wise maximum over all ranks. Collective."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """Largest differences of hidden states relative to their norm, and of the loss relative to it.
+    """Largest accepted relative differences: of hidden states by their norm, and of the loss.
 
-    `leak` is small, since the same numbers are computed twice but for experts that another document's tokens share.
+    `leak` is the tightest: both runs compute the same numbers, except where tokens of both documents share an expert.
     """
 
     leak: float
@@ -50,11 +51,13 @@ TOLERANCES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proof:
-    """What was found: how documents are kept apart, and why not by attention where that is so.
+class IsolationCheck:
+    """The result: how documents are isolated and, if not by attention, why not (`why`).
 
-    `leak` is how much a document changes when the other one does, `alone` how much when it stands alone, `loss` how
-    much the loss taken in the head differs from that of the model's own logits; `rule` is None if that is not used.
+    `leak` is how much a document's hidden states change with the other document, `alone` how much they differ from the
+    document alone, `loss` how much the loss computed in the head differs from that of the model's own logits. `rule` is
+    None if the loss is not computed in the head. `passes` and `tokens` are the cost of one document per row: forward
+    passes, and tokens relative to those of a micro batch.
     """
 
     isolation: Isolation
@@ -67,46 +70,51 @@ class Proof:
     tokens: float
 
     def as_record(self) -> dict[str, Any]:
-        """Return the proof as JSON values."""
+        """Return the result as JSON values."""
         return {**vars(self), "isolation": self.isolation.value, "rule": self.rule and vars(self.rule)}
 
     def as_text(self) -> str:
-        """Return the lines that a person reads before the first step."""
-        found = f"a change of one changes the other by {self.leak:.1e}, alone it differs by {self.alone:.1e}"
-        lines = [f"documents    {self.isolation.value}, proved on a row of two: {found}"]
+        """Return the result as printed before the first step."""
+        found = f"leak between documents {self.leak:.1e}, difference from a document alone {self.alone:.1e}"
+        lines = [f"documents    {self.isolation.value}, checked on a row of two: {found}"]
         if self.why is not None:
-            lines.append(f"             the faster way is not taken: {self.why}{self.cost()}")
+            lines.append(f"             no faster way works: {self.why}{self.cost()}")
         if self.rule is None:
             lines.append(
-                f"head         logits of all tokens: the loss on trained ones alone differs by {self.loss:.1e}"
+                f"head         logits of all tokens: the loss of trained tokens alone differs by {self.loss:.1e}"
             )
         return "\n".join(lines)
 
     def cost(self) -> str:
+        """Return what one document per row costs, as the end of a line; empty for the other ways."""
         if self.isolation is not Isolation.ONE_A_ROW:
             return ""
-        return f"; this costs {self.passes:.1f} forward passes and {self.tokens:.2f} times the tokens of a micro batch"
+        return f"; a micro batch takes {self.passes:.1f} forward passes and {self.tokens:.2f} times its tokens"
 
 
 @torch.no_grad()
-def prove(model: PackedModel, row_tokens: int, examples: Sequence[MicroBatch], worst: Worst) -> Proof:
-    """Choose how documents are kept apart and the loss is taken, and leave `model` so. Collective.
+def check_isolation(
+    model: PackedModel, row_tokens: int, examples: Sequence[MicroBatch], worst: Worst
+) -> IsolationCheck:
+    """Choose how `model` isolates documents and computes the loss, and set it up that way. Collective.
 
-    The model must be in evaluation mode. Raises TrainingError if a document is not what it is alone in any way.
+    The model must be in evaluation mode. Raises TrainingError if no way isolates the documents of a row.
     """
     documents = documents_for(model, row_tokens)
     tolerance = TOLERANCES[next(model.model.parameters()).dtype]
-    why = "its layers do not ask for attention by name"
+    why = "its layers do not look up their attention function by name"
     for isolation in model.ways():
         found = differences(model, isolation, documents, tolerance, worst)
         if isinstance(found, tuple):
             break
         why = found
     else:
-        raise TrainingError(f"{type(model.model).__name__} cannot be trained on packed rows: {why}")
-    rule, loss = prove_loss(model, documents[-1], tolerance, worst)
+        raise TrainingError(
+            f"{type(model.model).__name__} cannot be trained on packed rows: {why}; choose another model"
+        )
+    rule, loss = check_loss(model, documents[-1], tolerance, worst)
     parts = [part for batch in examples for part in one_document_a_row(batch, model.border)]
-    return Proof(
+    return IsolationCheck(
         isolation=isolation,
         leak=found[0],
         alone=found[1],
@@ -119,13 +127,13 @@ def prove(model: PackedModel, row_tokens: int, examples: Sequence[MicroBatch], w
 
 
 def documents_for(model: PackedModel, row_tokens: int) -> list[torch.Tensor]:
-    """Return a long document, another one of its length, and a short one, of ids drawn from the vocabulary."""
+    """Return a long document, another of the same length, and a short one, of random ids from the vocabulary."""
     config = model.model.config.get_text_config()
     windows = [model.border, *(getattr(config, name, None) for name in WINDOWS)]
     longest = max([LONGEST_ROW, *(2 * SHORT_TOKENS + window for window in windows if isinstance(window, int))])
     row_tokens = min(row_tokens, longest)
     short = max(1, min(SHORT_TOKENS, row_tokens // 4, model.border or SHORT_TOKENS))
-    short -= 1 - short % 2  # odd: a model that works in blocks sees what stands behind the document, if it looks there
+    short -= 1 - short % 2  # odd, so that a model that computes in blocks reads past the document's end, if it does so
     generator = torch.Generator().manual_seed(0)
     lengths = [row_tokens - short, row_tokens - short, short]
     return [torch.randint(config.vocab_size, (length,), generator=generator) for length in lengths]
@@ -134,7 +142,7 @@ def documents_for(model: PackedModel, row_tokens: int) -> list[torch.Tensor]:
 def differences(
     model: PackedModel, isolation: Isolation, documents: list[torch.Tensor], tolerance: Tolerance, worst: Worst
 ) -> tuple[float, float] | str:
-    """Return by how much documents leak and differ from themselves alone, or why this way is not good enough."""
+    """Return the leak and the difference from documents alone, or why this way is not good enough. Collective."""
     first, other, short = documents
     model.isolate(Isolation.ONE_A_ROW)
     alone = [hidden for document in (first, short) for hidden in of_documents(model, [document])]
@@ -146,16 +154,16 @@ def differences(
     apart = max(of_quarters(found, expected) for found, expected in zip(packed, alone, strict=True))
     leak, apart, unsupported = worst([leak, apart, float(CURRENT.unsupported is not None)])
     if unsupported:
-        return CURRENT.unsupported or "another rank's layers ask for more than is done here"
+        return CURRENT.unsupported or "on another rank, its attention needs something that is not supported"
     if not leak <= tolerance.leak:
-        return f"documents of a row see each other (they change by {leak:.1e})"
+        return f"documents in a row see each other (leak {leak:.1e})"
     if not apart <= tolerance.alone:
-        return f"a document in a row is not what it is alone (it differs by {apart:.1e})"
+        return f"a document in a row differs from the document alone (by {apart:.1e})"
     return leak, apart
 
 
 def row_of(documents: list[torch.Tensor], isolation: Isolation) -> MicroBatch:
-    """Return documents as a micro batch of one row; in rows of their own, there is room for all in one pass."""
+    """Return documents as a micro batch of one row, padded so that one document per row still takes a single pass."""
     tokens = torch.cat(documents)
     room = len(documents) * len(documents[0]) if isolation is Isolation.ONE_A_ROW else len(tokens)
     ids = F.pad(tokens, (0, room - len(tokens)))[None]
@@ -164,7 +172,7 @@ def row_of(documents: list[torch.Tensor], isolation: Isolation) -> MicroBatch:
 
 
 def of_documents(model: PackedModel, documents: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the hidden states [tokens, width] of each document of a row; no document is shorter than the next one."""
+    """Return the hidden states [tokens, width] of each document in a row. Documents must be sorted, longest first."""
     parts = model.parts(row_of(documents, model.isolation))
     if model.isolation is not Isolation.ONE_A_ROW:
         states = [torch.split(model.hidden(part)[0], part.segments) for part in parts]
@@ -174,26 +182,27 @@ def of_documents(model: PackedModel, documents: list[torch.Tensor]) -> list[torc
 
 
 def median(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the median over tokens of the difference relative to the norm; not a number counts as infinite.
+    """Return the median over tokens of the difference relative to the norm; NaN counts as infinite.
 
-    Not the largest: a token at the border between two experts may go to the other one.
+    The median, not the maximum: rounding may route a token that is undecided between two experts to the other one.
     """
     difference = (found.float() - expected.float()).norm(dim=-1) / expected.float().norm(dim=-1).clamp_min(1e-30)
     return float(difference.nan_to_num(nan=math.inf).median())
 
 
 def of_quarters(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the largest median of a document's quarters: a window shows in the last one."""
+    """Return the largest median over a document's quarters: the effect of a window shows only in the last ones."""
     pairs = zip(found.chunk(4), expected.chunk(4), strict=True)
     return max(median(quarter, other) for quarter, other in pairs)
 
 
-def prove_loss(
+def check_loss(
     model: PackedModel, document: torch.Tensor, tolerance: Tolerance, worst: Worst
 ) -> tuple[LogitRule | None, float]:
-    """Find what the model does to its logits, and whether the loss taken in the head is that of the model's own.
+    """Find the model's logit rule and compare the loss computed in the head with that of its own logits. Collective.
 
-    Return the rule, which `model` then has, or None where the logits of all tokens are the only way.
+    Returns the rule, which is set in `model`, and the relative difference. The rule is None if the loss in the head is
+    not the same: then the loss is computed from the logits of all tokens.
     """
     (batch,) = model.parts(row_of([document], model.isolation))
     model.rule = None
@@ -207,7 +216,11 @@ def prove_loss(
 
 
 def logit_rule(model: PackedModel, batch: MicroBatch) -> LogitRule | None:
-    """Find what stands between the head and the logits by letting the head return known numbers; None: not found."""
+    """Return what the model does to its head's output, found by making the head return known values; None if unknown.
+
+    The known values are 1, HUGE and a ramp. With y = cap tanh(scale x / cap), HUGE comes out as the cap, and 1 gives
+    the scale by inverting tanh; without a cap, 1 comes out as the scale. The ramp then checks the formula.
+    """
     vocab = model.model.config.get_text_config().vocab_size
     known = torch.linspace(-20, 20, vocab, device=model.device)
     known[:2] = torch.tensor([1.0, HUGE])

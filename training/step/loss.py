@@ -1,4 +1,10 @@
-"""The one loss that is trained and reported, taken where the output head is, on the trained tokens alone."""
+"""The loss that is trained and reported, computed inside the output head and on the trained tokens alone.
+
+Logits are the largest tensor of a step: rows x row_tokens x vocabulary. Masked tokens need none, so hidden states are
+selected before the head. The rest goes through head and cross entropy a chunk of tokens at a time, which also computes
+the gradients, so that no chunk's logits are kept: chunked cross entropy with gradients in forward, as in Liger Kernel
+(Hsu et al. 2024, arXiv 2410.10989), here in plain PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +17,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-CHUNK_LOGITS = 1 << 24  # fp32 logits that are in memory at a time: 64 MB
+CHUNK_LOGITS = 1 << 24  # fp32 logits in memory at a time: 64 MB
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepStats:
-    """What an optimizer step did, the same on every rank. `skipped` says why it changed no weight, if it did not.
+    """The outcome of an optimizer step, the same on every rank. `skipped` is the reason if it changed no weight.
 
-    `loss` is that of the tokens; `auxiliary_loss`, for mixtures of experts that are trained on it, of their routers.
+    `loss` is the mean over trained tokens; `auxiliary_loss` is the routers' loss of a mixture of experts trained on it.
     """
 
     loss: float
@@ -34,7 +40,7 @@ def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class LogitRule:
-    """What a model does to the output of its head: y = cap tanh(scale x / cap), without a cap y = scale x."""
+    """What a model does to its head's output: y = cap tanh(scale x / cap), or y = scale x without a cap."""
 
     scale: float = 1.0
     cap: float | None = None
@@ -44,15 +50,16 @@ class LogitRule:
         return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
 
     def times_derivative(self, gradient: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """Return the gradient of the rule's input, given that of its output and the output itself; in place."""
+        """Turn the gradient of the rule's output, given with that output, into that of its input, in place."""
         gradient.mul_(self.scale)
         return gradient if self.cap is None else gradient.mul_(1 - (output / self.cap) ** 2)
 
 
 class HeadLoss(torch.autograd.Function):
-    """The summed loss of hidden states [tokens, width] through a linear head, a chunk of tokens at a time.
+    """The summed loss of hidden states [tokens, width] through a linear head [vocab, width], chunk by chunk.
 
-    Gradients are computed in forward, so neither the logits of all tokens nor those of a chunk are kept.
+    The gradient of a summed cross entropy by the logits, softmax(y) - onehot(target), needs nothing from backward but
+    one scalar factor. So forward computes all gradients while a chunk's logits exist, and backward only scales them.
     """
 
     @staticmethod
@@ -90,7 +97,7 @@ class HeadLoss(torch.autograd.Function):
 
 @dataclass
 class HeadGradients:
-    """What the chunks have added up to; None for what needs no gradient. The weight's is summed in fp32."""
+    """The gradients accumulated over chunks; None where none is needed. Weight and bias are summed in fp32."""
 
     hidden: torch.Tensor | None
     weight: torch.Tensor | None
@@ -119,9 +126,10 @@ class HeadGradients:
 
 
 def chunks(tokens: int, vocab: int, width: int) -> Iterator[slice]:
-    """Yield slices of tokens whose logits fit into CHUNK_LOGITS, but of no fewer tokens than half of the width.
+    """Yield slices of tokens whose logits fit into CHUNK_LOGITS, but no fewer tokens than half the width.
 
-    Each chunk adds to the gradient of the whole weight, which takes the time of about as many tokens' logits.
+    Every chunk adds into the whole weight's gradient [vocab, width], which takes as long as the logits of about that
+    many tokens: smaller chunks would spend most of their time there.
     """
     size = max(1, CHUNK_LOGITS // vocab, width // 2)
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
@@ -129,9 +137,9 @@ def chunks(tokens: int, vocab: int, width: int) -> Iterator[slice]:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """The trained tokens of a micro batch: `places` [tokens] in its flattened rows that predict them, and their ids.
+    """The trained tokens of a micro batch: `places` [tokens] from which they are predicted, and their ids `targets`.
 
-    Places are of [rows x row_tokens]: a token that stands at place p is predicted at p - 1.
+    Places index the flattened rows, [rows x row_tokens]: the token at p is predicted from the hidden state at p - 1.
     """
 
     places: torch.Tensor
@@ -142,11 +150,11 @@ class Trained:
 
 
 class LossHead:
-    """A model's output head, which can return the loss of the trained tokens in place of the logits of all.
+    """A model's output head, patched so that it can return the loss of the trained tokens instead of all logits.
 
-    The model's own forward pass calls it, so that ZeRO-3 has its weight in one piece there (outside of its module the
-    weight is empty), and what the model does before it stays the model's own. The hook that catches what it returns
-    must come after DeepSpeed's: make this when DeepSpeed has the model.
+    The model's own forward pass calls it: everything before the head stays the model's own, and ZeRO-3 has gathered the
+    head's weight (outside its module's forward, the weight is empty). The hook that catches the head's output must run
+    after DeepSpeed's hooks, so create this only after DeepSpeed has wrapped the model.
     """
 
     def __init__(self, head: nn.Module) -> None:
@@ -161,13 +169,13 @@ class LossHead:
         return self.action(hidden)
 
     def catch(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        """Keep what leaves the head, as DeepSpeed's hooks have wrapped it."""
+        """Keep the head's output as DeepSpeed's hooks have wrapped it: backward must pass through them."""
         if self.action is not self.logits:
             self.returned = output
 
     @contextmanager
     def acting(self, action: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-        """Let the head do something else with the hidden states [rows, row_tokens, width] that reach it."""
+        """Make the head apply `action` to the hidden states [rows, row_tokens, width] that reach it."""
         self.action = action
         try:
             yield
@@ -175,7 +183,7 @@ class LossHead:
             self.action = self.logits
 
     def take(self) -> torch.Tensor:
-        """Return what the head has returned, and let it go."""
+        """Return the head's latest output and forget it."""
         if self.returned is None:
             raise RuntimeError("the model's forward pass did not call its output head")
         returned: torch.Tensor = self.returned
@@ -184,15 +192,15 @@ class LossHead:
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is a matrix and a bias: not where low-rank additions stand beside it."""
+        """Whether the head is a plain matrix and bias, without a LoRA adapter."""
         return isinstance(self.head, nn.Linear) and not hasattr(self.head, "base_layer")
 
     def loss(self, hidden: torch.Tensor, trained: Trained, rule: LogitRule) -> torch.Tensor:
-        """Return the summed loss as [1, 1, 1]: the model goes on with it as if it were logits."""
+        """Return the summed loss as [1, 1, 1], since the model handles it as if it were logits."""
         chosen = hidden.flatten(0, -2).index_select(0, trained.places)
         if self.is_linear:
             weights: list[torch.Tensor | None] = [self.head.get_parameter("weight"), self.head._parameters["bias"]]
-            if not torch.is_grad_enabled():  # else the gradients would be computed and thrown away
+            if not torch.is_grad_enabled():  # without this, HeadLoss would compute gradients for nothing
                 weights = [None if weight is None else weight.detach() for weight in weights]
             loss = head_loss(chosen, weights, trained.targets, rule)
         else:

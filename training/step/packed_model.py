@@ -1,6 +1,6 @@
-"""A causal language model that is called with packed rows, and how the documents of a row are kept apart in it.
+"""A causal language model called with packed rows, and how it isolates the documents of a row.
 
-Training, validation, replay and evaluation take this one path, through DeepSpeed or not.
+Training, validation, replay and evaluation all use this one path, with or without DeepSpeed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from training.step.loss import LogitRule, LossHead, Trained, summed_loss
 
 
 class Isolation(enum.Enum):
-    """How the documents of a packed row are kept from seeing each other."""
+    """How the documents of a packed row are isolated from each other; the fastest way first."""
 
     BY_ATTENTION = "attention by documents"
     BY_MASK = "a mask made from positions that restart"
@@ -29,9 +29,9 @@ class Isolation(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """The summed loss of so many trained tokens and, for mixtures of experts, what each is trained on beside it.
+    """The summed loss of `tokens` trained tokens and, for a mixture of experts, its routers' loss.
 
-    `auxiliary` is the routers' loss as the model's configuration weighs it; None where it asks for none.
+    `auxiliary` is per token and already weighted; None if the model's configuration does not ask for it.
     """
 
     summed: torch.Tensor
@@ -39,17 +39,20 @@ class Loss:
     tokens: int
 
     def trained(self) -> torch.Tensor:
-        """Return the sum over tokens that gradients are taken of."""
+        """Return the loss to differentiate, summed over tokens."""
         return self.summed if self.auxiliary is None else self.summed + self.auxiliary * self.tokens
 
     def sums(self) -> torch.Tensor:
-        """Return the sums over tokens of the tokens' loss and of the routers', [2] in fp64, without gradients."""
+        """Return the summed loss of the tokens and of the routers, [2] in fp64, detached."""
         auxiliary = torch.zeros_like(self.summed) if self.auxiliary is None else self.auxiliary * self.tokens
         return torch.stack([self.summed.detach().double(), auxiliary.detach().double()])
 
 
 class PackedModel:
-    """`call` is the model itself, or DeepSpeed's engine around it. The model's configuration must be its own."""
+    """A model with its loss. `call` is the model itself or DeepSpeed's engine around it.
+
+    Its configuration object is changed, so it must not be shared with another model.
+    """
 
     def __init__(self, model: PreTrainedModel, call: Callable[..., Any], device: torch.device) -> None:
         self.model, self.call, self.device = model, call, device
@@ -61,18 +64,18 @@ class PackedModel:
         self.isolate(next(iter(self.ways())))
 
     def ways(self) -> list[Isolation]:
-        """Return how documents might be kept apart in this model, the fastest first; a proof chooses."""
+        """Return the ways this model might isolate documents, fastest first; the isolation check chooses one."""
         by_attention = document_attention.can_attend_by_documents(self.model)
         return [way for way in Isolation if way is not Isolation.BY_ATTENTION or by_attention]
 
     def isolate(self, isolation: Isolation) -> None:
-        """Keep documents apart in this way from now on."""
+        """Isolate documents in this way from now on."""
         self.isolation = isolation
         by_attention = isolation is Isolation.BY_ATTENTION
         document_attention.attend_with(self.model, document_attention.NAME if by_attention else self.own_attention)
 
     def parts(self, batch: MicroBatch) -> list[MicroBatch]:
-        """Return what is to be called for a micro batch: the batch, or its documents in rows of their own."""
+        """Return the forward passes of a micro batch: the batch itself, or batches with one document per row."""
         return one_document_a_row(batch, self.border) if self.isolation is Isolation.ONE_A_ROW else [batch]
 
     def loss(self, batch: MicroBatch) -> Loss:
@@ -86,7 +89,7 @@ class PackedModel:
         return Loss(summed=summed, auxiliary=self.auxiliary(output), tokens=len(trained.targets))
 
     def auxiliary(self, output: Any) -> torch.Tensor | None:
-        """Return the routers' loss as it is weighed; None where none is asked for."""
+        """Return the weighted routers' loss; None if the configuration does not ask for it."""
         if self.auxiliary_weight is None:
             return None
         found: torch.Tensor | None = getattr(output, "aux_loss", None)
@@ -95,28 +98,28 @@ class PackedModel:
         return found * self.auxiliary_weight
 
     def loss_in_head(self, batch: MicroBatch, trained: Trained, rule: LogitRule) -> tuple[torch.Tensor, Any]:
-        """Return the summed loss, taken in the head, and what the model's forward pass returned beside it."""
+        """Return the summed loss, computed in the head, and the model's output object."""
         with self.head.acting(lambda hidden: self.head.loss(hidden, trained, rule)):
             output = self.forward(batch)
         return self.head.take().reshape(()), output
 
     def hidden(self, batch: MicroBatch) -> torch.Tensor:
-        """Return the hidden states [rows, row_tokens, width] that the head is given."""
+        """Return the hidden states [rows, row_tokens, width] that reach the head."""
         with self.head.acting(lambda hidden: hidden):
             self.forward(batch)
         return self.head.take()
 
     def forward(self, batch: MicroBatch) -> Any:
-        """Call the model with what keeps the batch's documents apart."""
+        """Call the model on a batch, with whatever its way of isolation needs."""
         ids = batch.input_ids.to(self.device)
-        if self.isolation is Isolation.ONE_A_ROW:  # as anybody calls a model with whole documents
+        if self.isolation is Isolation.ONE_A_ROW:  # the plain call: positions count from 0, no mask
             return self.call(input_ids=ids, use_cache=False)
         document_attention.attending(batch.segments, self.device)
         return self.call(input_ids=ids, position_ids=batch.position_ids.to(self.device), use_cache=False)
 
 
 def output_head(model: PreTrainedModel) -> torch.nn.Module:
-    """Return the module that makes logits of hidden states."""
+    """Return the module that turns hidden states into logits."""
     head: torch.nn.Module | None = model.get_output_embeddings()
     if head is None:
         raise TypeError(f"{type(model).__name__} has no output head")
@@ -124,15 +127,15 @@ def output_head(model: PreTrainedModel) -> torch.nn.Module:
 
 
 def length_border(model: PreTrainedModel) -> int | None:
-    """Return the length beyond which a row gets other rotary frequencies (LongRoPE of Phi 3); None: it has none."""
+    """Return the length beyond which a row gets other rotary frequencies (LongRoPE, as in Phi 3); else None."""
     rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     return rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
 
 
 def auxiliary_weight(model: PreTrainedModel) -> float | None:
-    """Return what the routers' loss counts beside that of the tokens; None where the configuration asks for none.
+    """Return the weight of the routers' loss; None if the configuration does not ask for it.
 
-    Raises TrainingError if it asks for one that the model does not have.
+    Raises TrainingError if it asks for a loss that the model does not have.
     """
     config = model.config.get_text_config()
     if not getattr(config, "output_router_logits", False):
@@ -144,6 +147,6 @@ def auxiliary_weight(model: PreTrainedModel) -> float | None:
 
 def no_auxiliary(model: PreTrainedModel) -> TrainingError:
     return TrainingError(
-        f"config.json asks for the routers' loss (output_router_logits: true), and {type(model).__name__} has none; set"
-        " it to false there"
+        f"config.json asks for the routers' loss (output_router_logits: true), but {type(model).__name__} has none; set"
+        " output_router_logits to false"
     )

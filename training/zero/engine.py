@@ -29,7 +29,7 @@ from training.models.source import skeleton_of
 from training.models.trainable import choose_trained
 from training.plan import Plan
 from training.step.batches import MicroBatch, nothing_of
-from training.step.isolation import Proof, prove
+from training.step.isolation import IsolationCheck, check_isolation
 from training.step.loss import StepStats
 from training.step.packed_model import Isolation, Loss, PackedModel
 from training.zero.ds_config import stage_of
@@ -279,15 +279,15 @@ class ZeroEngine:
         """Return the loss of what the model is called with once."""
         return self.model.loss(part)
 
-    def prove(self, examples: Sequence[MicroBatch]) -> Proof:
+    def check_isolation(self, examples: Sequence[MicroBatch]) -> IsolationCheck:
         """Prove that documents of a row do not see each other, and choose what keeps them apart.
 
         `examples` tell what it costs. Raises TrainingError if the model cannot be trained on packed rows.
         """
         self.deepspeed.eval()
-        proof = prove(self.model, self.plan.row_tokens, examples, self.largest)
+        check = check_isolation(self.model, self.plan.row_tokens, examples, self.largest)
         self.deepspeed.train()
-        return proof
+        return check
 
     def largest(self, values: Sequence[float]) -> list[float]:
         """Return the largest value of all ranks at each place."""

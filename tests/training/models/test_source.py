@@ -117,7 +117,7 @@ def test_words_of_transformers_4_for_rotary_positions_are_accepted(shards: Path)
 
 @pytest.mark.parametrize("key", ["vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"])
 def test_keys_that_come_from_the_tokenizer_are_refused(shards: Path, key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"model\.new\.config: {key}: come from the tokenizer; remove them"):
+    with pytest.raises(ConfigError, match=rf"model\.new\.config: {key}: set by the tokenizer; remove from the YAML"):
         new_model(shards, "llama", **{key: 7})
 
 

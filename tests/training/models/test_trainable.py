@@ -1,4 +1,4 @@
-"""What is trained, chosen by patterns or by low-rank additions, before any rank is started."""
+"""What is trained, chosen by patterns or by LoRA adapters, before any rank is started."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def test_a_layer_that_the_model_has_not_is_a_problem_of_the_configuration() -> N
 @pytest.mark.parametrize(
     ("target", "told"),
     [
-        ("embed_tokens", r"model\.embed_tokens is of type Embedding; low-rank additions are for linear layers"),
+        ("embed_tokens", r"model\.embed_tokens is of type Embedding; LoRA adapters are for linear layers"),
         ("experts", r"MixtralExperts.* is not supported"),
-        ("gate", r"mlp\.gate is of type MixtralTopKRouter; low-rank additions are for linear layers"),
+        ("gate", r"mlp\.gate is of type MixtralTopKRouter; LoRA adapters are for linear layers"),
         ("gate_up_proj", r"\{'gate_up_proj'\} not found"),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_tensor_without_a_place_is_named_also_with_additions(tmp_path: Any) ->
     tensors = {name: torch.zeros(parameter.shape) for name, parameter in skeleton.named_parameters()}
     save_file({**tensors, "b.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     weights = LoraWeights(PretrainedWeights(tmp_path, skeleton), seed=0)
-    with pytest.raises(CheckpointError, match=r"1 tensors have no place in the model: b\.weight"):
+    with pytest.raises(CheckpointError, match=r"the model has no parameter for 1 of the stored tensors: b\.weight"):
         weights.finish(elsewhere=[name.replace("q_proj.", f"q_proj{BASE}") for name in tensors])
 
 

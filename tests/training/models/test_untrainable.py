@@ -28,21 +28,30 @@ REMOTE = {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": 
 GPTQ = {**LLAMA, "quantization_config": {"quant_method": "gptq", "bits": 4}}
 VIT = {"model_type": "vit", "architectures": []}
 CAUSES = {
-    "an encoder with a decoder": ({"config.json": T5}, r"holds T5ForConditionalGeneration \(t5\), an encoder with"),
-    "an encoder": ({"config.json": BERT}, r"BertForMaskedLM \(bert\), which is made for another task"),
-    "a classifier": ({"config.json": CLASSIFIER}, r"LlamaForSequenceClassification \(llama\), which is made for anot"),
-    "an adapter": ({"adapter_config.json": ADAPTER}, r"holds an adapter .* for meta/llama, not a whole model; merge"),
-    "quantized": ({"config.json": GPTQ}, r"quantized by gptq, which cannot be trained; name the model that they"),
+    "an encoder with a decoder": (
+        {"config.json": T5},
+        r"holds T5ForConditionalGeneration \(t5\), an encoder-decoder; only",
+    ),
+    "an encoder": ({"config.json": BERT}, r"BertForMaskedLM \(bert\), which is not a language model"),
+    "a classifier": ({"config.json": CLASSIFIER}, r"LlamaForSequenceClassification \(llama\), which is not a lang"),
+    "an adapter": (
+        {"adapter_config.json": ADAPTER},
+        r"holds an adapter .* for meta/llama, not a complete model; merge",
+    ),
+    "quantized": ({"config.json": GPTQ}, r"quantized by gptq, which cannot be trained; name the model they were"),
     "no config": ({"model.safetensors": ""}, r"has no config.json; name the folder that holds"),
     "no config here": ({"step-5/config.json": LLAMA}, r"has no config.json; did you mean .*/step-5\?"),
     "llama.cpp": ({"model.gguf": ""}, r"has no config.json: it holds weights in llama.cpp's format"),
-    "no weights": ({"config.json": LLAMA}, r"has no model.safetensors; put the model's weights there"),
+    "no weights": ({"config.json": LLAMA}, r"has no model.safetensors; copy the model's weights there"),
     "pickled": ({"config.json": LLAMA, "pytorch_model.bin": ""}, r"only pickled weights.*: python -c \"from transform"),
     "half copied": (
         {"config.json": LLAMA, "model.safetensors.index.json": {"weight_map": {"a": "1-of-2", "b": "2-of-2"}}},
         r"lacks 2 of the 2 files that its index names: 1-of-2, 2-of-2; copy or fetch",
     ),
-    "a pointer": ({"config.json": LLAMA, "model.safetensors": "version https://git-lfs.g"}, r"pointer of Git LFS; run"),
+    "a pointer": (
+        {"config.json": LLAMA, "model.safetensors": "version https://git-lfs.g"},
+        r"is a Git LFS pointer, not weights; run",
+    ),
     "damaged": ({"config.json": "{"}, r"config.json: cannot be read as JSON"),
 }
 
@@ -70,12 +79,12 @@ def test_what_cannot_be_trained_is_refused_with_what_it_is(folder_of: Callable[.
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (REMOTE, r"OwnForCausalLM \(own\), a model that brings its own code \(auto_map in config.json\)"),
+        (REMOTE, r"OwnForCausalLM \(own\), a model that ships its own code \(auto_map in config.json\)"),
         (
             {"model_type": "lama"},
             r"the model_type 'lama', which transformers .* does not know \(the nearest is 'llama'",
         ),
-        ({**BERT, "model_type": "vit"}, r"which transformers' AutoModelForCausalLM does not open"),
+        ({**BERT, "model_type": "vit"}, r"which transformers' AutoModelForCausalLM cannot load"),
     ],
 )
 def test_an_architecture_that_transformers_cannot_make_is_named(
@@ -106,7 +115,7 @@ def test_an_encoder_without_its_head_is_no_causal_model(folder_of: Callable[...,
 def test_a_model_that_leaves_out_layers_by_chance_is_refused(folder_of: Callable[..., Path]) -> None:
     small = {"hidden_size": 32, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     folder = folder_of({"config.json": {"model_type": "opt", "layerdrop": 0.1, **small}})
-    with pytest.raises(ConfigError, match=r"a opt with layerdrop 0\.1 leaves out layers by chance"):
+    with pytest.raises(ConfigError, match=r"a opt with layerdrop 0\.1 drops layers at random"):
         read_config(folder, weights=False)
 
 

@@ -107,7 +107,7 @@ def test_an_export_upon_other_frozen_weights_than_those_trained_with_is_refused(
     trained = {name: tensor for name, tensor in weights_of(plain).items() if "layers.0" not in name}
     write_checkpoint(tmp_path / "checkpoints", trained, **{"frozen weights": "another"})
     partial = Partial(origin=plain, seed=0, lora=None)
-    with pytest.raises(CheckpointError, match="trained upon other frozen weights"):
+    with pytest.raises(CheckpointError, match="trained on other frozen weights"):
         export(plain, tmp_path / "checkpoints", ExportConfig(), tmp_path / "export", partial)
     assert not (tmp_path / "export").exists()
 
@@ -212,7 +212,7 @@ def test_an_export_that_transformers_cannot_fill_a_model_from_is_refused(
     fewer = {name: shape for name, shape in shapes.items() if name != "model.norm.weight"}
     with stored_state(checkpoint, read_commit(checkpoint)) as state:
         write_tensors(tmp_path / "export" / "model.safetensors", fewer, in_bf16(state, fewer))
-    with pytest.raises(CheckpointError, match=r"does not load what was written.*model\.norm\.weight"):
+    with pytest.raises(CheckpointError, match=r"does not load the export as written.*model\.norm\.weight"):
         check_loads(tmp_path / "export", shapes, torch.bfloat16)
 
 

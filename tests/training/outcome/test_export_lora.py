@@ -93,7 +93,9 @@ def test_something_trained_that_the_model_has_no_place_for_is_named(
     lost = {"model.layers.7.mlp.up_proj.lora_A.default.weight": torch.ones(2, 32)}
     write_checkpoint(tmp_path / "checkpoints", lost, **{"frozen weights": origin.source_digest(0)})
     partial = Partial(origin=origin, seed=0, lora=LoraConfig(rank=2))
-    with pytest.raises(CheckpointError, match=r"1 trained tensors have no place .*: model\.layers\.7\.mlp\.up_proj"):
+    with pytest.raises(
+        CheckpointError, match=r"1 trained tensors would not be exported: model\.layers\.7\.mlp\.up_proj"
+    ):
         export(origin, tmp_path / "checkpoints", ExportConfig(), tmp_path / "export", partial)
     assert not (tmp_path / "export").exists()
 
@@ -103,6 +105,6 @@ def test_a_run_without_additions_has_no_adapter(
 ) -> None:
     weights = {name: torch.zeros(parameter.shape) for name, parameter in origin.skeleton.named_parameters()}
     write_checkpoint(tmp_path / "checkpoints", weights)
-    with pytest.raises(ConfigError, match=r"export\.lora: 'adapter', but the run has no additions"):
+    with pytest.raises(ConfigError, match=r"export\.lora: 'adapter', but the run was trained without"):
         partial = Partial(origin=origin, seed=0, lora=None)
         export(origin, tmp_path / "checkpoints", ExportConfig(lora="adapter"), tmp_path / "export", partial)

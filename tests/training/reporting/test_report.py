@@ -95,13 +95,13 @@ def test_page_shows_what_came_of_the_run(run: RunPaths) -> None:
 
 def test_killed_segment_is_called_killed_with_the_steps_that_were_kept(run: RunPaths) -> None:
     page = page_of(run)
-    assert "0 → ?" in page and "killed: it wrote no end; 5 of its steps are kept" in page
+    assert "0 → ?" in page and "killed: no end was written; 5 of its steps are kept" in page
     assert "running, or killed" not in page
 
 
 def test_last_segment_without_an_end_may_still_run(run: RunPaths) -> None:
     write_lines(run.segments, [event("start", 0, 0)])
-    assert "running, or killed: it wrote no end; 10 of its steps are kept" in page_of(run)
+    assert "running, or killed: no end was written; 10 of its steps are kept" in page_of(run)
 
 
 def happened(name: str, second: int, **facts: Any) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def test_skipped_steps_rollbacks_and_starts_without_a_step_are_listed(run: RunPa
     )
     assert rows == [
         ("4 to 6", "skipped: loss is nan", "40, 41, 42, 43, 50, 51, 52, 53 and 4 more"),
-        ("6", "went back to step 2; left out from then on: steps 3 to 6", "—"),
+        ("6", "rolled back to step 2; excluded from then on: steps 3 to 6", "—"),
         ("—", "no step taken: DataError: &lt;a.arrow&gt;: missing (exit code 2)", "—"),
     ]
 

@@ -89,8 +89,8 @@ def test_steps_that_changed_nothing_are_counted(paths: RunPaths) -> None:
 def test_run_that_is_quiet_for_long_was_killed_and_is_started_again(paths: RunPaths) -> None:
     write_run(paths, [start(0, 0)], steps=8)
     found = facts(paths, at=8 + 3 * 3600)
-    assert found["state"] == "killed or crashed, it seems: the last step was written 3 h 00 min ago"
-    assert found["next"] == f"shardline train {paths.root} (goes on from the newest checkpoint)"
+    assert found["state"] == "probably killed or crashed: the last step was written 3 h 00 min ago"
+    assert found["next"] == f"shardline train {paths.root} (resumes from the newest checkpoint)"
 
 
 def test_restarted_run_is_not_quiet_while_it_loads(paths: RunPaths) -> None:
@@ -119,21 +119,21 @@ def test_a_start_that_failed_before_its_first_step_is_told_with_its_reason(paths
     failed = no_start(60, "DataError: train/a.arrow: missing")
     write_run(paths, [launch(0), start(0, 0), launch(50), failed], steps=8)
     found = facts(paths, at=61)
-    said = "the last start came to no step: DataError: train/a.arrow: missing (exit code 2) at 2026-11-20T12:01:00"
+    said = "the last attempt took no step: DataError: train/a.arrow: missing (exit code 2) at 2026-11-20T12:01:00"
     assert found["state"].startswith(said)
-    assert found["starts"] == "1, restarts: 0; and 1 that came to no step"
+    assert found["starts"] == "1, restarts: 0; and 1 that took no step"
     assert found["next"].startswith(f"shardline train {paths.root}")
 
 
 def test_a_first_start_that_failed_is_told_too_until_one_begins(paths: RunPaths) -> None:
     failed = no_start(9, "ConfigError: it does not fit")
     write_run(paths, [launch(0), failed], steps=0)
-    assert "came to no step: ConfigError" in facts(paths)["state"]
+    assert "took no step: ConfigError" in facts(paths)["state"]
     write_run(paths, [launch(0), failed, launch(30)], steps=0)
-    assert facts(paths)["state"].endswith("; launched again at 2026-11-20T12:00:30+00:00, no word yet")
+    assert facts(paths)["state"].endswith("; launched again at 2026-11-20T12:00:30+00:00, nothing written yet")
     write_run(paths, [launch(0), failed, launch(30), start(40, 0)], steps=1)
     assert facts(paths, at=41)["state"].startswith("running or killed")
-    assert facts(paths, at=41)["starts"] == "1, restarts: 0; and 1 that came to no step"
+    assert facts(paths, at=41)["starts"] == "1, restarts: 0; and 1 that took no step"
 
 
 def test_finished_run_leads_from_export_to_generate(paths: RunPaths) -> None:
@@ -163,8 +163,8 @@ def test_only_committed_checkpoints_are_counted(paths: RunPaths) -> None:
 def test_steps_taken_again_count_for_the_segment_that_kept_them(paths: RunPaths) -> None:
     write_run(paths, [start(0, 0), start(30, 5), end(40, 15, "STOP exists", 75), start(50, 15)], steps=18)
     state = read_state(paths)
-    assert [segment.kept_steps for segment in state.segments] == [5, 10, 3]
-    assert [segment.end is None for segment in state.segments] == [True, False, True]
+    assert [attempt.kept_steps for attempt in state.attempts] == [5, 10, 3]
+    assert [attempt.end is None for attempt in state.attempts] == [True, False, True]
     assert state.elapsed_s == 53.0 and state.kept_s == 18.0
 
 

@@ -217,7 +217,10 @@ def test_a_changed_setting_is_named_before_anything_is_done(undisturbed_bf16: An
     arguments = ["-o", f"folder={tmp_path / 'run'}", "-o", "train.learning_rate=0.5"]
     assert undisturbed_bf16.train(*arguments, ranks=1) == 2
     said = undisturbed_bf16.log.read_text().removeprefix(before)
-    assert "belongs to another run: train.learning_rate was 0.003, is 0.5. A run goes on as it began" in said
+    assert (
+        "belongs to another run: train.learning_rate was 0.003, is 0.5. A run resumes with the settings it started with"
+        in said
+    )
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
     assert len(committed_folders(tmp_path / "run" / "checkpoints")) == STEPS // SAVE_EVERY
 

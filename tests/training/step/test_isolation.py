@@ -1,4 +1,4 @@
-"""A model proves, before it is trained, that documents packed into a row do not see each other."""
+"""Before training, a check on the model itself that documents packed into a row do not see each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from cluster.errors import TrainingError
 from training.step import document_attention as documents
 from training.step.batches import MicroBatch, micro_batch_of
-from training.step.isolation import Proof, prove
+from training.step.isolation import IsolationCheck, check_isolation
 from training.step.loss import LogitRule
 from training.step.packed_model import Isolation, PackedModel
 
@@ -58,9 +58,9 @@ def made(kind: str, settings: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def proved(model: PreTrainedModel) -> tuple[PackedModel, Proof]:
+def checked_model(model: PreTrainedModel) -> tuple[PackedModel, IsolationCheck]:
     packed = PackedModel(model, model, torch.device("cpu"))
-    return packed, prove(packed, 96, [packed_row()], list)
+    return packed, check_isolation(packed, 96, [packed_row()], list)
 
 
 LENGTHS, PADDING = [41, 1, 13, 24], 17
@@ -85,16 +85,16 @@ def test_a_packed_row_has_the_loss_of_its_documents_alone_whatever_the_architect
         for document, trained in zip(ids.split([*LENGTHS, PADDING]), mask.split([*LENGTHS, PADDING]), strict=True):
             log_p = torch.log_softmax(model(input_ids=document[None], use_cache=False).logits[0].float(), dim=-1)
             alone -= sum(float(log_p[t - 1, document[t]]) for t in range(1, len(document)) if trained[t])
-    packed, proof = proved(model)
-    assert (proof.isolation, proof.rule) == (isolation, rule)
+    packed, check = checked_model(model)
+    assert (check.isolation, check.rule) == (isolation, rule)
     assert sum(float(packed.loss(part).summed) for part in packed.parts(batch)) == pytest.approx(alone, rel=1e-5)
 
 
-def test_a_proof_says_what_rows_of_their_own_cost() -> None:
-    _, proof = proved(made("bloom", EXPECTED["bloom"][0]))
-    text = proof.as_text()
-    assert "one document a row" in text and "documents of a row see each other" in text
-    assert f"costs {proof.passes:.1f} forward passes" in text and proof.passes > 1 and proof.tokens > 0.5
+def test_the_check_says_what_one_document_per_row_costs() -> None:
+    _, check = checked_model(made("bloom", EXPECTED["bloom"][0]))
+    text = check.as_text()
+    assert "one document a row" in text and "documents in a row see each other" in text
+    assert f"takes {check.passes:.1f} forward passes" in text and check.passes > 1 and check.tokens > 0.5
 
 
 def test_a_model_that_leaks_whatever_is_done_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +107,8 @@ def test_a_model_that_leaks_whatever_is_done_is_refused(monkeypatch: pytest.Monk
         return output
 
     monkeypatch.setattr(model.model, "forward", leaking)
-    with pytest.raises(TrainingError, match="cannot be trained on packed rows: documents of a row see each other"):
-        proved(model)
+    with pytest.raises(TrainingError, match="cannot be trained on packed rows: documents in a row see each other"):
+        checked_model(model)
 
 
 def test_a_loss_that_is_not_that_of_the_models_logits_is_taken_from_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,12 +122,12 @@ def test_a_loss_that_is_not_that_of_the_models_logits_is_taken_from_all_logits(m
         return output
 
     monkeypatch.setattr(model, "forward", shifted)
-    packed, proof = proved(model)
+    packed, check = checked_model(model)
     batch = packed_row()
     documents.attending(batch.segments)
     logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits.flatten(0, 1)
     expected = torch.nn.functional.cross_entropy(logits[batch.trained.places], batch.trained.targets, reduction="sum")
-    assert proof.rule is None and "logits of all tokens" in proof.as_text()
+    assert check.rule is None and "logits of all tokens" in check.as_text()
     assert float(packed.loss(batch).summed) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -148,5 +148,5 @@ def test_a_mixture_of_experts_is_trained_on_what_its_own_loss_is() -> None:
 @pytest.mark.parametrize(("model_type", "config"), [("llama4_text", CHUNKS), ("glm4_moe", {**ROPE, "head_dim": 8})])
 def test_a_loss_of_routers_that_the_model_does_not_have_is_refused(model_type: str, config: dict[str, Any]) -> None:
     model = made(model_type, {**config, "output_router_logits": True})
-    with pytest.raises(TrainingError, match=f"{type(model).__name__} has none; set it to false"):
-        proved(model)
+    with pytest.raises(TrainingError, match=f"{type(model).__name__} has none; set output_router_logits to false"):
+        checked_model(model)
