@@ -17,7 +17,7 @@ from cluster.heartbeat import Heartbeat, start_watchdog
 from cluster.journal import Journal
 from cluster.paths import RunPaths
 from cluster.stop_request import StopFlag
-from data_prep.shards import ShardReader, read_manifest
+from data_prep.shards import ShardReader, check_shards, read_manifest
 from training.checkpoints.async_save import SavePolicy
 from training.checkpoints.checkpoint import Checkpoints
 from training.config import ModelConfig, TrainConfig
@@ -100,6 +100,8 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
     `mark` is told the name of each phase at its end.
     """
     manifest = read_manifest(request.shards)
+    if world.is_first:  # one rank for all: asked by each of a thousand, a shared disk answers for minutes
+        check_shards(request.shards, manifest.trained_from())
     origin = find_model(request.model, request.shards, manifest)
     template = read_template(request.train.deepspeed)
     plan = make_plan(
