@@ -16,8 +16,8 @@ from data_prep.shards.blocks import Block, CheckedBlocks, ShardFile
 from data_prep.shards.manifest import Manifest, Piece, check_size
 from data_prep.shards.trained_tokens import first_rows_of, open_trained_tokens
 
-OPEN_SHARDS = 256  # mapped, with their tables, of about 10 kB each
-OPEN_BLOCKS = 1024  # views of their columns, of about 3 kB each; each may hold the mapping of a shard that is closed
+OPEN_SHARDS = 1024  # mapped, with their tables, of about 10 kB each
+OPEN_BLOCKS = 4096  # views of their columns, of about 3 kB each; each may hold the mapping of a shard that is closed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class ShardReader:
         """Return the block that holds row `within` of a shard, and its index there. Raises DataError if damaged."""
         table = self.shard(number).table
         block = table.block_of(within)
-        return self.block(number, block), within - int(table.first_rows[block - 1])
+        return self.block(number, block), within - table.first_rows[block - 1]
 
     def rows(self, row_ids: Sequence[int]) -> Batch:
         """Return the given rows, in this order. Raises DataError if a block of theirs is damaged."""
