@@ -23,7 +23,7 @@ from training.checkpoints.checkpoint import Checkpoints
 from training.config import ModelConfig, TrainConfig
 from training.loop import Outcome, train
 from training.models.source import ModelOrigin, find_model
-from training.order import Order
+from training.order import order_of
 from training.plan import Plan, make_plan
 from training.run_identity import changes
 from training.step.batches import Batches
@@ -113,12 +113,9 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
         seed=request.seed,
     )
     log.info("plan\n%s", plan.as_text())
-    order = Order(
-        row_count=plan.rows, global_batch_rows=plan.global_batch_rows, seed=plan.seed, data_digest=plan.data_digest
-    )
     batches = Batches(
         reader=ShardReader(request.shards, manifest, "train"),
-        order=order,
+        order=order_of(manifest, plan.global_batch_rows, plan.seed),
         rank=world.rank,
         world_size=world.size,
         micro_batch_rows=plan.micro_batch_rows,
