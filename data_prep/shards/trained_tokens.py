@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cluster.disk.atomic_files import whole_file
 from cluster.errors import DamagedRowsError
-from data_prep.shards.blocks import AGAIN, parse_trained_tokens
+from data_prep.shards.blocks import AGAIN, mapped_file, parse_trained_tokens
 from data_prep.shards.manifest import Manifest, ShardInfo, check_size
 
 NAME = "trained_tokens.npy"
@@ -46,17 +46,13 @@ class FileTrainedTokens:
     """Trained tokens in a mapped file."""
 
     def __init__(self, path: Path, rows: int) -> None:
-        try:
-            self.counts: Counts = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError) as error:
-            raise DamagedRowsError(f"{path}: damaged ({error}); {AGAIN}") from None
-        if self.counts.shape != (rows,) or self.counts.dtype != np.int32:
-            raise DamagedRowsError(
-                f"{path}: holds {self.counts.dtype} {self.counts.shape}, the manifest has {rows} rows of int32; {AGAIN}"
-            )
+        mapped, header = mapped_file(path), header_of(rows)
+        if mapped[: len(header)].to_pybytes() != header or len(mapped) != len(header) + 4 * rows:
+            raise DamagedRowsError(f"{path}: damaged: it is not an array of {rows} numbers of int32; {AGAIN}")
+        self.counts = np.frombuffer(mapped, dtype="<i4", offset=len(header))
 
     def of(self, rows: npt.NDArray[np.int64]) -> Counts:
-        return np.asarray(self.counts[rows])
+        return self.counts[rows]
 
 
 class TablesTrainedTokens:
@@ -102,6 +98,15 @@ def write_trained_tokens(folder: Path, split: str, shards: Sequence[ShardInfo]) 
     """Write a split's trained tokens from its shards' tables, one shard in memory at a time."""
     rows = int(first_rows_of(shards)[-1])
     with whole_file(folder / split / NAME) as partial, partial.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, {"descr": "<i4", "fortran_order": False, "shape": (rows,)})
+        stream.write(header_of(rows))
         for shard in shards:
             stream.write(table_trained_tokens(folder, shard).astype("<i4").tobytes())
+
+
+def header_of(rows: int) -> bytes:
+    """Return the header of a NPY file, version 1.0 (numpy.lib.format), of so many numbers of int32.
+
+    numpy's own writer pads it by its version, and its reader raises whatever Python's parser does on a damaged one.
+    """
+    text = f"{{'descr': '<i4', 'fortran_order': False, 'shape': ({rows},), }}"
+    return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
