@@ -1,12 +1,14 @@
-"""Time and peak memory of a preparation on 1, 4 and 16 times the text."""
+"""What grows with the data and with the ranks: preparing, reading rows of many shards, and what ranks ask of a disk."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from pathlib import Path
 
 from benchmarks.english import write_english, write_tokenizer
+from benchmarks.growth_reader import growth_reader
 from benchmarks.trees import run_tree
 
 SIZE = 24_000_000
@@ -14,24 +16,21 @@ SIZE = 24_000_000
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_tokenizer(folder / "tokenizer")
-        for times in (1, 4, 16):
-            source = folder / f"{times}.jsonl"
-            size = write_english(source, SIZE * times)
-            usage = run_tree(
-                [
-                    "-m",
-                    "benchmarks.peers",
-                    "shardline",
-                    str(source),
-                    str(folder / "tokenizer"),
-                    str(folder / f"{times}"),
-                ]
-            )
-            rates = {"cpu_s": round(usage.cpu_s, 2), "mb_per_cpu_s": round(size / 1e6 / usage.cpu_s, 2)}
-            print(
-                json.dumps(
-                    {"case": "growth", "times": times, "mb": size / 1e6, **rates, "peak_mb": round(usage.peak_mb)}
-                )
-            )
+        growth_prepare(Path(name))
+    with tempfile.TemporaryDirectory() as name:
+        growth_reader(Path(name))
+    if importlib.util.find_spec("benchmarks.growth_ranks"):
+        importlib.import_module("benchmarks.growth_ranks").growth_ranks()
+
+
+def growth_prepare(folder: Path) -> None:
+    """Print time and peak memory of a preparation on 1, 4 and 16 times the text."""
+    write_tokenizer(folder / "tokenizer")
+    for times in (1, 4, 16):
+        source = folder / f"{times}.jsonl"
+        size = write_english(source, SIZE * times)
+        target = str(folder / f"{times}")
+        usage = run_tree(["-m", "benchmarks.peers", "shardline", str(source), str(folder / "tokenizer"), target])
+        rates = {"cpu_s": round(usage.cpu_s, 2), "mb_per_cpu_s": round(size / 1e6 / usage.cpu_s, 2)}
+        peak = {"peak_mb": round(usage.peak_mb)}
+        print(json.dumps({"case": "growth", "times": times, "mb": size / 1e6, **rates, **peak}))

@@ -54,7 +54,7 @@ from data_prep.shards import (
     SPLITS,
     Manifest,
     ShardInfo,
-    check_size,
+    check_shards,
     read_manifest,
     template_digest,
 )
@@ -185,8 +185,7 @@ def finished_manifest(folder: Path, digest: str) -> Manifest | None:
         return None
     try:
         manifest = read_manifest(folder)
-        for shard in (shard for shards in manifest.splits.values() for shard in shards):
-            check_size(folder, shard.path, shard.bytes)
+        check_shards(folder, [*manifest.others, *(shard for shards in manifest.splits.values() for shard in shards)])
     except DataError as error:
         log.warning("preparing again: %s", error)
         return None

@@ -1,7 +1,10 @@
 """Which rows are in step N: arithmetic on (rows, seed, N) alone, in O(1) memory.
 
-Each epoch visits the rows in the order of a keyed permutation: a balanced Feistel network on the next even number of
-bits, with cycle walking down to the number of rows (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+Each epoch visits the rows in the order of a keyed permutation, a small format-preserving cipher: a balanced Feistel
+network (Luby and Rackoff, "How to Construct Pseudorandom Permutations from Pseudorandom Functions", 1988) on the next
+even number of bits, with cycle walking down to the number of rows (Black and Rogaway, "Ciphers with Arbitrary Finite
+Domains", 2002). A shuffled list of 10^9 rows would take 8 GB on every rank; this takes nothing, and step N is found
+without the steps before it.
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-ROUNDS = 6
+from cluster.splitmix import finalize
+from data_prep.shards import Manifest
+
+ROUNDS = 6  # three make a pseudorandom permutation of a perfect round function; the rest is for one that is only quick
 Ids = npt.NDArray[np.uint64]
 
 
@@ -22,7 +28,10 @@ def permuted(positions: Ids, row_count: int, key: bytes) -> Ids:
     round_keys = [hashlib.blake2b(bytes([number]), key=key, digest_size=8).digest() for number in range(ROUNDS)]
     keys = [np.uint64(int.from_bytes(digest, "little")) for digest in round_keys]
     result = feistel(positions.astype(np.uint64), half_bits, keys)
-    while (outside := result >= row_count).any():  # walk the cycle until it comes back into the domain
+    # The network permutes 2**(2 * half_bits) numbers, up to four times as many as there are rows. From a number that is
+    # no row, walking on along its cycle ends at one, since the cycle leads back to the position, which is below the
+    # count; and no two positions end at the same, since a cycle has one way only. Less than four walks on average.
+    while (outside := result >= row_count).any():
         result[outside] = feistel(result[outside], half_bits, keys)
     return result
 
@@ -32,16 +41,9 @@ def feistel(values: Ids, half_bits: np.uint64, keys: list[np.uint64]) -> Ids:
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left, right = values >> half_bits, values & mask
     for key in keys:
-        left, right = right, left ^ (mixed(right ^ key) & mask)
+        # a bijection whatever the round function is: `right` is kept, and with it what `left` was changed by
+        left, right = right, left ^ (finalize(right ^ key) & mask)
     return (left << half_bits) | right
-
-
-def mixed(values: Ids) -> Ids:
-    """Scatter the bits of 64-bit numbers (the finalizer of SplitMix64, Steele, Lea and Flood, 2014)."""
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class Order:
         """Return the global batch of a step (from 0): `global_batch_rows` row numbers; epochs follow without a gap."""
         first = step * self.global_batch_rows
         numbers = np.arange(first, first + self.global_batch_rows, dtype=np.uint64)
+        # a batch may lie in several epochs: its numbers in the endless stream of rows tell which, and where
         epochs, positions = numbers // np.uint64(self.row_count), numbers % np.uint64(self.row_count)
         rows = np.empty_like(numbers)
         for epoch in np.unique(epochs):
@@ -76,3 +79,13 @@ class Order:
         rows = self.rows_of_step(step)
         starts = range(rank * micro_batch_rows, len(rows), world_size * micro_batch_rows)
         return [rows[start : start + micro_batch_rows] for start in starts]
+
+
+def order_of(manifest: Manifest, global_batch_rows: int, seed: int) -> Order:
+    """Return the order of the run that trains on prepared data."""
+    return Order(
+        row_count=manifest.rows("train"),
+        global_batch_rows=global_batch_rows,
+        seed=seed,
+        data_digest=manifest.content_digest,
+    )

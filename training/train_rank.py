@@ -17,13 +17,13 @@ from cluster.heartbeat import Heartbeat, start_watchdog
 from cluster.journal import Journal
 from cluster.paths import RunPaths
 from cluster.stop_request import StopFlag
-from data_prep.shards import ShardReader, read_manifest
+from data_prep.shards import ShardReader, check_shards, read_manifest
 from training.checkpoints.async_save import SavePolicy
 from training.checkpoints.checkpoint import Checkpoints
 from training.config import ModelConfig, TrainConfig
 from training.loop import Outcome, train
 from training.models.source import ModelOrigin, find_model
-from training.order import Order
+from training.order import order_of
 from training.plan import Plan, make_plan
 from training.run_identity import changes
 from training.step.batches import Batches
@@ -100,6 +100,8 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
     `mark` is called with the name of each phase as it ends.
     """
     manifest = read_manifest(request.shards)
+    if world.is_first:  # one rank for all: asked by each of a thousand, a shared disk answers for minutes
+        check_shards(request.shards, manifest.trained_from())
     origin = find_model(request.model, request.shards, manifest)
     template = read_template(request.train.deepspeed)
     plan = make_plan(
@@ -111,12 +113,9 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
         seed=request.seed,
     )
     log.info("plan\n%s", plan.as_text())
-    order = Order(
-        row_count=plan.rows, global_batch_rows=plan.global_batch_rows, seed=plan.seed, data_digest=plan.data_digest
-    )
     batches = Batches(
         reader=ShardReader(request.shards, manifest, "train"),
-        order=order,
+        order=order_of(manifest, plan.global_batch_rows, plan.seed),
         rank=world.rank,
         world_size=world.size,
         micro_batch_rows=plan.micro_batch_rows,

@@ -1,4 +1,4 @@
-"""One rank of `step`: the same packed rows, taken by us, by transformers' Trainer with ZeRO-3 and by a bare DDP loop.
+"""One rank of `step`: the same packed rows, taken by us, by transformers' Trainer with ZeRO-3 and by a plain DDP loop.
 
     python -m benchmarks.training.step_ranks VARIANT OUTPUT SHAPE PRECISION STEPS
 

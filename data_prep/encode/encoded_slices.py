@@ -12,7 +12,6 @@ ones by reason and what was mended, and holds samples of what was rejected.
 from __future__ import annotations
 
 import json
-import mmap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -42,7 +41,7 @@ from data_prep.encode.usable_records import ReadPart, read_usable
 from data_prep.fetch.sources import Corpus, Slice
 from data_prep.read.byte_ranges import content_of
 from data_prep.read.parts import EXCERPT_BYTES, FilePart, Rejected
-from data_prep.shards.blocks import arrow_array, numpy_array
+from data_prep.shards.blocks import arrow_array, mapped_file, numpy_array
 
 SLICE_VERSION = 7  # part of every slice's digest: raise it when reading, encoding or this format changes
 
@@ -263,27 +262,30 @@ def narrowed(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return ids.astype(np.uint16) if ids.max(initial=0) < 2**16 else ids
 
 
+@dataclass(frozen=True, slots=True)
+class SliceTokens:
+    """The tokens of one slice's documents; document i's are ids[first[i]:first[i + 1]]."""
+
+    first: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.uint16 | np.uint32]
+    mask: Mask
+
+
 def read_slice(path: Path) -> EncodedSlice:
     """Map a slice's file; its ids and mask are read when they are used. Raises DataError if it is damaged."""
-    try:
-        with path.open("rb") as stream:
-            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        reader = pa.ipc.open_stream(pa.py_buffer(mapped))
-        batch = reader.read_next_batch()
-    except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: damaged ({error}); delete it and run the command again") from None
+    batch = map_batch(path)
     counts = json.loads(batch.schema.metadata[b"counts"])
-    ids, mask = (numpy_array(batch.column(name).values) for name in ("ids", "mask"))
+    tokens = tokens_of(batch)
     signature = np.frombuffer(batch.column("signature").buffers()[1] or b"", dtype=np.uint8)
     sketch = batch.column("sketch")
     return EncodedSlice(
         part=numpy_array(batch.column("part")),
         record=numpy_array(batch.column("record")),
         key=np.frombuffer(batch.column("key").buffers()[1], dtype=">u8").astype(np.uint64).reshape(-1, 2),
-        first=numpy_array(batch.column("ids").offsets),
-        ids=ids,
+        first=tokens.first,
+        ids=tokens.ids,
         trained=numpy_array(batch.column("trained")),
-        mask=mask if len(mask) else whole_mask([None], [len(ids)]),
+        mask=tokens.mask,
         signature=signature.reshape(batch.num_rows, batch.column("signature").type.byte_width),
         sketches=Sketches(numpy_array(sketch.values), numpy_array(sketch.offsets) // MARK_BYTES),
         records=counts["records"],
@@ -291,6 +293,26 @@ def read_slice(path: Path) -> EncodedSlice:
         changed=counts["changed"],
         samples=[RejectedSample(**sample) for sample in counts["samples"]],
     )
+
+
+def read_slice_tokens(path: Path) -> SliceTokens:
+    """Map a slice's file for its tokens alone: rows are written from them. Raises DataError if it is damaged."""
+    return tokens_of(map_batch(path))
+
+
+def map_batch(path: Path) -> pa.RecordBatch:
+    """Map a slice's record batch, without a file descriptor that stays open. Raises DataError if it is damaged."""
+    try:
+        return pa.ipc.open_stream(mapped_file(path)).read_next_batch()
+    except (OSError, ValueError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: damaged ({error}); delete it and run the command again") from None
+
+
+def tokens_of(batch: pa.RecordBatch) -> SliceTokens:
+    """Return the views of a slice's tokens."""
+    ids, mask = (numpy_array(batch.column(name).values) for name in ("ids", "mask"))
+    first = numpy_array(batch.column("ids").offsets)
+    return SliceTokens(first=first, ids=ids, mask=mask if len(mask) else whole_mask([None], [len(ids)]))
 
 
 @dataclass(frozen=True, slots=True)

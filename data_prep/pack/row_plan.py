@@ -1,4 +1,4 @@
-"""The global step: which documents are kept, in which split, and which row each of their tokens goes to."""
+"""The plan of the whole corpus: which documents are kept, in which split, and which row each token goes to."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RowPlan:
-    """Some rows: row r holds the pieces first[r] to first[r + 1].
+    """Some rows: row r holds the segments first[r] to first[r + 1].
 
-    Piece i is tokens[i] of document number[i] of slice slice[i], from start[i]; the document is record position[i] of
+    Segment i is tokens[i] of document number[i] of slice slice[i], from start[i]; the document is record position[i] of
     the corpus file file[i].
     """
 
@@ -50,11 +50,12 @@ class RowPlan:
 
     def part(self, begin: int, end: int) -> RowPlan:
         """Return the rows from `begin` to `end`."""
-        pieces = np.s_[self.first[begin] : self.first[end]]
+        segments = np.s_[self.first[begin] : self.first[end]]
         return RowPlan(
             first=self.first[begin : end + 1] - self.first[begin],
             **{
-                name: getattr(self, name)[pieces] for name in ("slice", "number", "start", "tokens", "file", "position")
+                name: getattr(self, name)[segments]
+                for name in ("slice", "number", "start", "tokens", "file", "position")
             },
         )
 
@@ -63,7 +64,7 @@ class RowPlan:
 class PackingPlan:
     """The rows of each split, the counts that the manifest and its ledger need, and samples of what was left out.
 
-    `cuts` is the number of pieces that begin inside a document: each may cost one trained token.
+    `cuts` is the number of segments that begin inside a document: each may cost one trained token.
     """
 
     splits: dict[str, RowPlan]
@@ -135,7 +136,7 @@ def make_plan(
 
 def long_splits(tables: Iterable[EncodedSlice], row_tokens: int, ends: Ends) -> dict[int, Split]:
     """Return how each sequence that is longer than a row is split, by its number."""
-    known = cache(ends)  # which looks at every token of the vocabulary: only where a document is that long
+    known = cache(ends)  # it looks at every token of the vocabulary: only where a document is that long
     splits_of: dict[int, Split] = {}
     before = 0
     for table in tables:
@@ -166,7 +167,7 @@ def check_splits(sizes: dict[str, int], counts: dict[str, dict[str, Any]], confi
         reasons = "; ".join(f"{label}: {reasons_of(entry) or 'none'}" for label, entry in counts.items())
         raise DataError(
             f"no document is left to train on ({sizes['validation']} held out for validation; rejected of {reasons}); "
-            "mend the sources, lower data.validation_fraction, or see what data.cleaning leaves out"
+            "fix the sources, lower data.validation_fraction, or see what data.cleaning leaves out"
         )
     if sizes["validation"] == 0 and config.validation_fraction > 0:
         log.warning(

@@ -53,7 +53,7 @@ def preview(
     plan = make_plan(config, corpus, slices, tables, 0, partial(line_ends, tokenizer)).splits["train"]
     row_format = RowFormat(row_tokens=config.row_tokens, vocab_size=spec.vocab_size, pad=spec.pad)
     chosen = {round(n) for n in np.linspace(0, plan.rows - 1, min(count, plan.rows))}
-    rows = itertools.chain.from_iterable(gather_rows(plan, dict(enumerate(tables)), row_format))
+    rows = itertools.chain.from_iterable(gather_rows(plan, tables.__getitem__, row_format))
     shown = (show_row(n, row, corpus, tokenizer, colour=colour) for n, row in enumerate(rows) if n in chosen)
     return "\n\n".join(shown)
 

@@ -133,9 +133,14 @@ def summary(manifest: Manifest) -> str:
         [
             *table,
             f"rows of {manifest.row_tokens} tokens ({manifest.packing}): "
-            + ", ".join(f"{count:,} {split}" for split, count in rows.items()),
+            + ", ".join(f"{count:,} {split}{filled_text(manifest.fill.get(split))}" for split, count in rows.items()),
             f"tokens in rows: {used:,} of {total:,} ({used / total:.2%} full), "
             f"{manifest.tokens['trained']:,} trained, {manifest.tokens['masked']:,} masked"
             + (hint if used < FULL * total and sum(rows.values()) >= MANY_ROWS else ""),
         ]
     )
+
+
+def filled_text(share: float | None) -> str:
+    """Return which share of a split's rows is tokens of documents; manifests of some older versions do not tell."""
+    return "" if share is None else f" ({share:.2%} full)"

@@ -19,7 +19,7 @@ TURN_SHARE = 2  # of a row: so much a split leaves empty to end at a turn, for a
 NEAR_SHARE = 128  # of a row
 
 
-def near_of(row_tokens: int) -> int:
+def cut_tolerance(row_tokens: int) -> int:
     """Return how many tokens a cut may go back to the end of a line; a row that lacks no more is full."""
     return max(1, row_tokens // NEAR_SHARE)
 
@@ -58,7 +58,7 @@ def split_document(
     answers = np.flatnonzero((mask[:-1] == 1) & (mask[1:] == 0)) + 1  # where what follows an answer begins
     turns = answers + lines[answers]  # a line's end after it goes with it
     after_paragraphs, after_lines = np.flatnonzero(paragraphs) + 1, np.flatnonzero(lines) + 1
-    near = near_of(row_tokens)
+    near = cut_tolerance(row_tokens)
     choices = [(turns, row_tokens // TURN_SHARE), (after_paragraphs, near), (after_lines, near)]
     starts = [0]
     while len(ids) - starts[-1] > row_tokens:

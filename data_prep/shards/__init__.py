@@ -7,17 +7,18 @@ A data folder holds
     train/, validation/, test/      `datasets.load_from_disk` opens each as it stands; a split without rows has none
         data-00000-of-00002.arrow ...   Arrow IPC *stream* files
         dataset_info.json, state.json
+        trained_tokens.npy      int32[rows]: the column of that name, of all shards; data of older versions has none
 
 Columns of a row (T = row_tokens):
 
     input_ids            fixed_size_list<uint16 | uint32>[T]   padding at the end holds `pad_token_id`
     loss_mask            fixed_size_list<bool>[T]   true: this token is trained; never true for the first token
-                         of a piece (nothing precedes it) or for padding
+                         of a segment (nothing precedes it) or for padding
     trained_tokens       int32   number of true values in loss_mask
-    piece_tokens         list<int32>   lengths of the pieces of documents in the row; their sum is <= T
-    piece_source         list<int32>   index into manifest.files of each piece's document
+    piece_tokens         list<int32>   lengths of the segments of documents in the row; their sum is <= T
+    piece_source         list<int32>   index into manifest.files of each segment's document
     piece_position       list<int64>   record number of the document in its file, from 0
-    piece_start          list<int32>   offset of the piece in its document, in tokens
+    piece_start          list<int32>   offset of the segment in its document, in tokens
 """
 
 from data_prep.shards.manifest import (
@@ -31,9 +32,7 @@ from data_prep.shards.manifest import (
     SourceFile,
     check_shards,
     check_size,
-    kind_of,
     read_manifest,
-    require_no_pipe,
     template_digest,
     tokenizer_digest,
 )
@@ -52,9 +51,7 @@ __all__ = [
     "SourceFile",
     "check_shards",
     "check_size",
-    "kind_of",
     "read_manifest",
-    "require_no_pipe",
     "template_digest",
     "tokenizer_digest",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -20,7 +21,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A stretch of one document inside a row."""
+    """A segment of one document in a row."""
 
     tokens: int
     source: int
@@ -76,7 +77,7 @@ class Manifest:
     """Everything that training must know of the data, and what became of every document.
 
     `documents` counts, by source label, `files`, files `passed_over` by suffix, documents `read`, `kept` and `rejected`
-    by reason, what was mended (`changed`), and of the kept ones, before packing, `tokens` and `trained_tokens`;
+    by reason, what was fixed (`changed`), and of the kept ones, before packing, `tokens` and `trained_tokens`;
     `tokens` is the ledger of the packed tokens: `trained`, `masked` and `padding` sum to rows x row_tokens of all
     splits. `fill` is the share of each split's rows that is not padding. `engine` is what made the ids, with its
     version, and how it was proved against `tokenizers`. `added_tokens` are those that the tokenizer has beyond the one
@@ -124,7 +125,7 @@ class Manifest:
         rows = {split: [[shard.rows, shard.sha256] for shard in shards] for split, shards in self.splits.items()}
         return digest_of({"tokenizer": self.tokenizer_digest, "row_tokens": self.row_tokens, "rows": rows})
 
-    def sealed(self) -> Manifest:
+    def with_digest(self) -> Manifest:
         """Return the manifest with its digest over everything else."""
         values = asdict(self)
         values.pop("digest")
@@ -172,29 +173,43 @@ def template_digest(chat_template: str | None) -> str:
     return digest_of(chat_template)
 
 
-def check_shards(folder: Path, shards: Iterable[ShardInfo]) -> None:
-    """Raise DataError if a shard is missing, is no file or has another size; no shard is opened."""
+def check_shards(folder: Path, shards: Iterable[ShardInfo | ListedFile]) -> None:
+    """Raise DataError if a shard or another file is missing, is no file or has another size; none is opened."""
     for shard in shards:
         check_size(folder, shard.path, shard.bytes)
 
 
 def require_no_pipe(path: Path) -> None:
     """Raise DataError if a path leads to what is neither a file nor absent: opening a pipe would wait for a writer."""
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: is a {kind_of(path)}, not a file; {AGAIN}")
+    found = stat_of(path)
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{path}: is a {kind_of(found)}, not a file; {AGAIN}")
 
 
-def kind_of(path: Path) -> str:
-    """Return what a path that is no file leads to, in a word."""
+def stat_of(path: Path) -> os.stat_result | None:
+    """Return what a path leads to; None if there is nothing."""
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def kind_of(found: os.stat_result) -> str:
+    """Return what something that is no file is, in a word."""
     kinds = {stat.S_IFIFO: "named pipe", stat.S_IFDIR: "folder", stat.S_IFSOCK: "socket"}
-    return kinds.get(stat.S_IFMT(path.stat().st_mode), "device")
+    return kinds.get(stat.S_IFMT(found.st_mode), "device")
 
 
 def check_size(folder: Path, relative: str, size: int) -> None:
-    """Raise DataError if a file that the manifest lists is missing, is no file or has another size."""
+    """Raise DataError if a file that the manifest lists is missing, is no file or has another size.
+
+    One `stat`, for every rank asks it of every shard that it opens, and a shared disk answers all of them.
+    """
     path = folder / relative
-    require_no_pipe(path)
-    if not path.is_file():
+    found = stat_of(path)
+    if found is None:
         raise DataError(f"{path}: missing, though the manifest lists it; run `shardline prepare RUN.yaml` again")
-    if (found := path.stat().st_size) != size:
-        raise DataError(f"{path}: {found} bytes, the manifest says {size}; {AGAIN}")
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{path}: is a {kind_of(found)}, not a file; {AGAIN}")
+    if found.st_size != size:
+        raise DataError(f"{path}: {found.st_size} bytes, the manifest says {size}; {AGAIN}")

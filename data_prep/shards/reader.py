@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.shards.blocks import Block, ShardFile
-from data_prep.shards.manifest import Manifest, Piece, check_shards
+from cluster.errors import DamagedRowsError
+from data_prep.shards.blocks import Block, CheckedBlocks, ShardFile
+from data_prep.shards.manifest import Manifest, Piece, check_size
+from data_prep.shards.trained_tokens import first_rows_of, open_trained_tokens
+
+OPEN_SHARDS = 1024  # mapped, with their tables, of about 10 kB each
+OPEN_BLOCKS = 4096  # views of their columns, of about 3 kB each; each may hold the mapping of a shard that is closed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,54 +32,96 @@ class Batch:
 class ShardReader:
     """Random access to the rows of one split, by row number over all its shards, from memory-mapped files.
 
-    The size of every shard is checked first, and with `verify` the sha256 of each block of rows when it is first read.
+    A shard's size is checked when it is opened, and with `verify` the sha256 of each block of rows when it is first
+    read. So many shards and blocks as were used last stay open, without a file descriptor; what grows with the data is
+    a few bytes for each shard that was opened. Threads may share a reader.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str, *, verify: bool = True) -> None:
-        self.folder, self.verify = folder, verify
+        self.folder, self.verify, self.split = folder, verify, split
         self.row_tokens = manifest.row_tokens
         self.shards = manifest.splits[split]
-        check_shards(folder, self.shards)
-        self.files: dict[int, ShardFile] = {}
-        self.first_rows = [0, *itertools.accumulate(shard.rows for shard in self.shards)]
+        self.first_rows = first_rows_of(self.shards)
+        self.counts = open_trained_tokens(folder, manifest, split)
+        self.checked: dict[int, CheckedBlocks] = defaultdict(CheckedBlocks)
+        self.shard = lru_cache(OPEN_SHARDS)(self.open_shard)
+        self.block = lru_cache(OPEN_BLOCKS)(self.read_block)
 
     def __len__(self) -> int:
-        return self.first_rows[-1]
+        return int(self.first_rows[-1])
+
+    def open_shard(self, number: int) -> ShardFile:
+        """Map a shard. Raises DataError if it is not what the manifest says."""
+        shard = self.shards[number]
+        check_size(self.folder, shard.path, shard.bytes)
+        checked = self.checked[number] if self.verify else None
+        return ShardFile(self.folder / shard.path, shard.table_at, shard.table_sha256, checked)
+
+    def read_block(self, number: int, block: int) -> Block:
+        """Return a block of a shard. Raises DataError if it is damaged."""
+        return self.shard(number).read(block)
+
+    def numbers_of(self, row_ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Return row numbers as an array. Raises IndexError if the split has no such row."""
+        numbers = np.asarray(row_ids, dtype=np.int64)
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= len(self)):
+            asked = f"rows {numbers.min()} to {numbers.max()} were asked for"
+            raise IndexError(f"{self.folder / self.split} has {len(self)} rows, {asked}")
+        return numbers
 
     def shard_of(self, row: int) -> tuple[ShardFile, int]:
-        """Return the shard that holds a row, mapped at its first use, and the row's number in it."""
-        number = bisect.bisect_right(self.first_rows, row) - 1
-        if number not in self.files:
-            shard = self.shards[number]
-            path = self.folder / shard.path
-            self.files[number] = ShardFile(path, shard.table_at, shard.table_sha256, verify=self.verify)
-        return self.files[number], row - self.first_rows[number]
+        """Return the shard that holds a row, and the row's number in it."""
+        (number,) = np.searchsorted(self.first_rows, self.numbers_of([row]), side="right") - 1
+        return self.shard(int(number)), row - int(self.first_rows[number])
 
-    def locate(self, row: int) -> tuple[Block, int]:
-        """Return the block that holds a row, and the row's index in it. Raises DataError if it is damaged."""
-        shard, within = self.shard_of(row)
-        return shard.locate(within)
+    def locate(self, number: int, within: int) -> tuple[Block, int]:
+        """Return the block that holds row `within` of a shard, and its index there. Raises DataError if damaged."""
+        table = self.shard(number).table
+        block = table.block_of(within)
+        return self.block(number, block), within - table.first_rows[block - 1]
 
     def rows(self, row_ids: Sequence[int]) -> Batch:
-        """Return the given rows, in this order."""
-        input_ids = np.empty((len(row_ids), self.row_tokens), dtype=np.int64)
-        bits = np.empty((len(row_ids), self.row_tokens // 8), dtype=np.uint8)
-        pieces = []
-        for index, row in enumerate(row_ids):
-            block, within = self.locate(row)
-            input_ids[index] = block.ids[within]
-            bits[index] = block.mask[within]
-            pieces.append(block.piece_tokens[block.piece_first[within] : block.piece_first[within + 1]])
+        """Return the given rows, in this order. Raises DataError if a block of theirs is damaged."""
+        numbers = self.numbers_of(row_ids)
+        input_ids = np.empty((len(numbers), self.row_tokens), dtype=np.int64)
+        bits = np.empty((len(numbers), self.row_tokens // 8), dtype=np.uint8)
+        pieces: dict[int, npt.NDArray[np.int32]] = {}
+        shards = np.searchsorted(self.first_rows, numbers, side="right") - 1
+        within = numbers - self.first_rows[shards]
+        # in the order of the files, so that rows of one shard open it once, however many others are asked for
+        order = np.argsort(numbers)
+        columns = (order, shards[order], within[order])
+        for index, shard, row in zip(*(column.tolist() for column in columns), strict=True):
+            block, at = self.locate(shard, row)
+            input_ids[index] = block.ids[at]
+            bits[index] = block.mask[at]
+            pieces[index] = block.piece_tokens[block.piece_first[at] : block.piece_first[at + 1]]
         loss_mask = np.unpackbits(bits, axis=1, bitorder="little").view(np.bool_)
-        return Batch(input_ids=input_ids, loss_mask=loss_mask, piece_tokens=pieces)
+        self.check_counts(numbers, loss_mask)
+        return Batch(
+            input_ids=input_ids, loss_mask=loss_mask, piece_tokens=[pieces[index] for index in range(len(numbers))]
+        )
+
+    def check_counts(self, numbers: npt.NDArray[np.int64], loss_mask: npt.NDArray[np.bool_]) -> None:
+        """Raise DamagedRowsError if the counts, which no rank hashes as a whole, are not those of the rows' masks.
+
+        Each row of a step is read by one of the ranks, so a wrong count is noticed before the step that it is part of.
+        """
+        said, found = self.counts.of(numbers), loss_mask.sum(axis=1)
+        for at in np.flatnonzero(said != found)[:1].tolist():
+            raise DamagedRowsError(
+                f"{self.folder / self.split}: row {numbers[at]} has {found[at]} trained tokens, {said[at]} counted; "
+                f"run `shardline verify {self.folder}`, delete the file that it names, and prepare again"
+            )
 
     def trained_tokens(self, row_ids: Sequence[int]) -> int:
         """Return how many tokens of the given rows are trained; the rows themselves are not read."""
-        return sum(shard.table.trained[within] for shard, within in map(self.shard_of, row_ids))
+        return int(self.counts.of(self.numbers_of(row_ids)).sum(dtype=np.int64))
 
     def pieces(self, row: int) -> list[Piece]:
-        """Return which stretches of which documents a row holds."""
-        block, within = self.locate(row)
+        """Return which segments of which documents a row holds."""
+        (number,) = (np.searchsorted(self.first_rows, self.numbers_of([row]), side="right") - 1).tolist()
+        block, within = self.locate(number, row - int(self.first_rows[number]))
         columns = [
             block.batch.column(f"piece_{name}")[within].as_py() for name in ("tokens", "source", "position", "start")
         ]

@@ -1,4 +1,4 @@
-"""The writing side of the contract: shards, the files that make a split a dataset, the seal."""
+"""The writing side of the contract: shards, the files that make a split a dataset, the manifest that commits them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 from cluster.disk.atomic_files import digest_of, sha256_of, whole_file, write_json
 from data_prep.shards.blocks import arrow_array, write_blocks
 from data_prep.shards.manifest import MANIFEST, SPLITS, ListedFile, Manifest, Piece, ShardInfo
+from data_prep.shards.trained_tokens import write_trained_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,10 @@ def write_shard(path: Path, relative: str, batches: Iterable[PackedRows], schema
 
 
 def write_split_files(folder: Path, shards: Sequence[ShardInfo], schema: pa.Schema, split: str) -> None:
-    """Write the two JSON files that make a split's folder a dataset for `datasets.load_from_disk`."""
+    """Write what a split's folder holds beside its shards.
+
+    That is two JSON files that make it a dataset for `datasets.load_from_disk`, and the trained tokens of each row.
+    """
     info = json.loads(schema.metadata[b"huggingface"])["info"]
     state: dict[str, Any] = {
         "_data_files": [{"filename": Path(shard.path).name} for shard in shards],
@@ -149,11 +153,12 @@ def write_split_files(folder: Path, shards: Sequence[ShardInfo], schema: pa.Sche
     }
     write_json(folder / "dataset_info.json", info)
     write_json(folder / "state.json", state)
+    write_trained_tokens(folder.parent, split, shards)
 
 
 def list_others(folder: Path) -> list[ListedFile]:
-    """Return the files of the tokenizer, and those that make the splits datasets, as the manifest lists them."""
-    names = [path for part in ("tokenizer", *SPLITS) for path in sorted((folder / part).glob("*"))]
+    """Return the files of the tokenizer and those of the splits that are no shards, as the manifest lists them."""
+    names = [path for name in ("tokenizer", *SPLITS) for path in sorted((folder / name).glob("*"))]
     return [
         ListedFile(path=str(path.relative_to(folder)), bytes=path.stat().st_size, sha256=sha256_of(path))
         for path in names
@@ -162,7 +167,7 @@ def list_others(folder: Path) -> list[ListedFile]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Seal and write the manifest; from then on the folder is prepared data."""
-    sealed = manifest.sealed()
-    write_json(folder / MANIFEST, asdict(sealed))
-    return sealed
+    """Write the manifest with its digest, which commits the folder: from then on it is prepared data."""
+    committed = manifest.with_digest()
+    write_json(folder / MANIFEST, asdict(committed))
+    return committed

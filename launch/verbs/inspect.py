@@ -9,7 +9,7 @@ from data_prep.fetch.provenance import document_place, read_document
 from data_prep.shards import ShardReader, read_manifest
 from data_prep.shards.tokenizer_files import open_tokenizer
 from launch.config import RunConfig
-from training.order import Order
+from training.order import order_of
 
 
 def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool) -> Iterator[str]:
@@ -21,12 +21,7 @@ def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool)
         raise ConfigError(f"--step {step}: steps are counted from 1, as in metrics.jsonl")
     manifest = read_manifest(run.shards)
     reader = ShardReader(run.shards, manifest, "train", verify=False)
-    order = Order(
-        row_count=len(reader),
-        global_batch_rows=run.train.global_batch_rows,
-        seed=run.seed,
-        data_digest=manifest.content_digest,
-    )
+    order = order_of(manifest, run.train.global_batch_rows, run.seed)
     relative_to = {source.label: source.relative_to for source in run.data.sources}
     tokenizer = open_tokenizer(run.shards / "tokenizer")
     for place, row in enumerate(order.rows_of_step(step - 1)):

@@ -28,7 +28,7 @@ from cluster.paths import RunPaths
 from data_prep.shards import read_manifest
 from launch.config import RunConfig
 from training.checkpoints.layout import committed_folders, folder_of
-from training.order import Order
+from training.order import order_of
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}  # of a loss on another number of ranks: sums in another order
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "pyarrow")
@@ -111,12 +111,7 @@ def certificate_of(
 ) -> dict[str, Any]:
     """Return what was run, every step's figures to the bit, and what follows from them."""
     manifest = read_manifest(run.shards)
-    order = Order(
-        row_count=manifest.rows("train"),
-        global_batch_rows=run.train.global_batch_rows,
-        seed=run.seed,
-        data_digest=manifest.content_digest,
-    )
+    order = order_of(manifest, run.train.global_batch_rows, run.seed)
     undisturbed, killed, resharded = (trial.lines() for trial in trials)
     half = steps // 2
     same = [[line["loss"], line["gradient_norm"]] for line in undisturbed]

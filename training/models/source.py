@@ -23,7 +23,7 @@ from transformers import (
 from cluster.disk.atomic_files import sha256_of
 from cluster.errors import ConfigError, DataError
 from cluster.model_files import found_folder, reason_of
-from data_prep.shards import Manifest, tokenizer_digest
+from data_prep.shards import Manifest, template_digest, tokenizer_digest
 from data_prep.shards.tokenizer_files import add_tokens, open_tokenizer, vocabulary_size
 from training.config import LoraConfig, ModelConfig, NewModel, TrainConfig
 from training.models.config_keys import keys_in_code, known_keys, unknown_keys_text
@@ -148,6 +148,7 @@ def find_model(model: ModelConfig, shards: Path, manifest: Manifest, *, weights:
     another tokenizer.
     """
     tokenizer = open_tokenizer(shards / "tokenizer")
+    check_template(tokenizer, manifest, shards)
     if model.new is not None:
         return ModelOrigin(config=new_config(model.new, tokenizer, manifest), tokenizer=tokenizer, folder=None)
     folder = found_folder(model.path or "", weights=weights)
@@ -270,6 +271,18 @@ def check_tokenizer(tokenizer: Any, manifest: Manifest, folder: Path) -> None:
         raise DataError(
             f"the shards were made with another tokenizer (digest {manifest.tokenizer_digest[:12]}) than that of"
             f" {folder} ({found[:12]}); run `shardline prepare RUN.yaml` with this model"
+        )
+
+
+def check_template(tokenizer: Any, manifest: Manifest, shards: Path) -> None:
+    """Raise DataError unless the shards' tokenizer still has the chat template that the conversations were made with.
+
+    It is what an export writes and what generation asks with, so a model would be used in a form it was not trained in.
+    """
+    if manifest.conversational and template_digest(tokenizer.chat_template) != manifest.template_digest:
+        raise DataError(
+            f"{shards / 'tokenizer'}: its chat template is not the one that the rows were made with, which an export "
+            "would write; put it back, or set data.chat_template and run `shardline prepare RUN.yaml` again"
         )
 
 
