@@ -125,7 +125,7 @@ def test_the_third_save_in_a_row_that_fails_ends_the_run_on_all_ranks(
     told = tell(tmp_path, "broken")
     assert told.code == 2
     assert [note["name"] for note in told.notes()] == ["went on", "went on"]
-    assert told.log.count("3 saves in a row have failed; make room or mend the disk") == 2  # by both ranks
+    assert told.log.count("3 saves in a row have failed; make room or fix the disk") == 2  # by both ranks
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_a_run_does_not_end_well_without_its_last_checkpoint(tell: Callable[...,
     told = tell(tmp_path, "broken_at_the_end")
     assert told.code == 2
     assert "the run ends without a checkpoint of step" in told.log
-    assert "it goes on from step 1" in told.log
+    assert "it resumes from step 1" in told.log
 
 
 @pytest.mark.slow
