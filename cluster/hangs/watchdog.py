@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.environment import host_name
@@ -38,21 +38,23 @@ class HostWatch:
     watch: Watch
     due: float = 0.0
     is_failing: bool = False
+    folders: list[Path] = field(init=False)  # once: to resolve the run's folder asks the shared disk
+
+    def __post_init__(self) -> None:
+        self.folders = local_folders(self.paths, self.view.launch, self.view.host)
+
+    def own_beats(self) -> list[Beat]:
+        return read_local_beats(self.folders, self.view.world_size, self.view.launch)
 
     def living(self) -> dict[int, Beat]:
         """Return the last beat of this host's ranks that still live."""
-        view = self.view
-        folders = local_folders(self.paths, view.launch, view.host)
-        beats = read_local_beats(folders, view.world_size, view.launch)
-        return {beat.rank: beat for beat in beats if started_at(beat.pid) == beat.started}
+        return {beat.rank: beat for beat in self.own_beats() if started_at(beat.pid) == beat.started}
 
     def poll(self, now: float) -> list[int] | None:
         """Write and read the shared files if it is time; return None while all is well, else the culprits."""
         if now < self.due:
             return None
-        view = self.view
-        folders = local_folders(self.paths, view.launch, view.host)
-        own = read_local_beats(folders, view.world_size, view.launch)
+        view, own = self.view, self.own_beats()
         try:
             begun = time.monotonic()
             view.write_own(own)  # blocks as long as the disk does
@@ -73,9 +75,8 @@ class HostWatch:
         return self.watch.culprits(now)
 
     def tell_stragglers(self, now: float) -> None:
-        own = self.living()
         for rank, share in self.watch.stragglers().items():
-            if rank in own:
+            if rank in self.living():
                 told = self.watch.described(rank, now)
                 log.warning("the others waited for %s in %.0f%% of the time", told, 100 * share)
                 try:

@@ -34,8 +34,10 @@ class Hosts:
         self.watches = [Watch(2 * self.size, None, begun=0.0) for _ in self.views]
 
     def beats(self, host: int) -> list[Beat]:
-        common = {"launch": LAUNCH, "host": f"h{host}", "pid": 1, "started": 1, "phase": "data", "step": 5}
-        return [Beat(rank=rank, count=self.count, **common) for rank in (2 * host, 2 * host + 1)]
+        return [
+            Beat(launch=LAUNCH, rank=r, host=f"h{host}", pid=1, started=1, phase="data", step=5, count=self.count)
+            for r in (2 * host, 2 * host + 1)
+        ]
 
     def look(self) -> None:
         self.now += 0.5
