@@ -1,4 +1,4 @@
-"""Time and peak memory of a preparation on 1, 4 and 16 times the text."""
+"""Time and peak memory of a preparation on 1, 4 and 16 times the text; file operations of more and more ranks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from benchmarks import growth_ranks
 from benchmarks.english import write_english, write_tokenizer
 from benchmarks.trees import run_tree
 
@@ -35,3 +36,4 @@ def main() -> None:
                     {"case": "growth", "times": times, "mb": size / 1e6, **rates, "peak_mb": round(usage.peak_mb)}
                 )
             )
+    growth_ranks.main()

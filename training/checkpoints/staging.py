@@ -1,4 +1,4 @@
-"""A rank's state in the memory of its host: copied in one go, then written while training goes on."""
+"""A rank's state in the memory of its host: copied in one go, then written while training continues."""
 
 from __future__ import annotations
 

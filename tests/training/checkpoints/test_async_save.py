@@ -24,7 +24,7 @@ LIVES = ROOT / "tests" / "training" / "rank_programs" / "lives.py"
 
 @dataclass(frozen=True)
 class Told:
-    """What the ranks of a scenario left behind."""
+    """What the ranks of a scenario wrote and said."""
 
     folder: Path
     code: int

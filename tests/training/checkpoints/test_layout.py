@@ -36,6 +36,7 @@ from training.checkpoints.layout import (
     step_of,
     stored_state,
     supersede,
+    superseded_folders,
     sweep,
     verify,
 )
@@ -255,6 +256,10 @@ def test_what_a_rollback_supersedes_is_not_called_damaged(tmp_path: Path) -> Non
     supersede(tmp_path, before=21)
     assert [step_of(folder) for folder in committed_folders(tmp_path)] == [10, 20]
     verify(tmp_path / "superseded" / "step-000030")
+    (tmp_path / "superseded").rename(tmp_path / "left_behind")  # as runs of earlier versions call it
+    write_checkpoint(tmp_path, 40)
+    supersede(tmp_path, before=35)
+    assert [step_of(folder) for folder in superseded_folders(tmp_path)] == [40, 30]
     assert set_aside_folders(tmp_path) == []
 
 
