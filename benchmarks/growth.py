@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tempfile
 from pathlib import Path
 
+from benchmarks import growth_ranks
 from benchmarks.english import write_english, write_tokenizer
 from benchmarks.growth_reader import growth_reader
 from benchmarks.trees import run_tree
@@ -19,8 +19,7 @@ def main() -> None:
         growth_prepare(Path(name))
     with tempfile.TemporaryDirectory() as name:
         growth_reader(Path(name))
-    if importlib.util.find_spec("benchmarks.growth_ranks"):
-        importlib.import_module("benchmarks.growth_ranks").growth_ranks()
+    growth_ranks.main()
 
 
 def growth_prepare(folder: Path) -> None:

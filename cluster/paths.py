@@ -53,12 +53,12 @@ class RunPaths:
 
     @property
     def heartbeats(self) -> Path:
-        """A file for each rank: what it does, in which step, as of a second ago; and where its stacks go."""
+        """A file for each host: what its ranks do, in which step; one of all hosts; and where the stacks go."""
         return self.root / "heartbeats"
 
     @property
     def hangs(self) -> Path:
-        """A report for each time that the ranks stood still, and each host."""
+        """A report for each hang, and each host."""
         return self.root / "hangs"
 
     @property

@@ -1,4 +1,4 @@
-"""A wish to stop, from a signal or a file, that all ranks act on at the same step."""
+"""A request to stop, from a signal or a file, that all ranks act on at the same step."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ class StopFlag:
 
     The handler only remembers: saving inside a handler could interrupt a collective half way. `ends_at` is when the
     nodes are taken away, in seconds since 1970; the time from one question to the next is that of a step, saves
-    included.
+    included. Only the first rank looks for the file (`looks_for_file`): at every step, a thousand ranks would keep the
+    shared disk busy with it. Signals and the end of the allocation count on any rank.
     """
 
-    def __init__(self, request: Path, ends_at: float | None = None) -> None:
-        self.request = request
+    def __init__(self, request: Path, ends_at: float | None = None, *, looks_for_file: bool = True) -> None:
+        self.request, self.looks_for_file = request, looks_for_file
         self.reason: str | None = None
         self.asked: float | None = None
         self.longest_s = 0.0
@@ -54,7 +55,7 @@ class StopFlag:
 
     def agreed(self, all_reduce_max: Callable[[int], int]) -> bool:
         """Return whether any rank wants to stop. Collective: every rank gets the same answer."""
-        if self.reason is None and self.request.exists():
+        if self.looks_for_file and self.reason is None and self.request.exists():
             self.reason = f"{self.request} exists"
         self.reason = self.reason or self.out_of_time(time.monotonic())
         wanted = all_reduce_max(1 if self.reason else 0) == 1

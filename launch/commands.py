@@ -119,7 +119,7 @@ def train(options: argparse.Namespace) -> int:
 
 def train_as_rank(run: RunConfig, world: World) -> int:
     """Train as one rank of a run that is this launch's alone."""
-    stop = StopFlag(run.paths.stop_request, allocation_end())
+    stop = StopFlag(run.paths.stop_request, allocation_end(), looks_for_file=world.is_first)
     stop.install()
     enter_world(world)
     from training.train_rank import train_rank  # after enter_world: torch reads the environment when imported

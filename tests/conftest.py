@@ -158,7 +158,7 @@ def write_checkpoint() -> Callable[..., Path]:
     import torch
 
     from training.checkpoints.layout import Commit, commit_folder, files_record, folder_of
-    from training.checkpoints.shard_files import Stretch, rank_file_name, write_rank_file
+    from training.checkpoints.shard_files import Span, rank_file_name, write_rank_file
 
     def write(checkpoints: Path, weights: dict[str, Any], *, step: int = 5, **identity: Any) -> Path:
         final = folder_of(checkpoints, step)
@@ -167,14 +167,14 @@ def write_checkpoint() -> Callable[..., Path]:
         files = {}
         for rank in range(2):
             for kind in ("master", "exp_avg", "exp_avg_sq"):
-                stretches, data = [], []
+                spans, data = [], []
                 for name, tensor in weights.items():
                     part = torch.chunk(tensor.reshape(-1), 2)[rank] if tensor.numel() > rank else tensor.new_empty(0)
                     start = rank * -(-tensor.numel() // 2)
-                    stretches.append(Stretch(key=f"{kind}.{name}", start=start, numel=part.numel()))
+                    spans.append(Span(key=f"{kind}.{name}", start=start, numel=part.numel()))
                     data.append(part.clone() if kind == "master" else torch.zeros_like(part))
                 name = rank_file_name(kind, rank, 2)
-                files[name] = write_rank_file(partial / name, stretches, data)
+                files[name] = write_rank_file(partial / name, spans, data)
         commit = Commit(
             step=step,
             progress={"steps_done": step, "skipped": []},

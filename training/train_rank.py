@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from cluster.disk.atomic_files import write_json, write_text
 from cluster.environment import World, free_memory_bytes
 from cluster.errors import EXIT_FAILED, ClusterError, ConfigError, DamagedRowsError, exit_code_of
-from cluster.heartbeat import Heartbeat, start_watchdog
+from cluster.heartbeat import Heartbeat
 from cluster.journal import Journal
 from cluster.paths import RunPaths
 from cluster.stop_request import StopFlag
@@ -59,7 +59,7 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     """Train as one rank of `world`; return the exit code. Collective."""
     heartbeat = Heartbeat(request.paths, world)
     heartbeat.start()
-    start_watchdog(request.paths, world, request.train.hang_timeout_s)
+    heartbeat.start_watchdog(request.train.hang_timeout_s)
     journal = Journal(request.paths, world, heartbeat)
     journal.mark("imports")
     try:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from cluster.disk.locks import ADVICE, STALE_S, Holder, LockFile, Look, alone, at_work
 from cluster.environment import World, lock_of_launcher
 from cluster.errors import ClusterError
-from cluster.heartbeat import launch_of
+from cluster.heartbeat_files import launch_of
 from cluster.paths import RunPaths
 
 FIRST_RANK_S = STALE_S + 60.0  # in which the first rank has the lock, or has been refused

@@ -1,4 +1,4 @@
-"""What a watchdog has seen of the ranks: whether they stand still, and whom they wait for. No files, no clock."""
+"""What a watchdog has seen of the ranks: whether they hang, and which one they wait for. No files, no clock."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cluster.heartbeat import BEAT_S, Beat
+from cluster.hangs.shared_view import POLL_S
+from cluster.heartbeat import BEAT_S
+from cluster.heartbeat_files import PHASES, Beat
 
-POLL_S = 0.5
 LEAST_S = 20.0  # shorter stops in a step are usual: a slow disk, a garbage collection
 FIRST_STEPS = 3
 ALLOWED_S = {"load": 1800.0, "save": 1800.0, "idle": 600.0}
 FIRST_STEPS_S = 600.0
-PHASES = ("load", "data", "forward-backward", "step", "save", "idle")  # in the order of a step
 BEHIND_SHARE = 0.2  # of the samples, that make a straggler
 
 
@@ -30,7 +30,7 @@ class Seen:
     def position(self) -> tuple[int, int]:
         return self.beat.step, PHASES.index(self.beat.phase)
 
-    def take(self, beat: Beat, now: float) -> None:
+    def update(self, beat: Beat, now: float) -> None:
         if (beat.phase, beat.step) != (self.beat.phase, self.beat.step):
             self.moved = now
         if beat.count != self.beat.count:
@@ -40,11 +40,15 @@ class Seen:
 
 @dataclass
 class Watch:
-    """What was seen of all ranks. `look` is told what their files say; the clock is an argument, in seconds."""
+    """What was seen of all ranks. `look` is told what their files say; the clock is an argument, in seconds.
+
+    `period_s` is how old the news of another host may be at each of the two files that it passes through.
+    """
 
     world_size: int
     hang_timeout_s: float | None
     begun: float
+    period_s: float = POLL_S
     ranks: dict[int, Seen] = field(default_factory=dict)
     step_times: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     samples: deque[frozenset[int]] = field(default_factory=deque)
@@ -55,14 +59,14 @@ class Watch:
 
     def look(self, beats: Iterable[Beat], now: float, stopped: Iterable[int] = ()) -> None:
         """Take in a reading of the ranks' files; `stopped` are this host's ranks that a signal has stopped."""
-        if self.last_look is not None and now - self.last_look > 10 * POLL_S:
-            self.forgive(now)  # it was this process that stood still
+        if self.last_look is not None and now - self.last_look > max(10 * POLL_S, 5 * self.period_s):
+            self.restart_clocks(now)  # it was this process that stopped, or the one that it hears of the others from
         self.last_look = now
         self.stopped = frozenset(stopped)
         before = self.slowest_step()
         for beat in beats:
             if beat.rank in self.ranks:
-                self.ranks[beat.rank].take(beat, now)
+                self.ranks[beat.rank].update(beat, now)
             else:
                 self.ranks[beat.rank] = Seen(beat, now, now)
         phases = {seen.beat.phase for seen in self.ranks.values()}
@@ -72,16 +76,21 @@ class Watch:
             if self.step_began is not None:
                 self.step_times.append((now - self.step_began) / (self.slowest_step() - before))
             self.step_began = now
-        late = [rank for rank in self.behind() if now - self.ranks[rank].moved > 2 * BEAT_S]  # files are a beat old
+        late = [rank for rank in self.behind() if now - self.ranks[rank].moved > self.stale_s()]
         self.samples.append(self.stopped.union(late))
         while len(self.samples) > self.window():
             self.samples.popleft()
 
-    def forgive(self, now: float) -> None:
+    def restart_clocks(self, now: float) -> None:
+        """Count all waiting from now on: what was not seen is no rank's fault."""
         for seen in self.ranks.values():
             seen.moved = seen.counted = now
         self.step_began = None
         self.samples.clear()
+
+    def stale_s(self) -> float:
+        """Return how old a beat may be when it is seen: written each BEAT_S, then passed on by two files."""
+        return max(2 * BEAT_S, BEAT_S + 2 * self.period_s)
 
     def is_under_way(self) -> bool:
         """Return whether the first steps are over: they compile, connect and fill caches."""
@@ -91,13 +100,13 @@ class Watch:
         return min((seen.beat.step for seen in self.ranks.values()), default=0)
 
     def limit_s(self) -> float:
-        """Return how long all ranks may stand still in a step."""
+        """Return how long all ranks may stay where they are in a step."""
         if self.hang_timeout_s is not None:
-            return self.hang_timeout_s
+            return max(self.hang_timeout_s, 2 * self.stale_s())
         return max(LEAST_S, 5 * statistics.median(self.step_times or [0.0]))
 
     def patience_s(self, silent: list[int]) -> float:
-        """Return how long the ranks may stand still where they are; a rank that gives no sign of life has less.
+        """Return how long the ranks may stay where they are; one without a heartbeat has less.
 
         One that a signal has stopped loads nothing and compiles nothing, whatever its phase.
         """
@@ -113,12 +122,12 @@ class Watch:
         return max(ALLOWED_S.get(phase, self.limit_s()) for phase in phases)
 
     def silent(self, now: float) -> list[int]:
-        """Return the ranks that have given no sign of life for long, though all others have."""
-        longest_s = max(self.limit_s() / 2, 3 * BEAT_S)
+        """Return the ranks whose heartbeat has been missing for long."""
+        longest_s = max(self.limit_s() / 2, 3 * BEAT_S, 2 * self.stale_s() - BEAT_S)
         return [rank for rank, seen in sorted(self.ranks.items()) if now - seen.counted > longest_s]
 
     def behind(self) -> list[int]:
-        """Return the ranks that are at an earlier place than others."""
+        """Return the ranks that are at an earlier position than others."""
         positions = {rank: seen.position for rank, seen in sorted(self.ranks.items())}
         first, last = min(positions.values(), default=(0, 0)), max(positions.values(), default=(0, 0))
         return [rank for rank, position in positions.items() if position == first != last]
@@ -133,8 +142,8 @@ class Watch:
         return missing or silent or self.behind()
 
     def window(self) -> int:
-        """Return how many samples tell who holds the others up: those of the time that a hang takes to be one."""
-        return round(max(self.limit_s(), 10.0) / POLL_S)
+        """Return how many samples tell which rank holds the others up: as many as fit into the time limit of a hang."""
+        return round(max(self.limit_s(), 10.0) / self.period_s)
 
     def stragglers(self) -> dict[int, float]:
         """Return the ranks that others had to wait for, each with the share of the samples; empties the samples."""
@@ -151,5 +160,5 @@ class Watch:
         place = f"phase {seen.beat.phase} of step {seen.beat.step + 1}"
         return (
             f"rank {rank} on {seen.beat.host} (process {seen.beat.pid}) in {place} for {now - seen.moved:.0f} s,"
-            f" last sign of life {now - seen.counted:.0f} s ago"
+            f" last heartbeat {now - seen.counted:.0f} s ago"
         )

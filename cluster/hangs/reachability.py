@@ -1,4 +1,4 @@
-"""Which hosts answer over the network? Asked when ranks stand still: the disk that they share may be on another one."""
+"""Which hosts answer over the network? Asked when the ranks hang: the disk that they share may be on another one."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ from launch.kept import keep_config, origin_of
 from launch.wording import as_typed, named, say
 from training.checkpoints.layout import (
     KEEP,
-    LEFT_BEHIND,
     REASON,
     DamagedError,
     candidate_folders,
@@ -24,6 +23,7 @@ from training.checkpoints.layout import (
     read_commit,
     set_aside_folders,
     step_of,
+    superseded_folders,
 )
 from training.checkpoints.layout import verify as verified
 from training.reporting.status import bytes_text
@@ -43,7 +43,7 @@ def list_checkpoints(run: RunConfig, options: argparse.Namespace) -> int:
         say(row(path))
     for path in sorted(folder.glob(f"*{PARTIAL}")):
         say(f"{path.name}: not a checkpoint: it is being written or removed, or the process that did so was killed")
-    for path in [*set_aside_folders(folder), *sorted((folder / LEFT_BEHIND).glob("step-*"))]:
+    for path in [*set_aside_folders(folder), *superseded_folders(folder)]:
         reason = path / REASON
         why = reason.read_text(encoding="utf-8").strip() if reason.is_file() else f"no {REASON} is in it"
         say(f"{path}: not read any more\n  {why}")

@@ -37,6 +37,13 @@ def test_a_stop_file_is_a_wish_to_stop(tmp_path: Path) -> None:
     assert flag.agreed(lambda value: value)
 
 
+def test_a_rank_that_does_not_look_for_the_file_stops_with_the_one_that_does(tmp_path: Path) -> None:
+    first, other = StopFlag(tmp_path / "STOP"), StopFlag(tmp_path / "STOP", looks_for_file=False)
+    (tmp_path / "STOP").touch()
+    assert not other.agreed(lambda value: value)
+    assert other.agreed(lambda value: max(value, int(first.agreed(lambda own: own))))
+
+
 def test_a_rank_stops_because_another_was_asked_to(tmp_path: Path) -> None:
     flag = StopFlag(tmp_path / "STOP")
     assert flag.agreed(lambda value: 1)

@@ -18,7 +18,7 @@ from cluster.disk.locks import Holder
 from cluster.disk.run_lock import held_for_rank, hold_run, wait_for_first_rank
 from cluster.environment import World
 from cluster.errors import ClusterError
-from cluster.heartbeat import launch_of
+from cluster.heartbeat_files import launch_of
 from cluster.paths import RunPaths
 
 Command = Callable[..., Any]  # returns a Result: see conftest.py

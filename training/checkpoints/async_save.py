@@ -1,6 +1,6 @@
 """Save a run over all its ranks, beside its steps.
 
-Training waits for a copy of its state in the host's memory; a thread writes the copy while the steps go on, and talks
+Training waits for a copy of its state in the host's memory; a thread writes the copy during the next steps, and talks
 to the other ranks' threads over a gloo group of its own. Never two saves at once: with a disk that is slower than the
 saves come, saves come later, and steps do not.
 """
@@ -24,6 +24,7 @@ from cluster.errors import CheckpointError
 from training.checkpoints import layout
 from training.checkpoints.layout import Commit
 from training.checkpoints.shard_files import ITEM_BYTES, FileFacts, rank_file_name, write_rank_file
+from training.checkpoints.span_index import rank_spans, runs_of
 from training.checkpoints.staging import KindState, Staging, streamed
 from training.train_state import TrainState
 from training.zero.partitions import KINDS
@@ -97,8 +98,8 @@ class Saver:
             self.conclude()
         if self.saved_step != progress.steps_done:
             raise CheckpointError(
-                f"{self.folder}: the run ends without a checkpoint of step {progress.steps_done}; make room or mend the"
-                f" disk, then start it again: it goes on from step {self.saved_step or 0}"
+                f"{self.folder}: the run ends without a checkpoint of step {progress.steps_done}; make room or fix the"
+                f" disk, then start it again: it resumes from step {self.saved_step or 0}"
             )
 
     def begin(self, engine: ZeroEngine, progress: TrainState) -> None:
@@ -134,11 +135,9 @@ class Saver:
         self.failures += 1
         what = "\n  ".join([f"step {self.pending_step} was not saved:", *problems])
         if self.failures == MAX_FAILED_SAVES:
-            raise CheckpointError(
-                f"{what}\n  {MAX_FAILED_SAVES} saves in a row have failed; make room or mend the disk"
-            )
+            raise CheckpointError(f"{what}\n  {MAX_FAILED_SAVES} saves in a row have failed; make room or fix the disk")
         self.tell(
-            logging.ERROR, "%s\n  training goes on; the newest checkpoint is of step %s", what, self.saved_step or 0
+            logging.ERROR, "%s\n  training continues; the newest checkpoint is of step %s", what, self.saved_step or 0
         )
 
     def tell(self, level: int, message: str, *values: Any) -> None:
@@ -158,16 +157,17 @@ class Saver:
                 partial.mkdir(parents=True, exist_ok=True)
                 for part in state:
                     path = partial / rank_file_name(part.kind, rank, commit.world_size)
-                    facts[path.name] = write_rank_file(path, part.stretches, part.data)
+                    facts[path.name] = write_rank_file(path, part.spans, part.data)
         except OSError as error:
             problem = f"rank {rank} on {host_name()} cannot write {path}: {error.strerror or error}"
-        everyone: list[Any] = [None] * commit.world_size
-        dist.all_gather_object(everyone, (facts, problem), group=self.group)
-        problems = [text for _, text in everyone if text]
-        verdict: list[Any] = [problems]
-        if rank == 0:
-            files = layout.files_record({name: theirs[name] for theirs, _ in everyone for name in theirs})
-            whole = replace(commit, files=files)
+        told = (facts, rank_spans(state[0].kind, state[0].spans), problem)
+        everyone: list[Any] | None = [None] * commit.world_size if rank == 0 else None
+        dist.gather_object(told, everyone, dst=0, group=self.group)  # to one rank: all that the others want is the end
+        verdict: list[Any] = [None]
+        if everyone is not None:
+            problems = [text for *_, text in everyone if text]
+            files = layout.files_record({name: theirs[name] for theirs, *_ in everyone for name in theirs})
+            whole = replace(commit, files=files, spans=runs_of([spans for _, spans, _ in everyone]))
             verdict = [problems or self.commit(partial, final, whole)]
             if verdict[0]:
                 shutil.rmtree(partial, ignore_errors=True)  # swept at the next start if not now
@@ -175,8 +175,8 @@ class Saver:
                 log.info("saved %s, %.3f GB in %.1f s", final, whole.bytes / 1e9, time.monotonic() - started)
                 self.retire()
         dist.broadcast_object_list(verdict, src=0, group=self.group)
-        told: list[str] = verdict[0]
-        return told
+        wrong: list[str] = verdict[0]
+        return wrong
 
     def room_problem(self, commit: Commit) -> str | None:
         """Return what is wrong if the disk has no room for a checkpoint. On the first rank."""

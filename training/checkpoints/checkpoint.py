@@ -1,4 +1,4 @@
-"""The checkpoints of a run, as its loop sees them. What lies on disk is described in checkpoint_files."""
+"""The checkpoints of a run, as its loop sees them. What lies on disk is described in layout."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WRITING_TIMEOUT = timedelta(hours=6)  # a rank's disk may be that much slower th
 
 
 class Checkpoints:
-    """Restores a run and saves it. Every method is collective."""
+    """Restores a run and saves it. Collective, but for `choose`, which the first rank calls."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Checkpoints:
         first_weights: Callable[[], Weights],
         rows: int | None = None,
     ) -> None:
-        """`rows` of the data are given if a run may go on with another length: see training.run_identity."""
+        """`rows` of the data are given if a run may resume with another length: see training.run_identity."""
         self.folder, self.identity, self.first_weights, self.rows = folder, identity, first_weights, rows
         self.restored_identity: dict[str, Any] | None = None
         self.group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT)
@@ -58,12 +58,12 @@ class Checkpoints:
 
         The first rank chooses and all ranks check that they see the same; a damaged checkpoint is set aside and the
         next older one used. Raises CheckpointError if there were checkpoints and none is good. With `before`, the run
-        goes back: checkpoints of that step and later ones are left behind. With `last`, only those of at most that step
+        goes back: checkpoints of that step and later ones are superseded. With `last`, only those of at most that step
         count, and nothing on the disk is changed.
         """
         self.saver.settle()
         if engine.world.is_first and last is None and before is not None:
-            layout.leave_behind(self.folder, before)
+            layout.supersede(self.folder, before)
         refused: set[Path] = set()
         while True:
             chosen = self.choose_together(engine, last, refused)
@@ -120,29 +120,34 @@ class Checkpoints:
         return None
 
     def check(self, folder: Path, commit: Commit, engine: ZeroEngine) -> list[str]:
-        """Return what is wrong with the files that are dealt to this rank. Collective.
+        """Return what is wrong with the files that this rank checks for all. Collective.
+
+        The first rank has looked at the size of every file; each rank looks at its own, so that a rank that does not
+        see the shared folder as the first one does is found before a file is called damaged.
 
         Raises CheckpointError on all ranks if one of them sees another checkpoint in this place than the first rank.
         """
         seen = []
+        dealt = layout.files_of_rank(commit, engine.world.rank, engine.world.size)
         try:
-            if layout.read_commit(folder).digest != commit.digest:
+            if layout.read_commit_file(folder).digest != commit.digest:
                 seen.append("it holds another checkpoint than for the first rank")
+            else:
+                layout.check_sizes(folder, commit, dealt)
         except CheckpointError as error:
             seen.append(str(error))
         where = f"rank {engine.world.rank} on {host_name()}"
         others = all_gather_text([f"{folder}, as {where} sees it: {problem}" for problem in seen], self.group)
         if others:
-            raise CheckpointError("\n  ".join([*others, "all ranks must see the same shared folder; mend the mount"]))
+            raise CheckpointError("\n  ".join([*others, "all ranks must see the same shared folder; fix the mount"]))
         shapes = {slot.name: list(slot.shape) for slot in engine.layout()}
         if shapes != commit.shapes:
             other = layout.first_difference(shapes, commit.shapes)
             raise CheckpointError(f"{folder}: holds another model; first difference: {other}")
-        dealt = list(commit.files)[engine.world.rank :: engine.world.size]
         return layout.damaged_files(folder, commit, dealt)
 
     def load(self, engine: ZeroEngine, folder: Path, commit: Commit) -> None:
-        """Fill this rank's parts, each from only the bytes it needs."""
+        """Fill this rank's partitions, each from only the files and bytes it needs."""
         failed = []
         try:
             with layout.stored_state(folder, commit) as state:

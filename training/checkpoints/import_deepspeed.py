@@ -4,8 +4,8 @@
     FOLDER/TAG/zero_pp_rank_R_mp_rank_00_model_states.pt         names and shapes of the parameters, by sub-group
     FOLDER/TAG/[bf16_]zero_pp_rank_R_mp_rank_00_optim_states.pt  rank R's flat master weights and moments, by sub-group
 
-In a sub-group's flat tensors a rank's stretches follow one another, ceil(n / world) elements for a parameter of n, the
-last ones padded: rank R's stretches are those of our own rank R, so each file becomes one of ours.
+In a sub-group's flat tensors a rank's spans follow one another, ceil(n / world) elements for a parameter of n, the
+last ones padded: rank R's spans are those of our own rank R, so each file becomes one of ours.
 These files are pickles. Nothing that they name is imported or run: what torch does not know is read as an inert object.
 """
 
@@ -34,7 +34,8 @@ from training.checkpoints.layout import (
     first_difference,
     folder_of,
 )
-from training.checkpoints.shard_files import FileFacts, Stretch, rank_file_name, write_rank_file
+from training.checkpoints.shard_files import FileFacts, Span, rank_file_name, write_rank_file
+from training.checkpoints.span_index import rank_spans, runs_of
 from training.train_state import TrainState
 from training.zero.partitions import KINDS, MOMENTS
 
@@ -68,7 +69,7 @@ def import_deepspeed(
 ) -> Path:
     """Write DeepSpeed's checkpoint into a run's folder as a committed one of its own; return its folder.
 
-    `shapes` are those of the run's model, `identity` is the run's. The run goes on at the step of DeepSpeed's Adam,
+    `shapes` are those of the run's model, `identity` is the run's. The run resumes at the step of DeepSpeed's Adam,
     with the weights and moments as they are, bit for bit; rates, decay and the order of the data are the run's own.
     Raises CheckpointError for what is missing, torn, of another model or of another ZeRO stage.
     """
@@ -86,10 +87,12 @@ def import_deepspeed(
     try:
         steps: set[int] = set()
         facts: dict[str, FileFacts] = {}
+        ranks = []
         for rank, path in enumerate(files):
             step, written = convert_rank(path, rank, len(files), groups, partial)
             steps.add(step)
             facts |= written
+            ranks.append(rank_spans("master", [span for *_, span in spans("master", groups, rank, len(files))]))
         if len(steps) != 1:
             raise CheckpointError(f"{folder}: its files are of different steps: {sorted(steps)}; take another tag")
         progress = TrainState(steps_done=steps.pop())
@@ -100,6 +103,7 @@ def import_deepspeed(
             identity=identity,
             shapes=shapes,
             files=files_record(facts),
+            spans=runs_of(ranks),
         )
         final = folder_of(checkpoints, commit.step)
         commit_folder(partial, final, commit)
@@ -187,7 +191,7 @@ def convert_rank(
             raise CheckpointError(
                 f"{path}: {kind} has {found} elements by sub-group, {world_size} ranks of this model have {lengths}"
             )
-        places = list(stretches(kind, groups, rank, world_size))
+        places = list(spans(kind, groups, rank, world_size))
         name = rank_file_name(kind, rank, world_size)
         facts[name] = write_rank_file(
             partial / name,
@@ -197,8 +201,8 @@ def convert_rank(
     return state.step, facts
 
 
-def stretches(kind: str, groups: list[Shapes], rank: int, world_size: int) -> Iterator[tuple[int, int, Stretch]]:
-    """Yield a rank's stretches, each with its sub-group and its place in that one's tensors; padding is left out."""
+def spans(kind: str, groups: list[Shapes], rank: int, world_size: int) -> Iterator[tuple[int, int, Span]]:
+    """Yield a rank's spans, each with its sub-group and its place in that one's tensors; padding is left out."""
     for number, group in enumerate(groups):
         offset = 0
         for name, shape in group.items():
@@ -206,7 +210,7 @@ def stretches(kind: str, groups: list[Shapes], rank: int, world_size: int) -> It
             size = -(-numel // world_size)
             start, stop = min(rank * size, numel), min((rank + 1) * size, numel)
             if stop > start:
-                yield number, offset, Stretch(key=f"{kind}.{name}", start=start, numel=stop - start)
+                yield number, offset, Span(key=f"{kind}.{name}", start=start, numel=stop - start)
             offset += size
 
 

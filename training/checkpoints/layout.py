@@ -1,13 +1,13 @@
 """What a run's checkpoints are on disk: which are whole, which is used, which are kept, and how they leave.
 
     checkpoints/step-000500/
-        master-00000-of-00002.safetensors ...      a file a rank: its stretch of each 'master.NAME', flat
+        master-00000-of-00002.safetensors ...      one file per rank: its span of each 'master.NAME', flat
         exp_avg-00000-of-00002.safetensors ...     the same of Adam's first moment
         exp_avg_sq-00000-of-00002.safetensors ...  and of its second
-        commit.json                                written last: progress, identity, shapes, each file's size and sha256
+        commit.json                                written last: progress, identity, shapes, files and their spans
         keep                                       if a person wants it to stay: it is never removed
     checkpoints/set_aside/                         damaged ones, each with a reason.txt; nothing here is read again
-    checkpoints/left_behind/                       whole ones that the run went back over; nothing here is read again
+    checkpoints/superseded/                        whole ones that a rollback has superseded; nothing here is read again
     checkpoints/*.partial                          being written, or being removed; swept at the next start
 
 Needs neither ranks nor DeepSpeed.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -26,14 +27,17 @@ from typing import Any
 from cluster.disk.atomic_files import PARTIAL, digest_of, fsync_path, publish, sha256_of, write_json, write_text
 from cluster.errors import CheckpointError
 from training.checkpoints.shard_files import FileFacts, StoredState
+from training.checkpoints.span_index import RankIndex
 from training.run_identity import COMMIT, FOLDER
 from training.train_state import TrainState
 
 KEEP = "keep"
 SET_ASIDE = "set_aside"
-LEFT_BEHIND = "left_behind"
+SUPERSEDED = "superseded"
+OLD_SUPERSEDED = "left_behind"  # what runs of earlier versions call it
 REASON = "reason.txt"
-FORMAT_VERSION = 3  # 1: no skipped steps; 2: files written by torch.distributed.checkpoint, no digest of the commit
+FORMAT_VERSION = 4  # 1: no skipped steps; 2: files written by torch.distributed.checkpoint, no digest; 3: no spans
+READABLE_VERSIONS = (3, 4)
 
 
 class DamagedError(CheckpointError):
@@ -44,8 +48,9 @@ class DamagedError(CheckpointError):
 class Commit:
     """What a checkpoint's commit file says.
 
-    `identity` is what a run must not change between two starts; `shapes` are those of the trained parameters; `digest`
-    is over all the rest.
+    `identity` is what a run must not change between two starts; `shapes` are those of the trained parameters; `spans`
+    are the runs of equal spans of span_index, by parameter: none in a commit of version 3, whose files tell them.
+    `digest` is over all the rest.
     """
 
     version: int = FORMAT_VERSION
@@ -55,11 +60,12 @@ class Commit:
     identity: dict[str, Any]
     shapes: dict[str, list[int]]
     files: dict[str, dict[str, Any]]
+    spans: dict[str, list[list[int]]] = field(default_factory=dict)
     written: str = ""
     digest: str = field(default="")
 
     def resumed(self) -> TrainState:
-        """Return the progress that the run goes on from."""
+        """Return the progress that the run resumes from."""
         return TrainState.from_record(self.progress)
 
     @property
@@ -98,6 +104,16 @@ def newest_checkpoint(checkpoints: Path) -> Path:
 def read_commit(folder: Path) -> Commit:
     """Read a checkpoint's commit file and check the size of every file it lists.
 
+    On one rank: each file is asked for. Raises as read_commit_file does.
+    """
+    commit = read_commit_file(folder)
+    check_sizes(folder, commit, commit.files)
+    return commit
+
+
+def read_commit_file(folder: Path) -> Commit:
+    """Read a checkpoint's commit file alone.
+
     Raises DamagedError for what was committed and is not whole any more, CheckpointError for another format version.
     """
     path = folder / COMMIT
@@ -106,9 +122,9 @@ def read_commit(folder: Path) -> Commit:
         version = values["version"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DamagedError(f"{path}: not a commit file ({error})") from None
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise CheckpointError(
-            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; go on with the program that"
+            f"{path}: format version {version}, this program reads 3 and {FORMAT_VERSION}; resume with the program that"
             " wrote it, or give the run another name"
         )
     if digest_of({name: value for name, value in values.items() if name != "digest"}) != values.get("digest"):
@@ -116,12 +132,30 @@ def read_commit(folder: Path) -> Commit:
     commit = Commit(**values)
     if commit.step != step_of(folder):
         raise DamagedError(f"{path}: says step {commit.step}, the folder is {folder.name}")
-    for name, facts in commit.files.items():
-        size = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if size != facts["bytes"]:
-            found = "missing" if size is None else f"{size} bytes"
-            raise DamagedError(f"{folder / name}: {found}, {COMMIT} says {facts['bytes']} bytes")
     return commit
+
+
+def check_sizes(folder: Path, commit: Commit, names: Iterable[str]) -> None:
+    """Raise DamagedError for the first of these files that is missing or not of the size in the commit file."""
+    for name in names:
+        size, expected = file_size(folder / name), commit.files[name]["bytes"]
+        if size != expected:
+            found = "missing" if size is None else f"{size} bytes"
+            raise DamagedError(f"{folder / name}: {found}, {COMMIT} says {expected} bytes")
+
+
+def file_size(path: Path) -> int | None:
+    """Return a regular file's size; None without one."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def files_of_rank(commit: Commit, rank: int, world_size: int) -> list[str]:
+    """Return the files that one rank of those that load a checkpoint checks for all."""
+    return list(commit.files)[rank::world_size]
 
 
 def damaged_files(folder: Path, commit: Commit, names: Iterable[str]) -> list[str]:
@@ -146,8 +180,9 @@ def verify(folder: Path, kind: str = "") -> Commit:
 
 
 def stored_state(folder: Path, commit: Commit) -> StoredState:
-    """Open a checkpoint's tensors."""
-    return StoredState(folder / name for name in commit.files)
+    """Open a checkpoint's tensors; files are opened when they are wanted, if the commit says what each holds."""
+    index = RankIndex(commit.spans, commit.world_size) if commit.spans else None
+    return StoredState(folder, commit.files, index)
 
 
 def commit_folder(partial: Path, final: Path, commit: Commit) -> None:
@@ -170,11 +205,11 @@ def first_difference(ours: dict[str, list[int]], theirs: dict[str, list[int]]) -
     return min(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
 
 
-def leave_behind(checkpoints: Path, before: int) -> None:
+def supersede(checkpoints: Path, before: int) -> None:
     """Move the checkpoints of step `before` and later ones where nothing reads them: the run goes back."""
     for folder in candidate_folders(checkpoints):
         if step_of(folder) >= before:
-            set_aside(folder, f"the run went back to before step {before}", checkpoints / LEFT_BEHIND)
+            set_aside(folder, f"the run went back to before step {before}", checkpoints / SUPERSEDED)
 
 
 def set_aside(folder: Path, reason: str, place: Path | None = None) -> Path:
@@ -193,6 +228,11 @@ def set_aside(folder: Path, reason: str, place: Path | None = None) -> Path:
 def set_aside_folders(checkpoints: Path) -> list[Path]:
     """Return the checkpoints that were set aside."""
     return sorted((checkpoints / SET_ASIDE).glob("step-*"))
+
+
+def superseded_folders(checkpoints: Path) -> list[Path]:
+    """Return the checkpoints that a rollback has superseded."""
+    return [path for name in (SUPERSEDED, OLD_SUPERSEDED) for path in sorted((checkpoints / name).glob("step-*"))]
 
 
 def sweep(checkpoints: Path) -> None:

@@ -1,6 +1,6 @@
-"""One rank's part of a checkpoint as safetensors files, and any stretch of a tensor read back from all of them.
+"""One rank's part of a checkpoint as safetensors files, and any span of a tensor read back from all of them.
 
-A file holds flat fp32 stretches, each under its tensor's name; where it starts stands in the header's metadata, as
+A file holds flat fp32 spans, each under its tensor's name; where it starts is in the header's metadata, as
 torch.distributed.checkpoint spells it, so that torch's own HuggingFaceStorageReader reads these files too. The data are
 one run of bytes in the header's order: a state that was copied into one buffer is written as it lies in memory.
 """
@@ -10,25 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import torch
 
 from cluster.errors import CheckpointError
 
-SHARDING = "DCP_SHARDING_INFO"  # torch.distributed.checkpoint's key for where a stretch starts
+SHARDING = "DCP_SHARDING_INFO"  # torch.distributed.checkpoint's key for where a span starts
 CHUNK_BYTES = 8 << 20
 ITEM_BYTES = 4  # fp32
+MAX_OPEN = 128  # files; a process may often open 1,024
 MAX_HEADER_BYTES = 100 << 20  # safetensors' own limit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
+class Span:
     """Elements start..start + numel of the flat tensor `key`."""
 
     key: str
@@ -49,17 +51,17 @@ def rank_file_name(kind: str, rank: int, world_size: int) -> str:
     return f"{kind}-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
-def header_of(stretches: Sequence[Stretch]) -> bytes:
+def header_of(spans: Sequence[Span]) -> bytes:
     """Return the file's beginning: 8 bytes of length, then JSON padded to 8 bytes (the safetensors format)."""
     header: dict[str, Any] = {
         "__metadata__": {
             "format": "pt",
             "DCP_VERSION": "1.0",
-            SHARDING: json.dumps({part.key: {"saved_offsets": [part.start]} for part in stretches}),
+            SHARDING: json.dumps({part.key: {"saved_offsets": [part.start]} for part in spans}),
         }
     }
     offset = 0
-    for part in stretches:
+    for part in spans:
         end = offset + part.numel * ITEM_BYTES
         header[part.key] = {"dtype": "F32", "shape": [part.numel], "data_offsets": [offset, end]}
         offset = end
@@ -68,15 +70,15 @@ def header_of(stretches: Sequence[Stretch]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write_rank_file(path: Path, stretches: Sequence[Stretch], data: Iterable[torch.Tensor]) -> FileFacts:
+def write_rank_file(path: Path, spans: Sequence[Span], data: Iterable[torch.Tensor]) -> FileFacts:
     """Write a rank's file, durable when this returns; each chunk is hashed while it is written.
 
-    `data` are contiguous fp32 tensors in the memory of the host that together are the stretches, in their order.
-    Raises OSError as the disk gives it, ValueError if the data are not as long as the stretches.
+    `data` are contiguous fp32 tensors in the memory of the host that together are the spans, in their order.
+    Raises OSError as the disk gives it, ValueError if the data are not as long as the spans.
     """
     size = 0
     digest = hashlib.sha256()
-    header = header_of(stretches)
+    header = header_of(spans)
     with path.open("wb", buffering=0) as stream, ThreadPoolExecutor(1, "hash") as hashing:
         for chunk in chunks(header, data):
             hashed: Future[None] = hashing.submit(digest.update, chunk)
@@ -85,7 +87,7 @@ def write_rank_file(path: Path, stretches: Sequence[Stretch], data: Iterable[tor
             hashed.result()
             size += len(chunk)
         os.fsync(stream.fileno())
-    expected = len(header) + ITEM_BYTES * sum(part.numel for part in stretches)
+    expected = len(header) + ITEM_BYTES * sum(part.numel for part in spans)
     if size != expected:
         raise ValueError(f"{path}: {size} bytes were given, {expected} announced")
     return FileFacts(bytes=size, sha256=digest.hexdigest())
@@ -119,8 +121,8 @@ def write_out(descriptor: int, start: int, size: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredStretch:
-    """Where a stretch lies: in which file, and at which byte."""
+class StoredSpan:
+    """Where a span lies: in which file, and at which byte."""
 
     start: int
     stop: int
@@ -128,18 +130,43 @@ class StoredStretch:
     offset: int
 
 
+class SpanIndex(Protocol):
+    """Tells which files hold some elements of a tensor, so that no others are opened."""
+
+    def files(self, key: str, start: int, stop: int) -> list[str]: ...
+
+
 class StoredState:
     """The tensors of a committed checkpoint, flat, whatever number of ranks wrote them. Use as a context."""
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        """Read the headers. Raises CheckpointError for a file that is no rank's file."""
-        self.stretches: dict[str, list[StoredStretch]] = {}
-        self.descriptors: dict[Path, int] = {}
-        for path in paths:
-            for key, stretch in stored_stretches(path):
-                self.stretches.setdefault(key, []).append(stretch)
-        for found in self.stretches.values():
-            found.sort(key=lambda stretch: stretch.start)
+    def __init__(self, folder: Path, names: Iterable[str], index: SpanIndex | None = None) -> None:
+        """Open each file when a span in it is wanted; without an index, read the headers of all of them now.
+
+        Raises CheckpointError for a file that is no rank's file.
+        """
+        self.folder, self.index = folder, index
+        self.headers: dict[str, dict[str, StoredSpan]] = {}
+        self.descriptors: OrderedDict[Path, int] = OrderedDict()
+        self.all_spans: dict[str, list[StoredSpan]] = {}
+        if index is None:
+            for name in names:
+                for key, span in self.header(name).items():
+                    self.all_spans.setdefault(key, []).append(span)
+            for found in self.all_spans.values():
+                found.sort(key=lambda span: span.start)
+
+    def header(self, name: str) -> dict[str, StoredSpan]:
+        """Return what a file holds."""
+        if name not in self.headers:
+            self.headers[name] = dict(stored_spans(self.folder / name))
+        return self.headers[name]
+
+    def spans(self, key: str, start: int, stop: int) -> list[StoredSpan]:
+        """Return the spans with these elements, by their start."""
+        if self.index is None:
+            return self.all_spans.get(key, [])
+        headers = [self.header(name) for name in self.index.files(key, start, stop)]
+        return sorted((header[key] for header in headers if key in header), key=lambda span: span.start)
 
     def __enter__(self) -> Self:
         return self
@@ -160,14 +187,14 @@ class StoredState:
         host = out if out.device.type == "cpu" and out.is_contiguous() else torch.empty(out.numel())
         memory = bytes_of(host)
         reached = start
-        for stretch in self.stretches.get(key, []):
-            first, last = max(start, stretch.start), min(stop, stretch.stop)
+        for span in self.spans(key, start, stop):
+            first, last = max(start, span.start), min(stop, span.stop)
             if first >= last:
                 continue
             if first != reached:
                 break
-            at = stretch.offset + (first - stretch.start) * ITEM_BYTES
-            self.fill(stretch.path, at, memory[(first - start) * ITEM_BYTES : (last - start) * ITEM_BYTES])
+            at = span.offset + (first - span.start) * ITEM_BYTES
+            self.fill(span.path, at, memory[(first - start) * ITEM_BYTES : (last - start) * ITEM_BYTES])
             reached = last
         if reached != stop:
             raise CheckpointError(f"{key}: element {reached} is not stored once; the checkpoint's files do not fit")
@@ -175,17 +202,26 @@ class StoredState:
             out.copy_(host)
         return out
 
-    def fill(self, path: Path, offset: int, memory: memoryview) -> None:
-        if path not in self.descriptors:
+    def descriptor(self, path: Path) -> int:
+        """Return an open descriptor; only the latest used ones stay open."""
+        if path in self.descriptors:
+            self.descriptors.move_to_end(path)
+        else:
+            if len(self.descriptors) >= MAX_OPEN:
+                os.close(self.descriptors.popitem(last=False)[1])
             self.descriptors[path] = os.open(path, os.O_RDONLY)
+        return self.descriptors[path]
+
+    def fill(self, path: Path, offset: int, memory: memoryview) -> None:
+        descriptor = self.descriptor(path)
         while memory:
-            count = os.preadv(self.descriptors[path], [memory], offset)
+            count = os.preadv(descriptor, [memory], offset)
             if count == 0:
                 raise CheckpointError(f"{path}: ends before byte {offset + len(memory)}")
             memory, offset = memory[count:], offset + count
 
 
-def stored_stretches(path: Path) -> Iterator[tuple[str, StoredStretch]]:
+def stored_spans(path: Path) -> Iterator[tuple[str, StoredSpan]]:
     """Yield what a rank's file holds, by its header."""
     try:
         with path.open("rb") as stream:
@@ -200,6 +236,6 @@ def stored_stretches(path: Path) -> Iterator[tuple[str, StoredStretch]]:
                 raise ValueError(f"{key} is {entry}")
             (start,) = starts[key]["saved_offsets"]
             offset = 8 + header_bytes + begin
-            yield key, StoredStretch(start=start, stop=start + numel, path=path, offset=offset)
+            yield key, StoredSpan(start=start, stop=start + numel, path=path, offset=offset)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a rank's part of a checkpoint ({error})") from None

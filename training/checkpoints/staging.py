@@ -1,4 +1,4 @@
-"""A rank's state in the memory of its host: copied in one go, then written while training goes on."""
+"""A rank's state in the memory of its host: copied in one go, then written while training continues."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training.checkpoints.shard_files import ITEM_BYTES, Stretch
+from training.checkpoints.shard_files import ITEM_BYTES, Span
 from training.zero.partitions import KINDS, Slot
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class KindState:
-    """What a rank holds of one kind: stretches, and tensors in the host's memory that together are these, in order."""
+    """What a rank holds of one kind: spans, and tensors in the host's memory that together are these, in order."""
 
     kind: str
-    stretches: list[Stretch]
+    spans: list[Span]
     data: Iterable[torch.Tensor]
 
 
@@ -64,9 +64,7 @@ class Staging:
             place = stop
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return [
-            KindState(kind=kind, stretches=stretches(kind, slots), data=[region]) for kind, region in regions.items()
-        ]
+        return [KindState(kind=kind, spans=spans(kind, slots), data=[region]) for kind, region in regions.items()]
 
 
 def streamed(engine: ZeroEngine) -> list[KindState]:
@@ -77,10 +75,10 @@ def streamed(engine: ZeroEngine) -> list[KindState]:
             yield part.values[kind].detach().to("cpu").contiguous()
 
     slots: list[Slot] = list(engine.parts())  # their order is that of the tensors
-    return [KindState(kind=kind, stretches=stretches(kind, slots), data=tensors(kind)) for kind in KINDS]
+    return [KindState(kind=kind, spans=spans(kind, slots), data=tensors(kind)) for kind in KINDS]
 
 
-def stretches(kind: str, slots: Iterable[Slot]) -> list[Stretch]:
+def spans(kind: str, slots: Iterable[Slot]) -> list[Span]:
     """Return the slots that hold something, as a file of this kind names them."""
     filled = [slot for slot in slots if slot.stop > slot.start]
-    return [Stretch(key=f"{kind}.{slot.name}", start=slot.start, numel=slot.stop - slot.start) for slot in filled]
+    return [Span(key=f"{kind}.{slot.name}", start=slot.start, numel=slot.stop - slot.start) for slot in filled]

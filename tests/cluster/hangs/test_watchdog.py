@@ -1,4 +1,4 @@
-"""Who holds the ranks up: decided from what their files say and a clock that is an argument."""
+"""Which rank holds the others up: decided from what their files say and a clock that is an argument."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cluster.hangs.hang_detection import POLL_S, Watch
-from cluster.hangs.watchdog import named, waits_in_collective
-from cluster.heartbeat import Beat
+from cluster.hangs.hang_detection import Watch
+from cluster.hangs.hang_report import named, waits_in_collective
+from cluster.hangs.shared_view import POLL_S
+from cluster.heartbeat_files import Beat
 
 
 @dataclass
@@ -66,7 +67,7 @@ def ranks() -> Ranks:
     return trained
 
 
-def test_a_rank_that_gives_no_sign_of_life_is_named_within_half_a_minute(ranks: Ranks) -> None:
+def test_a_rank_that_has_no_heartbeat_is_named_within_half_a_minute(ranks: Ranks) -> None:
     after_s, culprits = ranks.wait(60, silent={1})
     assert culprits == [1] and after_s < 30
 
@@ -77,7 +78,7 @@ def test_a_rank_that_lives_but_is_behind_is_named(ranks: Ranks) -> None:
     assert culprits == [2] and after_s < 30
 
 
-def test_ranks_that_stand_still_in_the_same_place_are_told_apart_by_their_stacks(ranks: Ranks) -> None:
+def test_ranks_that_hang_in_the_same_phase_are_told_apart_by_their_stacks(ranks: Ranks) -> None:
     _, culprits = ranks.wait(60)
     assert culprits == []
     waiting = 'Thread 0x1 (most recent call first):\n  File "x/torch/distributed/distributed_c10d.py", line 1 in wait\n'
@@ -121,13 +122,13 @@ def test_a_timeout_that_was_asked_for_is_kept() -> None:
     assert culprits == [2] and 85 < after_s < 95
 
 
-def test_ranks_that_come_on_are_left_alone_however_slowly() -> None:
+def test_ranks_that_make_steps_are_left_alone_however_slowly() -> None:
     ranks = Ranks(hang_timeout_s=15.0)
     ranks.train(20, step_s=40.0)
     assert ranks.look() is None
 
 
-def test_a_watch_that_stood_still_itself_blames_nobody(ranks: Ranks) -> None:
+def test_a_watch_that_was_stopped_itself_blames_nobody(ranks: Ranks) -> None:
     ranks.now += 3600
     assert ranks.look() is None
     assert ranks.wait(15)[1] is None

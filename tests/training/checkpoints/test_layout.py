@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_state
 
@@ -26,7 +28,6 @@ from training.checkpoints.layout import (
     committed_folders,
     expired,
     files_record,
-    leave_behind,
     newest_checkpoint,
     read_commit,
     remove,
@@ -34,10 +35,13 @@ from training.checkpoints.layout import (
     set_aside_folders,
     step_of,
     stored_state,
+    supersede,
+    superseded_folders,
     sweep,
     verify,
 )
-from training.checkpoints.shard_files import Stretch, rank_file_name, write_rank_file
+from training.checkpoints.shard_files import FileFacts, Span, rank_file_name, write_rank_file
+from training.checkpoints.span_index import RankIndex, rank_spans, runs_of
 from training.run_identity import COMMIT, check_identity
 
 IDENTITY = {"train.learning_rate": 1e-3, "seed": 0, "data": "abc"}
@@ -50,21 +54,23 @@ def tensor_of(key: str, step: int = 5) -> torch.Tensor:
     return torch.arange(numel, dtype=torch.float32) + step * 100 + len(key)
 
 
-def write_checkpoint(checkpoints: Path, step: int = 5) -> Path:
-    """Write a checkpoint of three ranks."""
+def write_checkpoint(checkpoints: Path, step: int = 5, *, lists_spans: bool = True) -> Path:
+    """Write a checkpoint of three ranks; without `lists_spans`, as format version 3 was."""
     partial, final = checkpoints / f"step-{step:06d}.partial", checkpoints / f"step-{step:06d}"
     partial.mkdir(parents=True)
-    files = {}
+    files: dict[str, FileFacts] = {}
+    ranks = []
     for rank in range(3):
         for kind in ("master", "exp_avg", "exp_avg_sq"):
-            stretches, data = [], []
+            spans, data = [], []
             for name, cuts in CUTS.items():
                 start, stop = cuts[rank], cuts[rank + 1]
                 if start < stop:
-                    stretches.append(Stretch(key=f"{kind}.{name}", start=start, numel=stop - start))
+                    spans.append(Span(key=f"{kind}.{name}", start=start, numel=stop - start))
                     data.append(tensor_of(f"{kind}.{name}", step)[start:stop].clone())
             name = rank_file_name(kind, rank, 3)
-            files[name] = write_rank_file(partial / name, stretches, data)
+            files[name] = write_rank_file(partial / name, spans, data)
+        ranks.append(rank_spans(kind, spans))
     commit = Commit(
         step=step,
         progress={"steps_done": step, "skipped": []},
@@ -72,6 +78,8 @@ def write_checkpoint(checkpoints: Path, step: int = 5) -> Path:
         identity=IDENTITY,
         shapes=SHAPES,
         files=files_record(files),
+        version=FORMAT_VERSION if lists_spans else 3,
+        spans=runs_of(ranks) if lists_spans else {},
     )
     commit_folder(partial, final, commit)
     return final
@@ -100,8 +108,11 @@ def test_a_command_that_needs_a_checkpoint_says_how_to_get_one(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("key", [f"{kind}.{name}" for kind in ("master", "exp_avg", "exp_avg_sq") for name in SHAPES])
-def test_any_stretch_of_a_tensor_is_read_back_from_the_files_of_any_ranks(tmp_path: Path, key: str) -> None:
-    folder = write_checkpoint(tmp_path)
+@pytest.mark.parametrize("lists_spans", [True, False], ids=["spans in the commit", "version 3"])
+def test_any_span_of_a_tensor_is_read_back_from_the_files_of_any_ranks(
+    tmp_path: Path, key: str, lists_spans: bool
+) -> None:
+    folder = write_checkpoint(tmp_path, lists_spans=lists_spans)
     whole = tensor_of(key)
     with stored_state(folder, read_commit(folder)) as state:
         for start in range(len(whole)):
@@ -125,7 +136,7 @@ def test_weights_have_their_shapes_again(tmp_path: Path) -> None:
 def test_an_element_that_no_file_holds_is_an_error(tmp_path: Path, lost: str) -> None:
     folder = write_checkpoint(tmp_path)
     commit = read_commit(folder)
-    fewer = replace(commit, files={name: facts for name, facts in commit.files.items() if name != lost})
+    fewer = replace(commit, files={name: facts for name, facts in commit.files.items() if name != lost}, spans={})
     with stored_state(folder, fewer) as state, pytest.raises(CheckpointError, match=r"master\.weight: element .* once"):
         state.read("master.weight", 0, torch.empty(15))
 
@@ -181,7 +192,9 @@ def test_a_commit_file_of_another_step_is_damage_even_with_its_own_digest(tmp_pa
 def test_a_checkpoint_of_another_version_is_refused_and_not_called_damaged(tmp_path: Path, version: int) -> None:
     folder = write_checkpoint(tmp_path)
     rewrite(folder, version=version, layout="another")
-    with pytest.raises(CheckpointError, match=f"version {version}, this program reads {FORMAT_VERSION}") as caught:
+    with pytest.raises(
+        CheckpointError, match=f"version {version}, this program reads 3 and {FORMAT_VERSION}"
+    ) as caught:
         read_commit(folder)
     assert not isinstance(caught.value, DamagedError)
 
@@ -190,8 +203,13 @@ def test_a_file_that_is_no_rank_s_file_is_named(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path)
     path = folder / rank_file_name("exp_avg", 1, 3)
     path.write_bytes(b"\xff" * 100)
-    with pytest.raises(CheckpointError, match=f"{path}: not a rank's part of a checkpoint"):
-        stored_state(folder, Commit(**json.loads((folder / COMMIT).read_text())))
+    commit = Commit(**json.loads((folder / COMMIT).read_text()))
+    for spans in (commit.spans, {}):
+        with (
+            pytest.raises(CheckpointError, match=f"{path}: not a rank's part of a checkpoint"),
+            stored_state(folder, replace(commit, spans=spans)) as state,
+        ):
+            state.read("exp_avg.bias", 0, torch.empty(5))
 
 
 def test_a_changed_run_is_told_each_changed_key_with_what_it_was_and_is(tmp_path: Path) -> None:
@@ -232,12 +250,16 @@ def test_the_best_stays(tmp_path: Path) -> None:
     assert [step_of(folder) for folder in expired(folders, keep_last=1, keep_every_steps=None)] == [10, 30]
 
 
-def test_what_a_run_went_back_over_is_left_behind_and_not_called_damaged(tmp_path: Path) -> None:
+def test_what_a_rollback_supersedes_is_not_called_damaged(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         write_checkpoint(tmp_path, step)
-    leave_behind(tmp_path, before=21)
+    supersede(tmp_path, before=21)
     assert [step_of(folder) for folder in committed_folders(tmp_path)] == [10, 20]
-    verify(tmp_path / "left_behind" / "step-000030")
+    verify(tmp_path / "superseded" / "step-000030")
+    (tmp_path / "superseded").rename(tmp_path / "left_behind")  # as runs of earlier versions call it
+    write_checkpoint(tmp_path, 40)
+    supersede(tmp_path, before=35)
+    assert [step_of(folder) for folder in superseded_folders(tmp_path)] == [40, 30]
     assert set_aside_folders(tmp_path) == []
 
 
@@ -247,3 +269,33 @@ def test_what_is_removed_or_half_written_is_never_taken_for_a_checkpoint(tmp_pat
     remove(doomed)
     sweep(tmp_path)
     assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_commit_whose_spans_are_not_those_of_the_files_is_never_loaded(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    commit = replace(read_commit(folder), spans={"weight": [[0, 0, 5, 3]], "bias": [[0, 0, 5, 1]]})
+    with stored_state(folder, commit) as state:
+        with pytest.raises(CheckpointError, match=r"master\.weight: element 5 is not stored once"):
+            state.read("master.weight", 5, torch.empty(5))
+        with pytest.raises(CheckpointError, match=r"master\.other: the commit file lists no span of it"):
+            state.read("master.other", 0, torch.empty(1))
+
+
+@given(
+    cuts=st.lists(st.integers(0, 40), min_size=1, max_size=12).map(sorted),
+    wanted=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+)
+def test_the_index_names_the_files_that_hold_an_element_and_no_others(cuts: list[int], wanted: tuple[int, int]) -> None:
+    edges = [0, *cuts]
+    ranks = [{"w": (start, stop - start)} for start, stop in pairwise(edges)]
+    start, stop = min(wanted), min(max(wanted), edges[-1])
+    expected = [rank for rank, (first, last) in enumerate(pairwise(edges)) if max(first, start) < min(last, stop)]
+    index = RankIndex({"w": [], **runs_of(ranks)}, len(ranks))
+    assert index.files("master.w", start, stop) == [rank_file_name("master", rank, len(ranks)) for rank in expected]
+
+
+def test_equal_spans_take_the_same_room_in_a_commit_whatever_the_number_of_ranks() -> None:
+    for size in (8, 1024):
+        chunk = -(-1_000_003 // size)
+        ranks = [{"w": (rank * chunk, min(chunk, 1_000_003 - rank * chunk))} for rank in range(size)]
+        assert len(runs_of(ranks)["w"]) == 2

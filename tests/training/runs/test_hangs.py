@@ -1,4 +1,4 @@
-"""Ranks that stand still: found, named, ended, and started again."""
+"""Ranks that hang: found, named, ended, and started again."""
 
 from __future__ import annotations
 

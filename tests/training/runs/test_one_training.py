@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster.hangs.watchdog import process_state
+from cluster.hangs.hang_report import process_state
 from launch.kept import load_run
 from tests.training.rank_programs.bits import exact, weights
 from training.checkpoints.layout import newest_checkpoint, read_commit
@@ -70,7 +70,7 @@ def test_a_second_training_is_refused_while_one_runs_and_starts_at_once_after_it
 def test_a_second_ctrl_c_ends_the_ranks_at_once_and_counts_as_a_person_s(short_run: Callable[..., Any]) -> None:
     run = short_run(**CONSTANT, steps=10**6)
     with started(run, ranks=2) as process:
-        run.watch(process, lambda run: len(list(run.paths.heartbeats.glob("rank-*.json"))) == 2)
+        run.watch(process, lambda run: len(list(run.paths.heartbeats.glob("rank-*.stacks"))) == 2)
         ranks = run.ranks(process)
         for number in range(2):
             run.signal_rank(process, number, signal.SIGSTOP)  # they cannot listen
