@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.config import CleaningConfig
-from data_prep.read.columns import Texts
+from data_prep.read.record_blocks import Texts
 
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]

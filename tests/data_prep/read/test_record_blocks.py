@@ -1,4 +1,4 @@
-"""Reading and judging running text by the column gives what reading and judging it document by document gives."""
+"""Reading and checking running text by the column gives what reading and checking it document by document gives."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from data_prep.clean.cleaning import Cleaner
 from data_prep.clean.prefilter import ANYTHING, NOTHING, SPACES, may_change
 from data_prep.config import CleaningConfig
 from data_prep.files.formats import Format
-from data_prep.read import columns
-from data_prep.read.columns import Texts, read_batches
-from data_prep.read.parts import PLAIN, Columns, Document, FilePart, Rejected, Turn, read_part
+from data_prep.read import record_blocks
+from data_prep.read.parts import PLAIN, Columns, Document, FilePart, Rejected, Turn, document_of, read_part
+from data_prep.read.record_blocks import Texts, read_blocks
 
 PECULIAR = [
     b'{"text": "a"} x',
@@ -51,18 +51,17 @@ def part_of(path, kind):
 
 
 def as_documents(part):
-    for batch in read_batches(part):
-        if isinstance(batch.items, Texts):
-            pairs = itertools.pairwise(batch.items.first)
-            texts = [batch.items.data[begin:end].tobytes().decode() for begin, end in pairs]
-            yield from (Document(batch.record + n, "text", (Turn("text", text),)) for n, text in enumerate(texts))
+    number = itertools.count()
+    for block in read_blocks(part):
+        if isinstance(block, Texts):
+            yield from (Document(next(number), "text", (Turn("text", text.decode()),)) for text in block)
         else:
-            yield from batch.items
+            yield from (document_of(next(number), raw, part.columns) for raw in block)
 
 
 @pytest.mark.parametrize("line", PECULIAR)
 def test_json_lines_give_the_same_documents_by_the_column_as_one_by_one(tmp_path, line, monkeypatch):
-    monkeypatch.setattr(columns, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(record_blocks, "BLOCK_BYTES", 100)
     lines = [json.dumps({"text": text, "id": n}).encode() for n, text in enumerate(TEXTS)]
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join([*lines, line, *lines]))
@@ -71,7 +70,7 @@ def test_json_lines_give_the_same_documents_by_the_column_as_one_by_one(tmp_path
     found = list(as_documents(part))
 
     assert found == list(read_part(part))
-    assert sum(isinstance(batch.items, Texts) for batch in read_batches(part)) >= 2
+    assert sum(isinstance(block, Texts) for block in read_blocks(part)) >= 2
 
 
 @pytest.mark.parametrize("absent", [False, True])
