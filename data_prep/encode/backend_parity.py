@@ -123,7 +123,7 @@ def refused(engine: str, problem: Exception) -> Choice:
 
 
 def prove_plain(engine: TokenizerBackend, reference: TokenizerBackend, controls: Sequence[str]) -> int:
-    """Compare an engine with the reference on the hard set; return its size. Raises EngineMismatchError."""
+    """Compare an engine with the reference on the hard set; return its size. Raises BackendMismatchError."""
     texts = list(hard_set(controls))
     compare(engine, reference, texts)
     return len(texts)
@@ -132,7 +132,7 @@ def prove_plain(engine: TokenizerBackend, reference: TokenizerBackend, controls:
 def prove_marked(engine: TokenizerBackend, reference: TokenizerBackend, controls: Sequence[str]) -> int:
     """Compare an engine with the reference on turns between control tokens; return how many.
 
-    Raises EngineMismatchError.
+    Raises BackendMismatchError.
     """
     turns = [f"{control}user\n {text}{control} {text}" for control in controls for text in SENTENCES]
     compare_marked(engine.encode_marked(turns), reference.encode_marked(turns), turns)
@@ -142,7 +142,7 @@ def prove_marked(engine: TokenizerBackend, reference: TokenizerBackend, controls
 class CheckedBackend:
     """An engine that is compared with the reference on a sample of what it encodes.
 
-    `begin` starts a slice: what was compared before it does not count. Raises EngineMismatchError.
+    `begin` starts a slice: what was compared before it does not count. Raises BackendMismatchError.
     """
 
     def __init__(self, engine: TokenizerBackend, reference: TokenizerBackend) -> None:
@@ -172,14 +172,14 @@ class CheckedBackend:
             check_same(text, encoded[index], ids)
         for mine, other in zip(counts, expected, strict=True):
             for index in np.flatnonzero(mine[whole] != other).tolist():
-                raise BackendMismatchError(f"it gave other places of tokens for {shortened(compared[index])}")
+                raise BackendMismatchError(f"it gave other places of tokens for {excerpt_of(compared[index])}")
         return encoded, counts[0], counts[1]
 
     def prove(self, texts: Sequence[bytes], encoded: Ragged, *, is_cut: bool = False) -> list[int]:
         """Compare what was encoded at the places of the sample; return the texts that are to be compared whole.
 
         Those are compared here too, unless `is_cut`: then the engine has seen that its ids spell the texts, and what
-        calls this compares the places too. Raises EngineMismatchError.
+        calls this compares the places too. Raises BackendMismatchError.
         """
         joined = b"".join(texts)
         if not is_cut:
@@ -210,18 +210,19 @@ class CheckedBackend:
         return self.engine.spells(ids, text)
 
     def check_spelling(self, encoded: Ragged, texts: Sequence[bytes], joined: bytes) -> None:
-        """Raise EngineMismatchError unless the ids spell the texts, where the tokenizer keeps every byte."""
+        """Raise BackendMismatchError unless the ids spell the texts, where the tokenizer keeps every byte."""
         if len(encoded) != len(texts):
             raise BackendMismatchError(f"it gave the ids of {len(encoded)} texts for {len(texts)}")
         if not self.keeps_bytes or self.engine.spells(encoded.ids, joined):
             return
         for index, text in enumerate(texts):
             if not self.engine.spells(encoded[index], text):
-                raise BackendMismatchError(f"its ids do not spell {shortened(text)}")
+                raise BackendMismatchError(f"its ids do not spell {excerpt_of(text)}")
         raise BackendMismatchError("its ids end texts elsewhere than the texts end")
 
     def sample(self, texts: Sequence[bytes], joined: bytes) -> Iterator[tuple[int, list[int]]]:
         """Yield the texts to compare and where: near each new meeting of kinds, and now and then."""
+        # The stride grows by GROWTH with each place, so the places of a slice grow as the logarithm of its bytes.
         regular = []
         while self.next_place < self.position + len(joined):
             regular.append(self.next_place - self.position)
@@ -237,6 +238,8 @@ class CheckedBackend:
 
     def new_meetings(self, raw: bytes) -> list[int]:
         """Return where two kinds of characters meet for the first time in this slice."""
+        # A pair of bytes read as one 16-bit number indexes a table of what has not met yet. Pairs overlap, so two views
+        # of the bytes, the second one byte later, have them all; nearly every chunk has nothing new.
         places = []
         for begin in range(0, len(raw) - 1, CHUNK):
             for at in range(begin, min(begin + 2, len(raw) - 1)):  # every pair of bytes: those from even, then from odd
@@ -293,7 +296,7 @@ def between_characters(excerpt: bytes) -> bytes:
 
 
 def compare(engine: TokenizerBackend, reference: TokenizerBackend, texts: Sequence[str]) -> None:
-    """Raise EngineMismatchError unless both engines give the same ids of all texts."""
+    """Raise BackendMismatchError unless both engines give the same ids of all texts."""
     raw = encoded_texts(texts)
     for text, ours, theirs in zip(raw, engine.encode_plain(raw), reference.encode_plain(raw), strict=True):
         check_same(text, ours, theirs)
@@ -302,11 +305,11 @@ def compare(engine: TokenizerBackend, reference: TokenizerBackend, texts: Sequen
 def compare_marked(
     ours: Sequence[tuple[Ids, Offsets]], theirs: Sequence[tuple[Ids, Offsets]], texts: Sequence[str]
 ) -> None:
-    """Raise EngineMismatchError unless ids and spans are the same."""
+    """Raise BackendMismatchError unless ids and spans are the same."""
     for text, (ids, spans), (their_ids, their_spans) in zip(texts, ours, theirs, strict=True):
         check_same(text.encode(), ids, their_ids)
         if not np.array_equal(spans, their_spans):
-            raise BackendMismatchError(f"it gave other spans of tokens for {shortened(text.encode())}")
+            raise BackendMismatchError(f"it gave other spans of tokens for {excerpt_of(text.encode())}")
 
 
 def check_same(text: bytes, ours: Ids, theirs: Ids) -> None:
@@ -315,10 +318,11 @@ def check_same(text: bytes, ours: Ids, theirs: Ids) -> None:
         at = int(np.flatnonzero(np.append(ours[:length] != theirs[:length], True))[0])
         raise BackendMismatchError(
             f"it gave the ids ...{ours[at : at + 4].tolist()} where `tokenizers` gives "
-            f"...{theirs[at : at + 4].tolist()}, at token {at} of {shortened(text)}"
+            f"...{theirs[at : at + 4].tolist()}, at token {at} of {excerpt_of(text)}"
         )
 
 
-def shortened(raw: bytes) -> str:
+def excerpt_of(raw: bytes) -> str:
+    """Return a text as a message shows it: quoted, a long one without its middle."""
     text = raw.decode()
     return repr(text if len(text) <= 80 else f"{text[:60]}[...]{text[-15:]}")

@@ -223,7 +223,7 @@ class GigatokenBackend:
 ENGINES: dict[str, Callable[[str], TokenizerBackend]] = {FAST: GigatokenBackend, REFERENCE: HuggingFaceBackend}
 
 
-@lru_cache(maxsize=2)  # the one that was proved goes on to encode, where that is the same process
+@lru_cache(maxsize=2)  # the one that was proved also encodes, where that is the same process
 def open_backend(name: str, rules: str) -> TokenizerBackend:
     """Return an engine by the name, or name and version, that `engine_version` gives."""
     return ENGINES[name.split()[0]](rules)

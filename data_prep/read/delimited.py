@@ -57,7 +57,7 @@ class LineFeed:
             self.damage = damage
 
     def put_back(self) -> str:
-        """Return the first line that was taken and put the others back; what was fed before goes on from there."""
+        """Return the first line that was taken and put the others back; what was fed before continues from there."""
         self.back.extendleft(reversed(self.taken[1:]))
         return self.taken[0]
 

@@ -249,7 +249,7 @@ def check_rejections(reasons: Mapping[str, int], rows: Rows, layout: Layout, pla
     told = ", ".join(f"{reason}: {count}" for reason, count in unfit.items())
     raise DataError(
         f"{place}: {sum(unfit.values())} of the {len(rows)} rows looked at would be rejected ({told}), if "
-        f"{shortened(read)} is read; columns seen: {shortened(names)}{number_remark(rows)}. Mend the rows, or write "
+        f"{shortened(read)} is read; columns seen: {shortened(names)}{number_remark(rows)}. Fix the rows, or write "
         "below this source in data.sources which columns are meant: `fields: {...}` (docs/rows.md)"
     )
 

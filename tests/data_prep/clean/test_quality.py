@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from data_prep.clean.language import find_language
-from data_prep.clean.quality import judged, repeated_runs
+from data_prep.clean.quality import apply_rules, repeated_runs
 
 PROSE = (
     "The sea was calm that morning, and the fishermen of the village had already gone out with their boats. "
@@ -16,7 +16,7 @@ PROSE = (
 
 @pytest.mark.parametrize("rule", ["gopher", "repetition", "c4", "fineweb"])
 def test_prose_passes_every_rule(rule):
-    assert judged(PROSE, [rule]) == (PROSE, None)
+    assert apply_rules(PROSE, [rule]) == (PROSE, None)
 
 
 @pytest.mark.parametrize(
@@ -40,17 +40,17 @@ def test_prose_passes_every_rule(rule):
     ],
 )
 def test_a_poor_page_is_rejected_with_the_rule_and_what_is_poor(rule, text, reason):
-    assert judged(text, [rule])[1] == f"quality: {rule}: {reason}"
+    assert apply_rules(text, [rule])[1] == f"quality: {rule}: {reason}"
 
 
 def test_gopher_keeps_a_novel():
     novel = "\n".join(PROSE.replace("stranger", f"stranger of year {year}") for year in range(1400))
 
-    assert len(novel.split()) > 100_000 and judged(novel, ["gopher"]) == (novel, None)
+    assert len(novel.split()) > 100_000 and apply_rules(novel, ["gopher"]) == (novel, None)
 
 
 def test_c4_removes_lines_that_are_no_sentences():
-    text, reason = judged(f"Menu\n{PROSE}\nThis page uses cookies.\nRead more...", ["c4"])
+    text, reason = apply_rules(f"Menu\n{PROSE}\nThis page uses cookies.\nRead more...", ["c4"])
 
     assert (text, reason) == (PROSE, None)
 
