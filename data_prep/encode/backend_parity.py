@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.errors import ConfigError, DataError
 from data_prep.encode.backends import (
@@ -33,17 +30,13 @@ from data_prep.encode.backends import (
     engine_version,
     open_backend,
 )
+from data_prep.encode.parity_sample import ParitySample, excerpts_at
 
 log = logging.getLogger(__name__)
 
-Pairs = npt.NDArray[np.uint16]
-
 PROOF_VERSION = 3  # part of the manifest: raise it when the hard set or the sampling changes
 FAST_FROM_BYTES = 4 * 2**20  # of the corpus; below it the proof takes longer than the encoding
-WINDOW = 64  # bytes around a meeting of kinds that are compared
 WHOLE = 1024  # bytes up to which a text is compared whole
-CHUNK = 2**15  # bytes looked at together, an even number: their pairs stay in the cache
-FIRST_STRIDE, GROWTH = 4096, 1.05  # bytes between the places that are compared whatever stands there, and their growth
 
 SENTENCES = (
     "I'll say it's SHE'S we've they'd you're I'm don't 'tis 'S 'Re don\u2019t",
@@ -154,9 +147,7 @@ class CheckedBackend:
         self.begin()
 
     def begin(self) -> None:
-        self.unmet = np.ones(2**16, dtype=np.bool_)
-        self.position = self.next_place = 0
-        self.stride = float(FIRST_STRIDE)
+        self.sample = ParitySample()
 
     def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
         encoded = self.engine.encode_plain(texts)
@@ -186,11 +177,11 @@ class CheckedBackend:
             self.check_spelling(encoded, texts, joined)
         excerpts: list[bytes] = []
         whole: list[int] = []
-        for index, places in self.sample(texts, joined):
+        for index, places in self.sample.places(texts, joined):
             if len(texts[index]) <= WHOLE:
                 whole.append(index)
             else:
-                excerpts += [between_characters(texts[index][at : at + WINDOW]) for at in apart(places)]
+                excerpts += excerpts_at(texts[index], places)
         here = [] if is_cut else whole
         chosen = [*(texts[index] for index in here), *excerpts]
         ours = [*(encoded[index] for index in here), *self.engine.encode_plain(excerpts)]
@@ -201,7 +192,7 @@ class CheckedBackend:
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         encoded = self.engine.encode_marked(texts)
         raw = encoded_texts(texts)
-        chosen = [index for index, _ in self.sample(raw, b"".join(raw))]
+        chosen = [index for index, _ in self.sample.places(raw, b"".join(raw))]
         sample = [texts[index] for index in chosen]
         compare_marked([encoded[index] for index in chosen], self.reference.encode_marked(sample), sample)
         return encoded
@@ -220,79 +211,9 @@ class CheckedBackend:
                 raise BackendMismatchError(f"its ids do not spell {excerpt_of(text)}")
         raise BackendMismatchError("its ids end texts elsewhere than the texts end")
 
-    def sample(self, texts: Sequence[bytes], joined: bytes) -> Iterator[tuple[int, list[int]]]:
-        """Yield the texts to compare and where: near each new meeting of kinds, and now and then."""
-        # The stride grows by GROWTH with each place, so the places of a slice grow as the logarithm of its bytes.
-        regular = []
-        while self.next_place < self.position + len(joined):
-            regular.append(self.next_place - self.position)
-            self.next_place += int(self.stride)
-            self.stride *= GROWTH
-        self.position += len(joined)
-        places = np.array(sorted([*self.new_meetings(joined), *regular]), dtype=np.int64)
-        ends = np.cumsum([len(text) for text in texts])
-        owners = np.searchsorted(ends, places, side="right")
-        for index in np.unique(owners).tolist():
-            begin = int(ends[index]) - len(texts[index])
-            yield index, [max(0, at - begin - WINDOW // 2) for at in places[owners == index].tolist()]
-
-    def new_meetings(self, raw: bytes) -> list[int]:
-        """Return where two kinds of characters meet for the first time in this slice."""
-        # A pair of bytes read as one 16-bit number indexes a table of what has not met yet. Pairs overlap, so two views
-        # of the bytes, the second one byte later, have them all; nearly every chunk has nothing new.
-        places = []
-        for begin in range(0, len(raw) - 1, CHUNK):
-            for at in range(begin, min(begin + 2, len(raw) - 1)):  # every pair of bytes: those from even, then from odd
-                pairs = np.frombuffer(raw, np.uint16, min(CHUNK, len(raw) - at) // 2, at)
-                if self.unmet.take(pairs).any():
-                    places += [at + 2 * number for number in self.met(pairs)]
-        return places
-
-    def met(self, pairs: Pairs) -> Iterator[int]:
-        """Yield which of these pairs of bytes are the first of their kinds; from now on these kinds have met."""
-        for number in np.flatnonzero(self.unmet.take(pairs)).tolist():
-            if self.unmet[pairs[number]]:
-                self.unmet[alike(int(pairs[number]))] = False
-                yield number
-
-
-def apart(begins: list[int]) -> list[int]:
-    """Return sorted places without those that the window of an earlier one covers."""
-    result: list[int] = []
-    for begin in begins:
-        if not result or begin - result[-1] > WINDOW // 2:
-            result.append(begin)
-    return result
-
-
-def kinds_of_bytes() -> npt.NDArray[np.uint8]:
-    """Return the kind of each byte: letters by case, digits, each other ASCII byte, each first byte of UTF-8 beyond it.
-
-    A first byte tells 64 characters, or a script, apart; a following one tells a quarter of them.
-    """
-    kinds = [f"a{b >= 97}" if chr(b).isalpha() else "0" if chr(b).isdigit() else chr(b) for b in range(128)]
-    kinds += [f"+{b >> 4}" for b in range(128, 192)] + [f"^{b}" for b in range(192, 256)]
-    return np.unique(kinds, return_inverse=True)[1].astype(np.uint8)
-
-
-KINDS = kinds_of_bytes()
-
-
-@lru_cache(maxsize=2**16)
-def alike(pair: int) -> Pairs:
-    """Return the pairs of bytes, each as the number that it is in memory, whose kinds are those of `pair`."""
-    firsts, seconds = (np.flatnonzero(KINDS[byte] == KINDS) for byte in pair.to_bytes(2, sys.byteorder))
-    both = np.stack(np.meshgrid(firsts, seconds), axis=-1).astype(np.uint8)
-    return both.reshape(-1, 2).view(np.uint16).ravel()
-
 
 def encoded_texts(texts: Sequence[str]) -> list[bytes]:
     return [text.encode() for text in texts]
-
-
-def between_characters(excerpt: bytes) -> bytes:
-    """Return an excerpt without the pieces of characters that it cuts."""
-    return excerpt.decode(errors="ignore").encode()
 
 
 def compare(engine: TokenizerBackend, reference: TokenizerBackend, texts: Sequence[str]) -> None:

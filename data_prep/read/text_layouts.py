@@ -20,7 +20,8 @@ from data_prep.config import SourceConfig
 from data_prep.files.bounded_io import ObjectionError, open_stream, require_whole, valid_beginning
 from data_prep.files.folders import readable_name
 from data_prep.files.formats import ENCODED_KINDS, LINE_KINDS, TABLE_KINDS, Format
-from data_prep.read.delimited import decoded_lines, first_cells, table_layout, with_quoting
+from data_prep.read.delimited import decoded_lines
+from data_prep.read.table_dialect import first_cells, table_layout, with_quoting
 
 log = logging.getLogger(__name__)
 

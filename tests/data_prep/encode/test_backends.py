@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cluster.errors import ConfigError
 from data_prep.encode import backend_parity as proof
 from data_prep.encode import backends as engines
+from data_prep.encode import parity_sample
 from data_prep.encode.backend_parity import (
     BackendMismatchError,
     CheckedBackend,
@@ -128,27 +129,17 @@ def test_ids_that_do_not_spell_a_text_are_told_wherever_they_are(rules, fault, m
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=6), st.sampled_from([2, 4, 8, 64]))
 def test_each_first_meeting_of_kinds_is_found_once(raws, chunk):
-    engine = CheckedBackend(*[Silent()] * 2)
+    sample = parity_sample.ParitySample()
     met = set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "CHUNK", chunk)
+        patch.setattr(parity_sample, "CHUNK", chunk)
         for raw in raws:
-            pairs = [(proof.KINDS[one], proof.KINDS[other]) for one, other in itertools.pairwise(raw)]
-            found = engine.new_meetings(raw)
+            pairs = [(parity_sample.KINDS[one], parity_sample.KINDS[other]) for one, other in itertools.pairwise(raw)]
+            found = sample.new_meetings(raw)
 
             assert {pairs[at] for at in found} == set(pairs) - met
             assert len(found) == len(set(pairs) - met)
             met |= set(pairs)
-
-
-class Silent:
-    """An engine for texts that nobody encodes."""
-
-    def encode_plain(self, texts):
-        return engines.ragged([np.empty(0, np.uint32)] * len(texts))
-
-    def spells(self, ids, text):
-        return False
 
 
 def test_an_engine_that_fails_the_hard_set_is_not_used(rules, monkeypatch, caplog):
