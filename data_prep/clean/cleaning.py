@@ -149,16 +149,19 @@ class Cleaner:
 
 
 def reasoning_of(turn: Turn) -> str:
+    """Return the reasoning of an answer as a text; nothing if it has none."""
     return str(turn.more.get("reasoning_content") or "")
 
 
 def repaired_line(line: str) -> str:
+    """Return a line with its mojibake undone, as ftfy does."""
     from ftfy import fix_encoding  # 0.1 s to import, and most corpora need it nowhere
 
     return fix_encoding(line)
 
 
 def without_trailing_spaces(text: str) -> str:
+    """Return a text without spaces at the ends of its lines and empty lines at its end."""
     return "\n".join(map(str.rstrip, text.split("\n"))).rstrip("\n")
 
 

@@ -66,9 +66,11 @@ class Marked:
 
     @property
     def counts(self) -> Integers:
+        """How many marks each document has."""
         return np.diff(self.first)
 
     def owners(self) -> Integers:
+        """Return which document each mark is of."""
         return np.repeat(np.arange(len(self.number), dtype=np.int64), self.counts)
 
     def chosen(self, documents: Flags) -> Marked:
@@ -97,6 +99,7 @@ class Marked:
 
 
 def starts(counts: Integers) -> Integers:
+    """Return where runs of these lengths begin if they follow each other, and where the last one ends."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 

@@ -95,6 +95,7 @@ def is_version(text: bytes, begin: int, end: int) -> bool:
 
 
 def is_public_address(value: bytes) -> bool:
+    """Tell whether an address can be reached on the internet: one of a home network identifies nobody."""
     try:
         address = ipaddress.ip_address(value.decode())
     except ValueError:

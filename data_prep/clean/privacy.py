@@ -85,6 +85,7 @@ def spans_near(signs: Places, size: int) -> Iterator[Span]:
 
 
 def at_signs(text: bytes, data: Bytes, digits: Places) -> Places:
+    """Return every @: an address has one."""
     return np.flatnonzero(data == ord("@")) if b"@" in text else NOWHERE
 
 

@@ -48,6 +48,7 @@ def apply_rules(text: str, rules: Iterable[Rule]) -> tuple[str, str | None]:
 
 
 def gopher_reason(text: str) -> str | None:
+    """Return why a page fails the rules of Gopher, or None."""
     words = text.split()
     lines = text.splitlines()
     if len(words) < 50:
@@ -65,14 +66,17 @@ def gopher_reason(text: str) -> str | None:
 
 
 def has_letter(word: str) -> bool:
+    """Tell whether a word has a letter of any script."""
     return word.isalpha() or LETTER.search(word) is not None
 
 
 def first_failed(checks: dict[str, bool]) -> str | None:
+    """Return the name of the first check that does not hold, or None."""
     return next((name for name, holds in checks.items() if not holds), None)
 
 
 def repetition_reason(text: str) -> str | None:
+    """Return why a page fails Gopher's rules of repetition, or None."""
     for name, pieces in (("lines", text.splitlines()), ("paragraphs", text.split("\n\n"))):
         pieces = [stripped for piece in pieces if (stripped := piece.strip())]
         pieces_share, chars_share = repeated_shares(pieces)
@@ -135,6 +139,7 @@ def without_broken_lines(text: str) -> str:
 
 
 def is_sentence_line(line: str) -> bool:
+    """Tell whether C4 keeps a line: a sentence of three words or more that is no notice of scripts or cookies."""
     end = line.rstrip()
     if not end.endswith(SENTENCE_ENDS) or end.endswith("...") or len(end.split(maxsplit=3)) < 3:
         return False
@@ -143,6 +148,7 @@ def is_sentence_line(line: str) -> bool:
 
 
 def c4_reason(text: str) -> str | None:
+    """Return why a page fails the rules of C4 for pages, or None; its lines are cleaned already."""
     checks = {
         "lorem ipsum": "lorem ipsum" not in text.lower(),
         "curly bracket": "{" not in text,
@@ -152,6 +158,7 @@ def c4_reason(text: str) -> str | None:
 
 
 def fineweb_reason(text: str) -> str | None:
+    """Return why a page fails the rules of FineWeb, or None."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return "no lines"

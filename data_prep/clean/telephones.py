@@ -74,6 +74,7 @@ def is_international(written: bytes) -> bool:
 
 
 def is_near_power_of_two(number: int) -> bool:
+    """Tell whether a number is a power of two or one less."""
     return number & (number - 1) == 0 or number & (number + 1) == 0
 
 

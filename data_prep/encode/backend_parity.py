@@ -147,6 +147,7 @@ class CheckedBackend:
         self.begin()
 
     def begin(self) -> None:
+        """Begin a slice: what was compared before does not count for it."""
         self.sample = ParitySample()
 
     def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
@@ -234,6 +235,7 @@ def compare_marked(
 
 
 def check_same(text: bytes, ours: Ids, theirs: Ids) -> None:
+    """Raise BackendMismatchError unless ids are equal; it says where they differ first."""
     if not np.array_equal(ours, theirs):
         length = min(len(ours), len(theirs))
         at = int(np.flatnonzero(np.append(ours[:length] != theirs[:length], True))[0])

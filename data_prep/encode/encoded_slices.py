@@ -162,6 +162,7 @@ def keys_of(read: ReadPart) -> npt.NDArray[np.uint64]:
 
 
 def unsigned(read: ReadPart) -> Summaries:
+    """Return empty summaries, where near duplicates are not looked for."""
     count = len(read.records)
     return Summaries(np.empty((count, 0), np.uint8), Sketches(np.empty(0, np.uint8), np.zeros(count + 1, np.int64)))
 

@@ -166,6 +166,7 @@ def check_size(location: Path, layout: Layout) -> None:
 
 
 def no_rows(location: Path, objections: Iterable[str]) -> str:
+    """Return the message about a file none of whose records is a row."""
     reasons = ", ".join(sorted(set(objections)))
     return (
         f"{location}: none of its first {SNIFFED_RECORDS} records is a row ({reasons}); "

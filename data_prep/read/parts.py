@@ -160,6 +160,7 @@ def row_or_text(raw: Raw) -> Mapping[str, Any] | str:
 
 
 def decoded(raw: bytes) -> str:
+    """Return bytes as text, without a byte order mark. Raises ObjectionError if they are not UTF-8."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -139,6 +139,7 @@ def named_layout(rows: Rows, source: SourceConfig, place: str) -> Layout:
 
 
 def is_there(row: Mapping[str, Any], path: str, seen: Sequence[str]) -> bool:
+    """Tell whether a row has any of the columns that a path or pattern names."""
     return any(value_at(row, name) is not MISSING for name in matching(path, seen))
 
 

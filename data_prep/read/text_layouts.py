@@ -300,9 +300,11 @@ def is_data(cells: Sequence[str]) -> bool:
 
 
 def is_number(cell: str) -> bool:
+    """Tell whether a cell is a number, with a sign or one point or comma."""
     return cell.strip().lstrip("+-").replace(".", "", 1).replace(",", "", 1).isdigit()
 
 
 def excerpt(cells: Sequence[str]) -> str:
+    """Return the beginning of cells on one line, for a message."""
     shown = [" ".join(cell[:200].split()) for cell in cells]
     return " | ".join(cell if len(cell) <= 40 else f"{cell[:40]}..." for cell in shown)[:200]

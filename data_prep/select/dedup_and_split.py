@@ -83,6 +83,7 @@ class Selection:
 
     @property
     def kept(self) -> Flags:
+        """Which lines no reason drops."""
         kept: Flags = ~np.logical_or.reduce(list(self.dropped.values()))
         return kept
 

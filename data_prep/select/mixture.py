@@ -28,9 +28,11 @@ def mixed(
     epochs = epochs_of(config, tokens)
     if all(value == 1 for value in epochs.values()):
         return numbers, {}
+    # A document is in round n if its source is seen more than n times and, in a last part of an epoch, if its own hash
+    # as a fraction of 2^64 is below what is left: half an epoch takes the half of the documents with the low hashes.
     wanted = np.array([epochs[label] for label in labels])[documents.file[numbers]]
-    luck = documents.key[numbers, 1] / 2.0**64
-    rounds = [numbers[wanted - number > luck] for number in range(int(np.ceil(wanted.max(initial=0))))]
+    draw = documents.key[numbers, 1] / 2.0**64
+    rounds = [numbers[wanted - number > draw] for number in range(int(np.ceil(wanted.max(initial=0))))]
     return np.concatenate([numbers[:0], *rounds]), epochs
 
 

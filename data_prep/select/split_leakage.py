@@ -96,6 +96,7 @@ class Index:
         return frequency
 
     def places(self, marks: Hashes, factor: np.uint64) -> Hashes:
+        """Return the slot of each mark in the filter by one of its two hashes (multiplicative: Knuth, TAOCP 3, 6.4)."""
         place: Hashes = marks * factor >> (np.uint64(64) - self.bits)
         return place
 

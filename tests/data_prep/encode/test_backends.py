@@ -175,7 +175,7 @@ def test_both_engines_make_the_same_shards(corpus, prepared):
 def test_an_engine_caught_while_encoding_is_replaced_before_a_shard_is_written(
     corpus, config_of, tmp_path, prepared, monkeypatch, caplog
 ):
-    (corpus / "books" / "99.txt").write_text("one line that ends with a trap ⌘ and goes on")
+    (corpus / "books" / "99.txt").write_text("one line that ends with a trap ⌘ and continues")
     right = prepared(corpus, into="right", engine="tokenizers")
     monkeypatch.setitem(engines.ENGINES, "gigatoken", lambda rules: Planted(rules, " trap ⌘ and", "swapped"))
     engines.open_backend.cache_clear()
