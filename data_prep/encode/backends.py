@@ -212,7 +212,7 @@ class GigatokenBackend:
         return begin == len(text)
 
     def with_spans(self, text: str, raw: bytes, ids: Ids) -> tuple[Ids, Offsets]:
-        """Return ids and the characters that each is of; the reference gives both where the tokens do not spell the text."""
+        """Return ids and the characters that each is of; the reference gives both where tokens do not spell a text."""
         ends = np.cumsum(self.token_bytes[ids])
         if len(raw) != (int(ends[-1]) if len(ends) else 0) or self.marked.decode(ids) != raw:
             return self.reference.encode_marked([text])[0]
