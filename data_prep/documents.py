@@ -74,6 +74,11 @@ def mended(value: Any, mend: Callable[[str], str], spared: frozenset[str]) -> An
     return value
 
 
+def shortened(text: str, characters: int) -> str:
+    """Return a text, or as much of its beginning as `characters` hold with the dots that say so."""
+    return text if len(text) <= characters else f"{text[: characters - 3]}..."
+
+
 def canonical(value: Any) -> str:
     """Return data as one spelling of JSON, the same for equal data."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -14,7 +14,7 @@ from typing import Any
 from cluster.disk.atomic_files import digest_of, fsync_path, full_disk_named
 from cluster.disk.locks import Holder, LockFile, alone
 from cluster.errors import DataError
-from data_prep.clean.cleaning import CLEANING_VERSION, Cleaner
+from data_prep.clean.cleaning import CLEANING_VERSION, check_languages
 from data_prep.clean.near_duplicates import SIGNATURE_VERSION
 from data_prep.clean.rejected_samples import FOLDER as REJECTED
 from data_prep.clean.rejected_samples import write_rejected
@@ -84,7 +84,7 @@ def prepare(
     work in `folder` too.
     """
     folder = folder.resolve()
-    Cleaner(config.cleaning)  # what is wrong in its settings shows before anything is fetched
+    check_languages(config.cleaning.languages)  # what is wrong in its settings shows before anything is fetched
     with full_disk_named(folder), alone(LockFile(folder / LOCK, holder=Holder.here("shardline prepare"))):
         return prepare_alone(config, folder, model_path, seed, may_add_tokens=may_add_tokens)
 

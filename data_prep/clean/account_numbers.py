@@ -20,7 +20,7 @@ IBAN_CHARS = {  # by country, from the registry of ISO 13616
     }.items()
     for country in countries.split()
 }  # fmt: skip
-IBAN_DIGITS = 8  # at least, besides the two check digits: a sentence that happens to pass their test has fewer
+IBAN_DIGITS = 8  # at least, without the two check digits: a sentence that happens to pass their test has fewer
 GROUPED = re.compile(rb"[a-z0-9]+|(?:[a-z0-9]{4}[^a-z0-9]{1,3})+[a-z0-9]{1,4}")
 
 CARD = re.compile(  # in one, also beside others; in groups, not where more groups follow or stand before
@@ -35,7 +35,7 @@ ISSUED = re.compile(  # Visa, Mastercard, American Express, Diners, JCB, Discove
 
 
 def iban_spans(text: bytes, begin: int, end: int) -> list[Span]:
-    """Return where IBANs stand in a stretch of a text; what follows one may look like more of it."""
+    """Return the spans of IBANs between `begin` and `end`; what follows one may look like more of it."""
     spans: list[Span] = []
     while match := IBAN.search(text, begin, end):
         size = IBAN_CHARS.get(match.group()[:2].decode().upper(), 0)
@@ -64,7 +64,7 @@ def int_of(iban: bytes) -> int:
 
 
 def card_spans(text: bytes, begin: int, end: int) -> list[Span]:
-    """Return where numbers of payment cards stand in a stretch of a text."""
+    """Return the spans of numbers of payment cards between `begin` and `end`."""
     return [match.span() for match in CARD.finditer(text, begin, end) if is_card(match.group())]
 
 

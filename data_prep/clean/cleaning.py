@@ -1,4 +1,4 @@
-"""What every document goes through before it is hashed and encoded: mended, then measured against the rules."""
+"""What every document goes through before it is hashed and encoded: repaired, then checked against the rules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 from cluster.errors import ConfigError
 from data_prep.clean.language import LANGUAGE_VERSION, NO_LANGUAGE, find_language, known_languages, prose_of
 from data_prep.clean.privacy import KINDS, PRIVACY_VERSION, scrub
-from data_prep.clean.quality import QUALITY_VERSION, judged
+from data_prep.clean.quality import QUALITY_VERSION, apply_rules
 from data_prep.config import CleaningConfig
 from data_prep.read.parts import Document, Rejected, Turn
 
@@ -30,12 +30,10 @@ C4_COUNTS = ("quality c4: documents", "quality c4: lines", "quality c4: characte
 
 
 class Cleaner:
-    """Mends documents and rejects some, as the configuration says.
+    """Repairs documents and rejects some, as the configuration says, whose languages `check_languages` has checked.
 
-    `changed` counts what was mended in those that are kept: occurrences of each kind of private data, lines and
+    `changed` counts what was changed in those that are kept: occurrences of each kind of private data, lines and
     characters, and documents of all else.
-
-    Raises ConfigError for a language that cannot be told.
     """
 
     def __init__(self, config: CleaningConfig) -> None:
@@ -45,46 +43,46 @@ class Cleaner:
         private = config.private.model_dump()
         self.private = [kind for kind in KINDS if private[kind] != "keep"]
         self.dropped = [kind for kind in KINDS if private[kind] == "drop"]
-        check_languages(config.languages)
 
     def cleaned(self, document: Document) -> Document | Rejected:
-        """Return a document mended, or why it is left out and how it begins."""
+        """Return a document repaired, or why it is rejected and how it begins."""
         is_running = document.shape == "text"
-        turns = tuple(turn.mended(lambda text: self.mended(text, is_running)) for turn in document.turns)
-        return self.judged(document, turns)
+        turns = tuple(turn.mended(lambda text: self.repaired(text, is_running)) for turn in document.turns)
+        return self.checked(document, turns)
 
     def without_spaces(self, document: Document) -> Document | Rejected:
         """Return a running text, in order but for spaces at the ends of its lines, as `cleaned` does."""
         text = document.turns[0].text
-        return self.judged(document, (Turn("text", without_trailing_spaces(text) if self.config.whitespace else text),))
+        text = without_trailing_spaces(text) if self.config.whitespace else text
+        return self.checked(document, (Turn("text", text),))
 
-    def judged(self, document: Document, turns: tuple[Turn, ...]) -> Document | Rejected:
-        """Return a document with its mended turns, or why it is left out."""
-        objection = self.objection(document.shape, turns)
-        if objection is None and document.shape == "text" and self.config.quality:
-            turns, objection = self.without_poor_lines(turns[0].text)
+    def checked(self, document: Document, turns: tuple[Turn, ...]) -> Document | Rejected:
+        """Return a document with its repaired turns and without its private data, or why it is rejected."""
+        reason = self.reason_to_reject(document.shape, turns)
+        if reason is None and document.shape == "text" and self.config.quality:
+            turns, reason = self.without_poor_lines(turns[0].text)
         if self.private:
-            turns, private_objection = self.scrubbed(turns)
-            objection = objection or private_objection
-        if objection is None and self.pending:
+            turns, private_reason = self.scrubbed(turns)
+            reason = reason or private_reason
+        if reason is None and self.pending:
             self.changed.update(self.pending)
         self.pending.clear()
-        if objection is not None:
-            return Rejected(document.record, objection, excerpt(turns))
+        if reason is not None:
+            return Rejected(document.record, reason, excerpt(turns))
         return replace(document, turns=turns)
 
     def without_poor_lines(self, text: str) -> tuple[tuple[Turn, ...], str | None]:
-        """Return a running text as the rules of quality leave it, and why it is left out, or None."""
-        left, objection = judged(text, self.config.quality)
+        """Return a running text as the rules of quality leave it, and why it is rejected, or None."""
+        left, reason = apply_rules(text, self.config.quality)
         if len(left) < len(text):
             removed = (1, text.count("\n") - left.count("\n"), len(text) - len(left))
             self.pending.update(dict(zip(C4_COUNTS, removed, strict=True)))
-        return (Turn("text", left),), objection
+        return (Turn("text", left),), reason
 
-    def mended(self, text: str, is_running: bool) -> str:
+    def repaired(self, text: str, is_running: bool) -> str:
         """Return a text repaired and in its normal form; in a prompt, spaces can be meant, and stay."""
         if self.config.repair and not text.isascii():
-            text = self.repaired(text)
+            text = self.without_mojibake(text)
         if self.config.control_characters:
             if "\r" in text:
                 text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -96,7 +94,7 @@ class Cleaner:
             text = without_trailing_spaces(text)
         return text
 
-    def repaired(self, text: str) -> str:
+    def without_mojibake(self, text: str) -> str:
         """Return a text without mojibake; ftfy, which is slow, sees only the lines that may hold some."""
         if MOJIBAKE.search(text) is None:
             return text
@@ -106,20 +104,20 @@ class Cleaner:
             self.pending["repaired"] = 1
         return result
 
-    def objection(self, shape: str, turns: Sequence[Turn]) -> str | None:
-        """Say why turns are left out whatever their quality."""
-        learnt = turns[-1:] if shape == "pair" else turns
-        if not any(turn.said().strip() for turn in learnt):
+    def reason_to_reject(self, shape: str, turns: Sequence[Turn]) -> str | None:
+        """Return why turns are rejected whatever their quality, or None."""
+        trained = turns[-1:] if shape == "pair" else turns
+        if not any(turn.said().strip() for turn in trained):
             return "empty"
         size = sum(len(turn.said()) for turn in turns)
         if size < self.config.min_chars:
             return f"shorter than {self.config.min_chars} characters"
         if self.config.max_chars is not None and size > self.config.max_chars:
             return f"longer than {self.config.max_chars} characters"
-        return self.language_objection(turns) if self.config.languages else None
+        return self.language_reason(turns) if self.config.languages else None
 
-    def language_objection(self, turns: Sequence[Turn]) -> str | None:
-        """Say which other language turns are in: all that is said in them together, without code and tool calls."""
+    def language_reason(self, turns: Sequence[Turn]) -> str | None:
+        """Return which other language turns are in, or None: by all that they say, without code and tool calls."""
         prose = prose_of("\n".join(said for turn in turns for said in (turn.text, reasoning_of(turn)) if said))
         language, probability = find_language(prose) if prose else (NO_LANGUAGE, 1.0)
         if probability < self.config.language_probability:
@@ -130,7 +128,7 @@ class Cleaner:
         return None if language in self.config.languages else f"language: {language}"
 
     def scrubbed(self, turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], str | None]:
-        """Return turns without their private data, and why they are left out, or None."""
+        """Return turns without their private data, and why they are rejected, or None."""
         counts: Counter[str] = Counter()
 
         def scrubbed(text: str) -> str:
@@ -151,16 +149,19 @@ class Cleaner:
 
 
 def reasoning_of(turn: Turn) -> str:
+    """Return the reasoning of an answer as a text; nothing if it has none."""
     return str(turn.more.get("reasoning_content") or "")
 
 
 def repaired_line(line: str) -> str:
+    """Return a line with its mojibake undone, as ftfy does."""
     from ftfy import fix_encoding  # 0.1 s to import, and most corpora need it nowhere
 
     return fix_encoding(line)
 
 
 def without_trailing_spaces(text: str) -> str:
+    """Return a text without spaces at the ends of its lines and empty lines at its end."""
     return "\n".join(map(str.rstrip, text.split("\n"))).rstrip("\n")
 
 

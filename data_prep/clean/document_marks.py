@@ -66,9 +66,11 @@ class Marked:
 
     @property
     def counts(self) -> Integers:
+        """How many marks each document has."""
         return np.diff(self.first)
 
     def owners(self) -> Integers:
+        """Return which document each mark is of."""
         return np.repeat(np.arange(len(self.number), dtype=np.int64), self.counts)
 
     def chosen(self, documents: Flags) -> Marked:
@@ -86,6 +88,8 @@ class Marked:
 
     def rarest(self, frequency: Integers) -> Flags:
         """Return which marks are looked for: the rarest, more than the document may lack, if it has fewer marks."""
+        # Prefix filtering (Bayardo, Ma, Srikant 2007): a document that may lack n of its marks in the other has one of
+        # any n + 1 in common with it. The n + 1 rarest find the fewest others. `rank` counts from 0 in each document.
         counts, owner = self.counts, self.owners()
         order = np.lexsort((frequency, owner))
         rank = np.arange(len(order)) - np.repeat(self.first[:-1], counts)
@@ -95,6 +99,7 @@ class Marked:
 
 
 def starts(counts: Integers) -> Integers:
+    """Return where runs of these lengths begin if they follow each other, and where the last one ends."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
@@ -102,6 +107,8 @@ def distinct(
     hashes: Hashes, counts: Integers, number: Integers, split: npt.NDArray[np.int8], signature: Bytes
 ) -> Marked:
     """Return documents by their marks and shingles, each of a document once."""
+    # Sorted by document and hash, equal hashes are neighbours and the first of each is kept; the lowest bit of a hash
+    # tells marks from shingles.
     owner = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     order = np.lexsort((hashes, owner))
     hashes = hashes[order]
@@ -160,6 +167,8 @@ def do_cross(one: Marked, left: Integers, other: Marked, right: Integers) -> Fla
 
 def may_cross(one: Marked, left: Integers, other: Marked, right: Integers) -> Flags:
     """Return which pairs may cross for all that the signatures and the numbers of marks say."""
+    # Of two sets with sizes of the ratio r, containment c of the smaller one means a Jaccard similarity of
+    # c / (1 - c + r). What the signature says must reach that or JACCARD, less what chance takes from a signature.
     counts = one.counts[left], other.counts[right]
     ratio = np.maximum(*counts) / np.maximum(1, np.minimum(*counts))
     least = np.minimum(JACCARD, CONTAINMENT / (1 - CONTAINMENT + RATIO * ratio)) - DEVIATION
@@ -186,6 +195,8 @@ def marks_cross(one: Marked, left: Integers, other: Marked, right: Integers) -> 
 
 def in_common(left: tuple[Hashes, Integers, Integers], right: tuple[Hashes, Integers, Integers]) -> Integers:
     """Return how many hashes two sets have in common, pair by pair; a side is all hashes, and where its sets lie."""
+    # Both sides of many pairs are sorted together as one number, the pair above the hash: a hash that both sets of a
+    # pair have then stands twice in a row, for each set has it once.
     result = np.zeros(len(left[1]), np.int64)
     for begin, end in batches(left[2] + right[2], np.arange(len(result))):
         keys = []

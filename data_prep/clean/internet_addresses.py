@@ -49,7 +49,7 @@ CONTEXT_BYTES = 48
 
 
 def email_spans(text: bytes, begin: int, end: int) -> list[Span]:
-    """Return where e-mail addresses stand whose @ is in a stretch of a text."""
+    """Return the spans of e-mail addresses whose @ is between `begin` and `end`."""
     spans: list[Span] = []
     at = text.find(b"@", begin, end)
     while at >= 0:
@@ -78,13 +78,13 @@ def local_part(text: bytes, at: int, end: int) -> bytes:
 
 
 def ip_v4_spans(text: bytes, begin: int, end: int) -> list[Span]:
-    """Return where public addresses of IPv4 stand that are not the number of a version or a section."""
+    """Return the spans of public addresses of IPv4 that are not the number of a version or a section."""
     spans = (match.span() for match in IP_V4.finditer(text, begin, end) if is_public_address(match.group()))
     return [span for span in spans if not is_version(text, *span)]
 
 
 def ip_v6_spans(text: bytes, begin: int, end: int) -> list[Span]:
-    """Return where public addresses of IPv6 stand."""
+    """Return the spans of public addresses of IPv6."""
     return [match.span() for match in IP_V6.finditer(text, begin, end) if is_public_address(match.group())]
 
 
@@ -95,6 +95,7 @@ def is_version(text: bytes, begin: int, end: int) -> bool:
 
 
 def is_public_address(value: bytes) -> bool:
+    """Tell whether an address can be reached on the internet: one of a home network identifies nobody."""
     try:
         address = ipaddress.ip_address(value.decode())
     except ValueError:

@@ -9,8 +9,8 @@ from typing import Any
 
 LANGUAGE_VERSION = 2  # part of every slice's digest: raise it when the model or what it is given changes
 
-STRETCH = 400  # characters looked at, at each of STRETCHES places of a text
-STRETCHES = 3
+EXCERPT_CHARS = 400  # looked at in each of the EXCERPTS of a long text
+EXCERPTS = 3
 NO_LANGUAGE = "zxx"  # ISO 639-2: no linguistic content
 LEAST_BYTES = 20  # of prose: from "ok" and "thanks" no language can be told
 LEAST_SHARE = 0.6  # of a text that is prose: what is left of code are its keywords
@@ -20,8 +20,8 @@ WITHIN_CODE = re.compile(r"[A-Za-z)\"'][.(:]+[A-Za-z()]")  # record.text, print(
 
 
 def find_language(text: str) -> tuple[str, float]:
-    """Return the ISO 639-1 code of a text's most likely language and its probability."""
-    code, probability = identifier().classify(stretches_of(text))
+    """Return the ISO 639-1 code of a text's most likely language and its probability, from 0 to 1."""
+    code, probability = identifier().classify(excerpts_of(text))
     return str(code), float(probability)
 
 
@@ -32,7 +32,7 @@ def prose_of(text: str) -> str:
     """
     if "`" in text or "~" in text:  # one character is found many times faster than three
         text = FENCED.sub("\n", text)
-    return prose_in(stretches_of(text)) or (prose_in(text) if len(text) > STRETCH * STRETCHES else "")
+    return prose_in(excerpts_of(text)) or (prose_in(text) if len(text) > EXCERPT_CHARS * EXCERPTS else "")
 
 
 def prose_in(text: str) -> str:
@@ -69,12 +69,12 @@ def code_sign(text: str, begin: int) -> int | None:
     return None
 
 
-def stretches_of(text: str) -> str:
+def excerpts_of(text: str) -> str:
     """Return a text's beginning, middle and end: they tell its language as well as the whole."""
-    if len(text) <= STRETCH * STRETCHES:
+    if len(text) <= EXCERPT_CHARS * EXCERPTS:
         return text
-    step = (len(text) - STRETCH) // (STRETCHES - 1)
-    return "\n".join(text[n * step : n * step + STRETCH] for n in range(STRETCHES))
+    step = (len(text) - EXCERPT_CHARS) // (EXCERPTS - 1)
+    return "\n".join(text[n * step : n * step + EXCERPT_CHARS] for n in range(EXCERPTS))
 
 
 @lru_cache(maxsize=1)

@@ -120,6 +120,8 @@ def joined_summaries(parts: Sequence[Summaries]) -> Summaries:
 
 def summaries_of_batch(texts: Sequence[bytes]) -> Summaries:
     """Return the summaries of at most BATCH texts."""
+    # The highest seven bits of a shingle's hash are its class, one of BINS = 2^7; the smallest hash of each class is
+    # kept, for all texts at once. The lowest bit tells marks (1) from the shingles of short texts (0), see `Sketches`.
     lowest = np.full(len(texts) * BINS, EMPTY)
     sizes = np.zeros(len(texts), np.int64)  # in shingles
     hashes, owners = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
@@ -152,6 +154,8 @@ def sketches_of(hashes: Hashes, owner: Integers, sizes: Integers) -> Sketches:
 
 def densified(lowest: Hashes) -> Bytes:
     """Return one byte of each smallest hash, those of empty classes taken from another class of the same text."""
+    # Each class has its own random order in which the others are looked into, the same in all texts: so two texts with
+    # the same shingles fill it alike, and with less variance than from its neighbour (Shrivastava 2017).
     empty = lowest == EMPTY
     own = lowest.astype(np.uint8)  # the low bits: the high ones tell the class, and are small
     result = own.copy()
@@ -199,6 +203,9 @@ def is_signed(signature: Bytes) -> npt.NDArray[np.bool_]:
 
 def put_together(signature: Bytes, chosen: Integers, threshold: float, label: Integers) -> Integers:
     """Note in `label` the first of what each of the chosen is alike; return those that are not alike their first."""
+    # Locality-sensitive hashing by bands (Indyk, Motwani 1998; for minhash: Leskovec, Rajaraman, Ullman, "Mining of
+    # Massive Datasets", 3.4): what agrees in all bytes of one band is a candidate. Then union-find: `place` is the
+    # first of what each document was put together with so far.
     rows = band_rows(threshold)
     place = np.arange(len(chosen))
     for first in range(0, BINS - rows + 1, rows):
@@ -229,6 +236,8 @@ def candidates(signature: Bytes, chosen: Integers, first: int, rows: int) -> tup
     key = np.empty(len(chosen), np.uint64)
     for begin in range(0, len(chosen), PAIRS):
         key[begin : begin + PAIRS] = band_hashes(signature, chosen[begin : begin + PAIRS], first, rows)
+    # Equal keys are neighbours once sorted. Each member is paired with its neighbour and with the first of its group,
+    # not with all: pairs grow with the documents, not with their squares, and union-find needs no more.
     place = sort_with_places(key)
     members = np.flatnonzero(key[1:] == key[:-1]) + 1
     begins = np.ones(len(members), np.bool_)  # of a group's second member, whose neighbour is the first
@@ -276,6 +285,8 @@ def agreement(
 
 def joined(label: Integers, left: Integers, right: Integers) -> Integers:
     """Return the labels when the clusters of each pair are one: the least number of the members, for all of them."""
+    # Union-find on whole arrays: every label takes the least of its neighbours', then paths are halved until no label
+    # points to one that points elsewhere. A few rounds, however many pairs.
     while (differ := label[left] != label[right]).any():
         left, right = left[differ], right[differ]
         low = np.minimum(label[left], label[right])

@@ -1,6 +1,7 @@
-"""Which texts no mending would change: told from the bytes of many at once, so that only the others are looked into.
+"""Which texts cleaning would not change: told from the bytes of many at once, so that only the others are cleaned.
 
-A text that is named here may be in order all the same; one that is not named is, by the rules of `cleaning`.
+The answer errs on one side: a text that is told to change may be in order all the same, one that is told not to change
+is in order by every rule of `cleaning`. So a new rule there needs its bytes here; a property test compares the two.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.config import CleaningConfig
-from data_prep.read.columns import Texts
+from data_prep.read.record_blocks import Texts
 
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
@@ -30,6 +31,8 @@ def may_change(texts: Texts, config: CleaningConfig, end: bytes) -> npt.NDArray[
     """
     if config.languages or config.quality or set(config.private.model_dump().values()) != {"keep"}:
         return np.full(len(texts), ANYTHING, np.uint8)
+    # All texts are one array of bytes: each kind of byte is searched once, and a place is then given to its text by
+    # bisecting the texts' ends. SPACES is written before ANYTHING, which wins where a text has both.
     begin, stop = int(texts.first[0]), int(texts.first[-1])
     data, first = texts.data[begin:stop], texts.first - begin
     ends = first[1:]
@@ -48,6 +51,7 @@ def may_change(texts: Texts, config: CleaningConfig, end: bytes) -> npt.NDArray[
 
 def ascii_places(data: Bytes, ends: Places) -> tuple[Places, list[Places]]:
     """Return where lines end with an ASCII space, and where control characters are or lines end with another space."""
+    # A text's end is a line's end. Only the last byte of each line is looked at, not every space of the text.
     low = np.flatnonzero(data < SPACE)
     kinds = data[low]
     newlines = low[kinds == NEWLINE]
@@ -69,7 +73,7 @@ def ends_with_space(last: Bytes, before: Bytes) -> Flags:
 
 
 def other_places(data: Bytes, compatible: bool) -> list[Places]:
-    """Return where characters are that mending may change, but for Latin letters and common signs in good order.
+    """Return where characters are that cleaning may change, but for Latin letters and common signs in good order.
 
     All below U+0300 and the signs from U+2002 to U+203F are in normal form NFC and never combine; a Latin letter before
     another character beyond ASCII may be mojibake. With `compatible`, the form is NFKC, and none is let through.
@@ -77,6 +81,8 @@ def other_places(data: Bytes, compatible: bool) -> list[Places]:
     beyond = np.flatnonzero(data >= 0x80)
     if compatible or not len(beyond):
         return [beyond]
+    # Characters are told by up to three bytes of UTF-8, read at every byte beyond ASCII: one that continues a
+    # character is let through (`following`), for the lead byte before it has decided. Three zeros end the last one.
     padded = np.concatenate([data[beyond[0] :], np.zeros(3, np.uint8)])
     at = beyond - beyond[0]
     lead, second, third = padded[at], padded[at + 1], padded[at + 2]

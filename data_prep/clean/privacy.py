@@ -46,7 +46,7 @@ def scrub(text: str, kinds: Iterable[Kind]) -> tuple[str, Counter[Kind]]:
 
 
 def find_private(text: bytes, kinds: Iterable[Kind]) -> list[tuple[int, int, Kind]]:
-    """Return the stretches of UTF-8 `text` that are private data of these kinds, in order, none overlapping."""
+    """Return the spans of UTF-8 `text` that are private data of these kinds, in order, none overlapping."""
     wanted = set(kinds)
     data = np.frombuffer(text, np.uint8)
     digits = np.flatnonzero((data - ZERO) < 10)
@@ -55,10 +55,10 @@ def find_private(text: bytes, kinds: Iterable[Kind]) -> list[tuple[int, int, Kin
     for signs_in, rules in RULES:
         if wanted.isdisjoint(kind for kind, _ in rules) or not len(signs := signs_in(text, data, digits)):
             continue
-        parts = list(stretches(signs, len(text)))
+        near = list(spans_near(signs, len(text)))
         taken = taken if len(taken) else np.zeros(len(text), np.bool_)
         for kind, spans_in in rules:
-            for span in (span for part in parts if kind in wanted for span in spans_in(text, *part)):
+            for span in (span for part in near if kind in wanted for span in spans_in(text, *part)):
                 if not taken[slice(*span)].any():
                     taken[slice(*span)] = True
                     found.append((*span, kind))
@@ -66,7 +66,7 @@ def find_private(text: bytes, kinds: Iterable[Kind]) -> list[tuple[int, int, Kin
 
 
 def replaced(text: bytes, found: Iterable[tuple[int, int, Kind]]) -> bytes:
-    """Return `text` with the tag of its kind in place of each stretch."""
+    """Return `text` with the tag of its kind in place of each span."""
     parts: list[bytes] = []
     at = 0
     for begin, end, kind in found:
@@ -75,8 +75,9 @@ def replaced(text: bytes, found: Iterable[tuple[int, int, Kind]]) -> bytes:
     return b"".join([*parts, text[at:]])
 
 
-def stretches(signs: Places, size: int) -> Iterator[Span]:
-    """Yield the stretches of a text that lie within REACH of a sign, in order."""
+def spans_near(signs: Places, size: int) -> Iterator[Span]:
+    """Yield the spans of a text that lie within REACH of a sign, in order."""
+    # Signs closer than twice REACH share a span, so that no byte is searched twice.
     cuts = np.flatnonzero(np.diff(signs) > 2 * REACH)
     begins = signs[np.concatenate([[0], cuts + 1])] - REACH
     ends = signs[np.concatenate([cuts, [-1]])] + REACH
@@ -84,6 +85,7 @@ def stretches(signs: Places, size: int) -> Iterator[Span]:
 
 
 def at_signs(text: bytes, data: Bytes, digits: Places) -> Places:
+    """Return every @: an address has one."""
     return np.flatnonzero(data == ord("@")) if b"@" in text else NOWHERE
 
 

@@ -36,18 +36,19 @@ TOP_GRAMS = {2: 0.20, 3: 0.18, 4: 0.16}
 REPEATED_GRAMS = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 
 
-def judged(text: str, rules: Iterable[Rule]) -> tuple[str, str | None]:
-    """Return a text as the rules leave it, and why it is rejected, or None."""
+def apply_rules(text: str, rules: Iterable[Rule]) -> tuple[str, str | None]:
+    """Return a text as the rules leave it, and the first reason to reject it, or None."""
     for rule in rules:
         if rule == "c4":
             text = without_broken_lines(text)
-        objection = OBJECTIONS[rule](text)
-        if objection is not None:
-            return text, f"quality: {rule}: {objection}"
+        reason = REASONS[rule](text)
+        if reason is not None:
+            return text, f"quality: {rule}: {reason}"
     return text, None
 
 
-def gopher_objection(text: str) -> str | None:
+def gopher_reason(text: str) -> str | None:
+    """Return why a page fails the rules of Gopher, or None."""
     words = text.split()
     lines = text.splitlines()
     if len(words) < 50:
@@ -65,14 +66,17 @@ def gopher_objection(text: str) -> str | None:
 
 
 def has_letter(word: str) -> bool:
+    """Tell whether a word has a letter of any script."""
     return word.isalpha() or LETTER.search(word) is not None
 
 
 def first_failed(checks: dict[str, bool]) -> str | None:
+    """Return the name of the first check that does not hold, or None."""
     return next((name for name, holds in checks.items() if not holds), None)
 
 
-def repetition_objection(text: str) -> str | None:
+def repetition_reason(text: str) -> str | None:
+    """Return why a page fails Gopher's rules of repetition, or None."""
     for name, pieces in (("lines", text.splitlines()), ("paragraphs", text.split("\n\n"))):
         pieces = [stripped for piece in pieces if (stripped := piece.strip())]
         pieces_share, chars_share = repeated_shares(pieces)
@@ -135,6 +139,7 @@ def without_broken_lines(text: str) -> str:
 
 
 def is_sentence_line(line: str) -> bool:
+    """Tell whether C4 keeps a line: a sentence of three words or more that is no notice of scripts or cookies."""
     end = line.rstrip()
     if not end.endswith(SENTENCE_ENDS) or end.endswith("...") or len(end.split(maxsplit=3)) < 3:
         return False
@@ -142,7 +147,8 @@ def is_sentence_line(line: str) -> bool:
     return "javascript" not in lower and POLICY.search(lower) is None
 
 
-def c4_objection(text: str) -> str | None:
+def c4_reason(text: str) -> str | None:
+    """Return why a page fails the rules of C4 for pages, or None; its lines are cleaned already."""
     checks = {
         "lorem ipsum": "lorem ipsum" not in text.lower(),
         "curly bracket": "{" not in text,
@@ -151,7 +157,8 @@ def c4_objection(text: str) -> str | None:
     return first_failed(checks)
 
 
-def fineweb_objection(text: str) -> str | None:
+def fineweb_reason(text: str) -> str | None:
+    """Return why a page fails the rules of FineWeb, or None."""
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return "no lines"
@@ -163,9 +170,9 @@ def fineweb_objection(text: str) -> str | None:
     return first_failed(checks)
 
 
-OBJECTIONS: dict[Rule, Callable[[str], str | None]] = {
-    "gopher": gopher_objection,
-    "repetition": repetition_objection,
-    "c4": c4_objection,
-    "fineweb": fineweb_objection,
+REASONS: dict[Rule, Callable[[str], str | None]] = {
+    "gopher": gopher_reason,
+    "repetition": repetition_reason,
+    "c4": c4_reason,
+    "fineweb": fineweb_reason,
 }

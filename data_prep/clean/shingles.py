@@ -23,7 +23,7 @@ CHUNK_BYTES = 2**18  # hashed at once: the arrays of a chunk stay in the process
 Hashes = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
 
-BASE, FACTOR = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9  # odd, of stretches in a word, of words in a shingle
+BASE, FACTOR = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9  # odd, of the numbers in a word, of the words in a shingle
 SEPARATOR = 0
 WORD_BYTES = 8
 JOINERS = (0x8C, 0x8D)  # the last bytes of U+200C and U+200D, which stand inside words of Indic scripts and Persian
@@ -62,14 +62,17 @@ def chunks(texts: Sequence[bytes]) -> Iterator[tuple[Integers, list[bytes]]]:
 def word_hashes(texts: Sequence[bytes]) -> tuple[Hashes, Integers]:
     """Return the hash of each word, and how many words each text has.
 
-    A word is a run of letters and digits, or one ideograph. Its hash is a polynomial in its stretches of WORD_BYTES
-    bytes, read as numbers: most words have one.
+    A word is a run of letters and digits, or one ideograph. Its hash is a polynomial in the numbers that its
+    bytes are, WORD_BYTES to a number: most words have one.
     """
+    # A view with strides of one byte has the number that begins at every byte, so that all first numbers are one
+    # gather; a mask takes the bytes behind a short word away. The few long words add their other numbers: `number`
+    # counts these from 1 in each word, and `reduceat` sums them by word.
     data = np.frombuffer(b" ".join([b"", *texts, bytes(WORD_BYTES)]).translate(byte_table()), dtype=np.uint8)
     begins, ends = word_places(data)
     sizes = ends - begins
-    stretches = np.ndarray(len(data) - WORD_BYTES + 1, np.dtype("<u8"), data, strides=(1,))
-    words = stretches[begins] & first_bytes()[np.minimum(sizes, WORD_BYTES)]
+    numbers = np.ndarray(len(data) - WORD_BYTES + 1, np.dtype("<u8"), data, strides=(1,))
+    words = numbers[begins] & first_bytes()[np.minimum(sizes, WORD_BYTES)]
     long = np.flatnonzero(sizes > WORD_BYTES)
     if len(long):
         more = (sizes[long] - 1) // WORD_BYTES
@@ -77,7 +80,7 @@ def word_hashes(texts: Sequence[bytes]) -> tuple[Hashes, Integers]:
         number = np.arange(int(more.sum())) - np.repeat(first, more) + 1
         at = WORD_BYTES * number
         rest = first_bytes()[np.minimum(np.repeat(sizes[long], more) - at, WORD_BYTES)]
-        values = (stretches[np.repeat(begins[long], more) + at] & rest) * powers()[number]
+        values = (numbers[np.repeat(begins[long], more) + at] & rest) * powers()[number]
         words[long] += np.add.reduceat(values, first)
     ends_of_texts = np.cumsum([len(text) + 1 for text in texts])
     return words, np.diff(np.searchsorted(begins, ends_of_texts, side="right"), prepend=0)
@@ -142,6 +145,8 @@ def unspaced_characters(data: Bytes, in_word: npt.NDArray[np.bool_]) -> Integers
 
 def between_characters(in_word: npt.NDArray[np.bool_], unspaced: Integers) -> tuple[Integers, Integers]:
     """Return where words begin and end if each of the characters, of three bytes, is one."""
+    # As flags, so that a run of letters and a character beside it meet without a separator: a word begins where a run
+    # begins, at each such character, and behind it if letters follow; it ends where a run ends or another word begins.
     begins = in_word.copy()
     begins[1:] &= ~in_word[:-1]
     begins[unspaced] = True
@@ -167,7 +172,7 @@ def first_bytes() -> Hashes:
 
 @lru_cache(maxsize=1)
 def powers() -> Hashes:
-    """Return the powers of BASE modulo 2^64, as many as the longest word has stretches."""
+    """Return the powers of BASE modulo 2^64, as many as the longest word has numbers."""
     result = np.full(CHUNK_BYTES // WORD_BYTES + 2, BASE, np.uint64)
     result[0] = 1
     return np.cumprod(result, dtype=np.uint64)
@@ -178,6 +183,8 @@ def shingle_hashes(words: Hashes, counts: Integers) -> tuple[Hashes, Integers]:
 
     `counts` says how many words each text has.
     """
+    # A shingle's hash is a polynomial in its words' hashes (Karp, Rabin 1987), taken for all places of all texts at
+    # once: the words, shifted by each step. The last places of a text would reach into the next one and are left out.
     ends = np.cumsum(counts)
     factors = [np.uint64(pow(FACTOR, step, 2**64)) for step in range(SHINGLE_WORDS)]
     padded = np.concatenate([words, np.zeros(SHINGLE_WORDS, np.uint64)])
@@ -193,6 +200,8 @@ def winnowed(shingles: Hashes, owner: Integers) -> tuple[Hashes, Integers]:
     count = len(shingles) - WINDOW + 1
     if count < 1:
         return shingles[:0], owner[:0]
+    # The smallest of five in a row, by doubling: of two, of four, and the fifth. A mark that stays the smallest while
+    # the window moves on is taken once. Windows that begin in one text and end in the next are left out.
     pairs = np.minimum(shingles[:-1], shingles[1:])
     fours = np.minimum(pairs[:-2], pairs[2:])
     low = np.minimum(fours[:count], shingles[WINDOW - 1 :])

@@ -45,9 +45,9 @@ PLANS: dict[str, tuple[int, int]] = {
 
 
 def phone_spans(text: bytes, begin: int, end: int) -> list[Span]:
-    """Return where telephone numbers stand in a stretch of a text."""
+    """Return the spans of telephone numbers between `begin` and `end`."""
     spans = []
-    plus = text.find(b"+", begin, end)  # most stretches have none, and a search for one byte costs next to nothing
+    plus = text.find(b"+", begin, end)  # most texts have none, and a search for one byte costs next to nothing
     for match in INTERNATIONAL.finditer(text, plus, end) if plus >= 0 else ():
         written = match.group()
         while not is_international(written) and (last := LAST_GROUP.search(written)):
@@ -74,6 +74,7 @@ def is_international(written: bytes) -> bool:
 
 
 def is_near_power_of_two(number: int) -> bool:
+    """Tell whether a number is a power of two or one less."""
     return number & (number - 1) == 0 or number & (number + 1) == 0
 
 

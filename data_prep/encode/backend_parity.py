@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import itertools
 import logging
-import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cluster.errors import ConfigError, DataError
 from data_prep.encode.backends import (
@@ -33,17 +30,13 @@ from data_prep.encode.backends import (
     engine_version,
     open_backend,
 )
+from data_prep.encode.parity_sample import ParitySample, excerpts_at
 
 log = logging.getLogger(__name__)
 
-Pairs = npt.NDArray[np.uint16]
-
 PROOF_VERSION = 3  # part of the manifest: raise it when the hard set or the sampling changes
 FAST_FROM_BYTES = 4 * 2**20  # of the corpus; below it the proof takes longer than the encoding
-WINDOW = 64  # bytes around a meeting of kinds that are compared
 WHOLE = 1024  # bytes up to which a text is compared whole
-CHUNK = 2**15  # bytes looked at together, an even number: their pairs stay in the cache
-FIRST_STRIDE, GROWTH = 4096, 1.05  # bytes between the places that are compared whatever stands there, and their growth
 
 SENTENCES = (
     "I'll say it's SHE'S we've they'd you're I'm don't 'tis 'S 'Re don\u2019t",
@@ -123,7 +116,7 @@ def refused(engine: str, problem: Exception) -> Choice:
 
 
 def prove_plain(engine: TokenizerBackend, reference: TokenizerBackend, controls: Sequence[str]) -> int:
-    """Compare an engine with the reference on the hard set; return its size. Raises EngineMismatchError."""
+    """Compare an engine with the reference on the hard set; return its size. Raises BackendMismatchError."""
     texts = list(hard_set(controls))
     compare(engine, reference, texts)
     return len(texts)
@@ -132,7 +125,7 @@ def prove_plain(engine: TokenizerBackend, reference: TokenizerBackend, controls:
 def prove_marked(engine: TokenizerBackend, reference: TokenizerBackend, controls: Sequence[str]) -> int:
     """Compare an engine with the reference on turns between control tokens; return how many.
 
-    Raises EngineMismatchError.
+    Raises BackendMismatchError.
     """
     turns = [f"{control}user\n {text}{control} {text}" for control in controls for text in SENTENCES]
     compare_marked(engine.encode_marked(turns), reference.encode_marked(turns), turns)
@@ -142,7 +135,7 @@ def prove_marked(engine: TokenizerBackend, reference: TokenizerBackend, controls
 class CheckedBackend:
     """An engine that is compared with the reference on a sample of what it encodes.
 
-    `begin` starts a slice: what was compared before it does not count. Raises EngineMismatchError.
+    `begin` starts a slice: what was compared before it does not count. Raises BackendMismatchError.
     """
 
     def __init__(self, engine: TokenizerBackend, reference: TokenizerBackend) -> None:
@@ -154,9 +147,8 @@ class CheckedBackend:
         self.begin()
 
     def begin(self) -> None:
-        self.unmet = np.ones(2**16, dtype=np.bool_)
-        self.position = self.next_place = 0
-        self.stride = float(FIRST_STRIDE)
+        """Begin a slice: what was compared before does not count for it."""
+        self.sample = ParitySample()
 
     def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
         encoded = self.engine.encode_plain(texts)
@@ -172,25 +164,25 @@ class CheckedBackend:
             check_same(text, encoded[index], ids)
         for mine, other in zip(counts, expected, strict=True):
             for index in np.flatnonzero(mine[whole] != other).tolist():
-                raise BackendMismatchError(f"it gave other places of tokens for {shortened(compared[index])}")
+                raise BackendMismatchError(f"it gave other places of tokens for {excerpt_of(compared[index])}")
         return encoded, counts[0], counts[1]
 
     def prove(self, texts: Sequence[bytes], encoded: Ragged, *, is_cut: bool = False) -> list[int]:
         """Compare what was encoded at the places of the sample; return the texts that are to be compared whole.
 
         Those are compared here too, unless `is_cut`: then the engine has seen that its ids spell the texts, and what
-        calls this compares the places too. Raises EngineMismatchError.
+        calls this compares the places too. Raises BackendMismatchError.
         """
         joined = b"".join(texts)
         if not is_cut:
             self.check_spelling(encoded, texts, joined)
         excerpts: list[bytes] = []
         whole: list[int] = []
-        for index, places in self.sample(texts, joined):
+        for index, places in self.sample.places(texts, joined):
             if len(texts[index]) <= WHOLE:
                 whole.append(index)
             else:
-                excerpts += [between_characters(texts[index][at : at + WINDOW]) for at in apart(places)]
+                excerpts += excerpts_at(texts[index], places)
         here = [] if is_cut else whole
         chosen = [*(texts[index] for index in here), *excerpts]
         ours = [*(encoded[index] for index in here), *self.engine.encode_plain(excerpts)]
@@ -201,7 +193,7 @@ class CheckedBackend:
     def encode_marked(self, texts: Sequence[str]) -> list[tuple[Ids, Offsets]]:
         encoded = self.engine.encode_marked(texts)
         raw = encoded_texts(texts)
-        chosen = [index for index, _ in self.sample(raw, b"".join(raw))]
+        chosen = [index for index, _ in self.sample.places(raw, b"".join(raw))]
         sample = [texts[index] for index in chosen]
         compare_marked([encoded[index] for index in chosen], self.reference.encode_marked(sample), sample)
         return encoded
@@ -210,90 +202,23 @@ class CheckedBackend:
         return self.engine.spells(ids, text)
 
     def check_spelling(self, encoded: Ragged, texts: Sequence[bytes], joined: bytes) -> None:
-        """Raise EngineMismatchError unless the ids spell the texts, where the tokenizer keeps every byte."""
+        """Raise BackendMismatchError unless the ids spell the texts, where the tokenizer keeps every byte."""
         if len(encoded) != len(texts):
             raise BackendMismatchError(f"it gave the ids of {len(encoded)} texts for {len(texts)}")
         if not self.keeps_bytes or self.engine.spells(encoded.ids, joined):
             return
         for index, text in enumerate(texts):
             if not self.engine.spells(encoded[index], text):
-                raise BackendMismatchError(f"its ids do not spell {shortened(text)}")
+                raise BackendMismatchError(f"its ids do not spell {excerpt_of(text)}")
         raise BackendMismatchError("its ids end texts elsewhere than the texts end")
-
-    def sample(self, texts: Sequence[bytes], joined: bytes) -> Iterator[tuple[int, list[int]]]:
-        """Yield the texts to compare and where: near each new meeting of kinds, and now and then."""
-        regular = []
-        while self.next_place < self.position + len(joined):
-            regular.append(self.next_place - self.position)
-            self.next_place += int(self.stride)
-            self.stride *= GROWTH
-        self.position += len(joined)
-        places = np.array(sorted([*self.new_meetings(joined), *regular]), dtype=np.int64)
-        ends = np.cumsum([len(text) for text in texts])
-        owners = np.searchsorted(ends, places, side="right")
-        for index in np.unique(owners).tolist():
-            begin = int(ends[index]) - len(texts[index])
-            yield index, [max(0, at - begin - WINDOW // 2) for at in places[owners == index].tolist()]
-
-    def new_meetings(self, raw: bytes) -> list[int]:
-        """Return where two kinds of characters meet for the first time in this slice."""
-        places = []
-        for begin in range(0, len(raw) - 1, CHUNK):
-            for at in range(begin, min(begin + 2, len(raw) - 1)):  # every pair of bytes: those from even, then from odd
-                pairs = np.frombuffer(raw, np.uint16, min(CHUNK, len(raw) - at) // 2, at)
-                if self.unmet.take(pairs).any():
-                    places += [at + 2 * number for number in self.met(pairs)]
-        return places
-
-    def met(self, pairs: Pairs) -> Iterator[int]:
-        """Yield which of these pairs of bytes are the first of their kinds; from now on these kinds have met."""
-        for number in np.flatnonzero(self.unmet.take(pairs)).tolist():
-            if self.unmet[pairs[number]]:
-                self.unmet[alike(int(pairs[number]))] = False
-                yield number
-
-
-def apart(begins: list[int]) -> list[int]:
-    """Return sorted places without those that the window of an earlier one covers."""
-    result: list[int] = []
-    for begin in begins:
-        if not result or begin - result[-1] > WINDOW // 2:
-            result.append(begin)
-    return result
-
-
-def kinds_of_bytes() -> npt.NDArray[np.uint8]:
-    """Return the kind of each byte: letters by case, digits, each other ASCII byte, each first byte of UTF-8 beyond it.
-
-    A first byte tells 64 characters, or a script, apart; a following one tells a quarter of them.
-    """
-    kinds = [f"a{b >= 97}" if chr(b).isalpha() else "0" if chr(b).isdigit() else chr(b) for b in range(128)]
-    kinds += [f"+{b >> 4}" for b in range(128, 192)] + [f"^{b}" for b in range(192, 256)]
-    return np.unique(kinds, return_inverse=True)[1].astype(np.uint8)
-
-
-KINDS = kinds_of_bytes()
-
-
-@lru_cache(maxsize=2**16)
-def alike(pair: int) -> Pairs:
-    """Return the pairs of bytes, each as the number that it is in memory, whose kinds are those of `pair`."""
-    firsts, seconds = (np.flatnonzero(KINDS[byte] == KINDS) for byte in pair.to_bytes(2, sys.byteorder))
-    both = np.stack(np.meshgrid(firsts, seconds), axis=-1).astype(np.uint8)
-    return both.reshape(-1, 2).view(np.uint16).ravel()
 
 
 def encoded_texts(texts: Sequence[str]) -> list[bytes]:
     return [text.encode() for text in texts]
 
 
-def between_characters(excerpt: bytes) -> bytes:
-    """Return an excerpt without the pieces of characters that it cuts."""
-    return excerpt.decode(errors="ignore").encode()
-
-
 def compare(engine: TokenizerBackend, reference: TokenizerBackend, texts: Sequence[str]) -> None:
-    """Raise EngineMismatchError unless both engines give the same ids of all texts."""
+    """Raise BackendMismatchError unless both engines give the same ids of all texts."""
     raw = encoded_texts(texts)
     for text, ours, theirs in zip(raw, engine.encode_plain(raw), reference.encode_plain(raw), strict=True):
         check_same(text, ours, theirs)
@@ -302,23 +227,25 @@ def compare(engine: TokenizerBackend, reference: TokenizerBackend, texts: Sequen
 def compare_marked(
     ours: Sequence[tuple[Ids, Offsets]], theirs: Sequence[tuple[Ids, Offsets]], texts: Sequence[str]
 ) -> None:
-    """Raise EngineMismatchError unless ids and spans are the same."""
+    """Raise BackendMismatchError unless ids and spans are the same."""
     for text, (ids, spans), (their_ids, their_spans) in zip(texts, ours, theirs, strict=True):
         check_same(text.encode(), ids, their_ids)
         if not np.array_equal(spans, their_spans):
-            raise BackendMismatchError(f"it gave other spans of tokens for {shortened(text.encode())}")
+            raise BackendMismatchError(f"it gave other spans of tokens for {excerpt_of(text.encode())}")
 
 
 def check_same(text: bytes, ours: Ids, theirs: Ids) -> None:
+    """Raise BackendMismatchError unless ids are equal; it says where they differ first."""
     if not np.array_equal(ours, theirs):
         length = min(len(ours), len(theirs))
         at = int(np.flatnonzero(np.append(ours[:length] != theirs[:length], True))[0])
         raise BackendMismatchError(
             f"it gave the ids ...{ours[at : at + 4].tolist()} where `tokenizers` gives "
-            f"...{theirs[at : at + 4].tolist()}, at token {at} of {shortened(text)}"
+            f"...{theirs[at : at + 4].tolist()}, at token {at} of {excerpt_of(text)}"
         )
 
 
-def shortened(raw: bytes) -> str:
+def excerpt_of(raw: bytes) -> str:
+    """Return a text as a message shows it: quoted, a long one without its middle."""
     text = raw.decode()
     return repr(text if len(text) <= 80 else f"{text[:60]}[...]{text[-15:]}")

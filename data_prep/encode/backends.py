@@ -16,10 +16,7 @@ from tokenizers import Tokenizer
 
 Ids = npt.NDArray[np.uint32]
 Offsets = npt.NDArray[np.int64]
-MANY, LONG = (
-    1024,
-    1024,
-)  # texts, and bytes of each: from here on gigatoken's batches are worth importing awkward, 0.25 s
+MANY, LONG = 1024, 1024  # texts, and bytes of each: from here gigatoken's batches are worth importing awkward, 0.25 s
 CHUNK = 2**15  # ids looked at together: what is looked up stays in the cache
 FAST, REFERENCE = "gigatoken", "tokenizers"
 
@@ -95,6 +92,7 @@ class HuggingFaceBackend:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the rules; a copy of its own if the rules cut or pad texts."""
         found = parsed_rules(self.rules)
         if found.truncation is None and found.padding is None:
             return found
@@ -154,19 +152,23 @@ class GigatokenBackend:
 
     @cached_property
     def marked(self) -> Any:
+        """The tokenizer to which control tokens in a text are such."""
         return open_gigatoken(self.rules)
 
     @cached_property
     def plain(self) -> Any:
+        """The tokenizer to which control tokens in a text are ordinary text."""
         ordinary = [token for token in self.rules["added_tokens"] if not token["special"]]
         return open_gigatoken({**self.rules, "added_tokens": ordinary})
 
     @cached_property
     def outlines(self) -> Outlines:
+        """The outlines of the ids of `plain`."""
         return outlines_of(spellings(self.plain))
 
     @cached_property
     def token_bytes(self) -> Offsets:
+        """How many bytes each id of `marked` stands for."""
         return np.array([len(token) for token in spellings(self.marked)], dtype=np.int64)
 
     def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
@@ -210,6 +212,7 @@ class GigatokenBackend:
         return begin == len(text)
 
     def with_spans(self, text: str, raw: bytes, ids: Ids) -> tuple[Ids, Offsets]:
+        """Return ids and the characters that each is of; the reference gives both where tokens do not spell a text."""
         ends = np.cumsum(self.token_bytes[ids])
         if len(raw) != (int(ends[-1]) if len(ends) else 0) or self.marked.decode(ids) != raw:
             return self.reference.encode_marked([text])[0]
@@ -223,7 +226,7 @@ class GigatokenBackend:
 ENGINES: dict[str, Callable[[str], TokenizerBackend]] = {FAST: GigatokenBackend, REFERENCE: HuggingFaceBackend}
 
 
-@lru_cache(maxsize=2)  # the one that was proved goes on to encode, where that is the same process
+@lru_cache(maxsize=2)  # the one that was proved also encodes, where that is the same process
 def open_backend(name: str, rules: str) -> TokenizerBackend:
     """Return an engine by the name, or name and version, that `engine_version` gives."""
     return ENGINES[name.split()[0]](rules)
@@ -251,6 +254,7 @@ def spellings(tokenizer: Any) -> list[bytes]:
 
 
 def outlines_of(spelled: Sequence[bytes]) -> Outlines:
+    """Return the outlines of ids that stand for these bytes."""
     return Outlines(
         size=np.array([len(token) for token in spelled], np.int64),
         edges=np.array([token[0] << 8 | token[-1] if token else 0 for token in spelled], np.uint16),

@@ -55,6 +55,7 @@ class ChatTemplate:
     def rendered(
         self, messages: Messages, variables: Mapping[str, Any], *, ask: bool = False, marked: bool = False
     ) -> tuple[str, list[Span]]:
+        """Return what `write` and `marked` do. Raises RefusedError."""
         from transformers.utils.chat_template_utils import render_jinja_template  # 0.6 s; text needs none of it
 
         given = {key: value for key, value in variables.items() if key not in NOT_FOR_TEMPLATES}

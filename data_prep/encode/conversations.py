@@ -2,7 +2,7 @@
 
 A template may write earlier turns otherwise once others follow: Qwen 3 and DeepSeek R1 leave out what was thought
 before, gpt-oss ends answers otherwise, Mistral moves the tools. A server renders the conversation anew for each answer,
-so each answer is trained in the rendering of what stands before it. Answers whose rendering goes on as another's share
+so each answer is trained in the rendering of what stands before it. Answers whose rendering continues another's share
 one sequence; where the template writes turn after turn, that is the whole conversation.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.errors import DataError
+from data_prep.documents import shortened
 from data_prep.encode.chat_templates import TEMPLATES, ChatTemplate, Messages, RefusedError, Span, dated, read_template
 from data_prep.encode.template_forms import ANSWER, REASONING, USER
 from data_prep.files.bounded_io import DOCUMENT_BYTES
@@ -23,10 +24,11 @@ from data_prep.files.bounded_io import DOCUMENT_BYTES
 __all__ = ["CHATML", "TEMPLATES", "ChatTemplate", "Span", "Written", "check_template", "dated", "read_template"]
 
 CHATML = TEMPLATES["chatml"]
-MEND = "put {% generation %} ... {% endgeneration %} around what the assistant says and its stop token (as in "
-MEND += f"{CHATML}) and name the file in data.chat_template, or write `chat_template: plain`"
+FIX = "put {% generation %} ... {% endgeneration %} around what the assistant says and its stop token (as in "
+FIX += f"{CHATML}) and name the file in data.chat_template, or write `chat_template: plain`"
 ENDS = ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>")  # of models that end turns otherwise
 THINK = re.compile(r"</?think>")
+DETAIL_CHARS = 60  # of a text in the detail of a rejection
 OPENED, CLOSED = "<think>", "</think>"
 
 REFUSED = "refused by the chat template"
@@ -108,7 +110,7 @@ def answer_written(template: ChatTemplate, messages: Messages, variables: Mappin
     if said is None and thought and "enable_thinking" not in variables:  # only a server that is asked to think gets one
         return answer_written(template, messages, {**variables, "enable_thinking": True})
     if said is None:
-        raise UnusableError(UNTOLD, shortened(through[common(before, through) :]))
+        raise UnusableError(UNTOLD, shortened(through[common(before, through) :], DETAIL_CHARS))
     if thought and thought not in said and not template.is_marked:
         said = f"{OPENED}\n{thought}\n{CLOSED}\n\n{said.lstrip()}"
     check_said(said, messages[-1:])
@@ -175,7 +177,7 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
 
 
 def joined(answers: Iterable[Written]) -> Iterator[Written]:
-    """Yield answers in as few sequences: one goes on with the next if that holds all that is trained in it."""
+    """Yield answers in as few sequences: one continues with the next if that holds all that is trained in it."""
     current: Written | None = None
     size = 0
     for answer in answers:
@@ -205,7 +207,7 @@ def check_said(text: str, messages: Messages) -> None:
     """Raise UnusableError unless all that the messages say stands in the text, if as JSON or code spells it."""
     for said in (said for message in messages for said in texts_said(message)):
         if said not in text and not any(spelled in text for spelled in spellings(said)):
-            raise UnusableError(LEFT_OUT, shortened(said))
+            raise UnusableError(LEFT_OUT, shortened(said, DETAIL_CHARS))
 
 
 def spellings(said: str) -> Iterator[str]:
@@ -247,10 +249,6 @@ def common(one: str, other: str) -> int:
     return low
 
 
-def shortened(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def turn_tokens(template: str, tokens: Mapping[str, str], added: Sequence[str]) -> frozenset[str]:
     """Return which of a tokenizer's added tokens the template begins and ends turns with; all if it cannot be told.
 
@@ -286,13 +284,13 @@ def check_template(template: str, tokens: Mapping[str, str], controls: Sequence[
         except UnusableError as error:
             problem = problem or error
     else:
-        raise DataError(f"the chat template does not tell what to train: {problem}; {MEND}")
+        raise DataError(f"the chat template does not tell what to train: {problem}; {FIX}")
     ends = [sequence.text[start:end].rstrip() for sequence in sequences for start, end in sequence.spans]
     if len(ends) < len(answers):
-        raise DataError(f"the chat template marks {len(ends)} of {len(answers)} assistant turns; {MEND}")
+        raise DataError(f"the chat template marks {len(ends)} of {len(answers)} assistant turns; {FIX}")
     for end in ends if len(ends) == len(answers) else ends[-1:]:  # markers may stand around parts of an answer
         if not end.endswith(tuple(controls)):
             raise DataError(
                 f"the chat template ends what the assistant says with {end[-16:]!r}, which is no special "
-                f"token of the tokenizer (it has {', '.join(controls)}): the model would never learn to stop; {MEND}"
+                f"token of the tokenizer (it has {', '.join(controls)}): the model would never learn to stop; {FIX}"
             )

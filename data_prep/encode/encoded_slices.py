@@ -6,7 +6,7 @@ otherwise than it did before: those stand one after the other, with the same par
 Columns: part (index in the slice), record (in the part), key (16 bytes: the hash of the cleaned content), signature
 and sketch (0 bytes if near duplicates are not looked for), trained (tokens), ids, mask (empty if all the documents are
 running text, of which everything is trained). The schema's metadata counts, for each part, the records, the rejected
-ones by reason and what was mended, and holds samples of what was rejected.
+ones by reason and what was changed, and holds samples of what was rejected.
 """
 
 from __future__ import annotations
@@ -161,6 +161,7 @@ def keys_of(read: ReadPart) -> npt.NDArray[np.uint64]:
 
 
 def unsigned(read: ReadPart) -> Summaries:
+    """Return empty summaries, where near duplicates are not looked for."""
     count = len(read.records)
     return Summaries(np.empty((count, 0), np.uint8), Sketches(np.empty(0, np.uint8), np.zeros(count + 1, np.int64)))
 

@@ -88,6 +88,7 @@ def write_spec(path: Path, spec: EncoderSpec) -> None:
 
 
 def read_spec(path: Path) -> EncoderSpec:
+    """Return the spec that `write_spec` wrote."""
     values = orjson.loads(path.read_bytes())
     lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     return EncoderSpec(**{**values, **lists})
@@ -114,6 +115,7 @@ class Encoder:
 
     @cached_property
     def forms(self) -> Forms:
+        """What the chat template takes; made when the first conversation comes, for it renders probes."""
         return Forms(ChatTemplate(str(self.spec.chat_template), self.spec.special_tokens), self.changed)
 
     def is_conversation(self, document: Document) -> bool:

@@ -82,12 +82,14 @@ class Forms:
 
     @cached_property
     def takes_system(self) -> bool:
+        """Whether the template writes a system's turn."""
         told = [{"role": "system", "content": "Probe system."}, USER, ANSWER]
         told = [as_parts(message) for message in told] if self.wants_parts else told
         return any(self.shows(probe, "Probe system.") for probe in (told, told[:2]))
 
     @cached_property
     def takes_parts(self) -> bool:
+        """Whether the template writes the text of a content that is a list of parts."""
         parts = [{"type": "text", "text": "probe part"}]
         text = self.shows([{"role": "user", "content": parts}, {"role": "assistant", "content": parts}], "probe part")
         return text.count("probe part") == 2 and "'type'" not in text and '"type"' not in text
@@ -105,6 +107,7 @@ class Forms:
 
     @cached_property
     def writes_tools(self) -> bool:
+        """Whether the template writes the tools that it is given."""
         return any(self.shows(probe, "probe_tool", {"tools": [TOOL]}) for probe in ([USER], [USER, ANSWER]))
 
     @cached_property
@@ -121,10 +124,12 @@ class Forms:
 
     @cached_property
     def writes_results(self) -> bool:
+        """Whether the template writes what a tool returned, if the tool is named."""
         return self.shows_result({"name": "probe_tool"})
 
     @cached_property
     def takes_unnamed_results(self) -> bool:
+        """Whether the template writes what a tool returned, if no tool is named."""
         return self.shows_result({})
 
     def shows_result(self, named: Message) -> bool:
@@ -167,6 +172,7 @@ class Forms:
         return said
 
     def with_reasoning(self, message: Message, reasoning: str) -> Message:
+        """Return a message with its reasoning where the template reads it, or else in its text."""
         opened = self.opens_reasoning and not self.template.is_marked
         if self.reasoning is not None or opened:
             return {**message, self.reasoning or REASONING[0]: reasoning}
@@ -215,6 +221,7 @@ class Forms:
         return form is not None and bool(self.shows([USER, call], "probe value"))
 
     def call(self, call: Mapping[str, Any], form: CallForm) -> Message:
+        """Return a tool call in the form that the template takes."""
         function = dict(call["function"])
         if form.as_text and not isinstance(function.get("arguments"), str):
             function["arguments"] = json.dumps(function.get("arguments", {}), ensure_ascii=False)

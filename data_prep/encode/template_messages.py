@@ -36,6 +36,7 @@ def text_of(content: Any) -> str:
 
 
 def without_content(message: Message) -> Message:
+    """Return a message without its content."""
     return {key: value for key, value in message.items() if key != "content"}
 
 

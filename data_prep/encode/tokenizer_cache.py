@@ -169,17 +169,17 @@ def kept_form(tokenizer: Any, source: Path) -> KeptTokenizer | None:
             chat_template=tokenizer.chat_template,
             config=config,
             follows_file=follows_rules(tokenizer, source / "tokenizer.json"),
-            **manners_of(tokenizer),
+            **quick_facts_of(tokenizer),
         )
         made = KeptTokenizer(str(source), facts, rules)
         made.save_pretrained(folder)
         again = open_tokenizer(folder)
-        is_same = rules_of(again) == rules and manners_of(again) == manners_of(tokenizer)
+        is_same = rules_of(again) == rules and quick_facts_of(again) == quick_facts_of(tokenizer)
         return made if is_same and type(again) is type(tokenizer) else None
 
 
-def manners_of(tokenizer: Any) -> dict[str, Any]:
-    """Return the facts of a tokenizer that transformers has opened that cost little."""
+def quick_facts_of(tokenizer: Any) -> dict[str, Any]:
+    """Return those facts of a tokenizer opened by transformers that are quick to read."""
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     return {
         "length": len(tokenizer),

@@ -1,11 +1,16 @@
-"""What is usable of a part of a file: its records read, cleaned, and either kept or rejected with a reason."""
+"""What is usable of a part of a file: each record read, cleaned, and either kept or rejected with a reason.
+
+One way down for every record: `read_blocks` gives it as bytes or as a row, `may_change` tells which texts of a column
+are clean as they are, `document_of` makes a document of any other, the `Cleaner` cleans it and the `Encoder` says
+whether it can be encoded.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from data_prep.clean.cleaning import Cleaner, excerpt
 from data_prep.clean.near_duplicates import Summaries, summaries
@@ -13,13 +18,13 @@ from data_prep.clean.prefilter import NOTHING, SPACES, may_change
 from data_prep.config import CleaningConfig
 from data_prep.documents import canonical
 from data_prep.encode.encoding import Encoder
-from data_prep.read.columns import TextBatch, Texts, read_batches
-from data_prep.read.parts import Document, FilePart, Rejected, Turn, read_part
+from data_prep.read.parts import Document, FilePart, Rejected, Turn, document_of
+from data_prep.read.record_blocks import Texts, read_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadPart:
-    """What reading and cleaning made of a part's records, and how often it mended what.
+    """What reading and cleaning made of a part's records, and how often it changed what.
 
     The usable ones are `texts` in UTF-8, of a part of running text, or else `documents`.
     """
@@ -48,20 +53,21 @@ def read_usable(part: FilePart, encoder: Encoder, config: CleaningConfig, limit:
     """Return a part's usable documents and the rejected records, up to `limit` of them all."""
     cleaner = Cleaner(config)
     is_text = part.columns.shape == "text"
-    items = usable_texts(part, encoder, cleaner) if is_text else usable_documents(part, encoder, cleaner)
     records: list[int] = []
     texts: list[bytes] = []
     documents: list[Document] = []
     rejected: list[Rejected] = []
-    for record, item in enumerate(itertools.islice(items, limit)):
-        if isinstance(item, Rejected):
-            rejected.append(item)
+    for record, outcome in enumerate(itertools.islice(outcomes_of(part, encoder, cleaner), limit)):
+        if isinstance(outcome, Rejected):
+            rejected.append(outcome)
             continue
         records.append(record)
-        if isinstance(item, Document):
-            documents.append(item)
+        if isinstance(outcome, bytes):
+            texts.append(outcome)
+        elif is_text:
+            texts.append(outcome.turns[0].text.encode())
         else:
-            texts.append(item)
+            documents.append(outcome)
     return ReadPart(
         records=records,
         texts=texts if is_text else None,
@@ -71,52 +77,39 @@ def read_usable(part: FilePart, encoder: Encoder, config: CleaningConfig, limit:
     )
 
 
-def usable_documents(part: FilePart, encoder: Encoder, cleaner: Cleaner) -> Iterator[Document | Rejected]:
-    """Yield each record of a part, cleaned, or why it is not used."""
-    for item in read_part(part):
-        yield usable(item, encoder, cleaner, only_spaces=False)
+def outcomes_of(part: FilePart, encoder: Encoder, cleaner: Cleaner) -> Iterator[bytes | Document | Rejected]:
+    """Yield what becomes of each record of a part: a document, or why it is not used.
 
-
-def usable_texts(part: FilePart, encoder: Encoder, cleaner: Cleaner) -> Iterator[bytes | Rejected]:
-    """Yield each record of a part of running text; only what cleaning may change is made a document on the way."""
-    end = encoder.spec.special_tokens.get("eos_token", "").encode()
-    for batch in read_batches(part):
-        for item, only_spaces in changeable(batch, cleaner.config, end):
-            if isinstance(item, bytes):
-                yield item
-                continue
-            checked = usable(item, encoder, cleaner, only_spaces=only_spaces)
-            yield checked if isinstance(checked, Rejected) else checked.turns[0].text.encode()
-
-
-def changeable(
-    batch: TextBatch, config: CleaningConfig, end: bytes
-) -> Iterator[tuple[bytes | Document | Rejected, bool]]:
-    """Yield texts that no cleaning changes as bytes, others as documents, and whether it is only their spaces."""
-    if not isinstance(batch.items, Texts):
-        yield from ((item, False) for item in batch.items)
-        return
-    data = batch.items.data.data
-    first = batch.items.first.tolist()
-    for number, changes in enumerate(may_change(batch.items, config, end).tolist()):
-        raw = bytes(data[first[number] : first[number + 1]])
-        if changes == NOTHING:
-            yield raw, False
+    A text of a column that cleaning cannot change comes as its bytes: most of a corpus of running text never becomes a
+    document, which is what makes it fast.
+    """
+    end_token = encoder.spec.special_tokens.get("eos_token", "").encode()
+    record = itertools.count()  # last in each zip, which then takes no number for the end of a block
+    for block in read_blocks(part):
+        if isinstance(block, Texts):
+            changes = may_change(block, cleaner.config, end_token).tolist()
+            for text, change, number in zip(block, changes, record, strict=False):
+                if change == NOTHING:
+                    yield text
+                else:
+                    document = Document(number, "text", (Turn("text", text.decode()),))
+                    yield usable(document, encoder, cleaner, only_spaces=change == SPACES)
         else:
-            yield Document(batch.record + number, "text", (Turn("text", raw.decode()),)), changes == SPACES
+            for raw, number in zip(block, record, strict=False):
+                yield usable(document_of(number, raw, part.columns), encoder, cleaner)
 
 
-def usable(item: Document | Rejected, encoder: Encoder, cleaner: Cleaner, *, only_spaces: bool) -> Document | Rejected:
+def usable(
+    document: Document | Rejected, encoder: Encoder, cleaner: Cleaner, *, only_spaces: bool = False
+) -> Document | Rejected:
     """Return a record as it is encoded, or why it is not used and how it begins."""
-    if isinstance(item, Rejected):
-        return cleaner.without_private(item)
-    cleaned = cleaner.without_spaces(item) if only_spaces else cleaner.cleaned(item)
+    if isinstance(document, Rejected):
+        return cleaner.without_private(document)
+    cleaned = cleaner.without_spaces(document) if only_spaces else cleaner.cleaned(document)
     if isinstance(cleaned, Rejected):
         return cleaned
-    checked = encoder.usable(cleaned)
-    return (
-        Rejected(checked.record, checked.reason, excerpt(cleaned.turns)) if isinstance(checked, Rejected) else checked
-    )
+    encodable = encoder.usable(cleaned)
+    return replace(encodable, excerpt=excerpt(cleaned.turns)) if isinstance(encodable, Rejected) else encodable
 
 
 def content_key(document: Document) -> bytes:
@@ -134,6 +127,7 @@ def text_key(text: bytes) -> bytes:
 
 
 def hashed(shape: str, parts: Sequence[bytes]) -> bytes:
+    """Return the first 128 bits of the SHA-256 of a shape and parts, each with its length: no two lists hash alike."""
     digest = hashlib.sha256(shape.encode())  # in the processor's own instructions twice as fast as BLAKE2
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))

@@ -110,7 +110,9 @@ def make_plan(
         selection = with_one_held_out(documents, tables, selection, config)
     counts = count_documents(corpus, records, documents, selection)
     chosen = {s: np.flatnonzero(selection.kept & (selection.split == number)) for number, s in enumerate(SPLITS)}
-    chosen["train"] = mixed(config, corpus, documents, chosen["train"], counts)
+    chosen["train"], epochs = mixed(config, corpus, documents, chosen["train"])
+    for label, value in epochs.items():
+        counts[label]["epochs"] = round(value, 6)
     sizes = {split: int(np.count_nonzero(documents.is_head[numbers])) for split, numbers in chosen.items()}
     check_splits({**sizes, "validation": sizes["validation"] + len(passages)}, counts, config)
     splits = {}

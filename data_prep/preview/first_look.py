@@ -12,7 +12,8 @@ from cluster.errors import ConfigError, DataError
 from data_prep.config import SourceConfig
 from data_prep.fetch.sources import columns_in, files_of
 from data_prep.files.formats import Format, format_of, with_html
-from data_prep.read.parts import SNIFFED_RECORDS, longest_list, parsed, parsed_rows, sampled, with_rows, wrapping
+from data_prep.read.column_choice import SNIFFED_RECORDS, longest_list, parsed_rows, sampled, with_rows, wrapping
+from data_prep.read.parts import parsed
 from data_prep.read.text_layouts import with_layout
 from data_prep.rows.field_proposals import proposal_lines, quoted_path
 from data_prep.rows.fields import PLACEHOLDER

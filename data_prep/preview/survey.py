@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cluster.environment import cpu_count
 from cluster.errors import DataError
-from data_prep.clean.cleaning import Cleaner
+from data_prep.clean.cleaning import check_languages
 from data_prep.config import CleaningConfig, DataConfig, SourceConfig
 from data_prep.encode.backend_parity import choose_backend
 from data_prep.encode.encoded_slices import EncodedSlice, encode_parts
@@ -90,7 +90,7 @@ def survey(config: DataConfig, model_path: str | None, *, may_add_tokens: bool =
     Nothing is written, nothing is fetched. Raises DataError for a source of which nothing can be used, and whatever
     `prepare` would raise for these records.
     """
-    Cleaner(config.cleaning)
+    check_languages(config.cleaning.languages)
     with tempfile.TemporaryDirectory() as folder:
         yield from surveyed(config, model_path, Path(folder), may_add_tokens=may_add_tokens)
 

@@ -139,6 +139,7 @@ def named_layout(rows: Rows, source: SourceConfig, place: str) -> Layout:
 
 
 def is_there(row: Mapping[str, Any], path: str, seen: Sequence[str]) -> bool:
+    """Tell whether a row has any of the columns that a path or pattern names."""
     return any(value_at(row, name) is not MISSING for name in matching(path, seen))
 
 
@@ -249,7 +250,7 @@ def check_rejections(reasons: Mapping[str, int], rows: Rows, layout: Layout, pla
     told = ", ".join(f"{reason}: {count}" for reason, count in unfit.items())
     raise DataError(
         f"{place}: {sum(unfit.values())} of the {len(rows)} rows looked at would be rejected ({told}), if "
-        f"{shortened(read)} is read; columns seen: {shortened(names)}{number_remark(rows)}. Mend the rows, or write "
+        f"{shortened(read)} is read; columns seen: {shortened(names)}{number_remark(rows)}. Fix the rows, or write "
         "below this source in data.sources which columns are meant: `fields: {...}` (docs/rows.md)"
     )
 

@@ -76,6 +76,7 @@ class JsonSplitter:
         return mark in b"]}" and self.depth == 0
 
     def keep(self, data: bytes) -> None:
+        """Add data to the element that is read, up to what a document may have."""
         self.bytes += len(data)
         if self.bytes <= DOCUMENT_BYTES:
             self.element += data
@@ -165,6 +166,7 @@ def arrow_batches(source: Any) -> Iterator[Any]:
 
 
 def chosen(names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    """Return the wanted columns of a table, in its order; None wants all."""
     return [name for name in names if wanted is None or name in wanted]
 
 

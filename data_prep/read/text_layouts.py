@@ -20,7 +20,8 @@ from data_prep.config import SourceConfig
 from data_prep.files.bounded_io import ObjectionError, open_stream, require_whole, valid_beginning
 from data_prep.files.folders import readable_name
 from data_prep.files.formats import ENCODED_KINDS, LINE_KINDS, TABLE_KINDS, Format
-from data_prep.read.delimited import decoded_lines, first_cells, table_layout, with_quoting
+from data_prep.read.delimited import decoded_lines
+from data_prep.read.table_dialect import first_cells, table_layout, with_quoting
 
 log = logging.getLogger(__name__)
 
@@ -299,9 +300,11 @@ def is_data(cells: Sequence[str]) -> bool:
 
 
 def is_number(cell: str) -> bool:
+    """Tell whether a cell is a number, with a sign or one point or comma."""
     return cell.strip().lstrip("+-").replace(".", "", 1).replace(",", "", 1).isdigit()
 
 
 def excerpt(cells: Sequence[str]) -> str:
+    """Return the beginning of cells on one line, for a message."""
     shown = [" ".join(cell[:200].split()) for cell in cells]
     return " | ".join(cell if len(cell) <= 40 else f"{cell[:40]}..." for cell in shown)[:200]

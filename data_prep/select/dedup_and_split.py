@@ -62,7 +62,7 @@ class Documents:
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
-    """How many records each file has, how many of them were rejected, by reason, and what was mended in them."""
+    """How many records each file has, how many of them were rejected, by reason, and what was changed in them."""
 
     read: list[int]
     rejected: list[Counter[str]]
@@ -83,6 +83,7 @@ class Selection:
 
     @property
     def kept(self) -> Flags:
+        """Which lines no reason drops."""
         kept: Flags = ~np.logical_or.reduce(list(self.dropped.values()))
         return kept
 
@@ -188,7 +189,7 @@ def drop_near(
     alike = short_ones_agree(tables, head[chosen], head[first], threshold)
     near[chosen[alike]] = True
     leader[chosen[alike]] = first[alike]
-    leader[:] = leader[leader]
+    leader[:] = leader[leader]  # an equal of what is dropped here follows it to its leader
     return near
 
 
@@ -229,6 +230,7 @@ def spread(selection: Selection, is_head: Flags, head: Integers) -> Selection:
     """Return what becomes of all lines, each line's fate being its document's."""
     if len(head) == len(is_head):
         return selection
+    # `of` is the number of the document that each line is of; `leader` counts documents and becomes a line again.
     of = np.cumsum(is_head) - 1
     dropped = {reason: flags[of] for reason, flags in selection.dropped.items()}
     return Selection(split=selection.split[of], leader=head[selection.leader[of]], dropped=dropped)
@@ -255,6 +257,8 @@ def drawn_repeats(documents: Documents, selection: Selection, limit: int) -> lis
 
 def first_equal(key: Keys) -> Integers:
     """Return the first document that has the content of each."""
+    # Keys are 128 bits, and an exact order of them all is slow. So the first 64 are sorted, less their low bits; only
+    # what is equal to a neighbour there, which is little, is put in order exactly.
     hashes = key[:, 0].copy()
     place = sort_with_places(hashes)
     same = np.zeros(len(key) + 1, np.bool_)

@@ -1,7 +1,7 @@
 """What is held out where documents are few: a passage of each long text, or at least one document.
 
 Books by the dozen cannot spare one for validation, and a hash that picks one in fifty picks none. So of each long text
-one stretch of tokens is held out, and the two around it are trained on; nothing is in both. Where the stretch lies
+one span of tokens is held out, and the two around it are trained on; nothing is in both. Where the span lies
 follows from the document's own hash, and it begins and ends where a paragraph or a line does if one is near. What the
 rest of the same book repeats of it, nobody takes out: such a validation loss is of text by an author who is known.
 """
@@ -39,7 +39,7 @@ TRAIN, VALIDATION = SPLITS.index("train"), SPLITS.index("validation")
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """The tokens `begin` to `end` of a document; `splits` cuts its three stretches, by their starts, for best_fit."""
+    """The tokens `begin` to `end` of a document; `splits` cuts its three spans, by their starts, for best_fit."""
 
     begin: int
     end: int
@@ -48,7 +48,7 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True)
 class Stretches:
-    """Documents, or stretches of them: which document, from which of its tokens, how many, how many are trained."""
+    """Documents, or spans of them: which document, from which of its tokens, how many, how many are trained."""
 
     document: Integers
     start: Integers

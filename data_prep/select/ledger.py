@@ -24,7 +24,7 @@ def count_documents(
     corpus: Corpus, records: Records, documents: Documents, selection: Selection
 ) -> dict[str, dict[str, Any]]:
     """Return, by source: files, files passed over by suffix, documents read, kept, rejected by reason, what was
-    mended, and tokens.
+    changed, and tokens.
 
     `trained_tokens` is before packing, which masks the first token of each piece that a row's end cuts off.
     Raises DataError if a document is unaccounted for.
@@ -83,8 +83,8 @@ def reasons_of(entry: Mapping[str, Any]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in entry["rejected"].items())
 
 
-def mended_of(changed: Mapping[str, int]) -> str:
-    """Return what was mended in a corpus, for people."""
+def changes_of(changed: Mapping[str, int]) -> str:
+    """Return what cleaning changed in a corpus, for people."""
     private = [f"{changed[kind]:,} private {kind}" for kind in KINDS if kind in changed]
     if "documents with private data" in changed:  # older manifests do not tell
         private[-1] += f" in {changed['documents with private data']:,} documents"
@@ -106,7 +106,7 @@ def balance(what: str, expected: int, found: int) -> None:
 
 def summary(manifest: Manifest) -> str:
     """Return what became of the corpus as a table by source, for people."""
-    lines = [("source", "documents", "kept", "tokens", "supervised", "rejected")]
+    lines = [("source", "documents", "kept", "tokens", "trained", "rejected")]
     for label, entry in manifest.documents.items():
         rejected = reasons_of(entry) or "-"
         share = entry["trained_tokens"] / entry["tokens"] if entry["tokens"] else 0.0
@@ -121,7 +121,7 @@ def summary(manifest: Manifest) -> str:
     ]
     changed: Counter[str] = sum((Counter(entry.get("changed", {})) for entry in manifest.documents.values()), Counter())
     if changed:
-        table.append("mended: " + mended_of(changed))
+        table.append("changed: " + changes_of(changed))
     for label, entry in manifest.documents.items():
         if entry.get("unused"):
             table.append(f"columns not used of {label}: {shortened(entry['unused'])}")

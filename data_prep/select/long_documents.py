@@ -71,10 +71,11 @@ def split_document(
 
 
 def best_places(after_lines: Integers, paragraphs: npt.NDArray[np.bool_], near: int) -> Integers:
-    """Return one place of each stretch of `near` tokens: behind the last paragraph that ends in it, or else line."""
-    stretch = after_lines // near
-    order = np.lexsort((after_lines, paragraphs[after_lines - 1], stretch))
-    chosen: Integers = after_lines[order][np.diff(stretch[order], append=-1) != 0]
+    """Return one place of each `near` tokens: behind the last paragraph that ends in them, or else line."""
+    # Sorted by span of `near` tokens, then lines before paragraphs, then place: the last of each span is the one.
+    span = after_lines // near
+    order = np.lexsort((after_lines, paragraphs[after_lines - 1], span))
+    chosen: Integers = after_lines[order][np.diff(span[order], append=-1) != 0]
     return chosen
 
 

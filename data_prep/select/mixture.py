@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from cluster.errors import ConfigError
@@ -14,12 +12,13 @@ from data_prep.select.dedup_and_split import Documents
 
 
 def mixed(
-    config: DataConfig, corpus: Corpus, documents: Documents, numbers: Integers, counts: dict[str, dict[str, Any]]
-) -> Integers:
-    """Return the training documents `numbers`, each as often as its source says; note the epochs in `counts`.
+    config: DataConfig, corpus: Corpus, documents: Documents, numbers: Integers
+) -> tuple[Integers, dict[str, float]]:
+    """Return the training documents `numbers`, each as often as its source says, and the epochs by source.
 
     Epoch after epoch; of a last part of an epoch those documents whose hash is low, so that another source's size
-    moves none of them. Raises ConfigError if only some sources have a weight.
+    moves none of them. No epochs are returned if each source is seen once, as where nothing is said of them.
+    Raises ConfigError if only some sources have a weight.
     """
     labels = [file.info.source for file in corpus.files]
     sizes = np.bincount(documents.file[numbers], weights=documents.tokens[numbers], minlength=len(labels))
@@ -28,13 +27,13 @@ def mixed(
         tokens[label] += int(size)
     epochs = epochs_of(config, tokens)
     if all(value == 1 for value in epochs.values()):
-        return numbers
-    for label, value in epochs.items():
-        counts[label]["epochs"] = round(value, 6)
+        return numbers, {}
+    # A document is in round n if its source is seen more than n times and, in a last part of an epoch, if its own hash
+    # as a fraction of 2^64 is below what is left: half an epoch takes the half of the documents with the low hashes.
     wanted = np.array([epochs[label] for label in labels])[documents.file[numbers]]
-    luck = documents.key[numbers, 1] / 2.0**64
-    rounds = [numbers[wanted - number > luck] for number in range(int(np.ceil(wanted.max(initial=0))))]
-    return np.concatenate([numbers[:0], *rounds])
+    draw = documents.key[numbers, 1] / 2.0**64
+    rounds = [numbers[wanted - number > draw] for number in range(int(np.ceil(wanted.max(initial=0))))]
+    return np.concatenate([numbers[:0], *rounds]), epochs
 
 
 def epochs_of(config: DataConfig, tokens: dict[str, int]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Passages that stand in another document too: an anthology, another edition, a book that quotes at length.
 
 A passage is part of a document and has no sketch of its own, so it is compared by its tokens: the share of its runs of
-RUN_TOKENS tokens that another document has. What is copied word for word has the same tokens but near the borders.
+RUN_TOKENS tokens that another document has (containment: Broder 1997). What is copied word for word has the same tokens
+but near the borders.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def quoted(
     """
     if not passages:
         return set()
+    # The runs of all passages are one sorted array, each once for each passage, with its passage beside it; every slice
+    # is looked up in it as a whole.
     numbers = np.array(sorted(passages), np.int64)
     texts = zip(numbers.tolist(), documents_of(tables, numbers), strict=True)
     runs = [np.unique(runs_of(ids[slice(*passages[number])])) for number, ids in texts]
@@ -85,7 +88,8 @@ def documents_of(tables: Sequence[EncodedSlice], numbers: Integers) -> Iterator[
 
 def runs_of(ids: npt.NDArray[Any]) -> Hashes:
     """Return the hash of each run of tokens; a text shorter than a run has none."""
-    # A run's hash is a polynomial in its ids, taken for all runs at once: for each place of a run the ids, shifted.
+    # A run's hash is a polynomial in its ids (Karp, Rabin 1987), taken for all runs at once: for each place of a run
+    # the ids, shifted.
     count = max(0, len(ids) - RUN_TOKENS + 1)
     total = np.zeros(count, np.uint64)
     for step in range(RUN_TOKENS):

@@ -34,7 +34,7 @@ def check_refused(corpus: Corpus, records: Records) -> None:
             ((reason, count),) = found.most_common(1)
             raise DataError(
                 f"{label}: {found.total():,} of {read[label]:,} records cannot be trained on, {count:,} of them: "
-                f"{reason}{first_place(corpus, records, label, reason)}; mend them, or what data says of their columns "
+                f"{reason}{first_place(corpus, records, label, reason)}; fix them, or what data says of their columns "
                 "and of chat_template"
             )
 
@@ -50,7 +50,7 @@ def tell_run_together(corpus: Corpus, records: Records) -> None:
         if count > MOST * read[label]:
             log.warning(
                 "%s: in %s of %s pairs the prompt ends with a letter or digit and the completion begins with one; "
-                "nothing is put between them, so a model learns to go on in the middle of a word; put a space or an "
+                "nothing is put between them, so a model learns to continue in the middle of a word; put a space or an "
                 "end of line there, or write a chat_template below data",
                 label,
                 f"{count:,}",

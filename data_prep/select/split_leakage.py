@@ -40,7 +40,10 @@ FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # odd, 
 
 
 class Postings:
-    """Which held-out documents each mark is of."""
+    """Which held-out documents each mark is of: an inverted index in three arrays.
+
+    The holders of `marks[i]` are holder[first[i]:first[i + 1]].
+    """
 
     def __init__(self, marks: Hashes, owner: Integers) -> None:
         order = np.argsort(marks, kind="stable")
@@ -93,6 +96,7 @@ class Index:
         return frequency
 
     def places(self, marks: Hashes, factor: np.uint64) -> Hashes:
+        """Return the slot of each mark in the filter by one of its two hashes (multiplicative: Knuth, TAOCP 3, 6.4)."""
         place: Hashes = marks * factor >> (np.uint64(64) - self.bits)
         return place
 
@@ -108,6 +112,9 @@ class Index:
 
     def pairs(self, others: Marked) -> Iterator[tuple[Integers, Integers]]:
         """Yield pairs of another document and a held-out one of another split that may cross, each once."""
+        # The one with fewer marks is the one whose rare marks find the other. If that is the held-out document, its
+        # rare marks are indexed and met by any mark of the other; if not, the other's rare marks are looked up among
+        # all that are indexed. `both` is a pair as one number, so that a pair with several marks in common comes once.
         owner, counts = others.owners(), others.counts
         frequency = self.frequency(others.marks)
         known = np.bincount(owner[frequency > 0], minlength=len(counts))
@@ -232,6 +239,8 @@ class Finds:
 
     def resolved(self) -> LeftOut:
         """Return what is left out of all that was found."""
+        # Greedy in the order of the corpus: a document that no kept one before it crosses with is kept, and drops what
+        # follows and crosses with it. Each round does this for all documents whose fate no open pair can change.
         self.note_templates()
         templates = np.concatenate(self.templates)
         pairs = np.stack([np.concatenate([np.empty(0, np.int64), *found]) for found in (self.held, self.other)], axis=1)

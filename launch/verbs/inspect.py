@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cluster.errors import ConfigError
+from data_prep.documents import shortened
 from data_prep.fetch.provenance import document_place, read_document
 from data_prep.shards import ShardReader, read_manifest
 from data_prep.shards.tokenizer_files import open_tokenizer
@@ -37,10 +38,5 @@ def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool)
             if originals:
                 base = relative_to.get(manifest.files[piece.source].source)
                 text = read_document(run.shards, manifest, piece.source, piece.position, base)
-            yield f"  {where}{start}, {piece.tokens} tokens: {shortened(text, characters)}"
-
-
-def shortened(text: str, characters: int) -> str:
-    """Return the text on one line, cut to so many characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= characters else line[: characters - 3] + "..."
+            shown = shortened(" ".join(text.split()), characters)
+            yield f"  {where}{start}, {piece.tokens} tokens: {shown}"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from data_prep.clean.language import find_language
-from data_prep.clean.quality import judged, repeated_runs
+from data_prep.clean.quality import apply_rules, repeated_runs
 
 PROSE = (
     "The sea was calm that morning, and the fishermen of the village had already gone out with their boats. "
@@ -17,8 +17,8 @@ PROSE = (
 
 
 @pytest.mark.parametrize("rule", ["gopher", "repetition", "c4", "fineweb"])
-def test_prose_passes_every_rule(rule: Any) -> None:
-    assert judged(PROSE, [rule]) == (PROSE, None)
+def test_prose_passes_every_rule(rule):
+    assert apply_rules(PROSE, [rule]) == (PROSE, None)
 
 
 @pytest.mark.parametrize(
@@ -41,18 +41,18 @@ def test_prose_passes_every_rule(rule: Any) -> None:
         ("fineweb", "\n".join([PROSE, PROSE]), "repeated lines"),
     ],
 )
-def test_a_poor_page_is_rejected_with_the_rule_and_what_is_poor(rule: Any, text: str, reason: str) -> None:
-    assert judged(text, [rule])[1] == f"quality: {rule}: {reason}"
+def test_a_poor_page_is_rejected_with_the_rule_and_what_is_poor(rule, text, reason):
+    assert apply_rules(text, [rule])[1] == f"quality: {rule}: {reason}"
 
 
 def test_gopher_keeps_a_novel() -> None:
     novel = "\n".join(PROSE.replace("stranger", f"stranger of year {year}") for year in range(1400))
 
-    assert len(novel.split()) > 100_000 and judged(novel, ["gopher"]) == (novel, None)
+    assert len(novel.split()) > 100_000 and apply_rules(novel, ["gopher"]) == (novel, None)
 
 
-def test_c4_removes_lines_that_are_no_sentences() -> None:
-    text, reason = judged(f"Menu\n{PROSE}\nThis page uses cookies.\nRead more...", ["c4"])
+def test_c4_removes_lines_that_are_no_sentences():
+    text, reason = apply_rules(f"Menu\n{PROSE}\nThis page uses cookies.\nRead more...", ["c4"])
 
     assert (text, reason) == (PROSE, None)
 

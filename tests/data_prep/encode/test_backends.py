@@ -15,6 +15,7 @@ from cluster.errors import ConfigError
 from data_prep.config import DataConfig
 from data_prep.encode import backend_parity as proof
 from data_prep.encode import backends as engines
+from data_prep.encode import parity_sample
 from data_prep.encode.backend_parity import (
     BackendMismatchError,
     CheckedBackend,
@@ -144,34 +145,21 @@ def test_ids_that_do_not_spell_a_text_are_told_wherever_they_are(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=6), st.sampled_from([2, 4, 8, 64]))
-def test_each_first_meeting_of_kinds_is_found_once(raws: list[bytes], chunk: int) -> None:
-    silent = cast("TokenizerBackend", Silent())
-    engine = CheckedBackend(silent, silent)
-    met: set[tuple[Any, Any]] = set()
+def test_each_first_meeting_of_kinds_is_found_once(raws, chunk):
+    sample = parity_sample.ParitySample()
+    met = set()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "CHUNK", chunk)
+        patch.setattr(parity_sample, "CHUNK", chunk)
         for raw in raws:
-            pairs = [(proof.KINDS[one], proof.KINDS[other]) for one, other in itertools.pairwise(raw)]
-            found = engine.new_meetings(raw)
+            pairs = [(parity_sample.KINDS[one], parity_sample.KINDS[other]) for one, other in itertools.pairwise(raw)]
+            found = sample.new_meetings(raw)
 
             assert {pairs[at] for at in found} == set(pairs) - met
             assert len(found) == len(set(pairs) - met)
             met |= set(pairs)
 
 
-class Silent:
-    """An engine for texts that nobody encodes."""
-
-    def encode_plain(self, texts: Sequence[bytes]) -> Ragged:
-        return engines.ragged([np.empty(0, np.uint32)] * len(texts))
-
-    def spells(self, ids: Ids, text: bytes) -> bool:
-        return False
-
-
-def test_an_engine_that_fails_the_hard_set_is_not_used(
-    rules: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_engine_that_fails_the_hard_set_is_not_used(rules, monkeypatch, caplog):
     monkeypatch.setitem(engines.ENGINES, "gigatoken", lambda rules: Planted(rules, "\u0301", "lost"))
     engines.open_backend.cache_clear()
 
@@ -204,14 +192,9 @@ def test_both_engines_make_the_same_shards(corpus: Path, prepared: Callable[...,
 
 
 def test_an_engine_caught_while_encoding_is_replaced_before_a_shard_is_written(
-    corpus: Path,
-    config_of: Callable[..., DataConfig],
-    tmp_path: Path,
-    prepared: Callable[..., Manifest],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    (corpus / "books" / "99.txt").write_text("one line that ends with a trap ⌘ and goes on")
+    corpus, config_of, tmp_path, prepared, monkeypatch, caplog
+):
+    (corpus / "books" / "99.txt").write_text("one line that ends with a trap ⌘ and continues")
     right = prepared(corpus, into="right", engine="tokenizers")
     monkeypatch.setitem(engines.ENGINES, "gigatoken", lambda rules: Planted(rules, " trap ⌘ and", "swapped"))
     engines.open_backend.cache_clear()

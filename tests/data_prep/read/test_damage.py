@@ -20,9 +20,8 @@ import pytest
 
 from data_prep.config import SourceConfig
 from data_prep.fetch.sources import cut_slices, find_corpus
-from data_prep.read.columns import read_batches
-from data_prep.read.parts import Rejected, read_part
-from tests.data_prep.reading_rows import all_kept
+from data_prep.read.parts import Rejected, document_of, read_part
+from data_prep.read.record_blocks import Texts, read_blocks
 
 GOOD = [f"a good document, number {n}" for n in range(2000)]
 LINES = "".join(json.dumps({"text": text}) + "\n" for text in GOOD).encode()
@@ -99,10 +98,10 @@ def test_a_column_of_texts_keeps_the_lines_before_damage_too(tmp_path: Path) -> 
     path.write_bytes(gzip.compress(LINES, 1)[:-500])
     (parts,) = cut_slices(find_corpus([SourceConfig(path=str(path))], {}), 2**20)
 
-    batches = list(read_batches(parts[0]))
+    *blocks, last = read_blocks(parts[0])
 
-    items = [item for batch in batches if isinstance(batch.items, list) for item in batch.items]
-    assert [item.turns[0].text for item in all_kept(items[:-1])] == read(path)[0] == GOOD[: len(items) - 1] and len(
-        items
-    ) > 1500
+    assert not isinstance(last, Texts)
+    items = [document_of(number, raw, parts[0].columns) for number, raw in enumerate(last)]
+    texts = [text.decode() for block in blocks for text in block] + [item.turns[0].text for item in items[:-1]]
+    assert texts == read(path)[0] == GOOD[: len(texts)] and len(texts) > 1500
     assert items[-1] == Rejected(len(items) - 1, "damaged compression (EOFError)")

@@ -17,9 +17,9 @@ from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.fetch.provenance import read_document
 from data_prep.fetch.sources import cut_slices, find_corpus
-from data_prep.read.delimited import table_layout
 from data_prep.read.parts import Rejected, read_part
-from data_prep.shards import Manifest, ShardReader
+from data_prep.read.table_dialect import table_layout
+from data_prep.shards import ShardReader
 
 PAIRS = [(f"Où est {n} ?", f"Là-bas, à côté de {n * 7} œufs.") for n in range(200)]
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
-from data_prep.read.parts import Document, Rejected, find_columns, read_part
+from data_prep.read.column_choice import find_columns
+from data_prep.read.parts import Document, Rejected, read_part
 from data_prep.read.parts import FilePart as FilePart
 from data_prep.rows.field_proposals import proposal_lines
 

@@ -1,4 +1,4 @@
-"""Reading and judging running text by the column gives what reading and judging it document by document gives."""
+"""Reading and checking running text by the column gives what reading and checking it document by document gives."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from data_prep.clean.cleaning import Cleaner
 from data_prep.clean.prefilter import ANYTHING, NOTHING, SPACES, may_change
 from data_prep.config import CleaningConfig
 from data_prep.files.formats import Format
-from data_prep.read import columns
-from data_prep.read.columns import Texts, read_batches
-from data_prep.read.parts import PLAIN, Columns, Document, FilePart, Rejected, Turn, read_part
+from data_prep.read import record_blocks
+from data_prep.read.parts import PLAIN, Columns, Document, FilePart, Rejected, Turn, document_of, read_part
+from data_prep.read.record_blocks import Texts, read_blocks
 
 PECULIAR = [
     b'{"text": "a"} x',
@@ -53,21 +53,18 @@ def part_of(path: Path, kind: Any) -> FilePart:
     return FilePart(file=0, location=str(path), start=0, end=size, columns=replace(TEXTS_ALONE, format=form))
 
 
-def as_documents(part: FilePart) -> Iterator[Document | Rejected]:
-    for batch in read_batches(part):
-        if isinstance(batch.items, Texts):
-            pairs = itertools.pairwise(batch.items.first)
-            texts = [batch.items.data[begin:end].tobytes().decode() for begin, end in pairs]
-            yield from (Document(batch.record + n, "text", (Turn("text", text),)) for n, text in enumerate(texts))
+def as_documents(part):
+    number = itertools.count()
+    for block in read_blocks(part):
+        if isinstance(block, Texts):
+            yield from (Document(next(number), "text", (Turn("text", text.decode()),)) for text in block)
         else:
-            yield from batch.items
+            yield from (document_of(next(number), raw, part.columns) for raw in block)
 
 
 @pytest.mark.parametrize("line", PECULIAR)
-def test_json_lines_give_the_same_documents_by_the_column_as_one_by_one(
-    tmp_path: Path, line: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(columns, "BLOCK_BYTES", 100)
+def test_json_lines_give_the_same_documents_by_the_column_as_one_by_one(tmp_path, line, monkeypatch):
+    monkeypatch.setattr(record_blocks, "BLOCK_BYTES", 100)
     lines = [json.dumps({"text": text, "id": n}).encode() for n, text in enumerate(TEXTS)]
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join([*lines, line, *lines]))
@@ -76,7 +73,7 @@ def test_json_lines_give_the_same_documents_by_the_column_as_one_by_one(
     found = list(as_documents(part))
 
     assert found == list(read_part(part))
-    assert sum(isinstance(batch.items, Texts) for batch in read_batches(part)) >= 2
+    assert sum(isinstance(block, Texts) for block in read_blocks(part)) >= 2
 
 
 @pytest.mark.parametrize("absent", [False, True])
