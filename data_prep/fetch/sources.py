@@ -6,27 +6,23 @@ import hashlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
-from data_prep.fetch.hub_layout import DESCRIPTION, OTHER_SPLIT
-from data_prep.fetch.local_files import paths_of
-from data_prep.files.archives import SEPARATOR, unpack
+from data_prep.fetch.source_files import FoundFile, Named, expanded, files_of
 from data_prep.files.bounded_io import DOCUMENT_BYTES
 from data_prep.files.file_stamps import Stamp, stamp_of
-from data_prep.files.folders import is_hidden, readable_name
+from data_prep.files.folders import readable_name
 from data_prep.files.formats import (
     TABLE_KINDS,
     Format,
     beyond_name,
     check_readable,
     format_of,
-    suffix_of,
-    supported,
     with_html,
 )
 from data_prep.progress import Progress, thread_pool
@@ -67,19 +63,6 @@ class Corpus:
     @property
     def is_text(self) -> bool:
         return all(file.columns.shape == "text" for file in self.files)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoundFile:
-    """A file, or a member of an archive, before it is looked into; `problem` says why it cannot be read."""
-
-    source: SourceConfig
-    name: str
-    location: Path
-    problem: str | None = None
-
-
-Named = tuple[str, Path]  # what the manifest calls a file, and where it lies
 
 
 def find_corpus(
@@ -169,29 +152,6 @@ def notes_of(corpus: Corpus, label: str) -> list[str]:
     return list(dict.fromkeys([*unused, *told]))
 
 
-def expanded(
-    source: SourceConfig, name: str, location: Path, cache: Path | None, passed_over: Counter[str]
-) -> Iterator[FoundFile]:
-    """Yield a file, or the members of an archive: those of unknown formats are counted, as in a folder."""
-    form = format_of(location.name, source.format)
-    if form is None or not form.is_archive:
-        yield FoundFile(source=source, name=name, location=location)
-        return
-    if cache is None:
-        raise DataError(f"{location}: an archive, and no folder is given to unpack it in; unpack it yourself")
-    members, folder = unpack(location, form, cache, source.format)
-    for member in members:
-        inside = f"{name}{SEPARATOR}{readable_name(member.name)}" if member.name else name
-        if member.problem is not None:
-            yield FoundFile(source=source, name=inside, location=location, problem=member.problem)
-        elif any(map(is_hidden, PurePosixPath(member.name).parts)):
-            continue
-        elif member.file is not None:
-            yield FoundFile(source=source, name=inside, location=folder / member.file)
-        else:
-            passed_over[suffix_of(readable_name(member.name))] += 1
-
-
 def opened_file(found: FoundFile, slice_bytes: int | None, told: Told) -> CorpusFile:
     """Return what `corpus_file` does. Raises DataError, with the file's name as text, for whatever is wrong with it."""
     try:
@@ -254,38 +214,6 @@ def columns_in(location: Path, source: SourceConfig, form: Format) -> Columns:
     if form.kind in TABLE_KINDS and not form.names:
         check_header(location, form, columns.names)
     return columns
-
-
-def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> tuple[list[Named], Counter[str]]:
-    """Return a source's files under the names the manifest gives them, and counts of those passed over."""
-    passed_over: Counter[str] = Counter()
-    if source.address is not None:
-        named = list(downloads[source.address])
-    else:
-        paths = paths_of(source, passed_over)
-        named = [(readable_name(path.as_posix()), (source.relative_to or Path()) / path) for path in paths]
-    readable = [(name, path) for name, path in named if form_told(path, source) is not None]
-    passed_over.update(suffix_of(readable_name(path.name)) for _, path in named if form_told(path, source) is None)
-    if not readable:
-        found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items())) or "no file"
-        raise DataError(f"data.sources: {source.label}: nothing to read here ({found}); supported are {supported()}")
-    check_used(source, [path for _, path in readable])
-    return readable, passed_over
-
-
-def form_told(path: Path, source: SourceConfig) -> Format | None:
-    """Return what a file's name or its source tells of its format; None if it is not read, or was not fetched."""
-    return None if str(path) in (OTHER_SPLIT, DESCRIPTION) else format_of(path.name, source.format)
-
-
-def check_used(source: SourceConfig, paths: Sequence[Path]) -> None:
-    """Raise DataError if a source says how tables are read and has none."""
-    forms = [form for path in paths if (form := form_told(path, source)) is not None]
-    if any(form.kind in TABLE_KINDS or form.is_archive for form in forms):
-        return
-    for key in ("columns", "separator"):
-        if getattr(source, key) is not None:
-            raise DataError(f"data.sources: {source.label}: `{key}` is for CSV and TSV, and no file here is either")
 
 
 def cut_slices(corpus: Corpus, slice_bytes: int) -> list[Slice]:

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from data_prep.config import SourceConfig
-from data_prep.fetch.sources import CorpusFile, FoundFile, Named, expanded, look_into
+from data_prep.fetch.source_files import FoundFile, Named, expanded
+from data_prep.fetch.sources import CorpusFile, look_into
 from data_prep.files.bounded_io import ObjectionError, open_stream
 from data_prep.files.formats import Format, format_of, suffix_of
 from data_prep.read.byte_ranges import HashedFile

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cluster.errors import ConfigError, DataError
 from data_prep.config import SourceConfig
-from data_prep.fetch.sources import columns_in, files_of
+from data_prep.fetch.source_files import files_of
+from data_prep.fetch.sources import columns_in
 from data_prep.files.formats import Format, format_of, with_html
 from data_prep.read.parts import SNIFFED_RECORDS, longest_list, parsed, parsed_rows, sampled, with_rows, wrapping
 from data_prep.read.text_layouts import with_layout

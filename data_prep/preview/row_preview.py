@@ -14,11 +14,11 @@ from data_prep.config import DataConfig
 from data_prep.encode.encoded_slices import encode_parts
 from data_prep.encode.encoding import Encoder
 from data_prep.encode.tokenizer import encoder_spec, load_tokenizer
+from data_prep.fetch.corpus import fetch_corpus
 from data_prep.fetch.provenance import document_place
 from data_prep.fetch.sources import Corpus, cut_slices
 from data_prep.pack.row_assembly import RowFormat, gather_rows
 from data_prep.pack.row_plan import make_plan
-from data_prep.prepare import fetch_corpus
 from data_prep.select.long_documents import line_ends
 from data_prep.shards.writing import PackedRow
 

@@ -18,7 +18,8 @@ from data_prep.encode.backend_parity import choose_backend
 from data_prep.encode.encoded_slices import EncodedSlice, encode_parts
 from data_prep.encode.encoding import Encoder
 from data_prep.encode.tokenizer import encoder_spec, open_data_tokenizer, sample, train_tokenizer, with_template
-from data_prep.fetch.sources import SHAPES, Corpus, CorpusFile, Named, files_of, notes_of, parts_of
+from data_prep.fetch.source_files import Named, files_of
+from data_prep.fetch.sources import SHAPES, Corpus, CorpusFile, notes_of, parts_of
 from data_prep.files.formats import suffix_of
 from data_prep.preview.file_samples import (
     RECORDS,
