@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 def config_digest(
     config: DataConfig, corpus: Corpus, model_path: str | None, seed: int, *, may_add_tokens: bool
 ) -> str:
-    """Return the digest of everything that the shards and the manifest follow from."""
+    """Return the digest of everything that determines the shards and the manifest."""
     added = {"may_add_tokens": True} if may_add_tokens and config.chat_template == "chatml" else {}
     return digest_of(
         {
@@ -46,7 +46,7 @@ def config_digest(
 
 
 def finished_manifest(folder: Path, digest: str) -> Manifest | None:
-    """Return the folder's manifest if it is of this configuration and its files are all there."""
+    """Return the folder's manifest if its digest is `digest` and all of its shards exist in full; else None."""
     if not (folder / MANIFEST).exists():
         return None
     try:

@@ -28,7 +28,7 @@ MapSlices = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
 
 def retract_manifest(folder: Path) -> None:
-    """Make the folder unprepared before its shards change: never an old manifest over new shards."""
+    """Remove the manifest and the old splits before shards change: an old manifest must never describe new shards."""
     if (folder / MANIFEST).exists():
         (folder / MANIFEST).unlink()
         fsync_path(folder)
@@ -44,7 +44,7 @@ def write_splits(
     slices: Sequence[Path],
     map_slices: MapSlices,
 ) -> dict[str, list[ShardInfo]]:
-    """Write the shards of every split; a split without rows has none, and no folder."""
+    """Write the shards of every split and return them; a split without rows gets no folder."""
     began = time.monotonic()
     row_format = RowFormat(row_tokens=config.row_tokens, vocab_size=spec.vocab_size, pad=spec.pad)
     tasks = [
@@ -77,7 +77,7 @@ def describe(
     splits: dict[str, list[ShardInfo]],
     digest: str,
 ) -> Manifest:
-    """Return the manifest of what was written. Raises DataError if a token is missing or too many."""
+    """Return the manifest of what was written. Raises DataError if tokens were lost or duplicated."""
     tokenizer = loaded.tokenizer
     shards = [shard for infos in splits.values() for shard in infos]
     may_be_trained = range(plan.trained - plan.cuts, plan.trained + 1)
@@ -100,5 +100,5 @@ def describe(
 
 
 def fill(shards: Sequence[ShardInfo], row_tokens: int) -> float:
-    """Return which share of the rows is tokens of documents, the rest being padding."""
+    """Return the share of the rows' tokens that are documents; the rest is padding."""
     return round(sum(s.tokens for s in shards) / (sum(s.rows for s in shards) * row_tokens), 6)

@@ -1,4 +1,4 @@
-"""The files that a source names, members of archives included, before any of them is opened."""
+"""List the files that a source names, archive members included, before any of them is opened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Named = tuple[str, Path]  # the name of a file in the manifest, and where the fi
 
 @dataclass(frozen=True, kw_only=True)
 class FoundFile:
-    """A file, or a member of an archive, before it is looked into; `problem` says why it cannot be read."""
+    """A file, or a member of an archive, before it is inspected; `problem` says why it cannot be read."""
 
     source: SourceConfig
     name: str
@@ -31,13 +31,13 @@ class FoundFile:
 def expanded(
     source: SourceConfig, name: str, location: Path, cache: Path | None, passed_over: Counter[str]
 ) -> Iterator[FoundFile]:
-    """Yield a file, or the members of an archive: those of unknown formats are counted, as in a folder."""
+    """Yield a file, or the members of an archive; members of unknown formats are counted as in a folder."""
     form = format_of(location.name, source.format)
     if form is None or not form.is_archive:
         yield FoundFile(source=source, name=name, location=location)
         return
     if cache is None:
-        raise DataError(f"{location}: an archive, and no folder is given to unpack it in; unpack it yourself")
+        raise DataError(f"{location}: is an archive, and there is no folder to unpack it in; unpack it yourself")
     members, folder = unpack(location, form, cache, source.format)
     for member in members:
         inside = f"{name}{SEPARATOR}{readable_name(member.name)}" if member.name else name
@@ -52,15 +52,15 @@ def expanded(
 
 
 def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> tuple[list[Named], Counter[str]]:
-    """Return a source's files under the names the manifest gives them, and counts of those passed over."""
+    """Return a source's readable files by their names in the manifest, and counts of the skipped ones."""
     passed_over: Counter[str] = Counter()
     if source.address is not None:
         named = list(downloads[source.address])
     else:
         paths = paths_of(source, passed_over)
         named = [(readable_name(path.as_posix()), (source.relative_to or Path()) / path) for path in paths]
-    readable = [(name, path) for name, path in named if form_told(path, source) is not None]
-    passed_over.update(suffix_of(readable_name(path.name)) for _, path in named if form_told(path, source) is None)
+    readable = [(name, path) for name, path in named if format_in(path, source) is not None]
+    passed_over.update(suffix_of(readable_name(path.name)) for _, path in named if format_in(path, source) is None)
     if not readable:
         found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items())) or "no file"
         raise DataError(f"data.sources: {source.label}: nothing to read here ({found}); supported are {supported()}")
@@ -68,14 +68,14 @@ def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> 
     return readable, passed_over
 
 
-def form_told(path: Path, source: SourceConfig) -> Format | None:
-    """Return what a file's name or its source tells of its format; None if it is not read, or was not fetched."""
+def format_in(path: Path, source: SourceConfig) -> Format | None:
+    """Return a file's format by its source or name; None if it is not readable or was not fetched."""
     return None if str(path) in (OTHER_SPLIT, DESCRIPTION) else format_of(path.name, source.format)
 
 
 def check_used(source: SourceConfig, paths: Sequence[Path]) -> None:
-    """Raise DataError if a source says how tables are read and has none."""
-    forms = [form for path in paths if (form := form_told(path, source)) is not None]
+    """Raise DataError if a source has settings for tables but no tables."""
+    forms = [form for path in paths if (form := format_in(path, source)) is not None]
     if any(form.kind in TABLE_KINDS or form.is_archive for form in forms):
         return
     for key in ("columns", "separator"):

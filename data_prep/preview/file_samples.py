@@ -110,13 +110,13 @@ def beginning(file: CorpusFile, folder: Path) -> CorpusFile:
 
 
 def is_cut_short(file: CorpusFile) -> bool:
-    """Tell whether only the lines are read that begin in a file's first bytes."""
+    """Return whether only the lines are read that begin in a file's first bytes."""
     form = file.columns.format
     return form.kind == "jsonl" and form.may_be_cut and file.info.bytes > SAMPLE_BYTES
 
 
 def is_utf8(data: bytes) -> bool:
-    """Tell whether bytes are UTF-8 but for a character that their end may cut."""
+    """Return whether bytes are UTF-8 but for a character that their end may cut."""
     try:
         data[: len(data) - 4].decode()
     except UnicodeDecodeError as error:

@@ -16,33 +16,33 @@ from data_prep.rows.turn_markers import STYLES, Markers, has_marks, with_shown
 Proposal = list[tuple[str, Any, str]]  # key, value, comment
 ROLE_LIKE = ("role", "from", "speaker", "author", "sender")
 CONTENT_LIKE = ("content", "value", "text", "utterance", "message", "body")
-WORSE = re.compile(  # what nobody wants learnt
+WORSE = re.compile(  # answers that must not be trained
     r"reject|incorrect|non.?preferred|dis.?preferred|wrong|distractor|negative|loser", re.IGNORECASE
 )
-INSIDE = "each row is a message; such are put together in files of rows only: write these rows as JSON lines"
-SAID_LOOKS = ("text", "label", "id", "empty")  # of short texts among longer ones
+INSIDE = "each row is a message; messages are grouped only across the rows of a file: write these rows as JSON lines"
+SAID_LOOKS = ("text", "label", "id", "empty")  # looks of the shorter texts among numbered columns
 
 
 def propose(rows: Rows, inner: str | None = None) -> tuple[Proposal, Markers]:
-    """Return `fields` for rows, with placeholders where it is not sure, and markers that go with them.
+    """Return proposed `fields` for rows, with placeholders where the choice is not clear, and their markers.
 
-    `inner` is where in each JSON value the rows lie.
-    An id, an address, a label or a rejected answer is never proposed for what is trained.
+    `inner` is the path of the rows inside each JSON value. Ids, addresses, labels and rejected answers are never
+    proposed as trained columns.
     """
-    lie = rows_at(inner)
+    prefix = rows_at(inner)
     looks = {name: look_of(name, values_of(rows, name)) for name in columns_of(rows) if not WORSE.search(name)}
     texts = [name for name, look in looks.items() if look == "text"]
     marked = marked_column(rows, texts)
     if marked is not None:
-        told = [("system", name, "") for name in texts if name in SYSTEMS and name != marked[0]]
-        return [*lie, ("messages", marked[0], ""), *told[:1]], marked[1]
-    told_apart = message_rows(rows, looks)
-    if told_apart and lie:
-        return [*lie, ("text", PLACEHOLDER, INSIDE)], ()
-    for guess in (told_apart, nested_messages(rows, looks, texts), numbered_columns(looks)):
+        system = [("system", name, "") for name in texts if name in SYSTEMS and name != marked[0]]
+        return [*prefix, ("messages", marked[0], ""), *system[:1]], marked[1]
+    per_row = message_rows(rows, looks)
+    if per_row and prefix:
+        return [*prefix, ("text", PLACEHOLDER, INSIDE)], ()
+    for guess in (per_row, nested_messages(rows, looks, texts), numbered_columns(looks)):
         if guess:
-            return [*lie, *guess], ()
-    return [*lie, *pair_or_text(rows, looks, texts)], ()
+            return [*prefix, *guess], ()
+    return [*prefix, *pair_or_text(rows, looks, texts)], ()
 
 
 def rows_at(inner: str | None) -> Proposal:
@@ -50,16 +50,18 @@ def rows_at(inner: str | None) -> Proposal:
 
 
 def pair_or_text(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> Proposal:
-    """Return a question with its answer, or one text, out of the columns that look like text."""
+    """Propose a question with its answer, or one text, from the columns that look like text."""
     nested = [name for name, look in looks.items() if look in ("list", "messages", "object")]
-    choices = [*texts, *(path for name in nested for path in inside(rows, name))]
+    choices = [*texts, *(path for name in nested for path in text_paths(rows, name))]
     asked = [name for name in texts if name.casefold() in QUESTIONS]
     if len(choices) == 1 and not asked:
-        return one_text(choices[0], [path for name in nested for path in places(rows, name)])
+        return one_text(choices[0], [path for name in nested for path in nested_values(rows, name)])
     if not choices:
         return [("text", PLACEHOLDER, f"no column looks like text; columns: {listed(looks) or 'none'}")]
     answered = [name for name in texts if name.casefold() in ANSWERS]
-    is_whole = not any(name.casefold() in CHOICES for name in columns_of(rows))  # else the question asks for nothing
+    is_whole = not any(
+        name.casefold() in CHOICES for name in columns_of(rows)
+    )  # without its choices, the question is incomplete
     prompt = asked[0] if is_whole and len(asked) == 1 and len(answered) <= 1 else PLACEHOLDER
     completion = answered[0] if len(answered) == 1 and len(asked) <= 1 else PLACEHOLDER
     others = [name for name in dict.fromkeys([*choices, *looks]) if name not in (prompt, completion)]
@@ -71,7 +73,7 @@ def pair_or_text(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> 
 
 
 def one_text(name: str, held: Sequence[str]) -> Proposal:
-    """Return the one running text, left open if other texts lie where a column `held` them."""
+    """Propose one column as running text; a placeholder if there are other texts among the nested paths `held`."""
     others = [path for path in held if path != name]
     answers = f"or, if it answers something: prompt: {PLACEHOLDER}, completion: {PLACEHOLDER if others else name}"
     if others:
@@ -79,14 +81,14 @@ def one_text(name: str, held: Sequence[str]) -> Proposal:
     return [("text", name, answers)]
 
 
-def inside(rows: Rows, name: str) -> list[str]:
-    """Return the paths to texts of several words right inside a column of lists or objects."""
-    found = places(rows, name).items()
+def text_paths(rows: Rows, name: str) -> list[str]:
+    """Return the paths of texts of several words one level inside a column of lists or objects."""
+    found = nested_values(rows, name).items()
     return [path for path, held in found if any(isinstance(text, str) and len(text.split()) > 2 for text in held)]
 
 
-def places(rows: Rows, name: str) -> dict[str, list[Any]]:
-    """Return what lies right inside a column of lists or objects, by its path, where it says something."""
+def nested_values(rows: Rows, name: str) -> dict[str, list[Any]]:
+    """Return the values one level inside a column of lists or objects, by path, if they contain words."""
     paths: dict[str, list[Any]] = {}
     for value in values_of(rows, name):
         held = opened_safely(value)
@@ -98,14 +100,14 @@ def places(rows: Rows, name: str) -> dict[str, list[Any]]:
 
 
 def says_something(value: Any) -> bool:
-    """Tell whether a value has a text of several words in it, or is a list of objects with texts, if only of a word."""
+    """Return whether a value contains a text of several words, or is a list of objects with texts of any length."""
     texts = list(texts_in(value))
     are_objects = isinstance(value, list) and any(isinstance(item, dict) for item in value)
     return any(len(text.split()) > 1 for text in texts) or (are_objects and bool(texts))
 
 
 def numbered_columns(looks: Mapping[str, str]) -> Proposal:
-    """Return the columns that differ in their number only as a dialogue, if they hold texts."""
+    """Propose columns that differ only in their number as a dialogue, if they hold texts."""
     bases = [name.rstrip("0123456789") for name, look in looks.items() if name[-1:].isdigit() and look in SAID_LOOKS]
     often = max(bases, key=bases.count, default="")
     are_texts = any(look == "text" and name.rstrip("0123456789") == often for name, look in looks.items())
@@ -113,9 +115,11 @@ def numbered_columns(looks: Mapping[str, str]) -> Proposal:
 
 
 def nested_messages(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> Proposal:
-    """Return a column of lists of objects, or of texts, as a conversation, where it is plain or all that there is."""
+    """Propose a column of lists as a conversation, if its objects have roles or if no other column holds text."""
     nested = [name for name, look in looks.items() if look in ("list", "messages", "object") and name != "tools"]
-    are_many = sum(bool(places(rows, name)) for name in nested) > 1  # then one of them alone is not all that is said
+    are_many = (
+        sum(bool(nested_values(rows, name)) for name in nested) > 1
+    )  # then no single one is the whole conversation
     for name in nested:
         held = (opened_safely(value) for value in values_of(rows, name))
         items = [item for value in held if isinstance(value, list) for item in value]
@@ -128,7 +132,7 @@ def nested_messages(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) 
                     ("content", *chosen_key(keys, CONTENT_LIKE, items)),
                 ]
         elif not texts and not are_many and len(items) > 1 and all(map(is_said, items)):
-            return [("messages", name, "texts that two people say in turn, the first of them the user")]
+            return [("messages", name, "texts that two speakers say in turn, the user first")]
     return []
 
 
@@ -142,7 +146,7 @@ def chosen_key(keys: Sequence[str], like: Sequence[str], items: Sequence[Any]) -
 
 
 def message_rows(rows: Rows, looks: Mapping[str, str]) -> Proposal:
-    """Return rows that are each one message as conversations, if a column tells who speaks."""
+    """Propose rows that are one message each as conversations, if a column holds the speaker."""
     speakers = [name for name in looks if name.casefold() in ROLE_LIKE and are_roles(values_of(rows, name))]
     said = [name for name in looks if name.casefold() in CONTENT_LIKE and looks[name] in ("text", "label", "id")]
     groups = [
@@ -154,7 +158,7 @@ def message_rows(rows: Rows, looks: Mapping[str, str]) -> Proposal:
     if not speakers or not said:
         return []
     group = groups[0] if len(groups) == 1 else PLACEHOLDER
-    one_of = f"the rows of one conversation have the same in it; one of: {listed(looks)}"
+    one_of = f"the column with the same value in all rows of a conversation; one of: {listed(looks)}"
     return [
         ("group_by", group, one_of if group == PLACEHOLDER else ""),
         ("role", speakers[0], ""),
@@ -168,7 +172,7 @@ def are_roles(values: Sequence[Any]) -> bool:
 
 
 def marked_column(rows: Rows, texts: Sequence[str]) -> tuple[str, Markers] | None:
-    """Return a column whose texts have their turns marked, and how."""
+    """Return a column whose texts contain turn markers, and the markers."""
     for name in texts:
         values = [str(value) for value in values_of(rows, name)]
         for style in STYLES:

@@ -1,4 +1,4 @@
-"""What a person may want to write for rows that are not understood: the `fields`, open where a person has to choose."""
+"""Messages and YAML that propose `fields` for unknown rows, with placeholders where the user has to choose."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ UNDERSTOOD = (
     "text; prompt, instruction, question, query or problem with completion, output, response, answer or solution; "
     "messages, conversations or conversation; chosen"
 )
-LINE_NAME = 80  # characters of a column's name in a line to copy: a longer one is no name but a cell
+LINE_NAME = 80  # characters of a column's name in a line to copy; longer ones are cells, not names
 
 
 def written(layout: Layout, rows: Rows) -> str:
-    """Return the lines of YAML, in one, by which rows are read with a layout."""
+    """Return a layout as one line of YAML `fields`."""
     seen = columns_of(rows)
     has_tools = layout.tools is not None and any(value_at(row, layout.tools) is not MISSING for row in rows)
     fields = as_fields(layout if has_tools else replace(layout, tools=None), seen)
@@ -45,14 +45,14 @@ def joined(proposal: Proposal, markers: Markers = ()) -> str:
 
 
 def short_value(value: Any) -> Any:
-    """Return a column's name, or a list of them, as a message shows it."""
+    """Return a column's name, or a list of them, shortened for a message."""
     if isinstance(value, list):
         return [short_value(item) for item in value]
     return cut(value, LINE_NAME) if isinstance(value, str) and len(value) > LINE_NAME else value
 
 
 def role_text(role: str) -> str:
-    return f'"{role}"' if role == PLACEHOLDER else role  # YAML takes no key that begins with ? in braces
+    return f'"{role}"' if role == PLACEHOLDER else role  # YAML allows no key that begins with ? in braces
 
 
 def value_text(value: Any) -> str:
@@ -70,23 +70,23 @@ def quoted_path(name: str) -> str:
 
 
 def ask(rows: Rows, inner: str | None = None) -> str:
-    """Return what a person is told of rows that are not understood."""
+    """Return the message for rows of unknown kind: the columns, and the `fields` to write."""
     proposal, markers = propose(rows, inner)
     told = f"{remarks(proposal)}{printed_remark(rows)}{number_remark(rows)}"
     return (
-        f"columns seen: {shortened(columns_of(rows))}. Understood by themselves are {UNDERSTOOD} (docs/rows.md). For "
-        f"others write below this source in data.sources, for example: `{joined(proposal, markers)}`{told}"
+        f"columns seen: {shortened(columns_of(rows))}. Recognized without settings: {UNDERSTOOD} (docs/rows.md). For "
+        f"other columns write below this source in data.sources, for example: `{joined(proposal, markers)}`{told}"
     )
 
 
 def printed_remark(rows: Rows) -> str:
-    """Return what is said of columns that were written as a program prints them."""
+    """Return a remark on columns whose lists were printed instead of written as JSON."""
     printed = [name for name in columns_of(rows) if is_printed(values_of(rows, name))]
-    return f"; {listed(printed)} holds printed lists, which cannot be read back: write JSON" if printed else ""
+    return f"; {listed(printed)} holds printed lists, which cannot be parsed: write JSON" if printed else ""
 
 
 def number_remark(rows: Rows) -> str:
-    """Return what is said of questions, answers and texts that are numbers: how to spell one, only its owner knows."""
+    """Return a remark on questions, answers and texts that are numbers: they are not converted by themselves."""
     known = {*QUESTIONS, *ANSWERS, "text", *(name for pair in ONLY_TOGETHER for name in pair)}
     told = ""
     for name in columns_of(rows):
@@ -103,7 +103,7 @@ def number_remark(rows: Rows) -> str:
 
 
 def is_printed(values: Sequence[Any]) -> bool:
-    """Tell whether a column's texts are lists as numpy prints them, without commas."""
+    """Return whether a column's texts are lists as numpy prints them, without commas."""
     texts = [value for value in values if isinstance(value, str) and looks_opened(value)]
     return bool(texts) and all(isinstance(opened_safely(text), str) for text in texts)
 
@@ -115,22 +115,22 @@ def remarks(proposal: Proposal) -> str:
 
 
 def conversation_hint(rows: Rows, layout: Layout) -> Iterator[str]:
-    """Yield what to write if running texts look like conversations."""
+    """Yield a hint on what to write if running texts look like conversations."""
     found = marked_column(rows, [name for name in layout.text if name in columns_of(rows)]) if layout.text else None
     if found is not None:
         lines = joined([*rows_at(layout.rows), ("messages", found[0], "")], found[1])
         yield (
-            f"the texts in {cut(found[0])} look like conversations and are trained whole; to train the answers only, "
+            f"the texts in {cut(found[0])} look like conversations and are trained in full; to train only the answers, "
             f"write `{lines}`"
         )
 
 
 def proposal_lines(rows: Rows, inner: str | None = None) -> list[str]:
-    """Return the YAML that `shardline init` writes below a source whose rows are not understood by themselves."""
+    """Return the YAML that `shardline init` writes below a source whose rows are of no known kind."""
     found = kinds_of(rows)
     if len(found) > 1:
         ways = [f"#   {written(replace(kind.layout, rows=inner), rows)}" for kind in found]
-        told = f"# its columns can be read in {len(found)} ways; put one of these lines in the place of `fields`:"
+        told = f"# its columns can be read in {len(found)} ways; replace `fields` with one of these lines:"
         return [told, *ways, "fields:", f"  messages: {PLACEHOLDER}"]
     proposal, markers = (rows_at(inner), ()) if found else propose(rows, inner)
     lines = ["fields:"] if proposal else []
@@ -141,7 +141,7 @@ def proposal_lines(rows: Rows, inner: str | None = None) -> list[str]:
         marks = ", ".join(
             f"{role_text(role)}: {json.dumps(list(marks), ensure_ascii=False)}" for role, marks in markers
         )
-        unsure = f"  # write who speaks, or leave it out: {PLACEHOLDER}" if PLACEHOLDER in marks else ""
+        unsure = f"  # write the role, or remove the marker: {PLACEHOLDER}" if PLACEHOLDER in marks else ""
         lines.append(f"markers: {{{marks}}}{unsure}")
     layout = found[0].layout if found else layout_of(proposal)
     unknown = unknown_speakers(rows, layout) if layout else []
@@ -154,7 +154,7 @@ def proposal_lines(rows: Rows, inner: str | None = None) -> list[str]:
 
 
 def layout_of(proposal: Proposal) -> Layout | None:
-    """Return the layout of a proposal about messages in which nothing is open."""
+    """Return the layout of a proposal for messages that has no placeholder; else None."""
     given = {name: value for name, value, _ in proposal}
     if PLACEHOLDER in given.values() or not {"messages", "group_by"} & given.keys():
         return None

@@ -194,7 +194,7 @@ def article_paragraphs(page: str) -> list[list[str]]:
 
 
 def is_own(part: Any, article: Any) -> bool:
-    """Tell whether part of an article is of its text, and not of a comment, a form or a list of other articles."""
+    """Return whether part of an article is of its text, and not of a comment, a form or a list of other articles."""
     node = part.parent
     while node.mem_id != article.mem_id:
         if node.tag in ASIDE or "comment" in f"{node.attributes.get('id')} {node.attributes.get('class')}":

@@ -87,12 +87,12 @@ def display_of(element: Element, parent: str, *, in_line: bool) -> Display:
 
 
 def is_note_mark(element: Element) -> bool:
-    """Tell whether an element is the number of a note or a reference, without brackets of its own."""
+    """Return whether an element is the number of a note or a reference, without brackets of its own."""
     return element.get("ref-type") in NOTE_KINDS and len(element) == 0 and (element.text or "").isdecimal()
 
 
 def runs_on(element: Element, *, inherited: bool) -> bool:
-    """Tell whether the elements in one are parts of a line."""
+    """Return whether the elements in one are parts of a line."""
     if inherited or name_of(element) in PARAGRAPHS or has_text(element.text):
         return True
     within = {name_of(child) for child in element}
