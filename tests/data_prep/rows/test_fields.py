@@ -116,7 +116,7 @@ def test_fields_that_say_nothing_or_two_things_are_refused(fields, message):
         ({"paths": "all"}, "'paths' is for trees"),
         ({"markers": {"user": "a", "assistant": "b"}}, "'markers' need the column"),
         ({"markers": {"user": "a"}, "fields": {"messages": "a"}}, "need both 'user' and 'assistant'"),
-        ({"system": "Be kind.", "fields": {"text": "a"}}, "has nobody who speaks"),
+        ({"system": "Be kind.", "fields": {"text": "a"}}, "has no turns"),
         ({"roles": {"x": "bot"}}, "expected 'system', 'user', 'assistant' or 'tool', got 'bot'"),
         ({"roles": {"x": "???"}}, "expected 'system', 'user', 'assistant' or 'tool'"),
     ],
