@@ -16,7 +16,7 @@ from cluster.errors import DataError
 from data_prep.config import CleaningConfig, SourceConfig
 from data_prep.encode.encoded_slices import SliceTask, encode_slice
 from data_prep.encode.encoding import write_spec
-from data_prep.fetch.hub_layout import split_of, split_in_name
+from data_prep.fetch.hub_layout import split_in_name, split_of
 from data_prep.fetch.provenance import read_document
 from data_prep.fetch.sources import cut_slices, find_corpus
 from data_prep.preview.row_preview import preview

@@ -73,13 +73,13 @@ def test_the_estimate_is_near_what_preparing_gives(
 WRONG: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     "false gz": ("a.jsonl.gz", b"no gzip at all", {}, r"nothing to train on .*1 damaged compression"),
     "false text gz": ("a.txt.gz", b"no gzip at all", {}, r"nothing to train on .*1 damaged compression"),
-    "empty gz": ("a.jsonl.gz", gzip.compress(b""), {}, r"nothing to train on in the 0 records"),
+    "empty gz": ("a.jsonl.gz", gzip.compress(b""), {}, r"nothing to train on in 0 sampled records"),
     "empty": ("a.jsonl", b"", {}, r"the corpus is empty"),
     "unknown columns": ("a.jsonl", b'{"foo": "x", "bar": "y"}\n', {}, r"columns seen: foo, bar"),
     "unknown fields": ("a.jsonl", b'{"foo": "x"}\n', {"fields": {"text": "body"}}, r"no columns body"),
     "no rows": ("a.jsonl", b"[1, 2]\n" * 9, {}, r"none of its first 200 records is a row"),
     "no assistant": ("a.jsonl", json.dumps(chat("user", "user")).encode() + b"\n", {}, r"assistant"),
-    "blank": ("a.jsonl", b'{"text": ""}\n{"text": " "}\n', {}, r"nothing to train on in the 2 .*2 empty"),
+    "blank": ("a.jsonl", b'{"text": ""}\n{"text": " "}\n', {}, r"nothing to train on in 2 .*2 empty"),
 }
 
 
