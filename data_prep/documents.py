@@ -1,4 +1,4 @@
-"""What a document is: who says what, and whatever else of it the chat template is given."""
+"""A document: its turns, and the other variables that its chat template gets."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 Shape = Literal["text", "pair", "messages"]
 
-NAMES = frozenset({"id", "name", "role", "tool_call_id", "type"})  # what a message is tied together by: never mended
-ARGUMENTS = "arguments"  # of a tool call: all that stands in them is data, whatever its key
+NAMES = frozenset({"id", "name", "role", "tool_call_id", "type"})  # identifiers inside a message: never changed
+ARGUMENTS = "arguments"  # of a tool call: everything in them is data, whatever its key
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Who says what. A text is one turn of the role 'text'; a pair ends with a user's and an assistant's.
+    """One turn: a role and its text. A text is one turn of the role 'text'; a pair ends with user and assistant.
 
-    `more` holds what the message has beyond role and text, under the keys of `apply_chat_template`: `tool_calls` (their
-    arguments parsed), `tool_call_id`, `name`, `reasoning_content`; and `content` that is None or parts.
-    `is_trained` is what the row says of the turn; None: it says nothing.
+    `more` holds the message's other keys, as `apply_chat_template` names them: `tool_calls` (with parsed arguments),
+    `tool_call_id`, `name`, `reasoning_content`; and `content`, if it is None or a list of parts.
+    `is_trained` is the row's own flag for the turn; None if it has none.
     """
 
     role: str
@@ -28,19 +28,19 @@ class Turn:
     is_trained: bool | None = None
 
     def message(self) -> dict[str, Any]:
-        """Return the turn as a chat template gets it."""
+        """Return the turn as the message that a chat template gets."""
         return {"role": self.role, "content": self.text, **self.more}
 
-    def mended(self, mend: Callable[[str], str]) -> Turn:
-        """Return the turn with every text that is said in it mended; names and ids stay as they are."""
-        more = mended(self.more, mend, NAMES) if self.more else self.more
-        return Turn(self.role, mend(self.text), more, self.is_trained)
+    def map_texts(self, change: Callable[[str], str]) -> Turn:
+        """Return the turn with `change` applied to all of its texts; names and ids stay as they are."""
+        more = map_texts(self.more, change, NAMES) if self.more else self.more
+        return Turn(self.role, change(self.text), more, self.is_trained)
 
     def said(self) -> str:
-        """Return all that the turn says as one text: what is counted, compared and searched."""
+        """Return everything that the turn says as one text, to be counted, compared and searched."""
         if not self.more:
             return self.text
-        parts = {} if self.text else {"content": self.more.get("content")}  # else they say the text once more
+        parts = {} if self.text else {"content": self.more.get("content")}  # else the parts repeat the text
         more = {**self.more, "content": None, **parts}
         rest = (value if isinstance(value, str) else canonical(value) for value in more.values() if value)
         return "\n".join(filter(None, (self.text, *rest)))
@@ -48,10 +48,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document; `record` counts the records of its part from 0.
+    """One document; `record` is its record's index in the file part, from 0.
 
-    `variables` is what the chat template gets beside the messages: `tools`, and what a row sets for it
-    (`enable_thinking`).
+    `variables` are the chat template's inputs other than the messages: `tools`, and settings of the row such as
+    `enable_thinking`.
     """
 
     record: int
@@ -60,15 +60,15 @@ class Document:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 
-def mended(value: Any, mend: Callable[[str], str], spared: frozenset[str]) -> Any:
-    """Return JSON-like data with its texts mended, but for what stands under a `spared` key."""
+def map_texts(value: Any, change: Callable[[str], str], kept: frozenset[str]) -> Any:
+    """Return JSON-like data with `change` applied to its texts, except those under a `kept` key."""
     if isinstance(value, str):
-        return mend(value)
+        return change(value)
     if isinstance(value, list):
-        return [mended(item, mend, spared) for item in value]
+        return [map_texts(item, change, kept) for item in value]
     if isinstance(value, Mapping):
         return {
-            key: item if key in spared else mended(item, mend, frozenset() if key == ARGUMENTS else spared)
+            key: item if key in kept else map_texts(item, change, frozenset() if key == ARGUMENTS else kept)
             for key, item in value.items()
         }
     return value
@@ -80,5 +80,5 @@ def shortened(text: str, characters: int) -> str:
 
 
 def canonical(value: Any) -> str:
-    """Return data as one spelling of JSON, the same for equal data."""
+    """Return data as canonical JSON: the same text for equal data."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -1,4 +1,4 @@
-"""One function over many items, on this machine's processes or on Ray; results come in the order of the items."""
+"""Map a function over many items, in local processes or on Ray; results come in the order of the items."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Executor = Literal["local", "ray"]
 
-IN_FLIGHT = 3  # items handed out for each worker, so that none waits for the next and the plans do not pile up
-LOOK_S = 5.0  # between two looks at the hosts of a Ray cluster, while an item is waited for
-STALL_S = 600.0  # without a finished item; one takes seconds
+IN_FLIGHT = 3  # items submitted per worker: no worker waits for its next item, and few tasks pile up in memory
+LOOK_S = 5.0  # between two checks of the Ray cluster's hosts while waiting for an item
+STALL_S = 600.0  # without a finished item; an item takes seconds
 RETRIES = 3  # of an item whose Ray worker or node died
 
 
 class Workers:
-    """The processes that items are mapped over: started at the first use, ended with the block.
+    """Worker processes that items are mapped over: started at the first use, ended with the `with` block.
 
-    Functions must be importable by name. An exception of theirs surfaces as it was raised; the items after it that
-    have not begun are dropped. If no item is finished for `stall_s`, a ClusterError names what it waits for.
+    Functions must be importable by name. An exception that one raises is raised here, and items that have not
+    started are dropped. If no item finishes for `stall_s`, a ClusterError says what it waits for.
     """
 
     def __init__(self, count: int | None, stall_s: float = STALL_S) -> None:
@@ -54,16 +54,18 @@ class Workers:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:
-            self.end_processes()  # what they are at would be waited for
+            self.end_processes()  # else the pool's shutdown waits for running items
         self.stack.close()
 
     def end_processes(self) -> None:
-        """End the local processes at once, whatever they are at: a slice's file is whole or not there."""
+        """Kill the local processes at once: a slice's file is written whole or not at all."""
         for process in self.processes():
             process.kill()
 
     def processes(self) -> list[multiprocessing.process.BaseProcess]:
-        return list((self.pool._processes or {}).values()) if self.pool is not None else []  # no public way
+        return (
+            list((self.pool._processes or {}).values()) if self.pool is not None else []
+        )  # there is no public attribute
 
     def map_slices(
         self, function: Callable[[Item], Result], items: Sequence[Item], executor: Executor
@@ -86,7 +88,7 @@ class Workers:
         pool = self.pool
         try:
             yield from in_order(
-                items, lambda item: submitted(pool, function, item), self.local_result, IN_FLIGHT * self.count
+                items, lambda item: submit(pool, function, item), self.local_result, IN_FLIGHT * self.count
             )
         except BrokenProcessPool:
             raise ClusterError(
@@ -95,15 +97,16 @@ class Workers:
             ) from None
 
     def local_result(self, future: Future[Result]) -> Result:
-        """Wait for an item. Raises ClusterError, and ends the workers, if nothing moves."""
+        """Wait for an item. Raises ClusterError, and ends the workers, if it stalls."""
         done, _ = wait([future], timeout=self.stall_s)
         if not done:
             stuck = self.processes()
             self.end_processes()
             raise ClusterError(
                 f"no item was finished for {self.stall_s:g} s on local workers "
-                f"({', '.join(f'pid {process.pid}' for process in stuck)}); is a disk or a source stuck, or is one "
-                "slice far larger than the others (data.slice_bytes)? Run the command again: finished slices are kept"
+                f"({', '.join(f'pid {process.pid}' for process in stuck)}); check for a disk or source that hangs and "
+                "for a slice far larger than the others (data.slice_bytes), then run the command again: finished "
+                "slices are kept"
             )
         return future.result()
 
@@ -114,71 +117,73 @@ class Workers:
 
         if self.ray_cpus < 1:
             raise ClusterError(
-                "the Ray cluster at RAY_ADDRESS has no CPU, so nothing would ever run; add a node with CPUs, or unset "
+                "the Ray cluster at RAY_ADDRESS has no CPU, so no work can start; add a node with CPUs, or unset "
                 "RAY_ADDRESS, or write `executor: local` below data"
             )
-        handed_out = HandedOut(
+        submitted_items = SubmittedItems(
             ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(function), self.stall_s
         )
         try:
-            yield from in_order(items, handed_out.ask, handed_out.result, IN_FLIGHT * self.ray_cpus)
+            yield from in_order(items, submitted_items.submit, submitted_items.result, IN_FLIGHT * self.ray_cpus)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ShardlineError | OSError):
                 raise error.cause from None
             raise
         except ray.exceptions.RayError as error:
             raise ClusterError(
-                f"Ray gave an item up after {RETRIES} tries ({error}); look at the cluster's memory and nodes, then "
+                f"an item failed on Ray after {RETRIES} retries ({error}); check the cluster's memory and nodes, then "
                 "run the command again: finished slices are kept"
             ) from None
 
 
 @dataclass(eq=False)
-class Asked:
-    """An item that Ray was asked for, and where its result will be."""
+class SubmittedItem:
+    """An item submitted to Ray, and the reference to its result."""
 
     item: Any
     reference: Any
 
 
-class HandedOut:
-    """Items on a Ray cluster; when a host is lost, all that are not done are asked for once more.
+class SubmittedItems:
+    """Items submitted to a Ray cluster; when a host is lost, all unfinished items are submitted again.
 
-    Ray does so by itself when the connection to a worker breaks. Of a host without power it hears nothing, not even
-    that, and would wait for minutes. An item that is done twice does no harm: its file is written whole or not at all.
+    Ray retries by itself when the connection to a worker breaks. A host that loses power closes no connection, and Ray
+    would wait for minutes. Running an item twice does no harm: its file is written whole or not at all.
     """
 
     def __init__(self, task: Any, stall_s: float) -> None:
         self.task, self.stall_s = task, stall_s
-        self.open: list[Asked] = []
+        self.open: list[SubmittedItem] = []
         self.hosts = living_hosts()
 
-    def ask(self, item: Any) -> Asked:
-        asked = Asked(item, self.task.remote(item))
-        self.open.append(asked)
-        return asked
+    def submit(self, item: Any) -> SubmittedItem:
+        submitted = SubmittedItem(item, self.task.remote(item))
+        self.open.append(submitted)
+        return submitted
 
-    def result(self, asked: Asked) -> Any:
-        """Wait for an item. Raises ClusterError, with what is wanted and what is free, if nothing moves."""
+    def result(self, submitted: SubmittedItem) -> Any:
+        """Wait for an item. Raises ClusterError, which names the cluster's free CPUs, if it stalls."""
         import ray
 
         deadline = time.monotonic() + self.stall_s
-        while not ray.wait([asked.reference], timeout=min(LOOK_S, self.stall_s))[0]:
+        while not ray.wait([submitted.reference], timeout=min(LOOK_S, self.stall_s))[0]:
             if self.has_lost_a_host():
                 deadline = time.monotonic() + self.stall_s
             if time.monotonic() > deadline:
                 raise ClusterError(stalled_on_ray(self.stall_s))
-        self.open.remove(asked)
-        return ray.get(asked.reference)
+        self.open.remove(submitted)
+        return ray.get(submitted.reference)
 
     def has_lost_a_host(self) -> bool:
-        """Look whether hosts are gone since the last look; if so, ask again for what they may have had."""
+        """Check whether hosts were lost since the last check; if so, submit all unfinished items again."""
         before, self.hosts = self.hosts, living_hosts()
         lost = before - self.hosts
         if lost:
-            log.warning("the Ray cluster has lost %d of its %d hosts: the others do their part", len(lost), len(before))
-            for asked in self.open:
-                asked.reference = self.task.remote(asked.item)
+            log.warning(
+                "the Ray cluster lost %d of its %d hosts: their items run again on the others", len(lost), len(before)
+            )
+            for submitted in self.open:
+                submitted.reference = self.task.remote(submitted.item)
         return bool(lost)
 
 
@@ -189,34 +194,34 @@ def living_hosts() -> set[str]:
 
 
 def stalled_on_ray(stall_s: float) -> str:
-    """Say that nothing moves, what is wanted and what is free."""
+    """Return the message for a stalled item: what it needs and what is free."""
     import ray
 
     total, free = ray.cluster_resources(), ray.available_resources()
     return (
         f"no item was finished for {stall_s:g} s on Ray: each needs 1 CPU; the cluster has "
         f"{total.get('CPU', 0):g} CPUs, of which {free.get('CPU', 0):g} are free, on {len(living_hosts())} nodes; "
-        "end what else runs there, or write `executor: local` below data. Finished slices are kept"
+        "end other work there, or write `executor: local` below data. Finished slices are kept"
     )
 
 
-def submitted(pool: ProcessPoolExecutor, function: Callable[[Item], Result], item: Item) -> Future[Result]:
-    """Hand an item to a pool, which may start a process for it: one that never hears of Ctrl-C.
+def submit(pool: ProcessPoolExecutor, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+    """Submit an item to a pool; a process that the pool starts for it ignores Ctrl-C.
 
-    A terminal sends that to every process, and each worker would answer with a traceback. Blocked signals are inherited
-    from the thread that starts a process, so a worker is deaf from its first instruction on; here it is only put off.
+    A terminal sends SIGINT to every process, and each worker would print a traceback. A process inherits its blocked
+    signals from the thread that starts it, so a worker never receives SIGINT; in this process it is only delayed.
     """
-    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(function, item)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def in_order(
     items: Sequence[Item], submit: Callable[[Item], Any], result: Callable[[Any], Result], limit: int
 ) -> Iterator[Result]:
-    """Yield results in the order of the items while at most `limit` are handed out."""
+    """Yield results in the order of the items, with at most `limit` submitted at a time."""
     waiting: deque[Any] = deque()
     for item in items:
         if len(waiting) == limit:
@@ -227,7 +232,7 @@ def in_order(
 
 
 def end_with_parent() -> None:
-    """Let this worker end when the process that started it is gone, even if that was killed."""
+    """End this worker when its parent process ends, even if the parent was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=exit_after, args=(parent,), daemon=True).start()

@@ -1,4 +1,4 @@
-"""How far long work is, how fast it goes and how long it takes: one line in place on a terminal, or lines of a log."""
+"""Progress of long work: share done, rate and time left, on one line of a terminal or in the log."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
-QUIET_S = 2.0  # work that takes no longer says nothing
+QUIET_S = 2.0  # shorter work shows no progress
 LOG_S = 10.0  # between two lines of a log
-DRAW_S = 0.2  # between two looks of the line on a terminal
+DRAW_S = 0.2  # between two redraws of the line on a terminal
 ERASE = "\r\x1b[K"
 UNITS = {"bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))}
 
 
 class StoppedError(Exception):
-    """The work is over for those who wait for it: a thread that still counts may end."""
+    """The work has ended, by success or failure: a thread that still reports progress should end too."""
 
 
 class Progress:
-    """Counts what is done of some work, from any thread, and tells it; the line on a terminal goes when it ends.
+    """Count finished work, from any thread, and show the progress; the line on a terminal is erased at the end.
 
-    `total` is None where nobody knows how much there is.
+    `total` is None if it is unknown.
     """
 
     def __init__(self, what: str, total: float | None, unit: str, stream: TextIO | None = None) -> None:
@@ -58,7 +58,7 @@ class Progress:
         self.erase()
 
     def advance(self, amount: float = 1) -> None:
-        """Count; tell it if it is time. Raises StoppedError when the work is over."""
+        """Add to what is done and show the progress if it is time to. Raises StoppedError when the work is over."""
         if self.is_over:
             raise StoppedError
         with self.mutex:
@@ -76,7 +76,7 @@ class Progress:
                 self.stream.flush()
 
     def line(self, now: float) -> str:
-        """Return the state in words: the share, the rate and the time left."""
+        """Return the progress as text: the share, the rate and the time left."""
         elapsed_s = max(now - self.began, 1e-9)
         rate = self.done / elapsed_s
         speed = f"{amount_of(rate, self.unit)}/s"
@@ -87,7 +87,7 @@ class Progress:
         return f"{self.what}: {share:.0%} of {amount_of(self.total, self.unit)}, {speed}{left}"
 
     def make_room(self, record: logging.LogRecord) -> bool:
-        """Erase the line before another one is logged; a filter of the root's handlers."""
+        """Erase the line before a log record is written; installed as a filter on the root logger's handlers."""
         self.erase()
         return True
 
@@ -99,7 +99,7 @@ class Progress:
 
 
 def amount_of(value: float, unit: str) -> str:
-    """Return an amount for people: bytes in their thousands, other things by number."""
+    """Format an amount: bytes with kB, MB or GB, other units with thousands separators."""
     for size, name in UNITS.get(unit, ()):
         if value >= size:
             return f"{value / size:.1f} {name}" if size > 1 else f"{value:.0f} {name}"
@@ -107,7 +107,7 @@ def amount_of(value: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people: 42 s, 3:05 min, 2:10 h."""
+    """Format a duration: 42 s, 3:05 min, 2:10 h."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -115,7 +115,7 @@ def duration(seconds: float) -> str:
 
 
 def counted(items: Iterable[Item], amounts: Iterable[float], what: str, total: float, unit: str) -> Iterator[Item]:
-    """Yield items and tell how far they are; each counts as its amount when it comes."""
+    """Yield items and show the progress; each item adds its amount when it arrives."""
     with Progress(what, total, unit) as progress:
         for item, amount in zip(items, amounts, strict=True):
             progress.advance(amount)
@@ -124,7 +124,7 @@ def counted(items: Iterable[Item], amounts: Iterable[float], what: str, total: f
 
 @contextmanager
 def thread_pool(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
-    """Give a pool of threads; an error, or Ctrl-C, does not wait for what they do."""
+    """Yield a thread pool; on an error or Ctrl-C, do not wait for the threads."""
     pool = ThreadPoolExecutor(count)
     try:
         yield pool

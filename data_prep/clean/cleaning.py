@@ -47,7 +47,7 @@ class Cleaner:
     def cleaned(self, document: Document) -> Document | Rejected:
         """Return a document repaired, or why it is rejected and how it begins."""
         is_running = document.shape == "text"
-        turns = tuple(turn.mended(lambda text: self.repaired(text, is_running)) for turn in document.turns)
+        turns = tuple(turn.map_texts(lambda text: self.repaired(text, is_running)) for turn in document.turns)
         return self.checked(document, turns)
 
     def without_spaces(self, document: Document) -> Document | Rejected:
@@ -136,7 +136,7 @@ class Cleaner:
             counts.update(found)
             return text
 
-        result = tuple(turn.mended(scrubbed) for turn in turns)
+        result = tuple(turn.map_texts(scrubbed) for turn in turns)
         dropped = next((kind for kind in self.dropped if counts[kind]), None)
         if counts:
             self.pending.update(counts)

@@ -1,1 +1,1 @@
-"""From a source's address to files on this machine, and from files to slices of work."""
+"""From a source to files on this machine, and from files to slices of work."""

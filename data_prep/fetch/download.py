@@ -1,4 +1,4 @@
-"""Files from elsewhere into a cache: one polite transfer each for a whole cluster; sized, hashed, whole."""
+"""Download files into a cache: once for a whole cluster, with retries, and checked by size and hash."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import httpx
 from cluster.disk.atomic_files import fsync_path, publish, sha256_of
 from cluster.disk.locks import STALE_S, LockFile, locked
 from cluster.errors import ConfigError, DataError
+from cluster.wording import count_of
 from data_prep.fetch.resumable_transfer import (
     AttemptError,
     Count,
@@ -31,17 +32,17 @@ from data_prep.progress import Progress, thread_pool
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 5  # that bring nothing new, one after the other
-TIMEOUT_S = 60.0  # without a byte
+ATTEMPTS = 5  # in a row that bring no new bytes
+TIMEOUT_S = 60.0  # without receiving a byte
 LONGEST_BACKOFF_S = 60.0
-LONGEST_RETRY_AFTER_S = 900.0  # a server that asks for more will not be waited for
+LONGEST_RETRY_AFTER_S = 900.0  # a server that asks for a longer wait is an error
 TRANSFERS = 16  # at a time
 TRANSFERS_PER_HOST = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Download:
-    """One file to fetch, and what it must turn out to be."""
+    """One file to fetch, and the size and hash that it must have."""
 
     url: str
     target: Path
@@ -53,36 +54,38 @@ class Download:
 
 
 class Host:
-    """A server: some transfers at a time, and none at all while it has asked for rest."""
+    """A server: a limited number of transfers at a time, and none while it has asked clients to wait."""
 
     def __init__(self) -> None:
         self.slots = threading.Semaphore(TRANSFERS_PER_HOST)
-        self.rest_until = 0.0
+        self.paused_until = 0.0
 
-    def rest(self, wait_s: float) -> None:
-        self.rest_until = max(self.rest_until, time.monotonic() + wait_s)
+    def pause(self, wait_s: float) -> None:
+        self.paused_until = max(self.paused_until, time.monotonic() + wait_s)
 
     def wait(self) -> None:
-        while (left_s := self.rest_until - time.monotonic()) > 0:
+        while (left_s := self.paused_until - time.monotonic()) > 0:
             time.sleep(left_s)
 
 
 def cache_path(folder: Path, url: str) -> Path:
-    """Return where a URL's file is kept; its name ends as the URL's path does."""
+    """Return where a URL's file is cached; the file's name ends like the URL's path."""
     parts = urlsplit(url)
     if not parts.scheme or "://" not in url:
-        raise ConfigError(f"data.sources: url {url}: expected https://... or the like; name a file here with 'path'")
+        raise ConfigError(
+            f"data.sources: url {url}: expected an address such as https://...; for a file on this machine use 'path'"
+        )
     name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(parts.path or parts.netloc).name)[-80:]
     return folder / "downloads" / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
 
 
 def fetch_all(downloads: Sequence[Download]) -> list[Path]:
-    """Fetch files at the same time. Raises DataError that lists all that failed; what arrived is kept."""
+    """Fetch files concurrently. Raises DataError that lists every failure; files that arrived are kept."""
     hosts = {urlsplit(download.url).netloc: Host() for download in downloads}
     sizes = [download.size_bytes for download in downloads if not is_here(download)]
     known = [size for size in sizes if size is not None]
     expected = sum(known) if len(known) == len(sizes) else None
-    progress = Progress(f"fetching {len(downloads)} files", expected, "bytes")
+    progress = Progress(f"fetching {count_of(len(downloads), 'file')}", expected, "bytes")
 
     def attempt(download: Download) -> str | None:
         host = hosts[urlsplit(download.url).netloc]
@@ -92,7 +95,7 @@ def fetch_all(downloads: Sequence[Download]) -> list[Path]:
         except DataError as error:
             return str(error)
         except OSError as error:
-            return f"{download.url}: cannot be kept here: {error}; look at the disk"
+            return f"{download.url}: cannot be stored: {error}; check the disk"
         return None
 
     with thread_pool(TRANSFERS) as pool, progress:
@@ -102,35 +105,37 @@ def fetch_all(downloads: Sequence[Download]) -> list[Path]:
     if problems:
         listed = "\n  ".join(problems)
         raise DataError(
-            f"{len(problems)} of {len(downloads)} files could not be fetched, the others are kept:\n  {listed}"
+            f"{len(problems)} of {len(downloads)} files could not be fetched; the others are kept:\n  {listed}"
         )
     return [download.target for download in downloads]
 
 
 def fetch(download: Download, host: Host | None = None, count: Count = lambda size: None) -> Path:
-    """Return the fetched file, from the cache if it satisfies the pins.
+    """Return the fetched file, from the cache if it matches the pinned size and hash.
 
-    Of all processes that want the same target, one fetches and the others wait for it. Raises DataError if the server
-    refuses, gives something else than the pins say, or fails again and again.
+    Of all processes that want the same target, one fetches it and the others wait. Raises DataError if the server
+    refuses, sends a file that does not match, or fails too often.
     """
     note = download.target.with_name(f"{download.target.name}.failed")
-    before = stamp(note)
+    before = modified_ns(note)
     lock = LockFile(download.target.with_name(f"{download.target.name}.lock"), download.stale_s)
-    with locked(lock, lambda: is_here(download) or stamp(note) not in (None, before)) as is_ours:
+    with locked(lock, lambda: is_here(download) or modified_ns(note) not in (None, before)) as is_ours:
         if is_ours:
             note.unlink(missing_ok=True)
             try:
                 fetch_whole(download, lock.token, host or Host(), count)
             except DataError as error:
-                note.write_text(str(error), encoding="utf-8")  # for those who wait: they need not ask again
+                note.write_text(
+                    str(error), encoding="utf-8"
+                )  # for the processes that wait: they need not ask the server again
                 raise
         elif not is_here(download):
             raise DataError(note.read_text(encoding="utf-8"))
     return download.target
 
 
-def stamp(path: Path) -> int | None:
-    """Return what changes when a file is written again; None if there is none."""
+def modified_ns(path: Path) -> int | None:
+    """Return a file's modification time in nanoseconds; None if there is no file."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
@@ -142,7 +147,7 @@ def is_here(download: Download) -> bool:
 
 
 def fetch_whole(download: Download, token: str, host: Host, count: Count) -> None:
-    """Try until the whole file is under its name; each attempt goes on where the last one ended."""
+    """Try until the whole file is in place; each attempt resumes where the last one ended."""
     part = PartialFile(download.target, token)
     longest, failures = part.bytes, 0
     while True:
@@ -157,26 +162,26 @@ def fetch_whole(download: Download, token: str, host: Host, count: Count) -> Non
             log.warning("%s: attempt %d of %d failed: %s", download.url, failures, ATTEMPTS, problem)
             if failures == ATTEMPTS:
                 raise DataError(
-                    f"{download.url}: failed {ATTEMPTS} times, the last time with: {problem}; look at the network or "
-                    "the server, then run the command again: what is fetched already is kept"
+                    f"{download.url}: failed {ATTEMPTS} times in a row, the last time with: {problem}; check the "
+                    "network and the server, then run the command again: what has been fetched is kept"
                 ) from None
             wait(download, error, failures, host)
 
 
 def wait(download: Download, error: Exception, failures: int, host: Host) -> None:
-    """Wait as long as the server asks, and else longer each time, never as long as others who failed with us."""
+    """Wait as long as the server asks; otherwise back off exponentially, with jitter so that clients spread out."""
     asked_s = error.wait_s if isinstance(error, AttemptError) else None
     if asked_s is not None and asked_s > LONGEST_RETRY_AFTER_S:
-        raise DataError(f"{download.url}: {error}, and asks to come again in {asked_s:.0f} s; run the command then")
+        raise DataError(f"{download.url}: {error}, and asks for a retry in {asked_s:.0f} s; run the command again then")
     if asked_s is not None:
-        host.rest(asked_s)
+        host.pause(asked_s)
         return
     backoff_s = min(download.first_wait_s * 2 ** (failures - 1), LONGEST_BACKOFF_S)
     time.sleep(backoff_s * random.uniform(0.5, 1.5))
 
 
 def fetch_once(download: Download, part: PartialFile, count: Count) -> None:
-    """Get the file or its rest, check it and put it under its name."""
+    """Fetch the file or its remaining bytes, check it and move it into place."""
     url = download.url
     in_repository = url.startswith("hf://") and not url.startswith("hf://buckets/")
     if in_repository or url.startswith(("http://", "https://")):
@@ -190,8 +195,10 @@ def fetch_once(download: Download, part: PartialFile, count: Count) -> None:
         was_resumed = part.resumed
         part.discard()
         if was_resumed:
-            raise AttemptError(f"{problem}, after it was fetched in pieces")
-        raise DataError(f"{download.url}: {problem}; correct the source's pins, or ask who changed the file")
+            raise AttemptError(f"{problem}, after resumed transfers")
+        raise DataError(
+            f"{download.url}: {problem}; correct the source's sha256 and size_bytes, or ask who changed the file"
+        )
     fsync_path(part.path)
     size = part.bytes
     publish(part.path, download.target)
@@ -200,7 +207,7 @@ def fetch_once(download: Download, part: PartialFile, count: Count) -> None:
 
 
 def mismatch(download: Download, path: Path) -> str | None:
-    """Say in what a file differs from the pins; None if it does not."""
+    """Return how a file differs from its pinned size and hash; None if it does not."""
     size = path.stat().st_size
     if download.size_bytes not in (None, size):
         return f"{size} bytes, expected size_bytes: {download.size_bytes}"

@@ -1,7 +1,8 @@
-"""What the files of a dataset are, at the Hub or in a copy on a disk: data of a split, or words about the data.
+"""Classify the files of a dataset, on the Hub or in a local copy: data of a split, or description.
 
-A folder is taken for a copy only where it plainly is one: `save_to_disk` wrote it, its README has a dataset card's
-head and rows lie beside it, or the names of its files of rows tell splits, train among them. A folder of prose is none.
+A folder is treated as a copy of a dataset only if it clearly is one: `save_to_disk` wrote it, its README begins with a
+dataset card and lies beside row files, or the names of its row files contain split names, train among them. A folder of
+prose is not a dataset.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cluster.errors import DataError
+from cluster.wording import count_of
 from data_prep.files.formats import format_of
 
-SPLIT_NAMES = {  # as the Hub understands them
+SPLIT_NAMES = {  # as the Hub interprets them
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -28,7 +30,7 @@ SPLIT_NAMES = {  # as the Hub understands them
     "eval": "test",
     "evaluation": "test",
 }
-OTHER_SPLIT = "file of another split"  # what such a file is counted under among those passed over
+OTHER_SPLIT = "file of another split"  # the label under which skipped files are counted
 DESCRIPTION = "description of the dataset"  # likewise
 CACHE_FILE = "file that no split of the saved dataset lists"  # likewise
 DESCRIPTIONS = {"README.md", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
@@ -43,7 +45,7 @@ CARD_BYTES = 2**16
 
 
 def split_of(address: str) -> str | None:
-    """Return the split that a file's name, or else a folder of it, tells: train, validation or test."""
+    """Return the split in a file's name, or else in one of its folders' names: train, validation or test."""
     for part in reversed(address.split("/")):
         words = re.split(r"[^a-z]+", part.lower())
         for word, split in SPLIT_NAMES.items():
@@ -53,22 +55,22 @@ def split_of(address: str) -> str | None:
 
 
 def is_of(address: str, split: str) -> bool:
-    """Tell whether a file's name, or a folder of it, tells this split, which may have a name of its own."""
+    """Return whether a file's name, or one of its folders', contains this split, which may have a custom name."""
     if split in SPLIT_NAMES:
         return split_of(address) == SPLIT_NAMES[split]
     return re.search(rf"(^|[^A-Za-z0-9]){re.escape(split)}([^A-Za-z0-9]|$)", address) is not None
 
 
 def is_description(address: str) -> bool:
-    """Tell whether a file of a dataset's repository is about its data, or a script that loads it."""
+    """Return whether a file of a dataset's repository describes its data, or is a script that loads it."""
     name = address.rpartition("/")[2]
     return name in DESCRIPTIONS or name.endswith(".py")
 
 
 def left_out_of_copy(root: Path, names: Sequence[Path], split: str | None) -> dict[Path, str]:
-    """Return which files below a folder are not read because it is a copy of a dataset, and what each is.
+    """Return the files to skip in a folder that is a copy of a dataset, each with the reason.
 
-    `names` are relative to `root`. Raises DataError if no file is of the `split` that the source asks for.
+    `names` are relative to `root`. Raises DataError if no file belongs to the `split` that the source asks for.
     """
     saved = saved_files(root, names, split)
     left_out = {name: what for name, what in saved.items() if what}
@@ -76,7 +78,7 @@ def left_out_of_copy(root: Path, names: Sequence[Path], split: str | None) -> di
     if split is not None:
         others = [name for name in rest if not is_of(name.as_posix(), split)]
         if len(left_out) + len(others) == len(names):
-            raise DataError(f"{root}: no file's name tells the split {split}; the splits told are {listed(rest)}")
+            raise DataError(f"{root}: no file name contains the split {split}; the names contain: {listed(rest)}")
         return left_out | {name: DESCRIPTION if is_description(name.name) else OTHER_SPLIT for name in others}
     carded = [name.parent for name in rest if name.name == "README.md" and is_card(root / name)]
     for folder in carded:
@@ -86,10 +88,10 @@ def left_out_of_copy(root: Path, names: Sequence[Path], split: str | None) -> di
 
 
 def beside_card(names: Sequence[Path]) -> dict[Path, str]:
-    """Return what is not read below a folder with a dataset card, if it has rows: as at the Hub, what tells no split is
-    no data where anything tells one.
+    """Return the files to skip below a folder with a dataset card, if it has row files. As on the Hub, once any name
+    contains a split, files whose names contain none are not data.
     """
-    told = {name: split_told(name) for name in names if is_rows(name)}
+    told = {name: split_in_name(name) for name in names if is_rows(name)}
     if not told:
         return {}
     others = [name for name in names if any(told.values()) and told.get(name) != "train"]
@@ -99,11 +101,11 @@ def beside_card(names: Sequence[Path]) -> dict[Path, str]:
 
 
 def beside_train(names: Sequence[Path]) -> dict[Path, str]:
-    """Return which files of rows are of other splits than the train split beside them, and the words about them."""
+    """Return the row files of other splits than the train split in the same folder, and the files that describe it."""
     left_out: dict[Path, str] = {}
     rows = sorted((home_of(name), name) for name in names if is_rows(name))
     for home, members in itertools.groupby(rows, key=lambda pair: pair[0]):
-        told = {name: split_told(name) for _, name in members}
+        told = {name: split_in_name(name) for _, name in members}
         if "train" not in told.values() or len({*told.values()} - {None}) < 2:
             continue
         left_out |= {name: OTHER_SPLIT for name, split in told.items() if split not in (None, "train")}
@@ -113,14 +115,14 @@ def beside_train(names: Sequence[Path]) -> dict[Path, str]:
 
 
 def home_of(name: Path) -> Path:
-    """Return the folder that a file's dataset lies in: the one above folders that are called after splits."""
+    """Return the folder of a file's dataset: the one above any folders named after splits."""
     return next((above for above in name.parents if above.name.lower() not in SPLIT_NAMES), Path())
 
 
 def other_splits_among(names: Sequence[Path]) -> list[Path]:
-    """Return the files that are read though they are called after other splits, where some are called after train."""
+    """Return the files that are read although they are named after other splits, if some are named after train."""
     told = {
-        name: split_told(name) if is_rows(name) else SPLIT_NAMES.get(name.name.partition(".")[0].lower())
+        name: split_in_name(name) if is_rows(name) else SPLIT_NAMES.get(name.name.partition(".")[0].lower())
         for name in names
     }
     others = [name for name, split in told.items() if split not in (None, "train")]
@@ -128,9 +130,9 @@ def other_splits_among(names: Sequence[Path]) -> list[Path]:
 
 
 def listed(names: Iterable[Path]) -> str:
-    """Return the splits that names tell, for people."""
+    """Return the splits that occur in file names, with counts, for messages."""
     splits = Counter(split for name in names if (split := split_of(name.as_posix())) is not None)
-    return ", ".join(f"{split} ({count} files)" for split, count in sorted(splits.items())) or "none"
+    return ", ".join(f"{split} ({count_of(count, 'file')})" for split, count in sorted(splits.items())) or "none"
 
 
 def is_rows(name: Path) -> bool:
@@ -138,7 +140,7 @@ def is_rows(name: Path) -> bool:
     return form is not None and form.has_rows and name.name not in DESCRIPTIONS
 
 
-def split_told(name: Path) -> str | None:
+def split_in_name(name: Path) -> str | None:
     """Return the split that a file of rows, or a folder that it lies in, is plainly named after.
 
     Stricter than `split_of`: the word begins or ends the name, so that a table of test drives is not left out of one of
@@ -154,7 +156,7 @@ def split_told(name: Path) -> str | None:
 
 
 def is_card(path: Path) -> bool:
-    """Tell whether a README begins with the head of a dataset card."""
+    """Return whether a README begins with the header of a dataset card."""
     with path.open("rb") as stream:
         text = stream.read(CARD_BYTES).decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n")
     head, end, _ = text.removeprefix("---\n").partition("\n---")
@@ -162,7 +164,7 @@ def is_card(path: Path) -> bool:
 
 
 def saved_files(root: Path, names: Sequence[Path], split: str | None) -> dict[Path, str]:
-    """Return the files of the datasets that `save_to_disk` wrote below a folder; what each is, or "" if it is read."""
+    """Return the files of datasets that `save_to_disk` wrote below a folder, each with the reason to skip it, or ""."""
     found: dict[Path, str] = {}
     unwanted = {name.parent / other for name in names if name.name == "dataset_dict.json"
                 for other in other_splits(root / name, split)}  # fmt: skip
@@ -179,7 +181,7 @@ def saved_files(root: Path, names: Sequence[Path], split: str | None) -> dict[Pa
 
 
 def other_splits(path: Path, split: str | None) -> list[str]:
-    """Return the splits of a saved DatasetDict that are not read. Raises DataError if it has not the one wanted."""
+    """Return the splits of a saved DatasetDict that are not read. Raises DataError if it lacks the one wanted."""
     splits = read_json(path).get("splits")
     if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
         return []
@@ -193,14 +195,14 @@ def other_splits(path: Path, split: str | None) -> list[str]:
 
 
 def data_files(path: Path) -> set[str] | None:
-    """Return the names of a saved dataset's files of rows; None if the file is not of `save_to_disk`."""
+    """Return the names of a saved dataset's data files; None if `save_to_disk` did not write the state file."""
     state = read_json(path)
     listed_files = state.get("_data_files")
     if not isinstance(listed_files, list) or not all(isinstance(item, dict) for item in listed_files):
         return None
     if state.get("_indices_data_files"):
         raise DataError(
-            f"{path.parent}: this dataset was saved with a selection of its rows that is not followed here; "
+            f"{path.parent}: this dataset was saved with an index of selected rows, which is not supported; "
             "save it again after `flatten_indices()`"
         )
     return {str(item.get("filename")) for item in listed_files}

@@ -1,4 +1,4 @@
-"""The files on a disk here that a source's path names."""
+"""The local files that a source's path names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cluster.errors import DataError
+from cluster.wording import count_of
 from data_prep.config import SourceConfig
 from data_prep.fetch.hub_layout import OTHER_SPLIT, left_out_of_copy, other_splits_among
 from data_prep.files.folders import files_below, files_matching, parts_of_saved_pages, readable_name
@@ -17,14 +18,14 @@ log = logging.getLogger(__name__)
 
 
 def paths_of(source: SourceConfig, passed_over: Counter[str]) -> list[Path]:
-    """Return the files that a source's path, folder or glob names, sorted, by their names relative to a folder.
+    """Return the files that a source's path, folder or glob names, sorted and relative to `relative_to`.
 
-    Hidden ones only if named themselves. What is left out of a copy of a dataset is counted.
+    Hidden files are included only if named explicitly. Files skipped in a copy of a dataset are counted.
     """
     base, path = source.relative_to or Path(), Path(str(source.path)).expanduser()
     if (base / path).is_file():
         if source.split is not None:
-            raise DataError(f"data.sources: {path}: `split` chooses among files, and this is one; leave it out")
+            raise DataError(f"data.sources: {path}: `split` selects among files, and this is a single file; remove it")
         return [path]
     if (base / path).is_dir():
         files = files_below(base / path, passed_over)
@@ -33,7 +34,7 @@ def paths_of(source: SourceConfig, passed_over: Counter[str]) -> list[Path]:
     above, rest = Path(*plain), path.parts[len(plain) :]
     files = files_matching(base / above, rest, passed_over) if rest and (base / above).is_dir() else []
     if not files:
-        broken = " (a link to nothing)" if (base / path).is_symlink() else ""
+        broken = " (a broken link)" if (base / path).is_symlink() else ""
         raise DataError(
             f"data.sources: {path}: no such file, folder or match{broken} in {base.absolute()}; paths are relative to "
             "the folder in which the command runs, or to the source's `relative_to`"
@@ -44,9 +45,9 @@ def paths_of(source: SourceConfig, passed_over: Counter[str]) -> list[Path]:
 def data_of(
     root: Path, files: Sequence[Path], source: SourceConfig, passed_over: Counter[str], *, is_folder: bool
 ) -> list[Path]:
-    """Return the names of files below a folder without what a copy of a dataset has beside the split that is wanted.
+    """Return the names of files below a folder, without those of a dataset copy that are not the wanted split.
 
-    A glob names what it means: of what it matches nothing is left out but by a `split`.
+    A glob is taken literally: of its matches, only a `split` excludes any.
     """
     names = [file.relative_to(root) for file in files]
     left_out = parts_of_saved_pages(names) if is_folder else {}
@@ -57,15 +58,15 @@ def data_of(
     if copied:
         chosen = f" (the split {source.split or 'train'})" if OTHER_SPLIT in copied.values() else ""
         log.warning(
-            "%s: taken for a copy of a dataset: %d files%s are read, and not %s; another split: `split: NAME`",
+            "%s: treated as a copy of a dataset: reading %s%s, skipping %s; for another split write `split: NAME`",
             source.label,
-            len(read),
+            count_of(len(read), "file"),
             chosen,
             shown(copied),
         )
     elif told := other_splits_among(read):
         log.warning(
-            "%s: all of these files are read, though their names tell splits: %s; write `split: train` to read one",
+            "%s: reading all files, although some are named after splits: %s; write `split: train` to read one split",
             source.label,
             shown(told),
         )
@@ -73,6 +74,6 @@ def data_of(
 
 
 def shown(names: Iterable[Path]) -> str:
-    """Return the first of some names, for people."""
+    """Return the first few names, for messages."""
     first = [readable_name(name.as_posix()) for name in names]
     return ", ".join(first[:4]) + (f" and {len(first) - 4} more" if len(first) > 4 else "")

@@ -1,4 +1,4 @@
-"""Back from a row to the documents in it: the text as it stands in the source."""
+"""Trace a row's documents back to their sources: the original text of each."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from data_prep.rows.grouping import joined
 from data_prep.rows.row_layouts import layout_from
 from data_prep.shards import Manifest, SourceFile
 
-RAW_KINDS = {"article", "page", "xml"}  # shown as they stand, for they can be read
+RAW_KINDS = {"article", "page", "xml"}  # shown as source text, which people can read
 
 
 def read_document(folder: Path, manifest: Manifest, source: int, position: int, relative_to: Path | None = None) -> str:
-    """Return the raw text, or the raw JSON line, of the document that a `Piece` names by source and position.
+    """Return the raw text, or the raw JSON line, of the document that a `Piece` identifies by source and position.
 
-    A table's row is JSON, a PDF or book its text. `relative_to` is the source's, as in its configuration. Raises
-    DataError if the file is gone, or is no longer the one that was prepared.
+    A table's row is returned as JSON, a PDF or book as its text. `relative_to` is the source's setting. Raises
+    DataError if the file is gone or has changed since it was prepared.
     """
     file = manifest.files[source]
     location = location_of(folder, file, relative_to or Path())
@@ -48,7 +48,7 @@ def read_document(folder: Path, manifest: Manifest, source: int, position: int, 
 
 
 def location_of(folder: Path, file: SourceFile, relative_to: Path) -> Path:
-    """Return where a file of the manifest lies: on a disk, in the cache, or unpacked from an archive."""
+    """Return a manifest file's location: its own path, in the cache, or unpacked from an archive."""
     name, _, member = file.path.partition(SEPARATOR)
     from data_prep.fetch.download import cache_path  # httpx takes 0.2 s to import
 
@@ -65,7 +65,7 @@ def location_of(folder: Path, file: SourceFile, relative_to: Path) -> Path:
 
 
 def document_place(file: SourceFile, position: int) -> str:
-    """Return a document's file and, if it may have several, its line as editors count them, or its number."""
+    """Return a document's file and, if the file may hold several, the line (from 1) or the record number."""
     form = form_of(file)
     if form.kind == "jsonl" and form.compression is None and not file.joined:
         return f"{file.path}:{position + 1}"
@@ -79,10 +79,10 @@ def form_of(file: SourceFile) -> Format:
 
 @lru_cache(maxsize=4096)
 def check_unchanged(location: Path, file: SourceFile) -> None:
-    """Raise DataError unless a file is the one in the manifest; each is hashed once."""
+    """Raise DataError unless a file is unchanged since it was prepared; each file is hashed once."""
     if not location.is_file():
         raise DataError(
-            f"{location}: no longer here (seen from {Path.cwd()}); run from the folder in which the data was prepared"
+            f"{location}: not found from {Path.cwd()}; run the command in the folder in which the data was prepared"
         )
     if sha256_of(location) != file.sha256:
         raise DataError(

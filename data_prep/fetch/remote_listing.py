@@ -1,4 +1,4 @@
-"""From a source's address to the files it names, and from those to their copies in the cache."""
+"""List the files at a source's address and fetch them into the cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """One file at an address, and what its store says of it."""
+    """One remote file, with the size and hash that its store reports."""
 
     address: str
     size_bytes: int | None = None
@@ -31,10 +31,10 @@ class Remote:
 
 
 def fetch_sources(sources: Sequence[SourceConfig], folder: Path) -> dict[str, list[tuple[str, Path]]]:
-    """Fetch what the sources with an address name and return their files by address.
+    """Fetch the files of all sources that have an address, and return them by address.
 
-    Descriptions, files of other splits and of no known format are not fetched; they are listed with a path that says
-    so.
+    Descriptions, files of other splits and files of unknown formats are listed but not fetched; the path of the first
+    two is the reason.
     """
     wanted: list[Download] = []
     files: dict[str, list[tuple[str, Path]]] = {}
@@ -59,29 +59,29 @@ def fetch_sources(sources: Sequence[SourceConfig], folder: Path) -> dict[str, li
 
 
 def require_dataset(source: SourceConfig) -> None:
-    """Raise DataError, within HUB_TIMEOUT_S, if the hub does not answer or does not have a source's dataset."""
+    """Raise DataError, within HUB_TIMEOUT_S, if the Hub does not answer or lacks a source's dataset."""
     if source.dataset is None or not str(source.address).startswith("hf://"):
         return
-    from huggingface_hub import HfApi, constants  # 0.4 s
+    from huggingface_hub import HfApi, constants  # takes 0.4 s to import
 
     elsewhere = (
-        f"where there is a network run `hf download {source.dataset.partition('@')[0]} --repo-type dataset --local-dir "
-        "FOLDER`, and name that folder with `path` in place of `dataset`"
+        f"on a machine with network access run `hf download {source.dataset.partition('@')[0]} --repo-type dataset "
+        "--local-dir FOLDER`, and give that folder as `path` instead of `dataset`"
     )
     if constants.HF_HUB_OFFLINE:
         raise DataError(f"data.sources: dataset {source.dataset}: HF_HUB_OFFLINE is set; {elsewhere}, or unset it")
     name, _, revision = source.dataset.partition("@")
     try:
         HfApi().dataset_info(name, revision=revision or None, timeout=HUB_TIMEOUT_S)
-    except Exception as error:  # noqa: BLE001  # the HTTP library's own, and another library in each version
+    except Exception as error:  # noqa: BLE001  # the HTTP library's own errors, and the library varies by version
         raise DataError(
-            f"data.sources: dataset {source.dataset}: the hub does not give it ({reason_of(error)}); check its name "
+            f"data.sources: dataset {source.dataset}: the Hub does not provide it ({reason_of(error)}); check its name "
             f"and the network; {elsewhere}"
         ) from None
 
 
 def list_address(source: SourceConfig) -> list[Remote]:
-    """Return the files that an address names. Raises DataError if there is none."""
+    """Return the files at an address. Raises DataError if there are none."""
     require_dataset(source)
     address = str(source.address)
     if address.startswith(("http://", "https://")):
@@ -100,12 +100,12 @@ def list_address(source: SourceConfig) -> list[Remote]:
     if not found:
         raise DataError(f"data.sources: {address}: names no file; check the address")
     if len(found) > 1 and source.sha256 is not None:
-        raise DataError(f"data.sources: {address}: sha256 is given, but these are {len(found)} files; name one")
+        raise DataError(f"data.sources: {address}: sha256 is given, but the address names {len(found)} files; name one")
     return found
 
 
 def remote_of(system: Any, path: str, info: dict[str, Any], source: SourceConfig) -> Remote:
-    """Return what a store says of a file; the Hub knows the sha256 of large ones."""
+    """Return a file as its store describes it; the Hub gives the sha256 of large files."""
     large = info.get("lfs") or {}
     sha256 = large.get("sha256") if isinstance(large, dict) else getattr(large, "sha256", None)
     address = str(system.unstrip_protocol(path))
@@ -114,7 +114,7 @@ def remote_of(system: Any, path: str, info: dict[str, Any], source: SourceConfig
 
 
 def is_of_split(remote: Remote, remotes: Sequence[Remote], source: SourceConfig) -> bool:
-    """Tell whether a dataset's file is of the source's split; if no name tells a split, all are."""
+    """Return whether a dataset's file belongs to the source's split; if no name contains a split, every file does."""
     if source.dataset is None:
         return True
     split = source.split or "train"

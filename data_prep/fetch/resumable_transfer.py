@@ -1,4 +1,4 @@
-"""One file over http(s), or from whatever fsspec knows, into a partial file that later attempts go on with."""
+"""Transfer one file, over HTTP or by fsspec, into a partial file that later attempts resume."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import httpx
 from cluster.errors import ConfigError, DataError
 
 CHUNK_BYTES = 2**20
-RETRIED = {408, 416, 425, 429}  # of the 4xx answers; all others are final
+RETRIED = {408, 416, 425, 429}  # of the 4xx responses; all others are final
 PART = ".part"
 
-Count = Callable[[int], None]  # told of the bytes that arrive
+Count = Callable[[int], None]  # called with the number of bytes that arrived
 
 
 class AttemptError(Exception):
-    """This attempt failed, the next may not; the server may have said when to come again."""
+    """This attempt failed, the next may succeed; `wait_s` is how long the server asks to wait."""
 
     def __init__(self, problem: str, wait_s: float | None = None) -> None:
         super().__init__(problem)
@@ -33,7 +33,7 @@ class AttemptError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to ask for; of a file that `is_pinned`, pieces of unknown versions may be joined, for its hash will tell."""
+    """What to request; a pinned file may be resumed without knowing its version, because its hash is checked."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Version:
-    """What a server says of the file it sends, to tell whether the next answer goes on with the same one."""
+    """The server's description of a file, to detect that it changed between two attempts."""
 
     etag: str | None = None
     modified: str | None = None
@@ -51,17 +51,17 @@ class Version:
 
     @property
     def validator(self) -> str | None:
-        """Return what If-Range takes: a weak ETag does not promise the same bytes."""
+        """Return the value for If-Range: a strong ETag, else the date: a weak ETag does not promise equal bytes."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
     def agrees(self, other: Version) -> bool:
-        """Tell whether nothing that both know differs."""
+        """Return whether the fields that both versions know are equal."""
         pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
         return all(mine is None or theirs is None or mine == theirs for mine, theirs in pairs)
 
 
 class PartialFile:
-    """The bytes that have arrived and the version they are of; only this process writes to it."""
+    """The bytes received so far and the version that they belong to; only this process writes to it."""
 
     def __init__(self, target: Path, token: str) -> None:
         self.path = target.with_name(f"{target.name}.{token}{PART}")
@@ -75,7 +75,7 @@ class PartialFile:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def adopt(self, target: Path) -> None:
-        """Go on with the longest part that a dead process has left, as a copy: it may be asleep and wake up."""
+        """Resume from the longest partial file of a dead process, as a copy: that process may only be suspended."""
         left = [path for path in target.parent.glob(f"{target.name}.*{PART}") if path != self.path]
         for path in sorted(left, key=lambda path: path.stat().st_size, reverse=True):
             notes = path.with_name(f"{path.name}.json")
@@ -87,7 +87,7 @@ class PartialFile:
             notes.unlink(missing_ok=True)
 
     def begin(self, version: Version) -> None:
-        """Begin the file anew with a version of it."""
+        """Start the file from the beginning, with its version."""
         self.discard()
         self.path.touch()
         self.version = version
@@ -100,7 +100,7 @@ class PartialFile:
         self.resumed = False
 
     def append(self, chunks: Iterable[Any], count: Count) -> None:
-        """Write what arrives. Raises AttemptError if the end is not where the version puts it."""
+        """Write the arriving chunks. Raises AttemptError if the length differs from the version's."""
         with self.path.open("ab") as stream:
             for chunk in chunks:
                 stream.write(chunk)
@@ -110,11 +110,11 @@ class PartialFile:
             raise AttemptError(f"the body ended after {size} of {total} bytes")
         if total is not None and size > total:
             self.discard()
-            raise AttemptError(f"the body went on after {total} bytes")
+            raise AttemptError(f"the body is longer than {total} bytes")
 
 
 def hub_request(address: str) -> Request:
-    """Return the request behind an hf:// address; the token goes to the Hub alone, not to where it sends us."""
+    """Return the HTTP request for an hf:// address; the token is sent to the Hub only, not to redirect targets."""
     from huggingface_hub import HfFileSystem, hf_hub_url
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, exported lazily
 
@@ -129,10 +129,10 @@ def hub_request(address: str) -> Request:
 
 
 def receive_http(request: Request, part: PartialFile, count: Count) -> None:
-    """Get the file, or its rest. Raises AttemptError or httpx.TransportError to try again, DataError for good."""
-    headers = {**request.headers, "Accept-Encoding": "identity"}  # so that the bytes and their number are the file's
+    """Receive the file or its remaining bytes. Raises AttemptError or httpx.TransportError to retry, else DataError."""
+    headers = {**request.headers, "Accept-Encoding": "identity"}  # so that bytes and length are those of the file
     have = part.bytes
-    if have and (part.version.validator or request.is_pinned):  # without either nobody could tell two versions apart
+    if have and (part.version.validator or request.is_pinned):  # else two versions could not be told apart
         headers["Range"] = f"bytes={have}-"
         if part.version.validator:
             headers["If-Range"] = part.version.validator
@@ -148,15 +148,15 @@ def receive_http(request: Request, part: PartialFile, count: Count) -> None:
             part.resumed = True
         else:
             part.begin(version)
-        part.append(response.iter_raw(), count)  # in the pieces that arrive: what is buffered is lost with the line
+        part.append(response.iter_raw(), count)  # unbuffered: buffered bytes are lost when the connection drops
 
 
 def check_status(url: str, response: httpx.Response, part: PartialFile) -> None:
-    """Raise DataError for an answer that will not change, AttemptError for one that may."""
+    """Raise DataError for a final error status, AttemptError for one worth a retry."""
     status = response.status_code
     answer = f"the server answered {status} {response.reason_phrase}"
     if status == 416:
-        part.discard()  # longer than the file is now
+        part.discard()  # the partial file is longer than the file is now
     if status >= 500 or status in RETRIED:
         raise AttemptError(answer, retry_after_s(response.headers.get("Retry-After"), time.time()))
     if status not in (200, 206) or (status == 206 and not part.bytes):
@@ -164,7 +164,7 @@ def check_status(url: str, response: httpx.Response, part: PartialFile) -> None:
 
 
 def retry_after_s(value: str | None, now: float) -> float | None:
-    """Return the seconds that a Retry-After header asks for; it holds seconds or a date."""
+    """Return the wait in seconds that a Retry-After header asks for; it holds seconds or a date."""
     if value is None:
         return None
     if value.strip().isdigit():
@@ -176,7 +176,7 @@ def retry_after_s(value: str | None, now: float) -> float | None:
 
 
 def version_of(response: httpx.Response) -> Version:
-    """Return what an answer says of the whole file."""
+    """Return the version of the whole file that a response describes."""
     headers = response.headers
     total = headers.get("Content-Length")
     if response.status_code == 206:
@@ -194,7 +194,7 @@ def range_start(response: httpx.Response) -> int | None:
 
 
 def receive_fsspec(address: str, part: PartialFile, count: Count) -> None:
-    """Get the file, or its rest, by fsspec. Raises AttemptError to try again, DataError for good."""
+    """Receive the file or its remaining bytes by fsspec. Raises AttemptError to retry, else DataError."""
     try:
         system, path = open_address(address)
         info = system.info(path)
@@ -215,12 +215,12 @@ def receive_fsspec(address: str, part: PartialFile, count: Count) -> None:
 
 
 def info_text(info: dict[str, Any], *names: str) -> str | None:
-    """Return the first of some entries that is there, as text."""
+    """Return the first of these entries that is present, as text."""
     return next((str(info[name]) for name in names if info.get(name)), None)
 
 
 def open_address(address: str) -> tuple[Any, str]:
-    """Return the file system of an address and the path in it. Raises ConfigError if its library is missing."""
+    """Return an address's fsspec file system and the path in it. Raises ConfigError if its library is missing."""
     import fsspec
 
     scheme = address.partition("://")[0]
@@ -228,6 +228,6 @@ def open_address(address: str) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(address)
     except (ImportError, ValueError) as error:
         extra = {"s3": "s3", "gs": "gs", "gcs": "gs"}.get(scheme)
-        mend = f"run `pip install --editable '.[{extra}]'` in Shardline's folder" if extra else "check its beginning"
-        raise ConfigError(f"data.sources: url {address}: {error}; {mend}") from None
+        fix = f"run `pip install --editable '.[{extra}]'` in Shardline's folder" if extra else "check its scheme"
+        raise ConfigError(f"data.sources: url {address}: {error}; {fix}") from None
     return system, str(path)

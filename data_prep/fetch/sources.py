@@ -1,4 +1,4 @@
-"""From the configuration's sources to a fixed list of files, and from the files to slices of work."""
+"""Turn the sources into a fixed list of files, and the files into slices of work."""
 
 from __future__ import annotations
 
@@ -6,27 +6,24 @@ import hashlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from cluster.errors import DataError
+from cluster.wording import count_of
 from data_prep.config import SourceConfig
-from data_prep.fetch.hub_layout import DESCRIPTION, OTHER_SPLIT
-from data_prep.fetch.local_files import paths_of
-from data_prep.files.archives import SEPARATOR, unpack
+from data_prep.fetch.source_files import FoundFile, Named, expanded, files_of
 from data_prep.files.bounded_io import DOCUMENT_BYTES
 from data_prep.files.file_stamps import Stamp, stamp_of
-from data_prep.files.folders import is_hidden, readable_name
+from data_prep.files.folders import readable_name
 from data_prep.files.formats import (
     TABLE_KINDS,
     Format,
     beyond_name,
     check_readable,
     format_of,
-    suffix_of,
-    supported,
     with_html,
 )
 from data_prep.progress import Progress, thread_pool
@@ -45,7 +42,7 @@ SHAPES = {"text": "texts", "pair": "pairs", "messages": "conversations"}
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFile:
-    """A file of documents: what the manifest says of it, where it lies, and what its documents are made of."""
+    """A file of documents: its entry in the manifest, its location, and the columns that its documents come from."""
 
     info: SourceFile
     location: Path
@@ -56,7 +53,7 @@ class CorpusFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Every file of every source in a fixed order; `passed_over` counts by source and suffix what is not read."""
+    """Every file of every source in a fixed order; `passed_over` counts the skipped files by source and suffix."""
 
     files: list[CorpusFile]
     passed_over: dict[str, dict[str, int]]
@@ -70,29 +67,16 @@ class Corpus:
         return all(file.columns.shape == "text" for file in self.files)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoundFile:
-    """A file, or a member of an archive, before it is looked into; `problem` says why it cannot be read."""
-
-    source: SourceConfig
-    name: str
-    location: Path
-    problem: str | None = None
-
-
-Named = tuple[str, Path]  # what the manifest calls a file, and where it lies
-
-
 def find_corpus(
     sources: Sequence[SourceConfig],
     downloads: Mapping[str, Sequence[Named]],
     cache: Path | None = None,
     slice_bytes: int | None = None,
 ) -> Corpus:
-    """List, hash and look into the files of all sources.
+    """List, hash and inspect the files of all sources.
 
-    `downloads` holds the fetched files of each source that has an address; archives are unpacked in `cache`. What may
-    be cut is hashed by ranges of `slice_bytes` too.
+    `downloads` holds the fetched files of each source that has an address; archives are unpacked in `cache`. Files that
+    may be cut are also hashed by ranges of `slice_bytes`.
     Raises DataError for a source with nothing to read.
     """
     found: list[FoundFile] = []
@@ -117,25 +101,26 @@ def find_corpus(
     corpus = Corpus(files=files, passed_over={label: dict(sorted(c.items())) for label, c in passed_over.items()})
     if corpus.bytes == 0:
         raise DataError(
-            f"data.sources: the corpus is empty: {len(files)} files hold 0 bytes; name files with documents"
+            f"data.sources: the corpus is empty: {count_of(len(files), 'file')} with 0 bytes in all; "
+            "name files with documents"
         )
     return corpus
 
 
 def check_rows_used(source: SourceConfig, columns: Sequence[Columns]) -> None:
-    """Raise DataError if a source says how rows are read, and none of its files has rows."""
+    """Raise DataError if a source has settings for rows but no file with rows."""
     given = {"fields": source.fields.given, "system": source.system, "roles": source.roles, "markers": source.markers}
     said = [name for name, value in given.items() if value]
     is_text = all(one.layout is None and one.format.kind != "refused" for one in columns)
     if said and columns and is_text:
         raise DataError(
-            f"data.sources: {source.label}: {' and '.join(said)} say how rows are read, and no file here has rows; "
+            f"data.sources: {source.label}: {' and '.join(said)} apply to rows, and no file here has rows; "
             "remove them, or give the files with rows a source of their own"
         )
 
 
 def check_any_readable(files: Sequence[CorpusFile]) -> None:
-    """Raise DataError if no file of a source can be read, with the reason for its first one."""
+    """Raise DataError if no file of a source can be read, with the first file's reason."""
     for label, of_source in itertools.groupby(files, key=lambda file: file.info.source):
         members = list(of_source)
         if all(file.columns.format.kind == "refused" for file in members):
@@ -147,7 +132,7 @@ def check_any_readable(files: Sequence[CorpusFile]) -> None:
 
 
 def read_as(corpus: Corpus, label: str) -> str:
-    """Say what a source's files were taken for: how many are texts, and which columns make pairs or conversations."""
+    """Describe how a source's files are read: how many as texts, and from which columns as pairs or conversations."""
     kinds = Counter(
         f"{SHAPES[file.columns.shape]}" + (f" from {shortened(file.columns.names)}" if file.columns.names else "")
         for file in corpus.files
@@ -157,56 +142,33 @@ def read_as(corpus: Corpus, label: str) -> str:
 
 
 def not_read(corpus: Corpus, label: str) -> list[str]:
-    """Return the columns of a source's files that hold text and are not used."""
+    """Return the unused columns of a source's files that hold text."""
     return list(
         dict.fromkeys(name for file in corpus.files if file.info.source == label for name in file.columns.unused)
     )
 
 
 def notes_of(corpus: Corpus, label: str) -> list[str]:
-    """Return what a person is to know of how a source's files are read."""
+    """Return the remarks on how a source's files are read, for the log."""
     unused = [f"columns with text that are not used: {shortened(names)}"] if (names := not_read(corpus, label)) else []
     told = (note for file in corpus.files if file.info.source == label for note in file.columns.notes)
     return list(dict.fromkeys([*unused, *told]))
 
 
-def expanded(
-    source: SourceConfig, name: str, location: Path, cache: Path | None, passed_over: Counter[str]
-) -> Iterator[FoundFile]:
-    """Yield a file, or the members of an archive: those of unknown formats are counted, as in a folder."""
-    form = format_of(location.name, source.format)
-    if form is None or not form.is_archive:
-        yield FoundFile(source=source, name=name, location=location)
-        return
-    if cache is None:
-        raise DataError(f"{location}: an archive, and no folder is given to unpack it in; unpack it yourself")
-    members, folder = unpack(location, form, cache, source.format)
-    for member in members:
-        inside = f"{name}{SEPARATOR}{readable_name(member.name)}" if member.name else name
-        if member.problem is not None:
-            yield FoundFile(source=source, name=inside, location=location, problem=member.problem)
-        elif any(map(is_hidden, PurePosixPath(member.name).parts)):
-            continue
-        elif member.file is not None:
-            yield FoundFile(source=source, name=inside, location=folder / member.file)
-        else:
-            passed_over[suffix_of(readable_name(member.name))] += 1
-
-
 def opened_file(found: FoundFile, slice_bytes: int | None, told: Told) -> CorpusFile:
-    """Return what `corpus_file` does. Raises DataError, with the file's name as text, for whatever is wrong with it."""
+    """Return `corpus_file`'s result. Raises DataError, with printable file names, for anything wrong with the file."""
     try:
         return corpus_file(found, slice_bytes, told)
     except DataError as error:
         raise DataError(readable_name(str(error))) from None
     except (PermissionError, FileNotFoundError) as error:
-        raise DataError(f"{found.name}: cannot be read ({error.strerror}); mend that, or leave it out") from None
+        raise DataError(f"{found.name}: cannot be read ({error.strerror}); fix that, or leave it out") from None
 
 
 def corpus_file(found: FoundFile, slice_bytes: int | None = None, told: Told = lambda size: None) -> CorpusFile:
-    """Return one file as a member of the corpus, hashed, its columns found from its first rows.
+    """Return one file of the corpus, hashed, with its columns inferred from its first rows.
 
-    Raises DataError if it changes meanwhile.
+    Raises DataError if the file changes meanwhile.
     """
     source, location = found.source, found.location.resolve()
     if found.problem is not None:
@@ -232,20 +194,20 @@ def corpus_file(found: FoundFile, slice_bytes: int | None = None, told: Told = l
 
 
 def look_into(found: FoundFile, size: int) -> Columns:
-    """Return how a file is read and what its documents are made of, from its name and its beginning."""
+    """Infer how a file is read and which columns make its documents, from its name and its beginning."""
     source, location = found.source, found.location.resolve()
     named = with_html(format_of(found.location.name, source.format) or Format(), source.html)
     form = with_layout(named, location, found.name, source)
     check_readable(form, found.name)
     if size == 0:
-        return Columns(shape="text")  # one empty document, whatever it wanted to be
+        return Columns(shape="text")  # one empty document, whatever its format
     if form.has_rows:
         return columns_in(location, source, form)
     return Columns(shape="text", format=form)
 
 
 def columns_in(location: Path, source: SourceConfig, form: Format) -> Columns:
-    """Return the columns of a file of rows. Raises DataError with what to write if they cannot be told."""
+    """Infer the columns of a file of rows. Raises DataError, which says what to write, if that fails."""
     try:
         columns = find_columns(location, source, form)
     except DataError as error:
@@ -257,43 +219,11 @@ def columns_in(location: Path, source: SourceConfig, form: Format) -> Columns:
     return columns
 
 
-def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> tuple[list[Named], Counter[str]]:
-    """Return a source's files under the names the manifest gives them, and counts of those passed over."""
-    passed_over: Counter[str] = Counter()
-    if source.address is not None:
-        named = list(downloads[source.address])
-    else:
-        paths = paths_of(source, passed_over)
-        named = [(readable_name(path.as_posix()), (source.relative_to or Path()) / path) for path in paths]
-    readable = [(name, path) for name, path in named if form_told(path, source) is not None]
-    passed_over.update(suffix_of(readable_name(path.name)) for _, path in named if form_told(path, source) is None)
-    if not readable:
-        found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items())) or "no file"
-        raise DataError(f"data.sources: {source.label}: nothing to read here ({found}); supported are {supported()}")
-    check_used(source, [path for _, path in readable])
-    return readable, passed_over
-
-
-def form_told(path: Path, source: SourceConfig) -> Format | None:
-    """Return what a file's name or its source tells of its format; None if it is not read, or was not fetched."""
-    return None if str(path) in (OTHER_SPLIT, DESCRIPTION) else format_of(path.name, source.format)
-
-
-def check_used(source: SourceConfig, paths: Sequence[Path]) -> None:
-    """Raise DataError if a source says how tables are read and has none."""
-    forms = [form for path in paths if (form := form_told(path, source)) is not None]
-    if any(form.kind in TABLE_KINDS or form.is_archive for form in forms):
-        return
-    for key in ("columns", "separator"):
-        if getattr(source, key) is not None:
-            raise DataError(f"data.sources: {source.label}: `{key}` is for CSV and TSV, and no file here is either")
-
-
 def cut_slices(corpus: Corpus, slice_bytes: int) -> list[Slice]:
-    """Return the corpus as slices of about `slice_bytes`, decided from sizes alone.
+    """Cut the corpus into slices of about `slice_bytes`, by file sizes alone.
 
-    Large files are cut at multiples of `slice_bytes` if their format allows it, other files never; small files of one
-    source share a slice.
+    Large files are cut at multiples of `slice_bytes` if their format allows it; small files of one source share a
+    slice.
     """
     slices: list[Slice] = []
     group: list[FilePart] = []
@@ -308,7 +238,7 @@ def cut_slices(corpus: Corpus, slice_bytes: int) -> list[Slice]:
 
 
 def is_cut(columns: Columns, size: int) -> bool:
-    """Tell whether a file of such columns and a size is read by several tasks."""
+    """Return whether a file with these columns and this size is cut, so that several tasks can read it."""
     return columns.may_be_cut and (columns.format.has_rows or size > DOCUMENT_BYTES)
 
 

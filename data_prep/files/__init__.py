@@ -1,1 +1,1 @@
-"""What lies on a disk: formats, compression, packed files, folders, and how much of each is read at once."""
+"""Files on a disk: formats, compression, archives, folders, and limits on how much is read at once."""

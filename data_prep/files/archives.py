@@ -1,4 +1,4 @@
-"""Zip and tar files as folders: every member a file of its own, or the reason why it is none."""
+"""Unpack zip and tar files: every member becomes a file, or carries the reason why it cannot be read."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cluster.disk.atomic_files import sha256_of, whole_folder
+from cluster.wording import count_of
 from data_prep.files.bounded_io import (
     CHUNK_BYTES,
     EXPANSION_FREE_BYTES,
@@ -31,15 +32,15 @@ from data_prep.files.formats import Format, format_of
 log = logging.getLogger(__name__)
 
 SEPARATOR = "!/"  # between an archive's name and its member's, in the manifest
-MEMBERS = 100_000  # of one archive; every member is a file on the disk, and most disks count files
+MEMBERS = 100_000  # in one archive; each becomes a file on disk, and most disks have a quota of files
 CONTENTS = "contents.json"
-UNPACKING = "3"  # part of the folder's name: raise it when other members are unpacked
+UNPACKING = "3"  # part of the folder's name: raise it when the choice of members changes
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One member: its name in the archive and the name of its file in the cache, or why it has none."""
+    """One member: its name in the archive, and its file's name in the cache or the reason why it has none."""
 
     name: str
     file: str | None = None
@@ -47,7 +48,7 @@ class Member:
 
 
 class Budget:
-    """What an archive may still unpack to, and the format of its members, if the source gives one."""
+    """How many bytes an archive may still unpack to, and its members' format, if the source gives one."""
 
     def __init__(self, archive: Path, given: str | None) -> None:
         self.given = given
@@ -56,7 +57,7 @@ class Budget:
         self.names: set[str] = set()
 
     def copy(self, source: IO[bytes] | CutMember, target: Path) -> None:
-        """Copy a member. Raises ObjectionError when the archive has unpacked to more than it may."""
+        """Copy a member. Raises ObjectionError when the archive exceeds its limit."""
         with target.open("wb") as sink:
             while chunk := source.read(CHUNK_BYTES):
                 self.left -= len(chunk)
@@ -66,10 +67,10 @@ class Budget:
 
 
 def unpack(archive: Path, form: Format, cache: Path, given: str | None = None) -> tuple[list[Member], Path]:
-    """Return an archive's members, sorted, and the folder that holds them; what was unpacked before is found again.
+    """Return an archive's members, sorted, and the folder that holds their files; unpack it only once.
 
-    No member's path is ever used as a path, so none can reach outside. Members that no format reads are named only;
-    `given` is the format of whatever is no archive.
+    A member's path is never used as a path on disk, so none can escape the folder. Members of unknown formats are
+    listed but not unpacked. `given` is the format of all members that are not archives.
     """
     folder = cache / "-".join([sha256_of(archive)[:32], UNPACKING, *([given] if given else [])])
     if not (folder / CONTENTS).exists():
@@ -78,7 +79,7 @@ def unpack(archive: Path, form: Format, cache: Path, given: str | None = None) -
             (partial / CONTENTS).write_text(json.dumps([asdict(member) for member in members]), encoding="utf-8")
         found = [member for member in members if member.name]
         damage = "".join(f"; {member.problem}" for member in members if not member.name)
-        log.info("unpacked %s: %d members%s", archive, len(found), damage)
+        log.info("unpacked %s: %s%s", archive, count_of(len(found), "member"), damage)
     return contents_of(folder), folder
 
 
@@ -87,7 +88,7 @@ def contents_of(folder: Path) -> list[Member]:
 
 
 def find_member(archive: Path, name: str, cache: Path) -> Path | None:
-    """Return the file of a member, by the name that the manifest gives it, if it was unpacked as any format."""
+    """Return the file of a member by its name in the manifest; None if it has not been unpacked."""
     for contents in sorted(cache.glob(f"{sha256_of(archive)[:32]}*/{CONTENTS}")):
         for member in contents_of(contents.parent):
             if member.file is not None and readable_name(member.name) == name:
@@ -96,7 +97,7 @@ def find_member(archive: Path, name: str, cache: Path) -> Path | None:
 
 
 def unpacked(archive: Path, form: Format, folder: Path, given: str | None) -> Iterator[Member]:
-    """Write the members of an archive as files; damage ends it and is a member without a name."""
+    """Write an archive's members as files; damage ends the list with a member that has no name."""
     budget = Budget(archive, given)
     try:
         if form.kind == "zip":
@@ -133,9 +134,9 @@ def zip_members(archive: Path, budget: Budget, folder: Path) -> Iterator[Member]
 
 
 def members_before_damage(archive: Path, budget: Budget, folder: Path) -> Iterator[Member]:
-    """Yield the whole members of a zip without its directory, up to the first that is damaged or of unknown length.
+    """Yield the intact members of a zip without its directory, up to the first that is damaged or of unknown length.
 
-    That a member is a link stands in the directory alone.
+    Links are not recognized: only the directory marks them.
     """
     with archive.open("rb") as file:
         members = cut_members(file)
@@ -143,17 +144,17 @@ def members_before_damage(archive: Path, budget: Budget, folder: Path) -> Iterat
             try:
                 member = next_member(next(members), budget, folder)
             except (StopIteration, EOFError, zlib.error, ValueError):
-                return  # the caller counts the damage
+                return  # the caller raises the damage
             if member is not None:
                 yield member
 
 
 def next_member(source: CutMember, budget: Budget, folder: Path) -> Member | None:
-    """Write a member of a cut zip; None for a folder. Raises EOFError, zlib.error or ValueError where it is damaged."""
+    """Write a member of a truncated zip; None for a folder. Raises EOFError, zlib.error or ValueError on damage."""
     if source.name.endswith("/"):
         source.skip()
         return None
-    problem = "encrypted" if source.is_encrypted else None if source.is_readable else "packed in an unknown way"
+    problem = "encrypted" if source.is_encrypted else None if source.is_readable else "compressed by an unknown method"
     member = plan_member(source.name, problem, budget)
     if member.file is None:
         source.skip()
@@ -178,18 +179,21 @@ def tar_members(archive: Path, compression: str | None, budget: Budget, folder: 
                 with source:
                     budget.copy(source, folder / member.file)
             yield member
-        require_whole(stream)  # damage between two members looks like the end
+        require_whole(stream)  # else damage between two members looks like the end
 
 
 def described(error: Exception) -> str:
-    """Say what is wrong with an archive. Raises the error again if it is the disk that failed."""
-    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: an offset before the start
+    """Return what is wrong with an archive. Raises the error again if the disk failed."""
+    if isinstance(error, OSError) and error.errno not in (
+        None,
+        errno.EINVAL,
+    ):  # EINVAL: a damaged offset points before the start
         raise error
     return f"damaged archive ({type(error).__name__})"
 
 
 def plan_member(name: str, problem: str | None, budget: Budget) -> Member:
-    """Return where a member is unpacked to. Raises ObjectionError if there are too many."""
+    """Decide where a member is unpacked to. Raises ObjectionError if there are too many."""
     budget.members += 1
     if budget.members > MEMBERS:
         raise ObjectionError(f"more than {MEMBERS} members")
@@ -198,9 +202,9 @@ def plan_member(name: str, problem: str | None, budget: Budget) -> Member:
     if path.is_absolute() or ".." in path.parts:
         problem = "reaches outside its archive"
     elif str(path) in budget.names:
-        problem = "a member of this name came before"
+        problem = "duplicate member name"
     elif form is not None and form.is_archive:
-        problem = "an archive in an archive"
+        problem = "an archive inside an archive"
     budget.names.add(str(path))
     if problem is not None or form is None:
         return Member(name=str(path), problem=problem)

@@ -1,4 +1,4 @@
-"""Bytes from a file, plain or compressed, never more at once than a document may have."""
+"""Read plain or compressed files, never holding more than one document may have."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
-DOCUMENT_BYTES = 32 * 2**20  # of one line, row or page: a tokenizer holds about 50 bytes for each byte of its text
-EXPANSION_FREE_BYTES = 256 * 2**20  # what anything compressed may become, however small it is
-EXPANSION_RATIO = 200  # above that: text shrinks 3- to 20-fold, bombs 1,000-fold and more
+DOCUMENT_BYTES = 32 * 2**20  # of one line, row or page: a tokenizer needs about 50 bytes of memory per byte of text
+EXPANSION_FREE_BYTES = 256 * 2**20  # any compressed file may expand to this, however small it is
+EXPANSION_RATIO = 200  # beyond that: text expands 3- to 20-fold, bombs 1,000-fold and more
 CHUNK_BYTES = 2**20
 HEADER_BYTES = 256
 WRONG_BYTES = "shardline.wrong_bytes"
 END = sys.maxsize
 
 TOO_LONG = f"longer than {DOCUMENT_BYTES >> 20} MiB"
-DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # OSError: gzip's and zstd's name for wrong bytes
+DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # OSError: what gzip and zstd raise for damaged bytes
 
 
 class ObjectionError(Exception):
-    """Why a record is rejected; raised and caught inside the reading of documents."""
+    """Why a record is rejected; raised and caught while documents are read."""
 
 
 class DamageError(ObjectionError):
-    """Why nothing follows in a file."""
+    """Why nothing after this point of a file can be read."""
 
 
 class CarefulStep(NamedTuple):
-    """How near damage is read: from how many packed bytes before the place reached, how many at a time, and for how
-    many unpacked bytes is asked.
+    """One way to read near damage: start `before` compressed bytes ahead of the current offset, feed `packed` bytes at
+    a time, and request `unpacked` bytes of output at a time.
     """
 
     before: int
@@ -49,10 +49,10 @@ CAREFUL_STEPS = (CarefulStep(192 * 2**10, 64, 4096), CarefulStep(512, 1, 1))  # 
 
 
 class Expanding(io.RawIOBase):
-    """The bytes of a compressed file, up to what an honest file expands to.
+    """The decompressed bytes of a file, up to a limit that only a decompression bomb exceeds.
 
-    A damaged file ends where the damage begins, once, as if it were whole, so that a reader has what stands before it;
-    the next read raises ObjectionError. `require_whole` tells the two ends apart.
+    At damage, the stream first ends as if the file were whole, so that a reader gets everything before the damage; the
+    next read raises ObjectionError. `require_whole` tells the two ends apart.
     """
 
     def __init__(self, path: Path, opener: Callable[[Any], Any]) -> None:
@@ -85,11 +85,11 @@ class Expanding(io.RawIOBase):
         return len(data)
 
     def take(self, size: int) -> bytes:
-        """Return what comes next.
+        """Return the next bytes.
 
-        A library that meets damage keeps what it had unpacked by the same call. So the file is read again from its
-        beginning, what was given already is skipped, and near the damage the packed bytes are handed over a few and
-        then one at a time, and as few are asked for: all that the bytes before the damage unpack to comes out.
+        A library that meets damage discards what it had decompressed in the same call. So the file is read again from
+        its beginning, the bytes already returned are skipped, and near the damage the compressed bytes are fed a few
+        and then one at a time: everything that decompresses before the damage comes out.
         """
         while True:
             try:
@@ -118,7 +118,7 @@ class Expanding(io.RawIOBase):
 
 
 class Trickle(io.FileIO):
-    """A file whose bytes are read a few at a time from a place on; those of a header, which are few, come together."""
+    """A file that returns few bytes per read from an offset on; the short reads of a header are not split."""
 
     def __init__(self, path: Path, careful_from: int, step: int) -> None:
         super().__init__(path, "rb")
@@ -132,9 +132,9 @@ class Trickle(io.FileIO):
 
 
 class Transcoded(io.RawIOBase):
-    """A stream's text in UTF-8, its lines ended by line feeds.
+    """A stream's text in UTF-8, with line feeds at the ends of lines.
 
-    Bytes that are no text in its encoding become the byte 0xFF, which UTF-8 never has: their record is rejected.
+    Bytes that are invalid in its encoding become the byte 0xFF, which never occurs in UTF-8: their record is rejected.
     """
 
     def __init__(self, inner: BinaryIO, encoding: str | None, *, cr_lines: bool) -> None:
@@ -157,7 +157,7 @@ class Transcoded(io.RawIOBase):
         size = min(len(buffer), len(self.pending))
         buffer[:size], self.pending = self.pending[:size], self.pending[size:]
         if size == 0:
-            self.has_ended = False  # who asks once more hears from the inner stream whether it was damaged
+            self.has_ended = False  # the next read asks the inner stream again, which raises if it was damaged
         return size
 
     def transcoded(self, data: bytes) -> bytes:
@@ -175,7 +175,7 @@ class Transcoded(io.RawIOBase):
 
 
 def raise_if_disk(error: Exception) -> None:
-    """Raise an error again if it is the disk's: one of content has no number."""
+    """Raise an error again if the disk failed: an error about the content has no errno."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error
 
@@ -191,9 +191,9 @@ OPENERS: dict[str, Callable[[Any], Any]] = {
 def open_stream(
     path: Path, compression: str | None, encoding: str | None = None, *, cr_lines: bool = False
 ) -> BinaryIO:
-    """Open a file for reading what it holds, as UTF-8 if an encoding is given.
+    """Open a file to read its decompressed content, transcoded to UTF-8 if an encoding is given.
 
-    Where its compression is damaged it ends, and reading once more raises ObjectionError, as a bomb does at once.
+    The stream ends where its compression is damaged, and the next read raises ObjectionError; a bomb raises at once.
     """
     if compression is None:
         stream: BinaryIO = path.open("rb", buffering=CHUNK_BYTES)
@@ -205,12 +205,12 @@ def open_stream(
 
 
 def require_whole(stream: BinaryIO) -> None:
-    """Raise ObjectionError if a stream that gave its last byte ended by damage."""
+    """Raise ObjectionError if a stream that was read to its end ended at damage."""
     stream.read(1)
 
 
 def read_page(stream: BinaryIO, limit: int) -> bytes:
-    """Return all that a stream holds. Raises ObjectionError if that is more than `limit` bytes, or damaged."""
+    """Return a whole stream. Raises ObjectionError if it is longer than `limit` bytes or damaged."""
     data = stream.read(limit + 1)
     if len(data) > limit:
         raise ObjectionError(f"page of more than {limit >> 20} MiB")
@@ -219,15 +219,15 @@ def read_page(stream: BinaryIO, limit: int) -> bytes:
 
 
 def read_lines(stream: BinaryIO, start: int = 0, end: int = END) -> Iterator[bytes | ObjectionError]:
-    """Yield the lines whose first byte lies in `start` to `end`, without their ends; an objection for too long ones."""
+    """Yield the lines whose first byte lies in [start, end), without line ends; an ObjectionError for one too long."""
     at = start
-    if start > 0:  # a line belongs to the part in which its first byte lies
+    if start > 0:  # a line belongs to the range that holds its first byte
         stream.seek(start - 1)
         at = start - 1 + skip_line(stream)
     while at < end:
         line = stream.readline(DOCUMENT_BYTES + 1)
         if len(line) <= DOCUMENT_BYTES and not line.endswith(b"\n"):
-            require_whole(stream)  # else the line is what damage left of one
+            require_whole(stream)  # else the line was cut by damage
         if not line:
             return
         at += len(line)

@@ -1,6 +1,6 @@
-"""The members of a zip file whose directory is lost: it stands at the end, but each member begins with a record too.
+"""Read the members of a zip file whose directory, at its end, is lost: each member has a header of its own.
 
-The layout is that of PKWARE's APPNOTE.TXT, sections 4.3.7 to 4.3.9 and 4.5.3.
+The layout follows PKWARE's APPNOTE.TXT, sections 4.3.7 to 4.3.9 and 4.5.3.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ZIP64, IN_ZIP64 = 0x0001, 0xFFFFFFFF
 
 
 class CutMember:
-    """A member that is read as far as it goes: `read` raises EOFError, zlib.error or ValueError where it is damaged."""
+    """A member of a truncated zip: `read` raises EOFError, zlib.error or ValueError where it is damaged."""
 
     def __init__(self, file: BinaryIO, fields: tuple[int, ...], name: bytes, extra: bytes) -> None:
         _, flags, self.method, _, _, self.crc, packed, size, _, _ = fields
@@ -35,12 +35,12 @@ class CutMember:
 
     @property
     def is_readable(self) -> bool:
-        """Whether it is plain, or deflated, and where it ends can be told."""
+        """Whether it is stored or deflated, not encrypted, and its end is known."""
         ends = self.method == DEFLATED or not self.sizes_follow
         return not self.is_encrypted and self.method in (STORED, DEFLATED) and ends
 
     def read(self, size: int) -> bytes:
-        """Return up to `size` bytes; none at its end, where its checksum is right."""
+        """Return up to `size` bytes; none at its end. Raises ValueError if its checksum is wrong."""
         data = b""
         while not data and not self.is_done:
             data = self.inflated(size) if self.method == DEFLATED else self.stored(size)
@@ -73,7 +73,7 @@ class CutMember:
         return data
 
     def read_descriptor(self) -> None:
-        """Read the checksum that follows, and pass the sizes, of 4 or 8 bytes each, before the next record."""
+        """Read the checksum after the data, and skip the two sizes, of 4 or 8 bytes each, up to the next header."""
         at = self.file.tell()
         data = self.file.read(28)
         begin = 4 if data.startswith(DESCRIPTOR) else 0
@@ -84,12 +84,12 @@ class CutMember:
 
     def check(self) -> None:
         if self.seen_crc != self.crc:
-            raise ValueError(f"{self.name}: another checksum than its own")
+            raise ValueError(f"{self.name}: wrong checksum")
 
     def skip(self) -> None:
-        """Go on to what follows it, if nothing of it is wanted."""
+        """Move to the end of the member without using its data."""
         if self.sizes_follow and not self.is_readable:
-            raise ValueError(f"{self.name}: nothing tells where it ends")
+            raise ValueError(f"{self.name}: unknown end")
         if self.sizes_follow:
             while self.read(CHUNK_BYTES):
                 pass
@@ -98,17 +98,17 @@ class CutMember:
 
 
 def packed_size(extra: bytes, size: int) -> int:
-    """Return the packed size out of a record's extra fields, where it stands behind the size if that is there too."""
+    """Return the compressed size from a header's extra fields; it follows the size, if that is there too."""
     while len(extra) >= 4:
         tag, length = struct.unpack_from("<HH", extra)
         values, extra = extra[4 : 4 + length], extra[4 + length :]
         if tag == ZIP64:
             return int.from_bytes(values[8:16] if size == IN_ZIP64 else values[:8], "little")
-    raise ValueError("a size that is nowhere")
+    raise ValueError("no compressed size")
 
 
 def cut_members(file: BinaryIO) -> Iterator[CutMember]:
-    """Yield the members in their order, until something is no member; each is to be read or skipped meanwhile."""
+    """Yield the members in order, up to the first bytes that are not one; the caller reads or skips each in turn."""
     while True:
         data = file.read(RECORD.size)
         if len(data) < RECORD.size or not data.startswith(LOCAL):

@@ -1,4 +1,4 @@
-"""The files below a folder, or that a glob matches: each once, through links too, whatever circles they make."""
+"""List the files below a folder or matching a glob: each once, following links, even if the links form cycles."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from pathlib import Path
 
 from cluster.errors import DataError
 
-BROKEN_LINK = "broken link"  # what these are counted under among the files passed over
+BROKEN_LINK = "broken link"  # these are counted among the files passed over
 SEEN_FILE = "link to a file that is read already"
-SEEN_FOLDER = "link to a folder that is read already"  # a circle too
+SEEN_FOLDER = "link to a folder that is read already"  # a cycle of links too
 PAGE_PART = "part of a saved web page"
 NO_FILE = "neither file nor folder"
 
 
 def files_below(folder: Path, left_out: Counter[str]) -> list[Path]:
-    """Return the files below a folder that are not hidden, each once; counts what is left out."""
+    """Return the files below a folder that are not hidden, each once; count the others in `left_out`."""
     return each_once((path for path, is_folder in walk(folder, left_out) if not is_folder), folder, left_out)
 
 
 def files_matching(folder: Path, parts: Sequence[str], left_out: Counter[str]) -> list[Path]:
-    """Return the files that the parts of a glob match below a folder, each once; counts what is left out.
+    """Return the files below a folder that the parts of a glob match, each once; count the others in `left_out`.
 
-    `**` stands for any number of folders, and at the end for all files below.
+    `**` matches any number of folders, and at the end of a glob all files below.
     """
     return each_once(matches(folder, parts, left_out), folder, left_out)
 
 
 def walk(folder: Path, left_out: Counter[str]) -> Iterator[tuple[Path, bool]]:
-    """Yield a folder and all below it that is not hidden, and whether it is a folder.
+    """Yield a folder and everything below it that is not hidden, and whether it is a folder.
 
-    Links to folders are followed after all else: what lies in the folder anyway is met without them.
+    Links to folders are followed last, so that a file in the folder itself is found under its own path.
     """
     seen: set[str] = set()
     links = deque([folder])
@@ -58,7 +58,7 @@ def walk(folder: Path, left_out: Counter[str]) -> Iterator[tuple[Path, bool]]:
 
 
 def matches(folder: Path, parts: Sequence[str], left_out: Counter[str]) -> Iterator[Path]:
-    """Yield what the parts of a glob match below a folder; what is hidden only if the pattern names its dot."""
+    """Yield what the parts of a glob match below a folder; hidden names only if the pattern begins with a dot."""
     if not parts:
         yield folder
         return
@@ -77,10 +77,10 @@ def matches(folder: Path, parts: Sequence[str], left_out: Counter[str]) -> Itera
 
 
 def each_once(paths: Iterable[Path], folder: Path, left_out: Counter[str]) -> list[Path]:
-    """Return those of some paths that are files, sorted; of several that lead to one file, the one without a link."""
+    """Return the paths that are files, sorted; of several paths to one file, the one without a link."""
     base = os.path.realpath(folder)
     folders: dict[Path, str] = {}
-    real: dict[Path, tuple[bool, str]] = {}  # whether a link leads there, and where
+    real: dict[Path, tuple[bool, str]] = {}  # whether the path contains a link, and its real path
     for path in paths:
         if path.parent not in folders:
             folders[path.parent] = os.path.realpath(path.parent)
@@ -99,7 +99,7 @@ def each_once(paths: Iterable[Path], folder: Path, left_out: Counter[str]) -> li
 
 
 def parts_of_saved_pages(names: Sequence[Path]) -> dict[Path, str]:
-    """Return the files that a browser saved beside a page (page.html, page_files/): they are its layout, not texts."""
+    """Return the files that a browser saved with a page (page.html, page_files/): layout, not documents."""
     pages = {name.with_suffix("") for name in names if name.suffix.lower() in (".html", ".htm")}
     return {
         name: PAGE_PART
@@ -112,7 +112,7 @@ def parts_of_saved_pages(names: Sequence[Path]) -> dict[Path, str]:
 
 
 def listed(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what lies in a folder, sorted. Raises DataError if it cannot be listed."""
+    """Return a folder's entries, sorted. Raises DataError if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -121,11 +121,13 @@ def listed(folder: Path) -> list[os.DirEntry[str]]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             return []
-        raise DataError(f"{folder}: this folder cannot be listed ({error.strerror})") from None
+        raise DataError(
+            f"{folder}: this folder cannot be listed ({error.strerror}); fix that, or leave it out"
+        ) from None
 
 
 def leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    """Tell whether an entry is a folder or a link to one; a link that leads to itself leads nowhere."""
+    """Return whether an entry is a folder or a link to one; a link to itself is not."""
     try:
         return entry.is_dir()
     except OSError as error:
@@ -139,14 +141,14 @@ def is_hidden(name: str) -> bool:
 
 
 def readable_name(name: str) -> str:
-    """Return a file's name as text: bytes that are not UTF-8, and then backslashes too, as \\\\xNN."""
+    """Return a file's name as valid text: bytes that are not UTF-8, and then also backslashes, as \\\\xNN."""
     if not any("\udc80" <= character <= "\udcff" for character in name):
         return name
     return os.fsencode(name.replace("\\", "\\x5c")).decode("utf-8", "backslashreplace")
 
 
 def name_on_disk(name: str) -> str:
-    """Return the name of a file that `readable_name` made text of."""
+    """Return the file name from which `readable_name` made a text."""
     encoded = name.encode()
     parts = encoded.split(b"\\x")
     decoded = parts[0] + b"".join(bytes([int(part[:2], 16)]) + part[2:] for part in parts[1:])

@@ -1,4 +1,4 @@
-"""What a file is, told by its name or by its source: its format, its compression, and what reading it takes."""
+"""A file's format and compression, by its name or its source's `format`, and the libraries that it needs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DOCUMENTS = {
     ".html": "article",
     ".htm": "article",
     ".xhtml": "article",
-    ".xml": "xml",  # a dump of a wiki too: its first bytes tell
+    ".xml": "xml",  # its first bytes show whether it is a wiki dump
     ".ipynb": "notebook",
     ".pdf": "pdf",
     ".docx": "docx",
@@ -49,12 +49,12 @@ BY_SUFFIX = {**KINDS, **ARCHIVES}
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 SHORT_NAMES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
 
-ROW_KINDS = {"jsonl", "json", "csv", "tsv", "parquet", "arrow"}  # many documents in a file, made of named columns
+ROW_KINDS = {"jsonl", "json", "csv", "tsv", "parquet", "arrow"}  # many documents in a file, from named columns
 MANY_KINDS = {*ROW_KINDS, "warc", "wikipedia"}  # many documents in a file
 CUT_KINDS = {"text", "jsonl", "parquet"}  # a large file may be read by several tasks
-SEEKING_KINDS = {"parquet", "arrow"}  # read here and there, so not from a compressed stream
+SEEKING_KINDS = {"parquet", "arrow"}  # need seeking, so they cannot be read from a compressed stream
 TABLE_KINDS = {"csv", "tsv"}
-LINE_KINDS = {"text", "jsonl", *TABLE_KINDS}  # where the ends of lines matter
+LINE_KINDS = {"text", "jsonl", *TABLE_KINDS}  # whose line ends matter
 ENCODED_KINDS = {*LINE_KINDS, "json", "notebook", "article", "page", "xml"}  # text in some encoding
 
 MODULES = {
@@ -72,11 +72,10 @@ MODULES = {
 class Format:
     """How a file is read. `article` and `page` are HTML: its article, or all of its text.
 
-    A `refused` file counts as one rejected document; `note` is the reason. Of text, `encoding` is None for UTF-8, and
-    `cr_lines` says that its lines end with a carriage return alone. Of CSV and TSV, `names` are the columns of a file
-    without a header, and cells are `quoted` or stand as they are; `spaced` says that spaces follow a separator and are
-    no part of the cell, and `escapes` which characters a backslash stands before. `html` is what a crawl's pages are
-    read as.
+    A `refused` file counts as one rejected document; `note` is the reason. For text, `encoding` is None for UTF-8, and
+    `cr_lines` means that lines end with a carriage return alone. For CSV and TSV, `names` are the columns of a file
+    without a header; `quoted` says whether cells may be quoted, `spaced` that spaces after a separator do not belong
+    to the cell, and `escapes` which characters a backslash escapes. `html` says how a crawl's pages are read.
     """
 
     kind: str = "text"
@@ -102,7 +101,7 @@ class Format:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the file's bytes are the documents' own."""
+        """Whether the file's bytes are the documents' bytes, without compression or transcoding."""
         return self.compression is None and self.encoding is None and not self.cr_lines
 
     @property
@@ -114,11 +113,11 @@ class Format:
         return self.kind in ARCHIVES.values()
 
 
-@lru_cache(maxsize=2**16)  # each name is asked for several times
+@lru_cache(maxsize=2**16)  # each name is looked up several times
 def format_of(name: str, given: str | None = None) -> Format | None:
-    """Return what a file's name tells of its content; None if nothing here reads such files.
+    """Return the format that a file's name implies; None if such files are not supported.
 
-    `given` is a FormatName for whatever is no archive, however it is called.
+    `given` is a FormatName that overrides the name, except for archives.
     """
     for short, long in SHORT_NAMES.items():
         if name.lower().endswith(short):
@@ -136,7 +135,7 @@ def format_of(name: str, given: str | None = None) -> Format | None:
 
 
 def beyond_name(form: Format, name: str) -> str:
-    """Return, as JSON, what a format has beyond what a file's name tells; "" if it is nothing."""
+    """Return, as JSON, how a format differs from what the file's name implies; "" if it does not."""
     told = format_of(name) or Format()
     if told == form:
         return ""
@@ -145,7 +144,7 @@ def beyond_name(form: Format, name: str) -> str:
 
 
 def with_more(form: Format, more: str) -> Format:
-    """Return a format with what `beyond_name` kept."""
+    """Return a format with the differences that `beyond_name` stored."""
     values: dict[str, Any] = json.loads(more) if more else {}
     if "names" in values:
         values["names"] = tuple(values["names"])
@@ -153,12 +152,12 @@ def with_more(form: Format, more: str) -> Format:
 
 
 def suffix_of(name: str) -> str:
-    """Return what a file of no known format is counted under: its suffix, or the name if it has none."""
+    """Return the key under which a file of unknown format is counted: its suffix, or its name if it has none."""
     return PurePath(name).suffix.lower() or PurePath(name).name
 
 
 def with_html(form: Format, html: str) -> Format:
-    """Return a format as the source's `html` wants it."""
+    """Return a format with the source's `html` setting applied."""
     if form.kind == "warc":
         return replace(form, html=html)
     return replace(form, kind="page") if form.kind == "article" and html == "plain" else form
@@ -170,17 +169,17 @@ def check_readable(form: Format, name: str) -> None:
     for module in (*MODULES.get(form.kind, ()), *pages):
         if importlib.util.find_spec(module) is None:
             raise DataError(
-                f"{name}: reading this takes the library {module}, which is not installed; run "
+                f"{name}: reading this file needs the library {module}, which is not installed; run "
                 "`pip install --editable '.[docs]'` in Shardline's folder, or leave such files out of data.sources"
             )
 
 
 def supported() -> str:
-    """Return the readable suffixes, for people."""
+    """Return the supported suffixes, for messages."""
     code = CODE.split()
     shown = f"{PROSE} {' '.join(DOCUMENTS)} {' '.join(ROWS)} {' '.join(CRAWLS)}"
     return (
         f"{', '.join(shown.split())}; source code ({', '.join(code[:8])} and {len(code) - 8} more); these in "
-        f"{', '.join(COMPRESSIONS)}; and these in {', '.join(ARCHIVES)}; for files of other names write their kind "
-        f"below the source: `format: text`, or one of {', '.join(get_args(FormatName)[1:])}"
+        f"{', '.join(COMPRESSIONS)}; and these in {', '.join(ARCHIVES)}; for files with other suffixes set their "
+        f"format below the source: `format: text`, or one of {', '.join(get_args(FormatName)[1:])}"
     )

@@ -1,1 +1,1 @@
-"""What a corpus is and what its rows will look like, before it is paid for."""
+"""Inspect a corpus, and see its rows, before it is prepared."""

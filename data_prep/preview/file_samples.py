@@ -1,4 +1,4 @@
-"""The beginning of a file of documents: a file of the corpus of which only the first records are read."""
+"""Take samples of a source: some of its files, and the first records of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from data_prep.config import SourceConfig
-from data_prep.fetch.sources import CorpusFile, FoundFile, Named, expanded, look_into
+from data_prep.fetch.source_files import FoundFile, Named, expanded
+from data_prep.fetch.sources import CorpusFile, look_into
 from data_prep.files.bounded_io import ObjectionError, open_stream
 from data_prep.files.formats import Format, format_of, suffix_of
 from data_prep.read.byte_ranges import HashedFile
@@ -23,16 +24,16 @@ from data_prep.shards import SourceFile
 
 RECORDS = 200  # of a file, at most
 SAMPLE_BYTES = 2**20  # of a file, at most
-FILES = 5  # of a source, spread over all
+FILES = 5  # of a source, evenly spread
 SMALL_FILES = 40  # of a source, if they are small
-SMALL_BYTES = 8 * 2**20  # what is looked at of them together
-SUFFIXES = 12  # that are not among them, of each one file
-ARCHIVE_BYTES = 32 * 2**20  # of a source's archives together; further ones are not opened here
+SMALL_BYTES = 8 * 2**20  # sampled of them in total
+SUFFIXES = 12  # further suffixes, of each of which one file is sampled
+ARCHIVE_BYTES = 32 * 2**20  # of a source's archives in total; further ones are not opened here
 PAGE_BYTES = 8 * 2**20  # larger pages are not opened here
 
 
 def opened_here(source: SourceConfig, named: Sequence[Named], cache: Path, passed_over: Counter[str]) -> list[Named]:
-    """Return a source's files with the members of its small archives, unpacked in `cache`, in place of those."""
+    """Return a source's files, with small archives replaced by their members, unpacked in `cache`."""
     found: list[Named] = []
     left = ARCHIVE_BYTES
     for name, location in named:
@@ -51,7 +52,7 @@ def opened_here(source: SourceConfig, named: Sequence[Named], cache: Path, passe
 
 
 def spread(named: Sequence[Named]) -> list[Named]:
-    """Return some files, from the first to the last: FILES, or more if they are small, and one of each suffix."""
+    """Return some files, evenly spread: FILES, or more if they are small, and one of each further suffix."""
     count = min(SMALL_FILES, len(named))
     while count > FILES and sum(map(looked_at_bytes, evenly(named, count))) > SMALL_BYTES:
         count = max(count // 2, FILES)
@@ -74,7 +75,7 @@ def looked_at_bytes(one: Named) -> int:
 
 
 def sampled_file(source: SourceConfig, name: str, location: Path) -> CorpusFile | None:
-    """Return a file as a member of the corpus, but for its hash; None if only preparing can open it."""
+    """Return a file of the corpus, without its hash; None if it is opened only by `prepare`."""
     form = format_of(location.name, source.format) or Format()
     size = location.stat().st_size
     is_page = not form.has_rows and form.kind != "text"
@@ -90,14 +91,14 @@ def first_records(file: CorpusFile) -> Iterator[Any]:
 
 
 def beginning(file: CorpusFile, folder: Path) -> CorpusFile:
-    """Return a file, or of a long plain text its first bytes as a file of their own."""
+    """Return a file, or the first bytes of a long plain text as a file of their own."""
     if file.columns.format.kind != "text":
         return file
     form = file.columns.format
     with open_stream(file.location, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
         try:
             data = stream.read(SAMPLE_BYTES + 1)
-        except ObjectionError:  # which reading it will say again
+        except ObjectionError:  # reading it reports the same problem
             return file
     if len(data) <= SAMPLE_BYTES:
         return file
@@ -109,13 +110,13 @@ def beginning(file: CorpusFile, folder: Path) -> CorpusFile:
 
 
 def is_cut_short(file: CorpusFile) -> bool:
-    """Tell whether only the lines are read that begin in a file's first bytes."""
+    """Return whether only the lines that begin in a file's first bytes are read."""
     form = file.columns.format
     return form.kind == "jsonl" and form.may_be_cut and file.info.bytes > SAMPLE_BYTES
 
 
 def is_utf8(data: bytes) -> bool:
-    """Tell whether bytes are UTF-8 but for a character that their end may cut."""
+    """Return whether bytes are UTF-8, except that their end may cut a character."""
     try:
         data[: len(data) - 4].decode()
     except UnicodeDecodeError as error:
@@ -124,7 +125,7 @@ def is_utf8(data: bytes) -> bool:
 
 
 def read_bytes(file: CorpusFile, piece: CorpusFile, records: int) -> float:
-    """Return about how many bytes of a file on the disk its first records are; `piece` is what was read of it."""
+    """Estimate how many bytes on disk a file's first records take; `piece` is the file that was read for them."""
     form = file.columns.format
     if not form.has_rows:
         return file.info.bytes if piece is file else min(piece.info.bytes / shrinks(file, piece), file.info.bytes)
@@ -137,7 +138,7 @@ def read_bytes(file: CorpusFile, piece: CorpusFile, records: int) -> float:
 
 
 def shrinks(file: CorpusFile, piece: CorpusFile) -> float:
-    """Return how many times smaller compression makes a file, as far as its beginning tells; 1 if it is not packed."""
+    """Estimate a file's compression ratio from its beginning; 1 if it is not compressed."""
     if file.columns.format.compression is None:
         return 1.0
     raw = [one for one in first_records(file if file.columns.format.has_rows else piece) if isinstance(one, bytes)]

@@ -1,4 +1,4 @@
-"""What somebody's data is, told from its first files: for the YAML that a run begins with."""
+"""Infer what data holds from its first files, for the YAML that `shardline init` writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cluster.errors import ConfigError, DataError
 from data_prep.config import SourceConfig
-from data_prep.fetch.sources import columns_in, files_of
+from data_prep.fetch.source_files import files_of
+from data_prep.fetch.sources import columns_in
 from data_prep.files.formats import Format, format_of, with_html
 from data_prep.read.column_choice import SNIFFED_RECORDS, longest_list, parsed_rows, sampled, with_rows, wrapping
 from data_prep.read.parts import parsed
@@ -20,23 +21,23 @@ from data_prep.rows.fields import PLACEHOLDER
 from data_prep.rows.grouping import inner_rows
 
 KINDS = {"text": "text", "pair": "pairs", "messages": "conversations"}
-FILES = 8  # so many of a folder are looked into
-KIND_OF_KEY = {"text": "text", "prompt": "pairs", "completion": "pairs"}  # all others are of conversations
+FILES = 8  # of a folder that are inspected
+KIND_OF_KEY = {"text": "text", "prompt": "pairs", "completion": "pairs"}  # all other keys are of conversations
 
 NO_HEADER = "Its first line is no header"
-ENCODING = re.compile(r"`encoding(?:`, such as|:) ([\w-]+)")  # as it is written in what a person is told
+ENCODING = re.compile(r"`encoding(?:`, such as|:) ([\w-]+)")  # how messages name an encoding to write
 
 
 @dataclass(frozen=True)
 class FirstLook:
-    """The kind of some data, None if it is not there to be looked at; and lines of YAML that stand below its path."""
+    """The kind of some data, None if it cannot be inspected here, and the lines of YAML to write below its path."""
 
     kind: str | None
     lines: tuple[str, ...] = ()
 
 
 def look_at(data: str) -> FirstLook:
-    """Return what a file, a folder or a glob holds; the first file that is not understood decides what to write."""
+    """Infer the kind of a file, a folder or a glob; the first file of unknown kind decides what to write."""
     kinds: list[str] = []
     for location, form in some_files(data):
         found = look_into(SourceConfig(path=data), location, form)
@@ -48,7 +49,7 @@ def look_at(data: str) -> FirstLook:
 
 
 def some_files(data: str) -> Iterator[tuple[Path, Format]]:
-    """Yield the first files of some data and their formats; nothing if it is not here."""
+    """Yield the first files of some data and their formats; nothing if it does not exist here."""
     try:
         named, _ = files_of(SourceConfig(path=data), {})
     except DataError:
@@ -58,7 +59,7 @@ def some_files(data: str) -> Iterator[tuple[Path, Format]]:
 
 
 def look_into(source: SourceConfig, location: Path, form: Format) -> FirstLook:
-    """Return what one file holds."""
+    """Infer the kind of one file."""
     if form.is_archive or location.stat().st_size == 0:
         return FirstLook(None)
     if not form.has_rows:
@@ -77,7 +78,7 @@ def look_into(source: SourceConfig, location: Path, form: Format) -> FirstLook:
 
 
 def other_encoding(source: SourceConfig, location: Path, form: Format, note: str) -> FirstLook:
-    """Return what a file holds that is in another encoding, by one that it may be in; a person has to write it."""
+    """Infer the kind of a file that is not UTF-8, decoded with a possible encoding that the user has to confirm."""
     named = ENCODING.search(note)
     lines = (f"# {location.name}: {note}",)
     if named is None or source.encoding is not None:
@@ -87,7 +88,7 @@ def other_encoding(source: SourceConfig, location: Path, form: Format, note: str
 
 
 def one_object(source: SourceConfig, location: Path, form: Format, note: str) -> FirstLook:
-    """Return what a file of one JSON object holds: the rows in its longest list, if it has one."""
+    """Infer the kind of a file of one JSON object: that of the rows in its longest list, if it has one."""
     laid_out = with_layout(form, location, location.name, source)
     rows, _ = parsed_rows(sampled(location, laid_out))
     path = longest_list(rows[0]) if rows else None
@@ -99,7 +100,7 @@ def one_object(source: SourceConfig, location: Path, form: Format, note: str) ->
 
 
 def asked(source: SourceConfig, location: Path, form: Format, problem: str) -> FirstLook:
-    """Return the lines that a person has to complete for a file whose rows are not understood."""
+    """Return the lines that the user has to complete for a file whose rows are of unknown kind."""
     rows, _ = parsed_rows(sampled(location, form))
     path = wrapping(rows, source, location, form)
     if path is not None:

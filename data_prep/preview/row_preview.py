@@ -1,4 +1,4 @@
-"""A few rows as people read them: where documents begin, and which tokens are trained."""
+"""Show a few rows as text: where documents begin, and which tokens are trained."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from cluster.wording import count_of
 from data_prep.config import DataConfig
 from data_prep.encode.encoded_slices import encode_parts
 from data_prep.encode.encoding import Encoder
 from data_prep.encode.tokenizer import encoder_spec, load_tokenizer
+from data_prep.fetch.corpus import fetch_corpus
 from data_prep.fetch.provenance import document_place
 from data_prep.fetch.sources import Corpus, cut_slices
 from data_prep.pack.row_assembly import RowFormat, gather_rows
 from data_prep.pack.row_plan import make_plan
-from data_prep.prepare import fetch_corpus
 from data_prep.select.long_documents import line_ends
 from data_prep.shards.writing import PackedRow
 
@@ -35,10 +36,10 @@ def preview(
     colour: bool,
     may_add_tokens: bool = False,
 ) -> str:
-    """Return `count` rows made from the beginning of each source, for people; nothing is prepared.
+    """Return `count` rows made from the beginning of each source, as text; nothing is prepared.
 
-    Trained text is green, or stands between ⟦ and ⟧ without `colour`. URLs are fetched and a tokenizer is trained as
-    `prepare` would, which then finds them done.
+    Trained text is green, or enclosed in ⟦ and ⟧ without `colour`. URLs are fetched and a tokenizer is trained as in
+    `prepare`, which then reuses both.
     """
     corpus = fetch_corpus(config, folder)
     loaded = load_tokenizer(config, model_path, corpus, folder / "work", may_add_tokens=may_add_tokens)
@@ -59,10 +60,10 @@ def preview(
 
 
 def show_row(number: int, row: PackedRow, corpus: Corpus, tokenizer: Any, *, colour: bool) -> str:
-    """Return one row: a line of counts, then each piece below a line that says where it comes from."""
+    """Return one row as text: a line of counts, then each segment below a line that names its document."""
     used = sum(piece.tokens for piece in row.pieces)
     lines = [
-        f"row {number}: {len(row.pieces)} documents, {used} tokens, {int(row.loss_mask.sum())} trained, "
+        f"row {number}: {count_of(len(row.pieces), 'document')}, {used} tokens, {int(row.loss_mask.sum())} trained, "
         f"{len(row.input_ids) - used} padding"
     ]
     at = 0
@@ -76,7 +77,7 @@ def show_row(number: int, row: PackedRow, corpus: Corpus, tokenizer: Any, *, col
 
 
 def marked_text(row: PackedRow, begin: int, end: int, tokenizer: Any, *, colour: bool) -> Iterator[str]:
-    """Yield the text of a stretch of a row as the model meets it, decoded as a whole, what is trained marked."""
+    """Yield the text of a span of a row, decoded as a whole, with the trained text marked."""
     opening, closing = (GREEN, RESET) if colour else ("⟦", "⟧")
     dim, undim = (DIM, RESET) if colour else ("", "")
     at = 0
@@ -84,6 +85,6 @@ def marked_text(row: PackedRow, begin: int, end: int, tokenizer: Any, *, colour:
         last = list(run)[-1] + 1
         ids = row.input_ids[begin:last].tolist()
         upto = str(tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False))
-        upto = upto if last == end else upto.rstrip("\ufffd")  # a character that a run cuts stands in the next
+        upto = upto if last == end else upto.rstrip("\ufffd")  # a character cut here belongs to the next run
         text, at = upto[at:], len(upto)
         yield f"{opening}{text}{closing}" if trained else f"{dim}{text}{undim}"

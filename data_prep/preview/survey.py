@@ -1,4 +1,4 @@
-"""What a corpus is, told from the first records of some files of each source, read and encoded as all will be."""
+"""Survey a corpus: read, clean and encode the first records of some files of each source, and estimate the whole."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from pathlib import Path
 
 from cluster.environment import cpu_count
 from cluster.errors import DataError
+from cluster.wording import count_of
 from data_prep.clean.cleaning import check_languages
 from data_prep.config import CleaningConfig, DataConfig, SourceConfig
 from data_prep.encode.backend_parity import choose_backend
 from data_prep.encode.encoded_slices import EncodedSlice, encode_parts
 from data_prep.encode.encoding import Encoder
 from data_prep.encode.tokenizer import encoder_spec, open_data_tokenizer, sample, train_tokenizer, with_template
-from data_prep.fetch.sources import SHAPES, Corpus, CorpusFile, Named, files_of, notes_of, parts_of
+from data_prep.fetch.source_files import Named, files_of
+from data_prep.fetch.sources import SHAPES, Corpus, CorpusFile, notes_of, parts_of
 from data_prep.files.formats import suffix_of
 from data_prep.preview.file_samples import (
     RECORDS,
@@ -38,7 +40,7 @@ START_S = 2.0  # before the first document is encoded
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """About how much there is, and how many seconds one process takes for it."""
+    """Estimated documents and tokens, and the seconds that one process takes for them."""
 
     documents: float = 0.0
     tokens: float = 0.0
@@ -54,9 +56,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Looked:
-    """What the first records of a source's sampled files gave, and about what the whole of these files would give, by
-    their suffix.
-    """
+    """Results of the first records of a source's sampled files, and estimates for these files as a whole, by suffix."""
 
     records: int
     kept: int
@@ -68,9 +68,7 @@ class Looked:
 
 @dataclass(frozen=True, kw_only=True)
 class SurveyedSource:
-    """One source: its files, those that were looked into, how many of those chosen only preparing can open, and what a
-    person is to know of them.
-    """
+    """One source: its files, the sampled ones, how many chosen files only `prepare` opens, and remarks for the user."""
 
     label: str
     files: Sequence[Named]
@@ -85,10 +83,10 @@ class SurveyedSource:
 
 
 def survey(config: DataConfig, model_path: str | None, *, may_add_tokens: bool = False) -> Iterator[str]:
-    """Yield lines about every source that lies here, and what preparing them all will give, by a sample.
+    """Yield lines that describe every local source, and an estimate of what `prepare` will make of them all.
 
-    Nothing is written, nothing is fetched. Raises DataError for a source of which nothing can be used, and whatever
-    `prepare` would raise for these records.
+    Nothing is written or fetched. Raises DataError for a source without usable records, and whatever `prepare` would
+    raise for these records.
     """
     check_languages(config.cleaning.languages)
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +94,7 @@ def survey(config: DataConfig, model_path: str | None, *, may_add_tokens: bool =
 
 
 def surveyed(config: DataConfig, model_path: str | None, folder: Path, *, may_add_tokens: bool) -> Iterator[str]:
-    """Yield the lines of `survey`; small archives are unpacked in a folder."""
+    """Yield the lines of `survey`; small archives are unpacked in `folder`."""
     here = [source for source in config.sources if source.address is None]
     sources = [looked_at(source, folder) for source in here]
     for source in config.sources:
@@ -123,7 +121,7 @@ def surveyed(config: DataConfig, model_path: str | None, folder: Path, *, may_ad
 
 
 def check_reachable(source: SourceConfig) -> None:
-    """Raise DataError if a source is a dataset that the hub does not give."""
+    """Raise DataError if a source is a dataset that the Hub does not provide."""
     if source.dataset is not None:
         from data_prep.fetch.remote_listing import require_dataset  # httpx takes 0.2 s to import
 
@@ -131,12 +129,14 @@ def check_reachable(source: SourceConfig) -> None:
 
 
 def looked_at(source: SourceConfig, folder: Path) -> SurveyedSource:
-    """Return a source with some of its files looked into, and the columns that are not used. Raises DataError."""
+    """Return a source with some of its files inspected. Raises DataError if it has nothing to read."""
     listed, passed_over = files_of(source, {})
     named = opened_here(source, listed, folder, passed_over)
     if not named:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(passed_over.items())) or "no member"
-        raise DataError(f"data.sources: {source.label}: nothing to read in its archives ({reasons})")
+        raise DataError(
+            f"data.sources: {source.label}: nothing to read in its archives ({reasons}); name files that can be read"
+        )
     sampled = []
     chosen = spread(named)
     for name, location in chosen:
@@ -157,7 +157,7 @@ def looked_at(source: SourceConfig, folder: Path) -> SurveyedSource:
 def encoder_for(
     config: DataConfig, model_path: str | None, files: list[CorpusFile], size: int, *, may_add_tokens: bool
 ) -> Encoder:
-    """Return what the corpus will be encoded with; a tokenizer that is trained first is trained on the sample."""
+    """Return the encoder for the corpus; a tokenizer that is to be trained is trained on the sample."""
     corpus = Corpus(files=files, passed_over={file.info.source: {} for file in files})
     wanted = config.tokenizer.train if config.tokenizer is not None else None
     if wanted is None:
@@ -201,20 +201,21 @@ def look(source: SurveyedSource, encoder: Encoder, cleaning: CleaningConfig) -> 
 
 
 def estimated(file: CorpusFile, encoded: EncodedSlice, seconds: float, scale: float) -> Estimate:
-    """Return about what a file gives of which a part was encoded; what has no rows is one document, however long."""
+    """Estimate a whole file from the encoded part; a file without rows is one document, however long."""
     kept = len(encoded.part)
     rest = Estimate(0.0, len(encoded.ids), int(encoded.trained.sum()), seconds).times(scale)
     return replace(rest, documents=kept * scale if file.columns.format.has_rows else kept)
 
 
 def described(source: SurveyedSource) -> Iterator[str]:
-    """Yield what a source's files are and what is made of them."""
+    """Yield lines on a source's files and how they are read."""
     kinds = Counter("".join(Path(name).suffixes[-2:]) for name, _ in source.files)
     names = ", ".join(f"{count} {suffix}" for suffix, count in kinds.most_common(4))
-    yield f"source         {source.label}: {len(source.files):,} files ({names}), {amount_of(source.bytes, 'bytes')}"
+    files, size = count_of(len(source.files), "file"), amount_of(source.bytes, "bytes")
+    yield f"source         {source.label}: {files} ({names}), {size}"
     if source.passed_over:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in source.passed_over.items())
-        yield f"               passed over, for nothing here reads them: {listed}"
+        yield f"               skipped, of unknown format or other splits: {listed}"
     made = Counter(
         SHAPES[file.columns.shape] + (f" from {shortened(file.columns.names)}" if file.columns.names else "")
         for file in source.sampled
@@ -222,30 +223,31 @@ def described(source: SurveyedSource) -> Iterator[str]:
     for line in (*made, *source.notes):
         yield f"               {line}"
     if source.unopened:
-        none = "" if source.sampled else ", and there is nothing else here: whether they can be used is not known yet"
-        yield f"               large archives and pages are opened when they are prepared{none}"
+        none = "" if source.sampled else ", so it is not known yet whether this source can be used"
+        yield f"               large archives and pages are opened only by `prepare`{none}"
 
 
 def told(looked: Looked) -> Iterator[str]:
-    """Yield what the sample of a source gave."""
+    """Yield lines on the sample of a source."""
     if looked.records:
         trained = f"; {looked.trained / looked.tokens:.0%} of their tokens are trained" if looked.tokens else ""
         left_out = "".join(f"; {count} {reason}" for reason, count in sorted(looked.rejected.items()))
-        yield f"               of {looked.records:,} records looked at {looked.kept:,} can be used{left_out}{trained}"
+        sampled = count_of(looked.records, "sampled record")
+        yield f"               of {sampled}, {looked.kept:,} can be used{left_out}{trained}"
 
 
 def check_usable(source: SurveyedSource, looked: Looked) -> None:
-    """Raise DataError if of all records that were looked at none can be used."""
+    """Raise DataError if none of the sampled records can be used."""
     if source.sampled and looked.kept == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(looked.rejected.items())) or "no record"
         raise DataError(
-            f"data.sources: {source.label}: nothing to train on in the {looked.records} records that were looked at "
-            f"({reasons}); mend the files, or see what data.cleaning leaves out"
+            f"data.sources: {source.label}: nothing to train on in {count_of(looked.records, 'sampled record')} "
+            f"({reasons}); fix the files, or check what data.cleaning rejects"
         )
 
 
 def estimate(config: DataConfig, sources: Sequence[SurveyedSource], found: Mapping[str, Looked]) -> str:
-    """Say about how much preparing all sources gives, and how long it takes here."""
+    """Return the estimate for preparing all sources: documents, tokens, rows and time on this machine."""
     whole = Estimate()
     for source in sources:
         whole += of_all(source, found[source.label].whole)
@@ -259,9 +261,9 @@ def estimate(config: DataConfig, sources: Sequence[SurveyedSource], found: Mappi
 
 
 def of_all(source: SurveyedSource, sampled: Mapping[str, Estimate]) -> Estimate:
-    """Return about what all files of a source give: those of each suffix as the sampled ones, and others as all.
+    """Estimate all files of a source: each suffix from its sampled files, other suffixes from all of them.
 
-    A file that is one document counts as one, whatever its size.
+    A file that is a single document counts as one, whatever its size.
     """
     has, seen, files, looked = (Counter[str]() for _ in range(4))
     for name, location in source.files:
@@ -282,7 +284,7 @@ def of_all(source: SurveyedSource, sampled: Mapping[str, Estimate]) -> Estimate:
 
 
 def rounded(value: float) -> str:
-    """Return a number with two digits that mean something."""
+    """Format a number rounded to two significant digits."""
     if value < 100:
         return f"{value:.0f}"
     digits = len(str(int(value))) - 2

@@ -1,1 +1,1 @@
-"""What the columns of a row mean: who says what, told by `fields` or by the kind of the rows."""
+"""Map a row's columns to turns, by the source's `fields` or by the detected kind of rows."""

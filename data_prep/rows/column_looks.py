@@ -1,4 +1,4 @@
-"""What a column looks like: prose, a label, an id, an address, a number; told from a sample of rows."""
+"""Classify a column from a sample of rows: prose, label, id, address, number and so on."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ LABELS = re.compile(
     re.IGNORECASE,
 )
 DATES = re.compile(r"(.*_)?(date|time|created|updated|timestamp|expiration|at)", re.IGNORECASE)
-HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|[ -]+")  # where a name's words meet
-SHARE_OF_TEXTS = 0.9  # in a column of texts; a row with another value there is rejected and counted by itself
-FEW = 0.2  # so few different values for each row are labels
+HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])|[ -]+")  # between the words of a name
+SHARE_OF_TEXTS = 0.9  # that makes a column one of texts; rows with other values are rejected and counted
+FEW = 0.2  # distinct values per row, up to which a column holds labels
 
 
 def columns_of(rows: Rows) -> list[str]:
-    """Return every column of some rows, in the order in which they are met."""
+    """Return every column of some rows, in order of first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def values_of(rows: Rows, name: str) -> list[Any]:
-    """Return what a column holds where it holds something."""
+    """Return a column's values that are neither null nor empty."""
     return [row[name] for row in rows if not is_gap(row.get(name)) and row[name] != ""]
 
 
 def is_gap(value: Any) -> bool:
-    """Tell whether a value stands for none: null, or the NaN that pandas has in its place."""
+    """Return whether a value is missing: null, or the NaN that pandas writes for it."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def are_texts(values: Sequence[Any]) -> bool:
-    """Tell whether a column's values are texts, but for a few."""
+    """Return whether nearly all of a column's values are texts."""
     texts = sum(isinstance(value, str) for value in values)
     return texts > 0 and texts >= SHARE_OF_TEXTS * len(values)
 
 
 def look_of(name: str, values: Sequence[Any]) -> Look:
-    """Return what a column looks like, by its name and what it holds."""
+    """Classify a column by its name and values."""
     if not values:
         return "empty"
     if all(isinstance(value, bool | int | float) for value in values):
@@ -63,7 +63,7 @@ def look_of(name: str, values: Sequence[Any]) -> Look:
 
 
 def look_of_texts(name: str, texts: Sequence[str]) -> Look:
-    """Return what a column of texts looks like: prose has several words, and says more than a name could."""
+    """Classify a column of texts: prose has several words and is more than a name."""
     if most(NUMBER.fullmatch(text.strip()) for text in texts):
         return "number"
     if most(ADDRESS.fullmatch(text.strip()) for text in texts):
@@ -82,7 +82,7 @@ def look_of_texts(name: str, texts: Sequence[str]) -> Look:
 
 
 def looks_opened(text: str) -> bool:
-    """Tell whether a text is a list or an object that somebody wrote into a cell."""
+    """Return whether a text looks like a list or an object written into a cell."""
     return text.lstrip().startswith(("[{", "{'", '{"', "['", '["', "[["))
 
 
@@ -92,7 +92,7 @@ def most(flags: Iterable[Any]) -> bool:
 
 
 def is_messages(value: Any) -> bool:
-    """Tell whether a value is a list of messages with a role and a content, under their usual names."""
+    """Return whether a value is a list of messages with role and content, under their usual names."""
     if not isinstance(value, list) or not value:
         return False
     return all(

@@ -1,4 +1,4 @@
-"""The `fields` of a source: which of the rows' columns are what."""
+"""The `fields` of a source: which column holds what."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cluster.config_loading import Section
 from data_prep.rows.row_layouts import KEYS
 
 PLACEHOLDER = "???"
-ROW_KEYS = ("role", "content", "train", "masked")  # of a message that is a row
+ROW_KEYS = ("role", "content", "train", "masked")  # of a message that is a row of its own
 
 
 def column(name: str) -> str:
     if name.startswith(PLACEHOLDER):
-        raise ValueError(f"{PLACEHOLDER} stands for a column that you are to choose")
+        raise ValueError(f"{PLACEHOLDER} is a placeholder; write the name of a column")
     if not name.strip():
         raise ValueError("expected the name of a column, got an empty text")
     return name
@@ -35,7 +35,7 @@ Several = Annotated[str | list[str], AfterValidator(columns)] | None
 
 CHOICES = "text, or prompt and completion, or messages, or group_by, or id and parent_id"
 HEADS = {"prompt": {"prompt", "completion"}}
-BESIDE = {  # what is read beside what
+BESIDE = {  # which fields may be given with which
     "text": {"rows"},
     "prompt": {"system", "context", "input", "history", "tools", "label", "rows"},
     "messages": {"system", "context", "tools", "label", "rows", *KEYS},
@@ -45,69 +45,69 @@ BESIDE = {  # what is read beside what
 
 
 class Fields(Section):
-    """Names of columns, of paths in them such as `a.b[0]`, or of several; and of the keys of a message."""
+    """Names of columns, or paths in them such as `a.b[0]`, one or several; and the keys of a message."""
 
     text: Several = None
     """Running text."""
     prompt: Several = None
-    """What is asked; of several columns those that a row has, in their order. Default with `completion`: prompt."""
+    """The question; of several columns, those that a row has are joined in order. Default with `completion`: prompt."""
     completion: Several = None
-    """What is answered, and trained. Default with `prompt`: completion."""
+    """The answer, which is trained. Default with `prompt`: completion."""
     messages: Several = None
-    """A conversation: a list of messages or of texts that two people say in turn, or the JSON of one; several columns
-    (`"turn*"`, or a list of names) go on with it."""
+    """A conversation: a list of messages, or of texts that two speakers say in turn, or the JSON of one; several
+    columns (`"turn*"`, or a list of names) continue it."""
     system: Several = None
     """The first turn."""
     context: Several = None
-    """What stands before the question."""
+    """Text before the question."""
     input: Several = None
-    """What stands after the question."""
+    """Text after the question."""
     history: One = None
-    """What was said before the question: a list of [question, answer]."""
+    """Earlier turns: a list of [question, answer]."""
     tools: One = None
-    """The tools that the assistant may call; default: tools."""
+    """The tools that the assistant can call; default: tools."""
     label: One = None
-    """Whether the answer is wanted; rows in which it is not are left out."""
+    """Whether the answer is wanted; other rows are skipped and counted."""
 
     role: One = None
-    """A message's key, or with `group_by` or `parent_id` a row's column, of who speaks; default: role or from."""
+    """The message's key, or with `group_by` or `parent_id` the row's column, of the speaker; default: role or from."""
     content: One = None
-    """Likewise what is said; default: content or value."""
+    """Likewise of the text; default: content or value."""
     user: One = None
-    """Of messages that are a question with its answer the key of the question."""
+    """If each message is a question with its answer, the key of the question."""
     assistant: One = None
-    """Likewise of the answer."""
+    """Likewise, the key of the answer."""
     train: One = None
-    """The key that says whether a turn is trained; default: weight, train, training, loss or loss_weight."""
+    """The key of the flag that a turn is trained; default: weight, train, training, loss or loss_weight."""
     masked: One = None
-    """The key that says whether a turn is not trained."""
+    """The key of the flag that a turn is not trained."""
 
     rows: One = None
-    """Where in each JSON value the rows lie."""
+    """The path of the rows inside each JSON value."""
     group_by: One = None
-    """The rows that have the same in this column are one conversation; each is a message."""
+    """Rows with the same value in this column are one conversation; each row is a message."""
     order_by: One = None
-    """The column that says where in its conversation a row stands; default: as in the file."""
+    """The column that orders the rows of a conversation; default: the order in the file."""
     id: One = None
-    """Of messages that are a tree the column that names each."""
+    """If the messages form a tree, the column of a message's id."""
     parent_id: One = None
-    """Likewise the column that names the message that it answers."""
+    """Likewise, the column with the id of the message that it answers."""
     rank: One = None
-    """Likewise the column that ranks the answers to one message; 0 is the best."""
+    """Likewise, the column that ranks the answers to one message; 0 is the best."""
 
     @model_validator(mode="after")
     def check_one_shape(self) -> Self:
         given = self.given
         shapes = [shape for shape in BESIDE if given & HEADS.get(shape, {shape})]
         if len(shapes) > 1:
-            raise ValueError(f"names {' and '.join(shapes)} together; give one: {CHOICES}")
+            raise ValueError(f"gives {' and '.join(shapes)} together; give one of: {CHOICES}")
         if given and not shapes and given != {"rows"}:
-            raise ValueError(f"names {', '.join(sorted(given))} alone; give also {CHOICES}")
+            raise ValueError(f"gives only {', '.join(sorted(given))}; also give {CHOICES}")
         for shape in shapes:
             accepted = BESIDE[shape] | HEADS.get(shape, {shape})
             if idle := sorted(given - accepted):
                 listed = ", ".join(sorted(accepted))
-                raise ValueError(f"{', '.join(idle)} says nothing beside {shape}; accepted there: {listed}")
+                raise ValueError(f"{', '.join(idle)} cannot be used with {shape}; accepted with it: {listed}")
         return self
 
     @model_validator(mode="after")
@@ -115,14 +115,14 @@ class Fields(Section):
         if self.parent_id and not self.id:
             raise ValueError("parent_id needs id: the column that names each message")
         if (self.user is None) != (self.assistant is None):
-            raise ValueError("user and assistant go together: the keys of a question and of its answer")
+            raise ValueError("user and assistant go together: they are the keys of a question and of its answer")
         if self.user and (self.role or self.content):
-            raise ValueError("user and assistant take the place of role and content; give either")
+            raise ValueError("user and assistant replace role and content; give one pair or the other")
         if self.train and self.masked:
-            raise ValueError("train and masked say the same; give one")
+            raise ValueError("train and masked are opposites; give one of them")
         return self
 
     @property
     def given(self) -> set[str]:
-        """The names of what is given."""
+        """The names of the fields that are set."""
         return {name for name in type(self).model_fields if getattr(self, name) is not None}

@@ -1,6 +1,6 @@
-"""Rows that are one conversation, wherever they stand in a file; and rows that lie inside one JSON value.
+"""Group the rows of a file into conversations, wherever they are in it, and unpack rows nested in a JSON value.
 
-The rows are held in memory until the file's end, so a file of more than JOINED_BYTES is refused before it is read.
+The rows are held in memory until the end of the file, so a file of more than JOINED_BYTES is refused unread.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from data_prep.rows.roles import known_role, speaker
 from data_prep.rows.row_layouts import EXTRA_COLUMNS, Layout
 from data_prep.rows.value_paths import MISSING, value_at
 
-JOINED_BYTES = 2**30  # of a file: as Python's objects two to three times as much, and so are the documents
-DELETED = "deleted"  # Open Assistant's word for a message that was taken back
+JOINED_BYTES = 2**30  # of a file; its rows take two to three times as much as Python objects, and so do its documents
+DELETED = "deleted"  # Open Assistant's column for a withdrawn message
 
 Record = Mapping[str, Any]
 Parse = Callable[[Any], Record]
 
 
 def joined(records: Iterable[Any], layout: Layout, parse: Parse) -> Iterator[Record | ObjectionError]:
-    """Yield a file's records as its documents: conversations put together, or the rows inside of one value.
+    """Yield the documents of a file's records: grouped conversations, or the rows nested in each value.
 
-    A row that belongs to nothing is yielded as an objection, so that each is counted.
+    A row that belongs to no conversation is yielded as an ObjectionError, so that it is counted.
     """
     if layout.rows is not None:
         yield from inner_rows(records, layout.rows, parse)
@@ -47,13 +47,13 @@ def joined(records: Iterable[Any], layout: Layout, parse: Parse) -> Iterator[Rec
 
 @lru_cache(maxsize=256)  # most rows have the same columns
 def columns_read(layout: Layout, seen: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the columns among those `seen` that are read; of rows that are messages also a message's usual keys."""
+    """Return the columns among `seen` that are read; for rows that are messages, also a message's usual keys."""
     keys = (name for name in seen if layout.is_joined and (name in KNOWN_KEYS or name == DELETED))
     return tuple(dict.fromkeys([*layout.columns(seen), *keys]))
 
 
 def inner_rows(records: Iterable[Any], path: str, parse: Parse) -> Iterator[Record | ObjectionError]:
-    """Yield what lies in the list at a path of each record."""
+    """Yield the items of the list at a path of each record."""
     for record in records:
         try:
             rows = value_at(parse(record), path)
@@ -67,7 +67,7 @@ def inner_rows(records: Iterable[Any], path: str, parse: Parse) -> Iterator[Reco
 
 
 def grouped(rows: Iterable[Record], layout: Layout) -> Iterator[Record | ObjectionError]:
-    """Yield the conversations of rows that name theirs, in the order of their first rows."""
+    """Yield the conversations of rows grouped by a column, in the order of their first rows."""
     groups: dict[Any, list[Record]] = defaultdict(list)
     for row in rows:
         key = key_at(row, layout.group_by)
@@ -80,23 +80,23 @@ def grouped(rows: Iterable[Record], layout: Layout) -> Iterator[Record | Objecti
 
 
 def key_at(row: Record, path: str | None) -> str | None:
-    """Return what a row names at a path, as text; None if nothing."""
+    """Return the id at a row's path, as text; None if there is none."""
     value = value_at(row, str(path))
     if not isinstance(value, str | int | float) or value in ("", None) or value != value:
         return None
-    return str(value).removesuffix(".0")  # what pandas made of whole numbers beside absent ones
+    return str(value).removesuffix(".0")  # pandas writes integers as floats if a column has gaps
 
 
 def ordered(rows: list[Record], order_by: str | None) -> Record | ObjectionError:
-    """Return rows as one conversation, in their order: numbers before texts, and texts of digits as numbers."""
+    """Return rows as one conversation, sorted by `order_by`: numbers first, texts of digits as numbers, then texts."""
     if order_by is None:
         return conversation(rows)
     places = [value_at(row, order_by) for row in rows]
     if any(place is MISSING or place is None for place in places):
-        return ObjectionError("a row of the conversation without its place")
+        return ObjectionError("a row of the conversation without its position")
     keys = [order_key(place) for place in places]
     if len(set(keys)) < len(keys):
-        return ObjectionError("two rows of the conversation with the same place")
+        return ObjectionError("two rows of the conversation with the same position")
     return conversation([row for _, row in sorted(zip(keys, rows, strict=True), key=lambda pair: pair[0])])
 
 
@@ -108,7 +108,7 @@ def order_key(place: Any) -> tuple[int, float, str]:
 
 
 def conversation(rows: list[Record]) -> Record:
-    """Return rows as one row: of each column the first value there is, and the rows themselves."""
+    """Return rows as one row: the first value of each column, and the rows themselves."""
     head: dict[str, Any] = {}
     for row in rows:
         head |= {name: value for name, value in row.items() if value is not None and head.get(name) is None}
@@ -116,15 +116,15 @@ def conversation(rows: list[Record]) -> Record:
 
 
 def paths_of_trees(rows: list[Record], layout: Layout) -> Iterator[Record | ObjectionError]:
-    """Yield conversations out of trees of messages: of each the path of the best ranked answers, or every path.
+    """Yield conversations from trees of messages: from each tree the path of the best-ranked answers, or every path.
 
-    Where nobody ranked, the first answer counts as the best. A row that no first message leads to is an objection.
+    Without ranks, the first answer counts as the best. A row that no root message leads to is an ObjectionError.
     """
     by_name: dict[Any, Record] = {}
     for row in rows:
         name = key_at(row, layout.id)
-        if name is None or name in by_name:  # a name twice could lead around in a circle
-            yield ObjectionError("missing column" if name is None else "an id twice")
+        if name is None or name in by_name:  # a duplicate id could form a cycle
+            yield ObjectionError("missing column" if name is None else "duplicate id")
         else:
             by_name[name] = row
     answers: dict[Any, list[Any]] = defaultdict(list)
@@ -136,13 +136,13 @@ def paths_of_trees(rows: list[Record], layout: Layout) -> Iterator[Record | Obje
     for root in answers.get(None, ()):
         yield from paths_from(root, answers, by_name, layout)
     reached = below(answers.get(None, ()), answers)
-    yield from (ObjectionError("no way to it from a first message") for name in by_name if name not in reached)
+    yield from (ObjectionError("not reachable from a root message") for name in by_name if name not in reached)
 
 
 def paths_from(
     root: Any, answers: Mapping[Any, list[Any]], by_name: Mapping[Any, Record], layout: Layout
 ) -> Iterator[Record | ObjectionError]:
-    """Yield the paths from a tree's first message to its last answers, the best first."""
+    """Yield the paths from a tree's root message to its last answers, the best first."""
     done: set[Any] = set()
     left = [[root]]
     while left:
@@ -157,7 +157,7 @@ def paths_from(
             done.add(path[-1])
             yield conversation([by_name[name] for name in path])
     if not done:
-        yield ObjectionError("nobody answers")
+        yield ObjectionError("no answer in the tree")
 
 
 def asks(row: Record, layout: Layout) -> bool:
@@ -167,7 +167,7 @@ def asks(row: Record, layout: Layout) -> bool:
 
 
 def below(names: Iterable[Any], answers: Mapping[Any, list[Any]]) -> set[Any]:
-    """Return messages and all that answer them."""
+    """Return the messages and all their descendants."""
     found: set[Any] = set()
     left = list(names)
     while left:
@@ -178,6 +178,6 @@ def below(names: Iterable[Any], answers: Mapping[Any, list[Any]]) -> set[Any]:
 
 
 def rank_of(row: Record, layout: Layout) -> tuple[int, float, str]:
-    """Return what answers are sorted by: those that were not ranked come last."""
+    """Return the sort key of an answer: unranked answers come last."""
     rank = None if layout.rank is None else value_at(row, layout.rank)
     return (2, 0.0, "") if rank is None or rank is MISSING or rank == "" else order_key(rank)

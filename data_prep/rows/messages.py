@@ -1,4 +1,4 @@
-"""From one message, in any of the forms that data has, to turns: role, words, calls, reasoning, what is trained."""
+"""Convert one message, in any known form, to turns: role, text, tool calls, reasoning, trained flag."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from data_prep.rows.value_paths import opened
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 FLAG_KEYS = ("weight", "train", "training", "trainable", "loss", "loss_weight", "loss_mask")
-PARTLY = "train_detail"  # of Axolotl: which characters of a turn are trained
-MASK_KEY = "mask"  # some mean by it what is hidden, some what is trained
+PARTLY = "train_detail"  # Axolotl's key for the trained characters of a turn
+MASK_KEY = "mask"  # ambiguous: some data sets mean hidden by it, others trained
 CALL_KEYS = ("tool_calls", "function_call")
 PLAIN_KEYS = {"role", "content"}
 NAME_KEYS = ("tool_call_id", "name")
@@ -26,10 +26,10 @@ TEXT_PARTS, REASONING_PARTS = ("text", "input_text", "output_text"), ("reasoning
 
 NOT_MESSAGES = "not a list of role and content"
 NEEDS_MEDIA = "needs an image, audio or video"
-NOT_A_CALL = "a tool call without a name, or with arguments that are no JSON object"
+NOT_A_CALL = "a tool call without a name, or whose arguments are not a JSON object"
 NOT_A_FLAG = "a turn's weight, train or loss is neither 0 nor 1"
-PART_FLAG = "a turn of which only parts are trained"
-UNTOLD_MASK = "a turn's mask does not tell whether it hides or trains"
+PART_FLAG = "a turn that is only partly trained"
+UNTOLD_MASK = "a turn's mask is ambiguous: hidden or trained"
 
 
 def turns_of_message(message: Mapping[str, Any], layout: Layout) -> Iterator[Turn]:
@@ -40,7 +40,7 @@ def turns_of_message(message: Mapping[str, Any], layout: Layout) -> Iterator[Tur
     if layout.role is None and layout.content is None and message.keys() == PLAIN_KEYS:
         name, content = message["role"], message["content"]
         is_said = isinstance(name, str) and isinstance(content, str) and not is_calling(name)
-        if is_said:  # most are so, and this is four times as fast
+        if is_said:  # the common case, four times as fast
             yield Turn(role_of(name, layout.roles), content)
             return
     yield turn_of_message(message, layout)
@@ -56,7 +56,7 @@ def exchange(message: Mapping[str, Any], layout: Layout) -> Iterator[Turn]:
 
 
 def turn_of_message(message: Mapping[str, Any], layout: Layout) -> Turn:
-    """Return the turn of a message with all that it holds. Raises ObjectionError."""
+    """Return the turn of a message with all of its content. Raises ObjectionError."""
     name = speaker(first_of(message, (layout.role,) if layout.role else ROLE_KEYS))
     content = first_of(message, (layout.content,) if layout.content else CONTENT_KEYS)
     if name is None:
@@ -83,7 +83,7 @@ def first_of(message: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
 
 
 def reasoning_of(message: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a message holds of reasoning, beyond what its parts do. Raises ObjectionError."""
+    """Return a message's reasoning, unless its parts hold it already. Raises ObjectionError."""
     told = first_of(message, REASONING_KEYS)
     if told is None:
         return {}
@@ -93,7 +93,7 @@ def reasoning_of(message: Mapping[str, Any], more: Mapping[str, Any]) -> dict[st
 
 
 def flag_of(message: Mapping[str, Any], layout: Layout) -> bool | None:
-    """Return whether the row says that a turn is trained; None if it says nothing. Raises ObjectionError."""
+    """Return the row's flag that a turn is trained; None if it has none. Raises ObjectionError."""
     if layout.masked is not None:
         hidden = as_flag(message.get(layout.masked))
         return None if hidden is None else not hidden
@@ -118,16 +118,16 @@ def as_flag(value: Any) -> bool | None:
 
 
 def words_of(content: Any, role: str) -> tuple[str, dict[str, Any]]:
-    """Return what a content says, and what its parts hold beside text: calls and reasoning. Raises ObjectionError.
+    """Return a content's text, and the calls and reasoning among its parts. Raises ObjectionError.
 
-    The parts of a text follow each other as templates write them: with nothing in between.
+    Text parts are joined with nothing between them, as templates do.
     """
     if content is None:
         return "", {}
     if isinstance(content, str):
         return content, {}
     if role == "tool" and isinstance(content, Mapping):
-        return json.dumps(content, ensure_ascii=False), {}  # a result that was not yet written as text
+        return json.dumps(content, ensure_ascii=False), {}  # a result that is not yet text
     if not isinstance(content, list):
         raise ObjectionError(NOT_MESSAGES)
     found: dict[str, list[Any]] = {"text": [], "reasoning_content": [], "tool_calls": []}
@@ -143,7 +143,7 @@ def words_of(content: Any, role: str) -> tuple[str, dict[str, Any]]:
 
 
 def read_part(part: Any) -> tuple[str, Any]:
-    """Return what one part of a content adds to, and what. Raises ObjectionError."""
+    """Return the key that one part of a content adds to, and its value. Raises ObjectionError."""
     if not isinstance(part, Mapping) or not isinstance(kind := part.get("type", "text"), str):
         raise ObjectionError(NOT_MESSAGES)
     if any(part.get(key) is not None for key in (*FLAG_KEYS, MASK_KEY)):

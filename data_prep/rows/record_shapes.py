@@ -1,4 +1,4 @@
-"""From a row's columns to who says what, as a layout tells which column is what."""
+"""Convert a row's columns to turns, as a layout maps them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from data_prep.rows.row_layouts import MEDIA, THINKING, VARIABLES, Layout, Names
 from data_prep.rows.turn_markers import marked_turns
 from data_prep.rows.value_paths import MISSING, matching, opened, value_at
 
-ROWS = "rows"  # where `grouping` puts the rows that are one conversation
+ROWS = "rows"  # the key under which `grouping` stores the rows of a conversation
 SAID_ROLES = ("user", "assistant")
-BETWEEN = "\n\n"  # what one person says from several columns
-NAME_LENGTH, NAMES = 40, 12  # of a column, and so many of them, in what people read
+BETWEEN = "\n\n"  # joins the texts of several columns in one turn
+NAME_LENGTH, NAMES = 40, 12  # limits for column names in messages: characters of one, and how many
 NO_VARIABLES: Mapping[str, Any] = {}
 
 
@@ -31,7 +31,7 @@ def turns_of_row(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
     if layout.text:
         return (Turn("text", BETWEEN.join(texts_at(row, layout.text))),)
     if layout.label is not None and not wanted(value_at(row, layout.label)):
-        raise ObjectionError("label says it is not wanted")
+        raise ObjectionError("not wanted, by its label")
     if layout.prompt:
         turns = pair_of(row, layout)
     else:
@@ -40,20 +40,20 @@ def turns_of_row(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
 
 
 def variables_of_row(row: Mapping[str, Any], layout: Layout) -> Mapping[str, Any]:
-    """Return what the chat template gets beside the messages. Raises ObjectionError."""
+    """Return the chat template's inputs other than the messages. Raises ObjectionError."""
     found: dict[str, Any] = {}
-    if settings := in_form(row.get(VARIABLES), Mapping, f"{VARIABLES} is no JSON object"):
+    if settings := in_form(row.get(VARIABLES), Mapping, f"{VARIABLES} is not a JSON object"):
         found |= settings
     thinks = row.get(THINKING)
     if thinks is not None:
         found[THINKING] = truth(thinks, f"{THINKING} is neither true nor false")
-    if tools := in_form(value_at(row, layout.tools) if layout.tools else None, list | Mapping, "tools are no JSON"):
+    if tools := in_form(value_at(row, layout.tools) if layout.tools else None, list | Mapping, "tools are not JSON"):
         found["tools"] = [as_function(tool) for tool in (tools if isinstance(tools, list) else [tools])]
     return found or NO_VARIABLES
 
 
 def in_form(value: Any, form: Any, objection: str) -> Any:
-    """Return a value, or what its JSON holds, in this form; None if there is nothing. Raises ObjectionError."""
+    """Return a value, parsed if it is JSON text, that must be of type `form`; None if empty. Raises ObjectionError."""
     if isinstance(value, str):
         value = opened(value) if value.strip() else None
     if value is None or value is MISSING or value in ([], {}):
@@ -64,16 +64,16 @@ def in_form(value: Any, form: Any, objection: str) -> Any:
 
 
 def as_function(tool: Any) -> Any:
-    """Return a tool in OpenAI's form, which servers hand to templates."""
+    """Return a tool in OpenAI's form, as servers pass it to templates."""
     if isinstance(tool, str):
         tool = opened(tool)
     if not isinstance(tool, Mapping):
-        raise ObjectionError("tools are no JSON")
+        raise ObjectionError("tools are not JSON")
     return tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool}
 
 
 def truth(value: Any, objection: str) -> bool:
-    """Return whether a value says yes: true, 1 or their text. Raises ObjectionError if it says neither."""
+    """Return a value as a bool: true, false, 1, 0 or their text. Raises ObjectionError for anything else."""
     if isinstance(value, str):
         value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
     if not isinstance(value, bool | int | float) or value not in (0, 1):
@@ -86,7 +86,7 @@ def wanted(label: Any) -> bool:
 
 
 def pair_of(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
-    """Return a question and its answer, after what was said before. Raises ObjectionError."""
+    """Return a question and its answer, after the earlier turns. Raises ObjectionError."""
     asked = required_texts(row, layout.prompt)
     answer = BETWEEN.join(required_texts(row, layout.completion))
     asked = [*optional_texts(row, layout.context), *asked, *optional_texts(row, layout.input)]
@@ -96,7 +96,7 @@ def pair_of(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
 
 
 def history_at(row: Mapping[str, Any], path: str | None) -> Any:
-    """Return what stands at an optional path; None if it is empty."""
+    """Return the value at an optional path; None if it is empty."""
     value = None if path is None else value_at(row, path)
     if value is MISSING or value in (None, []) or (isinstance(value, str) and value.strip() in ("", "[]")):
         return None
@@ -104,15 +104,15 @@ def history_at(row: Mapping[str, Any], path: str | None) -> Any:
 
 
 def required_texts(row: Mapping[str, Any], names: Names) -> list[str]:
-    """Return the text of one column, or of those of several that a row has. Raises ObjectionError if it has none."""
+    """Return the texts of the columns that a row has. Raises ObjectionError if it has none of them."""
     found = texts_at(row, names)
     return [text for text in found if text] or found[:1]
 
 
 def texts_at(row: Mapping[str, Any], names: Names) -> list[str]:
-    """Return the texts of the columns that a row has: of a pattern's columns one, a line for each.
+    """Return the texts of the columns that a row has; the columns of a pattern are joined, one per line.
 
-    Raises ObjectionError if it has none.
+    Raises ObjectionError if it has none of them.
     """
     found = []
     for pattern in names:
@@ -127,14 +127,14 @@ def texts_at(row: Mapping[str, Any], names: Names) -> list[str]:
 
 
 def optional_texts(row: Mapping[str, Any], names: Names) -> list[str]:
-    """Return the texts of the columns that a row has and that say something. Raises ObjectionError."""
+    """Return the texts of the columns that a row has and that are not blank. Raises ObjectionError."""
     values = [(name, value_at(row, name)) for name in names]
     there = [text_beside(name, value) for name, value in values if value is not MISSING and not is_gap(value)]
     return [text for text in there if text.strip()]
 
 
 def text_beside(name: str, value: Any) -> str:
-    """Return what stands beside a question as a text: several with blank lines between, a number as it is written.
+    """Return an optional value as text: several texts joined by blank lines, a number as it is written.
 
     Raises ObjectionError.
     """
@@ -148,7 +148,7 @@ def text_beside(name: str, value: Any) -> str:
 
 
 def conversation_of(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
-    """Return what is said in a row, or in the rows that are one conversation. Raises ObjectionError."""
+    """Return the turns of a row, or of the rows of one conversation. Raises ObjectionError."""
     if layout.is_joined:
         turns = tuple(turn for message in row[ROWS] for turn in turns_of_message(message, layout))
     else:
@@ -162,9 +162,9 @@ def conversation_of(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
 
 
 def conversation_turns(values: Sequence[Any], layout: Layout) -> Iterator[Turn]:
-    """Yield the turns of lists of messages, single messages, and texts that two people say in turn.
+    """Yield the turns of lists of messages, of single messages, and of texts that two speakers say in turn.
 
-    A text after a conversation answers it; a single text has its turns marked, or is a list as JSON.
+    A text after a conversation answers it; a text on its own contains turn markers, or is a list as JSON.
     """
     if layout.markers and all(isinstance(value, str) for value in values):
         yield from marked_turns("".join(values), layout.markers)
@@ -182,14 +182,14 @@ def conversation_turns(values: Sequence[Any], layout: Layout) -> Iterator[Turn]:
 
 
 def check_gaps(values: Sequence[Any]) -> None:
-    """Raise ObjectionError if a text of several is empty, and not the last: who says the next one is not known."""
+    """Raise ObjectionError if a text other than the last is empty: the next one's speaker would be unknown."""
     are_blank = [isinstance(value, str) and not value.strip() for value in values]
     if any(before and not after for before, after in itertools.pairwise(are_blank)):
         raise ObjectionError("an empty turn between others")
 
 
 def opened_conversation(text: str, *, is_alone: bool) -> Any:
-    """Return the list or message that a text is the JSON of; among other columns only what is plainly messages."""
+    """Parse a text that is JSON; unless it is the only column, accept only what is clearly messages."""
     value = opened(text)
     if is_alone:
         if isinstance(value, str):
@@ -201,7 +201,7 @@ def opened_conversation(text: str, *, is_alone: bool) -> Any:
 
 
 def turns_of_item(value: Any, last: str, layout: Layout) -> Iterator[Turn]:
-    """Yield the turns of a text, a message, a question with its answer, or a list of such. Raises ObjectionError."""
+    """Yield the turns of a text, a message, a question with its answer, or a list of these. Raises ObjectionError."""
     if isinstance(value, str):
         if value.strip():
             yield Turn(SAID_ROLES[last == "user"], value)
@@ -222,9 +222,9 @@ def turns_of_item(value: Any, last: str, layout: Layout) -> Iterator[Turn]:
 
 
 def with_system(turns: tuple[Turn, ...], told: str, said: str | None) -> tuple[Turn, ...]:
-    """Return a conversation that begins with its row's system text; `said` is the source's, for those without one.
+    """Return a conversation with its row's system text in front; `said` is the source's default.
 
-    Where a conversation has its own and its row another, both are said.
+    If the conversation has a system turn and its row has another text, both are kept.
     """
     has_own = bool(turns) and turns[0].role == "system"
     if not told and not has_own:
@@ -237,24 +237,24 @@ def with_system(turns: tuple[Turn, ...], told: str, said: str | None) -> tuple[T
 
 
 def with_context(turns: tuple[Turn, ...], context: Sequence[str]) -> tuple[Turn, ...]:
-    """Return a conversation whose first question has the context before it. Raises ObjectionError if none asks."""
+    """Return a conversation with the context before its first question. Raises ObjectionError if there is none."""
     if not context:
         return turns
     first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
     if first is None:
-        raise ObjectionError("a context, and nobody who asks")
+        raise ObjectionError("a context without a question")
     asked = replace(turns[first], text=BETWEEN.join([*context, turns[first].text]))
     return *turns[:first], asked, *turns[first + 1 :]
 
 
 def folded(turns: Sequence[Turn]) -> tuple[Turn, Turn]:
-    """Return a pair for a model without a chat template: all that is said before the answer is its prompt."""
+    """Return a pair for a model without a chat template: everything before the answer is the prompt."""
     *asked, answer = turns
     return Turn("user", BETWEEN.join(turn.text for turn in asked if turn.text)), answer
 
 
 def shortened(names: Iterable[str]) -> str:
-    """Return column names for people: those that differ in their number only as one, with how many they are."""
+    """Return column names for a message: names that differ only in their number are one entry, with a count."""
     families = Counter(re.sub(r"\d+$", "*", name) for name in names)
     return listed(
         cut(name) if count == 1 and "*" not in name else f"{cut(name)} ({count})" for name, count in families.items()
@@ -262,14 +262,14 @@ def shortened(names: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Return names for people: the first of them, and how many more there are. A row taken for a header is long."""
+    """Return the first few names for a message, and how many more there are."""
     found = list(names)
     more = [f"... ({len(found) - NAMES} more)"] if len(found) > NAMES else []
     return ", ".join([*map(cut, found[:NAMES]), *more])
 
 
 def cut(name: str, length: int = NAME_LENGTH) -> str:
-    """Return a name as it is shown: on one line, not too long, and never nothing."""
+    """Return a name for a message: on one line, shortened, and never empty."""
     plain = " ".join(name[: 4 * length].split())
     if not plain:
         return "(unnamed)"

@@ -1,4 +1,4 @@
-"""Who speaks: the many names that data has for the few roles of a chat template."""
+"""Map the many names of speakers in data to the few roles of a chat template."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ALIASES: dict[str, Role] = {
     **dict.fromkeys(("tool_result", "function_response", "function_output"), "tool"),
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
 }
-CALLING = ("function_call", "tool_call")  # what these say is a call, as JSON
+CALLING = ("function_call", "tool_call")  # their text is a tool call, as JSON
 UNKNOWN = "unknown role"
 
 
 def role_of(name: str, own: Own) -> str:
-    """Return the role of who is called `name`. Raises ObjectionError."""
+    """Return the role of the speaker `name`. Raises ObjectionError if it is unknown."""
     role = known_role(name, own)
     if role is None:
         raise ObjectionError(UNKNOWN)
@@ -38,9 +38,9 @@ def role_of(name: str, own: Own) -> str:
 
 @lru_cache(maxsize=1024)
 def known_role(name: str, own: Own = ()) -> str | None:
-    """Return the role of who is called `name`: by the source's own names, else by what is known, in any case.
+    """Return the role of the speaker `name`, by the source's `roles` or the known aliases; None if unknown.
 
-    None if nobody knows.
+    Case does not matter.
     """
     if name in dict(own):
         return dict(own)[name]
@@ -51,19 +51,19 @@ def known_role(name: str, own: Own = ()) -> str | None:
 
 @lru_cache(maxsize=1024)
 def is_calling(name: str) -> bool:
-    """Tell whether what somebody of this name says is a tool call, as JSON."""
+    """Return whether the text of a speaker with this name is a tool call, as JSON."""
     return name.strip().casefold() in CALLING
 
 
 def speaker(value: Any) -> str | None:
-    """Return what somebody is called, also by a number or a truth (0, true); None if it is no name."""
+    """Return a speaker's name as text, also if it is a number or a boolean; None for any other type."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, str | int) else None
 
 
 def line_to_write(unknown: Iterable[str], known: Iterable[str]) -> str:
-    """Return the source's `roles` for names that nobody knows: two who take turns as user and assistant, else open."""
+    """Return a `roles` line for unknown names: user and assistant if there are just two speakers, else placeholders."""
     names = list(dict.fromkeys(unknown))
     guess = (
         ["user", "assistant"] if len(names) == 2 and not set(known) & {"user", "assistant"} else ["???"] * len(names)
@@ -72,7 +72,7 @@ def line_to_write(unknown: Iterable[str], known: Iterable[str]) -> str:
 
 
 def quoted(name: str) -> str:
-    """Return a name as YAML within braces."""
+    """Return a name quoted for YAML in braces, if it needs to be."""
     if name in ("true", "false", "null"):
         return f'"{name}"'
     return name if name.replace("_", "").replace("-", "").isalnum() and not name.isdigit() else f'"{name}"'

@@ -1,4 +1,4 @@
-"""The kinds of rows that are understood by themselves: told from a sample of a file's rows, never guessed."""
+"""Detect the kind of rows from a sample of a file's rows; ambiguous rows are left to the user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONLY_TOGETHER: tuple[tuple[str, str], ...] = (
 )
 ONLY_TOGETHER += (("dialogue", "summary"), ("inputs", "targets"), ("input", "target"))
 SYSTEMS, CONTEXTS = ("system", "system_prompt"), ("context",)
-CHOICES = ("choices", "options", "distractors", "distractor1")  # a question that is not whole without them
+CHOICES = ("choices", "options", "distractors", "distractor1")  # a question is incomplete without them
 DIALOGUES = (
     "messages",
     "conversations",
@@ -45,21 +45,23 @@ EXCHANGES = (
     ("human", "assistant"),
     ("prompt", "response"),
 )
-NUMBERED = 3  # so many columns that differ in their number only may be the turns of a dialogue,
-SPOKEN = re.compile(r"(.*(?:turn|utterance|sentence|message)[ _.-]?)(\d+)", re.IGNORECASE)  # and are, if so called
-SHARE = 0.9  # of the rows in which one column repeats another
+NUMBERED = 3  # at least so many columns that differ only in their number may be a dialogue;
+SPOKEN = re.compile(
+    r"(.*(?:turn|utterance|sentence|message)[ _.-]?)(\d+)", re.IGNORECASE
+)  # they are one if they have such names
+SHARE = 0.9  # of rows in which one column repeats another
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What rows may be, and what a person is to know of it."""
+    """One way to read rows, and a note for the log."""
 
     layout: Layout
     note: str = ""
 
 
 def kinds_of(rows: Rows) -> list[Kind]:
-    """Return what rows can be: one kind, none, or several that a person has to choose from."""
+    """Return the kinds that rows can be read as: one, none, or several for the user to choose from."""
     names = columns_of(rows)
     preferred = list(preferences(rows, names))
     if preferred:
@@ -74,39 +76,39 @@ def kinds_of(rows: Rows) -> list[Kind]:
 
 
 def completed(layout: Layout, rows: Rows, names: Sequence[str]) -> Layout:
-    """Return a layout with what is read beside it: system, context, input, history, label."""
+    """Return a layout with its optional columns: system, context, input, history, label."""
     plain = {name.casefold(): name for name in names}
     taken = {*layout.prompt, *layout.completion, *layout.messages}
 
     def beside(*wanted: str) -> Names:
-        """Return the columns of these names: those that hold a text, and those that later rows may have.
+        """Return the columns of these names that hold a text, or that later rows may have.
 
-        Of a pair all: a row whose `input` or `context` cannot be read is rejected, never trained without it.
+        For a pair, return all: a row whose `input` or `context` cannot be read is rejected, never trained without it.
         """
         there = (plain.get(name, name) for name in wanted)
         return tuple(name for name in there if name not in taken and (is_pair or may_say(rows, name)))
 
     is_pair = layout.shape == "pair"
     label = plain.get("label")
-    is_judged = label is not None and are_verdicts(values_of(rows, label))
+    has_verdicts = label is not None and are_verdicts(values_of(rows, label))
     return replace(
         layout,
         system=beside(*SYSTEMS),
         context=beside(*CONTEXTS),
         input=beside("input") if is_pair else (),
         history=plain.get("history", "history") if is_pair else None,
-        label=label if is_judged else None,
+        label=label if has_verdicts else None,
     )
 
 
 def may_say(rows: Rows, name: str) -> bool:
-    """Tell whether a column holds a text in any row, or nothing at all."""
+    """Return whether a column holds a text in any row, or is empty in all."""
     values = values_of(rows, name)
     return not values or any(isinstance(value, str) for value in values)
 
 
 def is_text(rows: Rows, name: str) -> bool:
-    """Tell whether a column holds texts: one odd value does not decide how all other rows are read."""
+    """Return whether a column holds texts, disregarding a few odd values."""
     return are_texts(values_of(rows, name))
 
 
@@ -116,12 +118,12 @@ def texts_of(rows: Rows, name: str) -> list[str]:
 
 
 def are_verdicts(values: Sequence[Any]) -> bool:
-    """Tell whether a label says of each answer whether it is wanted."""
+    """Return whether a label's values are all true or false."""
     return bool(values) and all(isinstance(v, bool) or str(v).lower() in ("true", "false") for v in values)
 
 
 def preferences(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
-    """Yield the kind of rows with a better and a worse answer: the better one is learnt."""
+    """Yield the kind of rows with a better and a worse answer: the better one is trained."""
     for chosen in (name for name in CHOSEN if name in names):
         worse = ", ".join(name for name in names if REJECTED.search(name)) or "nothing else"
         note = f"the answers in {chosen} are trained, those in {worse} are not"
@@ -131,7 +133,7 @@ def preferences(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
 
 
 def chosen_layouts(rows: Rows, names: Sequence[str], chosen: str) -> Iterator[Layout]:
-    """Yield what the better answer goes with: the conversation or question before it, or what it holds itself."""
+    """Yield the layouts of the better answer: after a conversation or question, or as a whole conversation."""
     values = [opened_safely(value) for value in values_of(rows, chosen)]
     asked = [name for name in QUESTIONS if is_text(rows, name)]
     before = next((name for name in (*DIALOGUES, "prompt") if are_messages(rows, name)), None)
@@ -153,13 +155,13 @@ def chosen_layouts(rows: Rows, names: Sequence[str], chosen: str) -> Iterator[La
 
 
 def begins_with_answer(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether the assistant speaks first."""
+    """Return whether the assistant speaks first."""
     name = messages[0].get("role", messages[0].get("from"))
     return known_role(str(name)) == "assistant"
 
 
 def never_answers(rows: Rows, name: str) -> bool:
-    """Tell whether no conversation of a column ends with the assistant."""
+    """Return whether no conversation of a column ends with the assistant."""
     held = [opened_safely(value) for value in values_of(rows, name)]
     lasts = [str(value[-1].get("role", value[-1].get("from"))) for value in held if value]
     return bool(lasts) and all(known_role(last) != "assistant" for last in lasts)
@@ -178,16 +180,16 @@ def are_messages(rows: Rows, name: str) -> bool:
 
 
 def trees(names: Sequence[str]) -> Iterator[Kind]:
-    """Yield Open Assistant's messages, which answer each other."""
+    """Yield the layout of Open Assistant's trees of messages."""
     if {"message_id", "parent_id", "role", "text"} <= set(names):
         rank = "rank" if "rank" in names else None
         yield Kind(Layout(id="message_id", parent_id="parent_id", role="role", content="text", rank=rank))
 
 
 def conversations(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
-    """Yield each column that holds conversations, but those that say the same as an earlier one.
+    """Yield each column that holds conversations, except those that repeat an earlier one.
 
-    One that ends with a question goes on with its answer, if one column holds that.
+    Conversations that end with a question are continued by the one column of answers, if there is just one.
     """
     said = [name for name in names if conversation_layout(rows, name) and are_messages(rows, name)]
     asked = [name for name in said if never_answers(rows, name)]
@@ -205,7 +207,7 @@ def conversations(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
 
 
 def conversation_layout(rows: Rows, name: str) -> Layout | None:
-    """Return how a column of conversations is read; None if it holds none."""
+    """Return the layout of a column of conversations; None if it holds none."""
     held = [] if REJECTED.search(name) else [opened_safely(value) for value in values_of(rows, name)]
     values = [value for value in held if isinstance(value, list) and value]
     if held and name in DIALOGUES[:2] and all(value == [] for value in held):
@@ -223,13 +225,13 @@ def conversation_layout(rows: Rows, name: str) -> Layout | None:
 
 
 def are_known(values: Sequence[list[Any]]) -> bool:
-    """Tell whether it is known of all who speak who they are: a list by any name may be something else."""
+    """Return whether every speaker has a known role: a list in a column of any name may be something else."""
     items = [item for value in values if is_messages(value) for item in value]
     return all(known_role(str(item.get("role", item.get("from")))) for item in items)
 
 
 def exchange_layout(name: str, values: Sequence[list[Any]]) -> Layout | None:
-    """Return how a list of questions with their answers is read."""
+    """Return the layout of a list of questions with their answers; None if it is not one."""
     items = [item for value in values for item in value]
     for question, answer in EXCHANGES:
         if all(isinstance(item, Mapping) and {question, answer} <= item.keys() for item in items):
@@ -238,7 +240,7 @@ def exchange_layout(name: str, values: Sequence[list[Any]]) -> Layout | None:
 
 
 def numbered(names: Sequence[str]) -> Iterator[Kind]:
-    """Yield the columns that differ in their number only and are called something that is said."""
+    """Yield columns such as turn_1, turn_2: they differ only in their number and are named after something said."""
     spoken = sorted((int(match[2]), match[1], match[0]) for match in map(SPOKEN.fullmatch, names) if match)
     first = spoken[0][0] if spoken else 0
     is_gapless = [number for number, _, _ in spoken] == list(range(first, first + len(spoken)))
@@ -247,7 +249,7 @@ def numbered(names: Sequence[str]) -> Iterator[Kind]:
 
 
 def pairs_of(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
-    """Yield each question with each answer."""
+    """Yield every question column with every answer column."""
     plain = {name.casefold(): name for name in reversed(names)}
     if any(name in plain for name in CHOICES):
         return
@@ -264,7 +266,9 @@ def pairs_of(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
         yield kind
         label = plain.get("label")
         if label and all(str(value) in ("0", "1") for value in values_of(rows, label)) and values_of(rows, label):
-            yield replace(kind, layout=replace(kind.layout, label=label))  # wanted or not, or anything else
+            yield replace(
+                kind, layout=replace(kind.layout, label=label)
+            )  # the label may mean wanted or not, or anything else
 
 
 def opened_keys(value: Any) -> set[str]:
@@ -273,7 +277,7 @@ def opened_keys(value: Any) -> set[str]:
 
 
 def texts(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
-    """Yield running text; where each is what somebody says, also the conversation that it may belong to."""
+    """Yield running text; if each row has a speaker and a conversation id, also the conversation."""
     name = next((name for name in names if name.casefold() == "text" and is_text(rows, name)), None)
     if name is None:
         return
@@ -287,13 +291,13 @@ def texts(rows: Rows, names: Sequence[str]) -> Iterator[Kind]:
 
 
 def same(rows: Rows, name: str, other: str) -> bool:
-    """Tell whether two columns hold the same in nearly every row."""
+    """Return whether two columns have equal values in nearly every row."""
     both = [row[name] == row[other] for row in rows if row.get(name) and row.get(other)]
     return bool(both) and sum(both) >= SHARE * len(both)
 
 
 def repeats(rows: Rows, pair: Layout, conversation: Layout) -> bool:
-    """Tell whether a conversation holds a pair's question and answer in nearly every row that has both."""
+    """Return whether a conversation contains a pair's question and answer in nearly every row that has both."""
     flags = []
     for row in rows:
         held = [row[name] for name in conversation.columns(row)]

@@ -1,4 +1,4 @@
-"""Which columns of a row are what: as a source's `fields` say it, or as a kind of data is known to have them."""
+"""A layout: which column of a row holds what, by a source's `fields` or by the detected kind of rows."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from data_prep.rows.value_paths import column_of, matching
 Names = tuple[str, ...]
 
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-VARIABLES, THINKING = "chat_template_kwargs", "enable_thinking"  # what a row sets for its chat template
-EXTRA_COLUMNS = (VARIABLES, THINKING, *MEDIA)  # read beside a row's own
+VARIABLES, THINKING = "chat_template_kwargs", "enable_thinking"  # a row's inputs to its chat template
+EXTRA_COLUMNS = (VARIABLES, THINKING, *MEDIA)  # read in addition to the layout's columns
 READ = ("text", "system", "history", "context", "prompt", "input", "completion", "messages", "tools", "label")
-JOINING = ("group_by", "order_by", "id", "parent_id", "rank")  # columns by which several rows are one conversation
-KEYS = ("role", "content", "user", "assistant", "train", "masked")  # of a message; columns, if a row is a message
+JOINING = ("group_by", "order_by", "id", "parent_id", "rank")  # columns that join several rows into one conversation
+KEYS = ("role", "content", "user", "assistant", "train", "masked")  # keys of a message; columns, if a row is a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Columns, or paths in them, by what they are; absent ones are None or empty.
+    """Columns, or paths in them, by their meaning; absent ones are None or empty.
 
-    `said` is the system turn of rows without one, `roles` says who is who (name, role), `markers` what begins a turn
-    inside a text (role, beginnings; 'ignore' goes), `paths` which paths of a tree are conversations.
+    `said` is the system turn for rows without one, `roles` maps speakers to roles, `markers` are the beginnings of
+    turns inside a text by role ('ignore': removed), and `paths` says which paths of a tree are conversations.
     """
 
     text: Names = ()
@@ -62,29 +62,29 @@ class Layout:
 
     @property
     def is_joined(self) -> bool:
-        """Whether several rows are one conversation, so that a file is read whole."""
+        """Whether several rows form one conversation, so that the file is read as a whole."""
         return self.group_by is not None or self.parent_id is not None
 
     @property
     def is_whole(self) -> bool:
-        """Whether a file's records are something else than its rows: it is never cut."""
+        """Whether a file's documents are not its records one by one: such a file is never cut."""
         return self.is_joined or self.rows is not None
 
     @property
     def single(self) -> str | None:
-        """The one column whose texts are the documents, as they stand."""
+        """The one column whose texts are the documents, unchanged; None if there is no such column."""
         if len(self.text) == 1 and not self.is_whole and not any(mark in self.text[0] for mark in "*.["):
             return self.text[0]
         return None
 
     def named(self) -> list[str]:
-        """Return every column, path and pattern that is read of a row."""
+        """Return every column, path and pattern that is read from a row."""
         keys = KEYS if self.is_joined else ()
         values = (getattr(self, name) for name in (*READ, *keys, *JOINING))
         return [name for value in values for name in ([value] if isinstance(value, str) else value or ())]
 
     def columns(self, seen: Iterable[str]) -> Names:
-        """Return the columns among those `seen` that are read."""
+        """Return the columns among `seen` that are read."""
         there = dict.fromkeys(seen)
         found = (column_of(name, there) for pattern in self.named() for name in matching(pattern, there))
         return tuple(dict.fromkeys(name for name in found if name in there))
@@ -95,7 +95,7 @@ class Layout:
 
 
 def layout_from(values: Mapping[str, Any]) -> Layout:
-    """Return the layout that `changes` described, also when it comes from JSON, which knows no tuples."""
+    """Return the layout that `changes` described; lists from JSON become tuples."""
     return Layout(**{name: frozen(value) for name, value in values.items()})
 
 
@@ -104,7 +104,7 @@ def frozen(value: Any) -> Any:
 
 
 def as_fields(layout: Layout, seen: Iterable[str]) -> dict[str, Any]:
-    """Return the `fields` that give a layout; of what is read beside a row's own, only the columns that are `seen`."""
+    """Return the `fields` that give a layout; optional columns only if they are among `seen`."""
     left_out = ("said", "roles", "markers", "paths")
     there = set(seen)
     shown = replace(

@@ -1,4 +1,4 @@
-"""The messages of a sample of rows, and who speaks in them."""
+"""Find the speakers in a sample of rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def messages_of(rows: Rows, layout: Layout) -> Iterator[Mapping[str, Any]]:
 
 
 def speakers(rows: Rows, layout: Layout) -> list[str]:
-    """Return what those who speak are called, each once."""
+    """Return the speakers' names, each once."""
     if layout.user is not None:
         return []
     keys = (layout.role,) if layout.role else ROLE_KEYS
@@ -39,6 +39,6 @@ def speakers(rows: Rows, layout: Layout) -> list[str]:
 
 
 def unknown_speakers(rows: Rows, layout: Layout) -> list[str]:
-    """Return the names that nobody knows."""
+    """Return the speakers whose role is unknown."""
     own = layout.roles
     return [name for name in speakers(rows, layout) if known_role(name, own) is None]

@@ -1,4 +1,4 @@
-"""Conversations that are one text, with a mark at the beginning of each turn."""
+"""Split conversations written as one text, with a marker at the beginning of each turn."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from data_prep.files.bounded_io import ObjectionError
 from data_prep.rows.fields import PLACEHOLDER
 from data_prep.rows.roles import known_role
 
-Markers = tuple[tuple[str, tuple[str, ...]], ...]  # (role, what begins its turns); 'ignore': what is left out
+Markers = tuple[tuple[str, tuple[str, ...]], ...]  # (role, beginnings of its turns); 'ignore': removed from the text
 
 IGNORE = "ignore"
 HH = (("user", ("\n\nHuman:",)), ("assistant", ("\n\nAssistant:",)))
-STYLES: tuple[Markers, ...] = (  # what is proposed for a text that holds it, the more telling ones first
+STYLES: tuple[Markers, ...] = (  # proposed for texts that contain them, the more specific first
     HH,
     (("system", ("<|system|>",)), ("user", ("<|user|>",)), ("assistant", ("<|assistant|>",)), (IGNORE, ("</s>",))),
     (
@@ -40,14 +40,15 @@ STYLES: tuple[Markers, ...] = (  # what is proposed for a text that holds it, th
     (("user", ("\nQ:",)), ("assistant", ("\nA:",))),
 )
 
-ENDS = ("<|endoftext|>", "<|eot_id|>", "</s>", "<s>")  # of a turn or a text, as tokenizers write them
+ENDS = ("<|endoftext|>", "<|eot_id|>", "</s>", "<s>")  # end markers of turns or texts, from common tokenizers
 CAPITALS = re.compile(r"^([A-Z][A-Z]+(?:[ _][A-Z]+){0,2}):", re.MULTILINE)  # FUNCTION RESPONSE:
 
 
 def marked_turns(text: str, markers: Markers) -> Iterator[Turn]:
-    """Yield the turns of a text; what stands before the first mark is said by the system.
+    """Yield the turns of a text; the text before the first marker is a system turn.
 
-    A mark that begins with a line's end also begins the text. Raises ObjectionError if no turn is marked.
+    A marker that begins with a newline also matches at the beginning of the text. Raises ObjectionError if the text
+    contains no marker.
     """
     roles, ignored = parts_of(markers)
     for unwanted in ignored:
@@ -61,7 +62,7 @@ def marked_turns(text: str, markers: Markers) -> Iterator[Turn]:
     said = [(roles[mark], piece.strip()) for mark, piece in zip(pieces[1::2], pieces[2::2], strict=True)]
     for (role, piece), following in zip(said, [*(role for role, _ in said[1:]), None], strict=True):
         if not piece and role == "user" and following == "system":
-            continue  # [INST] <<SYS>>: the system speaks within the user's turn
+            continue  # [INST] <<SYS>>: a system turn inside the user's turn
         if not piece and role == "assistant":
             raise ObjectionError("a marker with nothing after it")
         yield Turn(role, piece)
@@ -69,21 +70,21 @@ def marked_turns(text: str, markers: Markers) -> Iterator[Turn]:
 
 @lru_cache(maxsize=64)
 def parts_of(markers: Markers) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return whose turn begins with what, and what is left out."""
+    """Return the role of each marker, and the ignored texts."""
     roles = {mark: role for role, marks in markers if role != IGNORE for mark in marks}
     return roles, next((marks for role, marks in markers if role == IGNORE), ())
 
 
 @lru_cache(maxsize=64)
 def pattern_of(marks: Sequence[str]) -> re.Pattern[str]:
-    """Return what finds the marks, the longest first; one that begins with a line's end may also begin the text."""
+    """Return a pattern that finds the markers, the longest first; one that begins with a newline may begin the text."""
     longest = sorted(marks, key=len, reverse=True)
     first = (rf"\A\s*{re.escape(mark.lstrip())}" for mark in longest if mark.startswith("\n"))
     return re.compile("|".join([*first, *map(re.escape, longest)]))
 
 
 def split(text: str, marks: tuple[str, ...]) -> list[str]:
-    """Return what stands before, between and after the marks, and the marks: text, mark, text, mark, text."""
+    """Split a text at its markers: text, marker, text, marker, text."""
     found = list(pattern_of(marks).finditer(text))
     plain = {mark.strip(): mark for mark in marks}
     ends = [0, *(match.end() for match in found)]
@@ -96,7 +97,7 @@ def split(text: str, marks: tuple[str, ...]) -> list[str]:
 
 
 def has_marks(text: str, markers: Markers) -> bool:
-    """Tell whether a text begins with a user's turn and goes on with the assistant's."""
+    """Return whether a text contains marked turns of both user and assistant."""
     try:
         roles = [turn.role for turn in marked_turns(text, markers)]
     except ObjectionError:
@@ -105,9 +106,9 @@ def has_marks(text: str, markers: Markers) -> bool:
 
 
 def with_shown(style: Markers, texts: Sequence[str]) -> Markers:
-    """Return a style with what else the texts show: ends to leave out, and capitals that begin a line.
+    """Return a style extended by what the texts contain: end markers to ignore, words in capitals that begin a line.
 
-    Those that are not plainly a system's or a tool's stand under a placeholder: a person knows whether they speak.
+    Words that are not clearly a system's or a tool's go under a placeholder: the user decides whether they speak.
     """
     found = {role: list(marks) for role, marks in style}
     named = {mark.strip() for marks in found.values() for mark in marks}
@@ -121,7 +122,7 @@ def with_shown(style: Markers, texts: Sequence[str]) -> Markers:
 
 
 def plain_role(word: str, texts: Sequence[str]) -> str | None:
-    """Return the role of a word in capitals; an answer may have FUNCTION: in it, and SYSTEM: too."""
+    """Return the role of a word in capitals, if it is certain: an answer may also contain FUNCTION: or SYSTEM:."""
     role = known_role(word.replace(" ", "_"))
     is_plain = (role == "tool" and not word.isalpha()) or (
         role == "system" and any(text.lstrip().startswith(f"{word}:") for text in texts)

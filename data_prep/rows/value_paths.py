@@ -1,4 +1,4 @@
-"""A value inside a row: by a column's name, a path such as `a.b[0].c`, or a name with `*`."""
+"""Look up values in a row: by a column's name, a path such as `a.b[0].c`, or a pattern with `*`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any, Final
 from data_prep.files.bounded_io import ObjectionError
 
 STEP = re.compile(r"\.?([^.\[\]]+)|\[(-?\d+)\]")
-GLUED = re.compile(r"""['"]\s+['"]""")  # in a list that numpy printed, which has no commas, or inside of a text
+GLUED = re.compile(r"""['"]\s+['"]""")  # in a list printed by numpy, without commas, or inside a text
 
 
 class Missing:
-    """What stands at a path of a row that has no such place."""
+    """The value at a path that a row does not have."""
 
 
 MISSING: Final = Missing()
@@ -28,7 +28,7 @@ MISSING: Final = Missing()
 
 @lru_cache(maxsize=1024)
 def steps_of(path: str) -> tuple[str | int, ...] | None:
-    """Return a path's steps; None if it is no path."""
+    """Return a path's steps; None if it is not a valid path."""
     steps: list[str | int] = []
     at = 0
     while at < len(path):
@@ -41,9 +41,9 @@ def steps_of(path: str) -> tuple[str | int, ...] | None:
 
 
 def value_at(row: Mapping[str, Any], path: str) -> Any:
-    """Return what stands in the column of this name, or else at this path; MISSING if nothing does.
+    """Return the value of the column of this name, or else at this path; MISSING if there is none.
 
-    On the way, text that is JSON is opened.
+    JSON text along the path is parsed.
     """
     if path in row:
         return row[path]
@@ -56,20 +56,20 @@ def value_at(row: Mapping[str, Any], path: str) -> Any:
 
 
 def step_into(value: Any, step: str | int) -> Any:
-    """Return what stands at one step of a value; MISSING if nothing does."""
+    """Return a value's item at one step; MISSING if there is none."""
     if isinstance(step, str):
         return value.get(step, MISSING) if isinstance(value, Mapping) else MISSING
     return value[step] if isinstance(value, list) and -len(value) <= step < len(value) else MISSING
 
 
 def column_of(path: str, names: Iterable[str]) -> str:
-    """Return the column that a path begins in: the name itself if there is such a column."""
+    """Return the column that a path begins with: the path itself if there is a column of that name."""
     steps = steps_of(path)
     return path if path in names or not steps else str(steps[0])
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """Return the names that a pattern with `*` matches, numbers in their order; a plain name matches itself."""
+    """Return the names that a pattern with `*` matches, in natural order; a name without `*` matches itself."""
     if pattern in names or "*" not in pattern:
         return [pattern]
     found = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
@@ -80,7 +80,7 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def opened(text: str) -> Any:
-    """Return a text that is JSON, or plainly Python's spelling of a list or dict, as what it holds; else the text."""
+    """Parse a text that is a JSON or Python list or dict; return any other text unchanged."""
     plain = text.strip()
     if not plain.startswith(("[", "{")):
         return text
@@ -93,9 +93,9 @@ def opened(text: str) -> Any:
 
 
 def python_value(plain: str, text: str) -> Any:
-    """Return what `repr` spelled of lists, dicts and texts; the text itself if it is no such spelling.
+    """Parse Python's `repr` of a list or dict; return the text itself if it is not one.
 
-    Python joins texts that stand side by side: what numpy printed would become one text in silence.
+    Python joins adjacent string literals: a list printed by numpy would silently become one text, so it is rejected.
     """
     try:
         value = ast.literal_eval(plain)
@@ -109,14 +109,14 @@ def python_value(plain: str, text: str) -> Any:
 
 
 def has_glued_texts(plain: str) -> bool:
-    """Tell whether two texts of a value that Python can read stand side by side, with no comma between them."""
+    """Return whether a Python literal contains two adjacent string literals without a comma between them."""
     tokens = tokenize.generate_tokens(io.StringIO(plain).readline)
     kinds = [token.type for token in tokens if token.type not in (tokenize.NL, tokenize.COMMENT)]
     return any(pair == (tokenize.STRING, tokenize.STRING) for pair in itertools.pairwise(kinds))
 
 
 def without_nulls(value: Any) -> Any:
-    """Return a table's value without the keys that are null: a table fills up what a record has not."""
+    """Return a value without its null keys: tables such as Parquet fill absent keys with null."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

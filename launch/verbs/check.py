@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.environment import cpu_count, gpu_count
 from cluster.errors import ConfigError
 from cluster.model_files import found_folder
+from cluster.wording import count_of
 from data_prep.encode.conversations import TEMPLATES, read_template
 from data_prep.shards import MANIFEST, Manifest, check_shards, read_manifest, template_digest
 from data_prep.shards.tokenizer_files import open_tokenizer
@@ -39,7 +40,7 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     check_fits(run, manifest)
     check_shards(run.shards, manifest.trained_from())
     for split, shards in manifest.splits.items():
-        yield f"data           {split}: {manifest.rows(split):,} rows in {len(shards)} shards"
+        yield f"data           {split}: {count_of(manifest.rows(split), 'row')} in {count_of(len(shards), 'shard')}"
     from training.models.source import find_model  # imports torch
 
     origin = find_model(run.model, run.shards, manifest, weights=is_folder(run.model.path))

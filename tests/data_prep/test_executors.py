@@ -66,7 +66,7 @@ def test_a_ray_cluster_without_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-        with Workers(1) as workers, pytest.raises(ClusterError, match="has no CPU, so nothing would ever run"):
+        with Workers(1) as workers, pytest.raises(ClusterError, match="has no CPU, so no work can start"):
             list(workers.map_slices(math.factorial, [5], "ray"))
     finally:
         cluster.shutdown()

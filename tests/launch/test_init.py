@@ -53,7 +53,7 @@ def test_open_columns_are_placeholders_that_a_run_refuses(tmp_path: Path) -> Non
     text = initialized(tmp_path, data)
 
     assert "        prompt: ???" in text and "# one of: title, body" in text
-    with pytest.raises(ConfigError, match=r"fields\.prompt.*\?\?\? stands for a column that you are to choose"):
+    with pytest.raises(ConfigError, match=r"fields\.prompt.*\?\?\? is a placeholder; write the name of a column"):
         load_config(RunConfig, tmp_path / "run.yaml")
 
 
@@ -74,7 +74,7 @@ def test_ways_to_read_a_csv_stand_in_the_file(tmp_path: Path) -> None:
     text = initialized(tmp_path, tmp_path / "a.csv")
 
     assert "#   fields: {prompt: problem, completion: solution}" in text
-    with pytest.raises(ConfigError, match="stands for a column"):
+    with pytest.raises(ConfigError, match="is a placeholder"):
         load_config(RunConfig, tmp_path / "run.yaml")
 
 
@@ -134,5 +134,5 @@ def test_a_line_that_begins_like_a_row_is_told_of_in_a_comment_of_one_line(tmp_p
     text = initialized(tmp_path, tmp_path / "a.csv")
 
     assert "# Its first line is no header but a row (Do you ship abroad? | " in text
-    with pytest.raises(ConfigError, match="stands for a column"):
+    with pytest.raises(ConfigError, match="is a placeholder"):
         load_config(RunConfig, tmp_path / "run.yaml")

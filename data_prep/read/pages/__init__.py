@@ -1,1 +1,1 @@
-"""Text out of what is not plain text: web pages, crawls, dumps of wikis, XML, PDF, Word files, books, notebooks."""
+"""Extract text from web pages, crawls, wiki dumps, XML, PDF, Word files, e-books and notebooks."""

@@ -1,4 +1,4 @@
-"""Electronic books: what of an EPUB, of version 2 or 3, is its text, and in which order."""
+"""Extract the text of an EPUB e-book, version 2 or 3, in reading order."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from xml.etree.ElementTree import Element
 from data_prep.files.bounded_io import ObjectionError
 from data_prep.read.pages.markup import decoded_page, html_text
 
-NOT_TEXT = ("image/", "audio/", "video/", "font/", "text/css", "application/pdf")  # a spine may list pictures
-NAVIGATION = frozenset({"nav"})  # of a book: its contents, its pages of the print, its landmarks
-# As HTML is read, these would hold all that follows; in XHTML `/>` ends them.
+NOT_TEXT = ("image/", "audio/", "video/", "font/", "text/css", "application/pdf")  # a spine may also list images
+NAVIGATION = frozenset({"nav"})  # of a book: table of contents, page list, landmarks
+# An HTML parser ignores `/>` on these elements, so they would swallow all that follows; in XHTML it closes them.
 ENDED = re.compile(
     r"<(title|script|style|textarea|iframe|noframes|noembed|noscript|xmp|template|pre|nav|rt|rp)\b([^<>]*)/>", re.I
 )
-CHAPTER_BYTES = 16 * 2**20  # its tree takes 30 times as much memory
-LACKING = "EPUB that lacks a chapter which it lists"
+CHAPTER_BYTES = 16 * 2**20  # its parse tree takes 30 times as much memory
+LACKING = "EPUB that lacks a listed chapter"
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file of the book, as its manifest tells."""
+    """A file of the book, as its manifest lists it."""
 
     path: str
     kind: str
@@ -36,11 +36,11 @@ class Item:
 def book_chapters(book: zipfile.ZipFile) -> Iterator[str]:
     """Yield the text of each chapter in reading order, auxiliary ones (`linear="no"`) last.
 
-    Raises ObjectionError for a book that is encrypted or lacks a chapter which it lists.
+    Raises ObjectionError for a book that is encrypted or lacks a listed chapter.
     """
     package = package_path(book)
     spine = spine_of(ElementTree.fromstring(book.read(package)), posixpath.dirname(package))
-    names = {name.casefold(): name for name in book.namelist()}  # Windows packs what it finds, in any case
+    names = {name.casefold(): name for name in book.namelist()}  # Windows tools may change the case of names
     locked = encrypted_paths(book)
     for item in spine:
         name = names.get(item.path.casefold())
@@ -76,14 +76,14 @@ def spine_of(package: Element, folder: str) -> list[Item]:
     pages = [item for item in listed if not item.kind.startswith(NOT_TEXT)]
     contents = {
         path_of(place.attrib["href"])
-        for place in named(package, "reference")  # version 2's guide; with a fragment, a part of a page that has more
+        for place in named(package, "reference")  # version 2's guide; a fragment means only part of a page
         if place.get("type") == "toc" and "#" not in place.attrib["href"]
     }
     return [item for item in pages if "nav" not in item.properties.split() and item.path not in contents] or pages
 
 
 def encrypted_paths(book: zipfile.ZipFile) -> frozenset[str]:
-    """Return what the book's own list of encrypted files names; most lists name fonts alone."""
+    """Return the paths in the book's list of encrypted files; most list only fonts."""
     if "META-INF/encryption.xml" not in book.namelist():
         return frozenset()
     listed = ElementTree.fromstring(book.read("META-INF/encryption.xml"))
@@ -91,5 +91,5 @@ def encrypted_paths(book: zipfile.ZipFile) -> frozenset[str]:
 
 
 def named(tree: Element, name: str) -> Iterator[Element]:
-    """Yield the elements of a name in any namespace: books of version 2 were made with several, or none."""
+    """Yield the elements of a name in any namespace: version 2 books use several, or none."""
     return tree.iterfind(f".//{{*}}{name}")

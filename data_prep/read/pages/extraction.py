@@ -1,4 +1,4 @@
-"""The text of a web page, an XML file, a PDF, a Word document or an electronic book."""
+"""Extract the text of a web page, an XML file, a PDF, a Word document or an e-book."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from data_prep.read.pages.epub import book_chapters
 from data_prep.read.pages.markup import article_paragraphs, decoded_page, html_text
 from data_prep.read.pages.xml_text import name_of, xml_text
 
-ARTICLE_BYTES = 4 * 2**20  # of HTML whose article is looked for: 7 s and 80 MiB of memory for each MiB of tags
-PAGE_BYTES = 16 * 2**20  # of HTML or XML all of whose text is taken: 30 times its bytes in memory, 12 s of mere tags
-BOOK_BYTES = 256 * 2**20  # of a PDF, Word file or book, which are mostly pictures; unpacked too
-ENTITIES = {name.rstrip(";"): text for name, text in html5.items()}  # for a DTD that is not at hand: &nbsp; &eacute;
-MUCH_MORE, NEARLY_ALL = 1.8, 0.9  # of the words that were found: see `whole_article`
-PDF_CPU_S = 20  # of CPU, and as much again for each MiB
+ARTICLE_BYTES = 4 * 2**20  # of HTML for article extraction, which takes 7 s and 80 MiB of memory per MiB of tags
+PAGE_BYTES = 16 * 2**20  # of HTML or XML read in full: takes 30 times its size in memory, 12 s if it is all tags
+BOOK_BYTES = 256 * 2**20  # of a PDF, Word file or book, mostly images; also the limit when unpacked
+ENTITIES = {
+    name.rstrip(";"): text for name, text in html5.items()
+}  # for documents whose DTD is not available: &nbsp; &eacute;
+MUCH_MORE, NEARLY_ALL = 1.8, 0.9  # ratios of word counts, see `whole_article`
+PDF_CPU_S = 20  # of CPU time, plus as much per MiB
 PDF_MEMORY_BYTES = 4 * 2**30
 
 
 def extract_text(kind: str, data: bytes) -> str:
-    """Return the text of a page. Raises ObjectionError if there is none, or if it is damaged."""
+    """Return the text of a page. Raises ObjectionError if it has none or is damaged."""
     try:
         text = str(EXTRACTORS[kind](data))
     except ObjectionError:
         raise
-    except Exception as error:  # noqa: BLE001  # a parser of a stranger's file may raise anything; it is counted
+    except Exception as error:  # noqa: BLE001  # parsers raise anything on unknown files; the file is counted
         raise ObjectionError(f"damaged {NAMES[kind]} ({type(error).__name__})") from None
     if not text.strip():
         raise ObjectionError(f"{NAMES[kind]} without text")
@@ -44,7 +46,7 @@ def extract_text(kind: str, data: bytes) -> str:
 
 
 def limit_of(kind: str) -> int:
-    """Return how many bytes a file of a kind may have."""
+    """Return the maximum size in bytes of a file of this kind."""
     return {"article": ARTICLE_BYTES, "page": PAGE_BYTES, "xml": PAGE_BYTES}.get(kind, BOOK_BYTES)
 
 
@@ -54,17 +56,18 @@ def article_of(data: bytes) -> str:
 
     try:
         page: str | bytes = decoded_page(data)
-    except ObjectionError:  # it declares no encoding, or a false one: trafilatura looks at the bytes
+    except ObjectionError:  # no declared encoding, or a wrong one: trafilatura detects it
         page = data
     found = trafilatura.extract(page, include_comments=False, favor_precision=True) or ""
     return whole_article(found, page) if isinstance(page, str) else found
 
 
 def whole_article(found: str, page: str) -> str:
-    """Return an article as it was found, or all of its element's paragraphs where only a section of it was.
+    """Return the extracted article, or all paragraphs of its element if only one section was extracted.
 
-    Of an article that its page cuts into sections, trafilatura takes one. What was found must then be among the
-    paragraphs, and they must be far more than the captions and asides that it leaves out of other articles.
+    If a page divides its article into sections, trafilatura extracts only one. To detect this, the extracted words must
+    be among the paragraphs' words, and the paragraphs must be much longer: more than the captions and asides that
+    trafilatura drops from other articles.
     """
     words = found.split()
     if "<article" not in page or not words:
@@ -78,12 +81,12 @@ def whole_article(found: str, page: str) -> str:
 
 
 def page_of(data: bytes) -> str:
-    """Return all text of a web page, one line for each block."""
+    """Return all text of a web page, one line per block."""
     return html_text(decoded_page(data))
 
 
 def xml_of(data: bytes) -> str:
-    """Return all text of an XML document but its header; expat refuses entities that blow up."""
+    """Return all text of an XML document except its header; expat rejects entity expansion attacks."""
     parser = ElementTree.XMLParser()
     parser.entity.update(ENTITIES)
     page = decoded_page(data)
@@ -92,7 +95,7 @@ def xml_of(data: bytes) -> str:
 
 
 def pdf_of(data: bytes) -> str:
-    """Return the text layer of a PDF, page after page; the time and memory that this may take are bounded."""
+    """Return the text layer of a PDF, page by page, within limits of time and memory."""
     cpu_s = PDF_CPU_S * (1 + (len(data) >> 20))
     limits = map(str, (cpu_s, PDF_MEMORY_BYTES, DOCUMENT_BYTES))
     done = subprocess.run([sys.executable, "-P", pdf_text.__file__, *limits], input=data, capture_output=True)
@@ -106,7 +109,7 @@ def pdf_of(data: bytes) -> str:
 
 
 def docx_of(data: bytes) -> str:
-    """Return the paragraphs of a Word document and the rows of its tables, in their order."""
+    """Return the paragraphs and table rows of a Word document, in order."""
     import docx
     from docx.table import Table
 
@@ -121,12 +124,12 @@ def docx_of(data: bytes) -> str:
 
 
 def epub_of(data: bytes) -> str:
-    """Return the chapters of an electronic book in reading order."""
+    """Return the chapters of an e-book in reading order."""
     return "\n\n".join(within_limit(book_chapters(opened_archive(data))))
 
 
 def opened_archive(data: bytes) -> zipfile.ZipFile:
-    """Open a document that is a zip. Raises ObjectionError if it unpacks to more than a book."""
+    """Open a document that is a zip file. Raises ObjectionError if it unpacks to more than BOOK_BYTES."""
     archive = zipfile.ZipFile(io.BytesIO(data))
     if sum(member.file_size for member in archive.infolist()) > BOOK_BYTES:
         raise ObjectionError(f"unpacks to more than {BOOK_BYTES >> 20} MiB")
@@ -134,7 +137,7 @@ def opened_archive(data: bytes) -> zipfile.ZipFile:
 
 
 def within_limit(texts: Iterator[str]) -> Iterator[str]:
-    """Yield the texts that are not blank. Raises ObjectionError as soon as they are too long for one document."""
+    """Yield the texts that are not blank. Raises ObjectionError once they are too long for one document."""
     total = 0
     for text in texts:
         total += len(text)

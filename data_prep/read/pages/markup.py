@@ -1,4 +1,4 @@
-"""Running text out of marked-up documents: what stands on a line of its own, what runs on, and what is left out."""
+"""Convert marked-up documents to lines of text: which elements begin a line, run inline, or are skipped."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from data_prep.files.bounded_io import ObjectionError
 
 Display = Literal["block", "inline", "break", "space", "cell", "row", "note", "preformatted", "skip"]
 
-SPACES = re.compile(r"[ \t\n\r\f]+")  # as HTML has it: a no-break space is a character that somebody meant
+SPACES = re.compile(r"[ \t\n\r\f]+")  # HTML's definition: a no-break space is kept as intended
 BLANKS = re.compile(r" *\n[ \n]*| +")
 IDEOGRAPH = (
-    "[\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]"  # Chinese and Japanese put no spaces where lines end
+    "[\u2e80-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]"  # Chinese and Japanese text has no space where a line ends
 )
 IDEOGRAPH_BREAK = re.compile(f"(?<={IDEOGRAPH})[ \t]*[\n\r\f][ \t\n\r\f]*(?={IDEOGRAPH})")
 INVISIBLE = "\u200b\u2060\ufeff"
@@ -22,7 +22,7 @@ INVISIBLE = "\u200b\u2060\ufeff"
 
 @dataclass(slots=True)
 class Frame:
-    """An element that is open: how it is shown, and what is set aside until it is closed."""
+    """An open element: its display, and the output that is set aside until it is closed."""
 
     display: Display
     blocks: list[str]
@@ -35,11 +35,11 @@ PART_OF_LINE = Frame("inline", [], [], [])
 
 
 class Flow:
-    """Text as it comes, in lines: `open` and `close` an element, `write` what stands between; `text` ends it.
+    """Build lines of text from a stream of elements: `open`, `write` and `close` each; `text` returns the result.
 
-    A block is a paragraph, a heading, an item: its source's own line ends and runs of spaces are one space, and only a
-    `break` ends a line in it. The cells of a row are one line with tabs between, unless one holds several blocks; then
-    it is a page laid out by a table, and they follow each other. A note within a line follows that line.
+    A block is a paragraph, heading or list item: runs of spaces and newlines in its source become one space, and only a
+    `break` ends a line in it. The cells of a row are one line separated by tabs, unless a cell holds several blocks:
+    then the table is a page layout, and its blocks follow each other. A note inside a line follows that line.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Flow:
                 self.frames[-1].cells.append(content)
 
     def write(self, text: str) -> None:
-        """Add the text of the element that is open."""
+        """Add text to the open element."""
         if not self.preformatted:
             if not text.isascii() and "\n" in text:
                 text = IDEOGRAPH_BREAK.sub("", text)
@@ -95,13 +95,13 @@ class Flow:
         self.parts.append(text)
 
     def write_mark(self, mark: str) -> None:
-        """Add the number or sign of a note in brackets, for it would be taken for a part of its word."""
+        """Add the number or sign of a note, in brackets so that it does not look like part of the word."""
         line = "".join(self.parts[-8:])
         is_in_brackets = line.rfind("[") > line.rfind("]") or line.rfind("(") > line.rfind(")")
         self.write(mark if is_in_brackets or not mark else f"[{mark}]")
 
     def end_block(self) -> None:
-        """End the block that is begun, if it has any text, and let its notes follow."""
+        """End the current block, if it has any text, and append its notes."""
         if self.parts:
             text = "".join(self.parts)
             text = text.strip("\n") if self.preformatted else BLANKS.sub(one_blank, text).strip(" \n")
@@ -119,12 +119,12 @@ class Flow:
 
 
 def one_blank(match: re.Match[str]) -> str:
-    """Return what a run of spaces and breaks is: a space, an end of a line, or an empty line."""
+    """Return the replacement for a run of spaces and breaks: a space, a newline, or an empty line."""
     return "\n\n"[: match.group().count("\n")] or " "
 
 
 def row_of(cells: list[list[str]]) -> list[str]:
-    """Return a row of a table as one line, or as its blocks if a cell has several."""
+    """Return a table row as one line, or as separate blocks if a cell has several."""
     if any(len(cell) > 1 for cell in cells):
         return [block for cell in cells for block in cell]
     line = "\t".join(" ".join("".join(cell).split("\n")) for cell in cells).rstrip("\t")
@@ -133,7 +133,7 @@ def row_of(cells: list[list[str]]) -> list[str]:
 
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 DECLARED = re.compile(rb"""<(?:meta|\?xml)\b[^>]*?\b(?:charset|encoding)\s*=\s*["']?([\w.:-]+)""", re.I)
-AS_BROWSERS_READ = {  # what pages mean that declare them (encoding.spec.whatwg.org); with such a line, none is UTF-16
+AS_BROWSERS_READ = {  # actual encoding by declared one (encoding.spec.whatwg.org); no page with such a line is UTF-16
     "iso8859-1": "cp1252",
     "ascii": "cp1252",
     "iso8859-9": "cp1254",
@@ -159,9 +159,9 @@ HTML_BLOCKS = names(
     "search section select summary svg table tbody text tfoot thead ul"
 )
 NOTE_SIGNS = frozenset(("*", "**", "***", "\u2020", "\u2021", "\u00a7"))
-BACK = "\u21a9"  # the arrow back from a note to its place
+BACK = "\u21a9"  # the arrow back from a note to its reference
 ASIDE = names("article aside footer form nav")
-ARTICLES = 50  # of a page that are looked at; a page of more is a list of them
+ARTICLES = 50  # of a page that are inspected; a page with more is a list of articles
 HTML_DISPLAY: dict[str, Display] = {
     **dict.fromkeys(HTML_SKIPPED, "skip"),
     **dict.fromkeys(HTML_BLOCKS, "block"),
@@ -173,16 +173,16 @@ HTML_DISPLAY: dict[str, Display] = {
 
 
 def html_text(page: str, skipped: frozenset[str] = frozenset()) -> str:
-    """Return all text of a page, without the elements named in `skipped`; elements may nest as deep as they like."""
+    """Return all text of a page, without the elements named in `skipped`; elements may nest to any depth."""
     from selectolax.lexbor import LexborHTMLParser
 
     return text_below(LexborHTMLParser(page).body, skipped)
 
 
 def article_paragraphs(page: str) -> list[list[str]]:
-    """Return the paragraphs of each article element, without what stands in others inside it.
+    """Return the paragraphs of each article element, without those in forms, asides and articles inside it.
 
-    Headings are left out: those of its own sections look like those of the lists of other articles.
+    Headings are excluded: the headings of its sections cannot be told from those of lists of other articles.
     """
     from selectolax.lexbor import LexborHTMLParser
 
@@ -194,7 +194,7 @@ def article_paragraphs(page: str) -> list[list[str]]:
 
 
 def is_own(part: Any, article: Any) -> bool:
-    """Tell whether part of an article is of its text, and not of a comment, a form or a list of other articles."""
+    """Return whether a paragraph belongs to an article's text, not to a comment, form or list of other articles."""
     node = part.parent
     while node.mem_id != article.mem_id:
         if node.tag in ASIDE or "comment" in f"{node.attributes.get('id')} {node.attributes.get('class')}":
@@ -204,7 +204,7 @@ def is_own(part: Any, article: Any) -> bool:
 
 
 def text_below(top: Any, skipped: frozenset[str] = frozenset()) -> str:
-    """Return the text of a node and all that is in it."""
+    """Return the text of a node and its descendants."""
     flow = Flow()
     node = top
     depth = 0
@@ -217,7 +217,7 @@ def text_below(top: Any, skipped: frozenset[str] = frozenset()) -> str:
             flow.write_mark(mark)
         elif (display := HTML_DISPLAY.get(name, "inline")) != "skip" and name not in skipped:
             if name == "a" and node.prev is not None and node.prev.tag == "a":
-                flow.write(" ")  # two links side by side, which a page's style keeps apart
+                flow.write(" ")  # adjacent links, which the page's style separates
             flow.open(display)
             below = node.child
             if below is None:
@@ -230,7 +230,7 @@ def text_below(top: Any, skipped: frozenset[str] = frozenset()) -> str:
 
 
 def following(node: Any, depth: int, flow: Flow) -> tuple[Any, int]:
-    """Return the node after one and all that is in it, or None at the end, closing the elements that end before."""
+    """Return the next node after a node's subtree, or None at the end, and close the elements that end before it."""
     while depth and node.next is None:
         node, depth = node.parent, depth - 1
         flow.close()
@@ -238,7 +238,7 @@ def following(node: Any, depth: int, flow: Flow) -> tuple[Any, int]:
 
 
 def note_mark(link: Any) -> str | None:
-    """Return the number or sign of the note that a link leads to, nothing for a link back; None if it is neither."""
+    """Return the mark of a note that a link leads to, "" for a link back from a note, None for other links."""
     holder = link.child if link.child is not None and link.child.tag in ("sup", "span") else link
     if holder.child is None or holder.child.tag != "-text" or holder.child.next is not None:
         return None
@@ -254,9 +254,9 @@ def note_mark(link: Any) -> str | None:
 
 
 def decoded_page(data: bytes) -> str:
-    """Return a page's characters: of UTF-8, or of the encoding that it declares itself.
+    """Decode a page as UTF-8, or with the encoding that it declares.
 
-    Raises ObjectionError if neither fits: a guess would put other letters in the place of those that were meant.
+    Raises ObjectionError if neither fits: a guess could silently produce wrong letters.
     """
     mark = next((mark for mark in BYTE_ORDER_MARKS if data.startswith(mark)), b"")
     try:
@@ -269,9 +269,9 @@ def decoded_page(data: bytes) -> str:
 
 
 def decoded_as(data: bytes, encoding: str) -> str:
-    """Decode a page as browsers do. Raises ObjectionError if it is not in this encoding."""
+    """Decode a page with an encoding, as browsers do. Raises ObjectionError if it does not fit."""
     try:
         name = codecs.lookup(encoding).name
         return data.decode(AS_BROWSERS_READ.get(name, name))
     except (LookupError, UnicodeDecodeError):
-        raise ObjectionError("page that is not in the encoding it declares") from None
+        raise ObjectionError("page that is not in its declared encoding") from None

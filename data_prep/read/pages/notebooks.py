@@ -1,4 +1,4 @@
-"""The text of a Jupyter notebook: its cells, without what they printed and drew."""
+"""Extract the text of a Jupyter notebook: its cells, without their outputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from data_prep.files.bounded_io import ObjectionError
 
 
 def notebook_text(data: bytes) -> str:
-    """Return what is written in a notebook's cells, one after the other. Raises ObjectionError if there is nothing."""
+    """Return the source of a notebook's cells, in order. Raises ObjectionError if there is none."""
     try:
         values = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:

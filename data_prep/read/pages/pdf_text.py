@@ -1,7 +1,7 @@
-"""A program of its own: a PDF on standard input, its text, or why there is none, on standard output.
+"""A separate program: reads a PDF from standard input and writes its text, or why it has none, to standard output.
 
-A stranger's PDF can keep a parser busy for ever, or let it take all memory. Here it costs this process, which is given
-seconds of CPU (SIGXCPU ends it) and bytes of memory, and not the worker that encodes the documents beside it.
+A malicious or damaged PDF can keep a parser busy forever or exhaust memory. So it is parsed in this process, not in the
+worker that encodes the other documents, with limits on CPU time (SIGXCPU ends it) and memory.
 """
 
 import io
@@ -13,10 +13,10 @@ OBJECTION = 3  # the exit code that goes with a reason
 
 
 def text_of(data: bytes, characters: int) -> str:
-    """Return the text layer, page after page, and no more of it once it has so many characters."""
+    """Return the text layer, page by page, up to the page that exceeds `characters`."""
     import pypdf  # after the limits are set
 
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every oddity of every file
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns about every irregularity of every file
     reader = pypdf.PdfReader(io.BytesIO(data))
     if reader.is_encrypted and not reader.decrypt(""):
         raise PermissionError
@@ -38,7 +38,7 @@ def main(cpu_s: int, memory_bytes: int, characters: int) -> int:
         answer, code = text_of(sys.stdin.buffer.read(), characters), 0
     except PermissionError:
         answer, code = "encrypted PDF", OBJECTION
-    except Exception as error:  # noqa: BLE001  # a parser of a stranger's file may raise anything; it is counted
+    except Exception as error:  # noqa: BLE001  # parsers raise anything on unknown files; the file is counted
         answer, code = f"damaged PDF ({type(error).__name__})", OBJECTION
     sys.stdout.buffer.write(answer.encode("utf-8", "replace"))
     return code

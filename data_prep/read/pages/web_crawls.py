@@ -1,4 +1,4 @@
-"""The pages in a web crawl's WARC file, and the texts in its WET file, by the library warcio."""
+"""Read the pages in a web crawl's WARC file, or the texts in its WET file, with warcio."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from data_prep.read.pages.extraction import extract_text, limit_of
 
 HTML_TYPES = {"text/html", "application/xhtml+xml"}
 ANSWERS = {"response", "resource"}
-TEXTS = {"conversion"}  # of WET files: what somebody extracted before
+TEXTS = {"conversion"}  # in WET files: text that was extracted before
 
 
 def read_crawl(stream: BinaryIO, html: str) -> Iterator[bytes | str | ObjectionError]:
-    """Yield the text of each answer of a server, or why it is none; requests and notes about the crawl are no records.
+    """Yield the text of each server response, or why it has none; requests and metadata are not counted.
 
-    Pages are read as `html` says. Where the file is damaged, raises ObjectionError.
+    `html` says how pages are read. Raises ObjectionError where the file is damaged.
     """
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
 
     if not stream.peek(5).startswith(b"WARC/"):  # type: ignore[attr-defined]
         raise ObjectionError("damaged WARC")
-    # Headers of HTTP are not parsed by the iterator: it takes empty ones for the end of the file.
+    # The iterator must not parse HTTP headers: it takes empty ones for the end of the file.
     records = ArchiveIterator(stream, no_record_parse=True)
     try:
         for record in records:
@@ -32,25 +32,25 @@ def read_crawl(stream: BinaryIO, html: str) -> Iterator[bytes | str | ObjectionE
     except ArchiveLoadFailed:
         raise ObjectionError("damaged WARC") from None
     for _ in range(records.err_count):
-        yield ObjectionError("WARC: record of another length than it says")
-    if stream.read(1):  # raises where damage looked like the end
+        yield ObjectionError("WARC: record of wrong length")
+    if stream.read(1):  # raises if damage looked like the end
         raise ObjectionError("damaged WARC")
 
 
 def text_of(record: Any, kind: str) -> bytes | str | ObjectionError:
-    """Return the text of a record of a crawl, or why it has none."""
+    """Return a record's text, or why it has none."""
     try:
         headers = record.rec_headers
         if record.rec_type == "response":
             headers = record.http_headers = http_headers(record)
             if headers.get_statuscode() != "200":
-                raise ObjectionError(f"WARC: answer {headers.get_statuscode()[:3]}")
+                raise ObjectionError(f"WARC: status {headers.get_statuscode()[:3]}")
         media, _, parameters = str(headers.get_header("Content-Type") or "").lower().partition(";")
         charset = parameters.partition("charset=")[2].partition(";")[0].strip(" \"'")
         if media.strip() == "text/plain":
             return as_utf8(payload(record, DOCUMENT_BYTES), charset)
         if media.strip() not in HTML_TYPES:
-            raise ObjectionError(f"WARC: {media.partition('/')[0].strip() or 'unnamed'} file, no page")
+            raise ObjectionError(f"WARC: {media.partition('/')[0].strip() or 'unnamed'} file, not a page")
         return extract_text(kind, as_utf8(payload(record, limit_of(kind)), charset))
     except DamageError:
         raise
@@ -59,29 +59,29 @@ def text_of(record: Any, kind: str) -> bytes | str | ObjectionError:
 
 
 def http_headers(record: Any) -> Any:
-    """Return the headers of a server's answer."""
+    """Return the headers of a server's response."""
     from warcio.bufferedreaders import BufferedReader
     from warcio.statusandheaders import StatusAndHeadersParser
 
     try:
         headers = StatusAndHeadersParser(["HTTP/"], verify=False).parse(record.raw_stream)
     except EOFError:
-        raise ObjectionError("WARC: empty answer") from None
+        raise ObjectionError("WARC: empty response") from None
     packing = str(headers.get_header("Content-Encoding") or "identity").lower()
     if packing not in (*BufferedReader.get_supported_decompressors(), "identity", "x-gzip"):
-        raise ObjectionError(f"WARC: page packed as {packing[:20]}")
+        raise ObjectionError(f"WARC: page compressed as {packing[:20]}")
     return headers
 
 
 def payload(record: Any, limit: int) -> bytes:
-    """Return a record's content, unpacked as its HTTP headers say."""
+    """Return a record's content, decompressed according to its HTTP headers."""
     try:
         data = bytes(record.content_stream().read(limit + 1))
         if len(data) <= limit and not record.raw_stream.read(1) and getattr(record.raw_stream, "limit", 0) > 0:
             raise ObjectionError("WARC: page that ends early")
     except ObjectionError:
         raise
-    except Exception as error:  # noqa: BLE001  # what a stranger's server packed may raise anything; it is counted
+    except Exception as error:  # noqa: BLE001  # decompressors raise anything on unknown data; the page is counted
         raise ObjectionError(f"WARC: damaged page ({type(error).__name__})") from None
     if len(data) > limit:
         raise ObjectionError(TOO_LONG if limit == DOCUMENT_BYTES else f"page of more than {limit >> 20} MiB")
@@ -89,7 +89,7 @@ def payload(record: Any, limit: int) -> bytes:
 
 
 def as_utf8(data: bytes, charset: str) -> bytes:
-    """Return text in UTF-8 that the server says is in `charset`; as it stands if that is not so."""
+    """Return text as UTF-8, decoded with the server's `charset`; unchanged if that does not fit."""
     try:
         return data.decode(charset or "utf-8").encode()
     except (LookupError, UnicodeError):

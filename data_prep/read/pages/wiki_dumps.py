@@ -1,4 +1,4 @@
-"""The articles in a dump of a wiki (MediaWiki's export format), their markup taken off by mwparserfromhell."""
+"""Read the articles in a wiki dump (MediaWiki's export format), stripped of markup with mwparserfromhell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from data_prep.files.bounded_io import ObjectionError, require_whole
 
-MARKUP_BYTES = 4 * 2**20  # of one article; the longest of Wikipedia have 2 MiB, which take seconds
+MARKUP_BYTES = 4 * 2**20  # of one article; Wikipedia's longest have 2 MiB and take seconds
 FED_BYTES = 2**18
 PAGE_BYTES = 256 * 2**20  # of one page's XML, all its revisions together
 CUT_TAGS = {
@@ -24,14 +24,14 @@ CUT_TAGS = {
     "templatestyles",
     "mapframe",
 }
-CUT_SPACES = {"6", "14"}  # pictures and categories, by the number of their namespace
+CUT_SPACES = {"6", "14"}  # images and categories, by namespace number
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*")  # [[de:Gans]]: the same article elsewhere
 
 
 def read_dump(stream: BinaryIO) -> Iterator[str | ObjectionError]:
     """Yield the text of each article of a dump: pages of the main namespace that do not redirect.
 
-    One page at a time is in memory. Where the file is damaged, raises ObjectionError.
+    Only one page at a time is in memory. Raises ObjectionError where the file is damaged.
     """
     parser: Any = ElementTree.XMLPullParser(["start", "end"])
     stack: list[Any] = []
@@ -54,9 +54,9 @@ def read_dump(stream: BinaryIO) -> Iterator[str | ObjectionError]:
 
 
 def pages(parser: Any, stack: list[Any], spaces: set[str]) -> Iterator[Any]:
-    """Yield the pages that the parser has read to their ends, and forget them and all revisions but the last.
+    """Yield the pages that the parser has completed, then free them; of each page, keep only the last revision.
 
-    What the wiki calls pictures and categories in its own language is added to `spaces`.
+    The wiki's local names of the namespaces for images and categories are added to `spaces`.
     """
     for event, element in parser.read_events():
         if event == "start":
@@ -95,7 +95,7 @@ def article_of(page: Any, spaces: set[str]) -> str | ObjectionError:
         return ObjectionError(f"page of more than {MARKUP_BYTES >> 20} MiB")
     try:
         plain = plain_text(markup, spaces)
-    except Exception as error:  # noqa: BLE001  # a parser of strangers' markup may raise anything; it is counted
+    except Exception as error:  # noqa: BLE001  # parsers raise anything on unknown markup; the page is counted
         return ObjectionError(f"damaged wikitext ({type(error).__name__})")
     if not plain:
         return ObjectionError("wiki page without text")
@@ -104,7 +104,7 @@ def article_of(page: Any, spaces: set[str]) -> str | ObjectionError:
 
 
 def plain_text(markup: str, spaces: set[str]) -> str:
-    """Return wikitext as plain text: without templates, tables, notes, pictures and categories; headings are lines."""
+    """Return wikitext as plain text, without templates, tables, notes, images and categories; headings are lines."""
     import mwparserfromhell
 
     text = "".join(words(mwparserfromhell.parse(markup), spaces))
@@ -113,7 +113,7 @@ def plain_text(markup: str, spaces: set[str]) -> str:
 
 
 def words(code: Any, spaces: set[str]) -> Iterator[str]:
-    """Yield the words of parsed wikitext; one walk, for the library's own ways to strip it look for each node anew."""
+    """Yield the text of parsed wikitext in one walk: the library's own strip methods search for each node again."""
     for node in code.nodes if code is not None else ():
         kind = type(node).__name__
         if kind == "Text":

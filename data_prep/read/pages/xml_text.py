@@ -1,7 +1,7 @@
-"""The text of an XML document: TEI, DocBook, JATS and their like by the names of their elements, others by their form.
+"""Extract the text of an XML document: elements of TEI, DocBook, JATS and similar by name, others by their content.
 
-An element that has text beside its elements is a line, and they are parts of it; one that holds nothing but elements
-has each on a line of its own. Names count without their namespaces and in any case.
+An element that contains text next to elements is a line, and the elements are inline; an element that contains only
+elements puts each on a line of its own. Names are compared without namespace and case.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from xml.etree.ElementTree import Element
 
 from data_prep.read.pages.markup import Display, Flow, names
 
-HEADERS = ("teiheader", "cesheader", "journal-meta")  # they tell of the document and are none of its text
-VARIANTS = ("rdg", "fw")  # TEI: what other witnesses read; the page's running head, number and catchword
-PARAGRAPHS = names("p para simpara head l s speaker title subtitle")  # what is in them runs on
-BLOCKS = names(  # also within a paragraph
+HEADERS = ("teiheader", "cesheader", "journal-meta")  # metadata about the document, not its text
+VARIANTS = ("rdg", "fw")  # TEI: variant readings; running heads, page numbers and catchwords
+PARAGRAPHS = names("p para simpara head l s speaker title subtitle")  # their elements are inline
+BLOCKS = names(  # also inside a paragraph
     "p para simpara head l lg sp speaker div section sec list itemizedlist orderedlist variablelist simplelist ul ol "
     "item listitem list-item li table blockquote poem stanza verse v"
 )
@@ -29,21 +29,21 @@ DISPLAY: dict[str, Display] = {
     **dict.fromkeys(("td", "th", "cell", "entry"), "cell"),
     **dict.fromkeys(("tr", "row"), "row"),
     **dict.fromkeys(("note", "footnote", "fn"), "note"),
-    **dict.fromkeys(("lb", "pb", "cb"), "space"),  # a line, page or column of the print ends
+    **dict.fromkeys(("lb", "pb", "cb"), "space"),  # end of a printed line, page or column
     **dict.fromkeys(("br", "break"), "break"),
 }
 ARTICLE_TEXT = ("title-group", "abstract", "trans-abstract")  # of JATS' article-meta
 NOTE_KINDS = ("fn", "bibr", "table-fn")  # of JATS' cross references
-REPLACED = ("sic", "orig", "abbr")  # TEI's choice has corr, reg or expan beside them, which are read
+REPLACED = ("sic", "orig", "abbr")  # a TEI choice has corr, reg or expan next to them, which is read instead
 SPACE = "{http://www.w3.org/XML/1998/namespace}space"
 
 
 def xml_text(root: Element) -> str:
-    """Return all text of a document but its header; elements may nest as deep as they like."""
+    """Return all text of a document except its header; elements may nest to any depth."""
     flow = Flow()
     flow.open("preformatted" if root.get(SPACE) == "preserve" else "block")
     flow.write(root.text or "")
-    # of each open element: itself, what of it is still to come, and whether its elements are parts of a line
+    # per open element: itself, its remaining children, and whether they are inline
     opened: list[tuple[Element, Iterator[Element], bool]] = [(root, iter(root), runs_on(root, inherited=False))]
     while opened:
         parent, children, in_line = opened[-1]
@@ -70,11 +70,11 @@ def xml_text(root: Element) -> str:
 
 
 def display_of(element: Element, parent: str, *, in_line: bool) -> Display:
-    """Return how an element is shown, in a line or among lines."""
+    """Return an element's display, given whether it is inside a line."""
     name = name_of(element)
     if (parent == "article-meta" and name not in ARTICLE_TEXT) or (parent == "choice" and name in REPLACED):
         return "skip"
-    if parent == "alternatives" and name == "tex-math":  # a program for TeX, beside the formula as MathML
+    if parent == "alternatives" and name == "tex-math":  # TeX source of a formula that is also there as MathML
         return "skip"
     if not in_line and (element.get(SPACE) == "preserve" or name == "code"):
         return "preformatted"
@@ -87,12 +87,12 @@ def display_of(element: Element, parent: str, *, in_line: bool) -> Display:
 
 
 def is_note_mark(element: Element) -> bool:
-    """Tell whether an element is the number of a note or a reference, without brackets of its own."""
+    """Return whether an element is the bare number of a note or reference."""
     return element.get("ref-type") in NOTE_KINDS and len(element) == 0 and (element.text or "").isdecimal()
 
 
 def runs_on(element: Element, *, inherited: bool) -> bool:
-    """Tell whether the elements in one are parts of a line."""
+    """Return whether an element's children are inline."""
     if inherited or name_of(element) in PARAGRAPHS or has_text(element.text):
         return True
     within = {name_of(child) for child in element}

@@ -4,7 +4,6 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
-from data_prep.config import DataConfig
 from data_prep.encode import backend_parity as proof
 from data_prep.encode import backends as engines
 from data_prep.encode import parity_sample
@@ -29,7 +27,6 @@ from data_prep.encode.backends import (
     Ids,
     Offsets,
     Ragged,
-    TokenizerBackend,
     engine_version,
 )
 from data_prep.encode.tokenizer import SPECIAL_TOKENS, train_tokenizer

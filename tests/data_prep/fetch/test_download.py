@@ -112,9 +112,9 @@ def test_a_cached_file_is_fetched_again_only_when_it_misses_its_pins(server: Ser
     ("faults", "pins", "message", "requests"),
     [
         (["404"], {}, "the server answered 404 Not Found instead of the file; check the address", 1),
-        (["500"] * 9, {}, "failed 5 times, the last time with: the server answered 500", 5),
+        (["500"] * 9, {}, "failed 5 times in a row, the last time with: the server answered 500", 5),
         (["drop"] * 9, {}, "failed 5 times", 5),
-        (["429:1000"], {}, "asks to come again in 1000 s", 1),
+        (["429:1000"], {}, "asks for a retry in 1000 s", 1),
         ([], {"size_bytes": 7}, "1300 bytes, expected size_bytes: 7", 1),
         ([], {"sha256": "0" * 64}, "sha256 is .*, expected 0000", 1),
         (["garbled"], {"sha256": hashlib.sha256(b"one document\n" * 100).hexdigest()}, "sha256 is .*, expected", 1),
@@ -160,7 +160,7 @@ def test_all_that_failed_is_listed_at_the_end_and_the_rest_is_kept(
     server.faults = ["404", "none", "403"]
     downloads = [Download(url=f"{server.address}/{n}.txt", target=tmp_path / f"{n}.txt") for n in range(4)]
 
-    with pytest.raises(DataError, match=r"2 of 4 files could not be fetched, the others are kept:\n  .*404.*\n  .*403"):
+    with pytest.raises(DataError, match=r"2 of 4 files could not be fetched; the others are kept:\n  .*404.*\n  .*403"):
         fetch_all(downloads)
 
     assert len([path for path in tmp_path.iterdir() if path.suffix == ".txt"]) == 2
@@ -222,8 +222,8 @@ def test_the_lock_of_a_dead_process_is_broken_and_a_fresh_one_is_not(server: Ser
     assert not lock.exists()
 
 
-def test_an_address_without_a_scheme_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected https://"):
+def test_an_address_without_a_scheme_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="expected an address such as https://"):
         cache_path(tmp_path, "example.org/books.txt")
 
 

@@ -39,7 +39,7 @@ def test_a_glob_and_a_single_file_give_what_they_name(corpus: Path) -> None:
         ("*.csv", "no such file, folder or match"),
         ("picture.png", r"nothing to read here \(1 .png\); supported are .txt, .text, .md, .markdown, .rst"),
         ("hollow", r"nothing to read here \(no file\)"),
-        ("void.txt", "the corpus is empty: 1 files hold 0 bytes"),
+        ("void.txt", "the corpus is empty: 1 file with 0 bytes in all"),
     ],
 )
 def test_a_source_with_nothing_to_read_is_named(tmp_path: Path, name: str, message: str) -> None:

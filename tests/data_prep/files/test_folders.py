@@ -17,8 +17,8 @@ from datasets import Dataset, DatasetDict
 from cluster.errors import DataError
 from data_prep.config import CleaningConfig, DataConfig, SourceConfig
 from data_prep.encode.encoded_slices import SliceTask, encode_slice
-from data_prep.encode.encoding import Encoder, write_spec
-from data_prep.fetch.hub_layout import split_of, split_told
+from data_prep.encode.encoding import write_spec
+from data_prep.fetch.hub_layout import split_in_name, split_of
 from data_prep.fetch.provenance import read_document
 from data_prep.fetch.sources import cut_slices, find_corpus
 from data_prep.preview.row_preview import preview
@@ -162,8 +162,8 @@ def test_what_is_left_out_of_a_copy_is_told_in_a_line(folder: Path, caplog: pyte
     found(folder)
 
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "taken for a copy of a dataset: 2 files (the split train) are read" in line
-    assert "not README.md, data/test-00000-of-00002.parquet, data/test-00001-of-00002.parquet" in line
+    assert "treated as a copy of a dataset: reading 2 files (the split train), skipping" in line
+    assert "skipping README.md, data/test-00000-of-00002.parquet, data/test-00001-of-00002.parquet" in line
 
 
 @pytest.mark.parametrize("pattern", ["*.txt", "*.jsonl"])
@@ -174,7 +174,7 @@ def test_files_whose_names_tell_splits_are_named_where_all_are_read(
 
     find_corpus([SourceConfig(path=f"{folder}/{pattern}")], {})
 
-    assert f"their names tell splits: test{pattern[1:]}; write `split: train`" in caplog.text
+    assert f"some are named after splits: test{pattern[1:]}; write `split: train`" in caplog.text
 
 
 def test_saved_datasets_give_the_files_of_one_split_and_no_cache(folder: Path) -> None:
@@ -198,7 +198,7 @@ def test_saved_datasets_give_the_files_of_one_split_and_no_cache(folder: Path) -
 def test_a_split_that_no_file_tells_is_an_error_that_names_those_there_are(folder: Path) -> None:
     write(folder, *SHARDS)
 
-    with pytest.raises(DataError, match=r"no file's name tells the split validation; .* test \(2 files\), train"):
+    with pytest.raises(DataError, match=r"no file name contains the split validation; .* test \(2 files\), train"):
         found(folder, split="validation")
 
 
@@ -206,7 +206,7 @@ def test_words_of_splits_are_whole_words() -> None:
     names = ["latest.jsonl", "contest.csv", "trained.csv", "a-train.csv", "dev/x.csv", "x_eval-00000-of-00001.parquet"]
 
     assert [split_of(name) for name in names] == [None, None, None, "train", "validation", "test"]
-    assert [split_told(Path(name)) for name in (*names[3:], "my-train-set.csv")] == [
+    assert [split_in_name(Path(name)) for name in (*names[3:], "my-train-set.csv")] == [
         "train",
         "validation",
         "test",
@@ -252,6 +252,6 @@ def test_a_file_that_changes_after_it_was_hashed_is_named_and_not_stored(
 
     CHANGES[change](path)
 
-    with pytest.raises(DataError, match=r"a.jsonl: (changed while it was read|cannot be read any more)"):
+    with pytest.raises(DataError, match=r"a.jsonl: (changed while it was read|can no longer be read)"):
         encode_slice(task)
     assert not target.exists()

@@ -72,5 +72,5 @@ def test_a_source_that_changed_or_went_is_said(corpus: Path, prepared: Callable[
         read_document(tmp_path / "data", manifest, 0, 0)
 
     path.unlink()
-    with pytest.raises(DataError, match="no longer here"):
+    with pytest.raises(DataError, match="not found from"):
         read_document(tmp_path / "data", manifest, 0, 0)

@@ -43,9 +43,9 @@ def chat(*roles: str) -> dict[str, Any]:
 
 def test_shape_ignored_columns_and_what_is_trained_are_told(config_of: Config, lines_file: Callable[..., Path]) -> None:
     told = said(config_of(lines_file(*[chat("user", "assistant")] * 9, b"", {"messages": 5})))
-    assert "1 files (1 .jsonl)" in told
+    assert "1 file (1 .jsonl)" in told
     assert "conversations from messages\n               columns with text that are not used: topic\n" in told
-    assert "of 11 records looked at 9 can be used; 1 blank line; 1 not a list of role and content;" in told
+    assert "of 11 sampled records, 9 can be used; 1 blank line; 1 not a list of role and content;" in told
     assert re.search(r"\d+% of their tokens are trained", told)
 
 
@@ -73,13 +73,13 @@ def test_the_estimate_is_near_what_preparing_gives(
 WRONG: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     "false gz": ("a.jsonl.gz", b"no gzip at all", {}, r"nothing to train on .*1 damaged compression"),
     "false text gz": ("a.txt.gz", b"no gzip at all", {}, r"nothing to train on .*1 damaged compression"),
-    "empty gz": ("a.jsonl.gz", gzip.compress(b""), {}, r"nothing to train on in the 0 records"),
+    "empty gz": ("a.jsonl.gz", gzip.compress(b""), {}, r"nothing to train on in 0 sampled records"),
     "empty": ("a.jsonl", b"", {}, r"the corpus is empty"),
     "unknown columns": ("a.jsonl", b'{"foo": "x", "bar": "y"}\n', {}, r"columns seen: foo, bar"),
     "unknown fields": ("a.jsonl", b'{"foo": "x"}\n', {"fields": {"text": "body"}}, r"no columns body"),
     "no rows": ("a.jsonl", b"[1, 2]\n" * 9, {}, r"none of its first 200 records is a row"),
     "no assistant": ("a.jsonl", json.dumps(chat("user", "user")).encode() + b"\n", {}, r"assistant"),
-    "blank": ("a.jsonl", b'{"text": ""}\n{"text": " "}\n', {}, r"nothing to train on in the 2 .*2 empty"),
+    "blank": ("a.jsonl", b'{"text": ""}\n{"text": " "}\n', {}, r"nothing to train on in 2 .*2 empty"),
 }
 
 
@@ -114,7 +114,7 @@ def test_of_large_files_only_the_beginning_is_read(config_of: Config, tmp_path: 
 
     told = said(config_of(tmp_path / "a.jsonl", tmp_path / "b.txt"))
 
-    assert f"of {RECORDS} records looked at {RECORDS} can be used;" in told
+    assert f"of {RECORDS} sampled records, {RECORDS} can be used;" in told
     assert re.search(r"about 20,000 documents, [345],\d00,000 tokens", told)
 
 
@@ -128,7 +128,7 @@ def test_a_source_that_is_wrong_is_told_before_torch_is_imported(tmp_path: Path)
     code += f"print(main(['check', {str(tmp_path / 'run.yaml')!r}]), 'torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.splitlines()[-1] == "2 False", run.stderr
-    assert "nothing to train on in the 1 records" in run.stderr
+    assert "nothing to train on in 1 sampled record" in run.stderr
     assert not (tmp_path / "run").exists()
 
 

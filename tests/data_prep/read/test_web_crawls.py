@@ -75,9 +75,8 @@ def test_a_crawl_gives_the_article_of_each_page_and_counts_the_other_answers(tmp
 
     assert [text.split(", says page ")[1].split(",")[0] for text in kept[:2]] == ["one", "two"]
     assert kept[2:] == ["Gänse"] and "Home" not in kept[0]
-    assert (
-        rejected["WARC: image file, no page"] == rejected["WARC: answer 404"] == rejected["HTML without text"] - 1 == 1
-    )
+    assert rejected["WARC: image file, not a page"] == rejected["WARC: status 404"] == 1
+    assert rejected["HTML without text"] == 2
 
 
 def test_the_texts_that_a_crawl_was_turned_into_are_read(tmp_path: Path) -> None:

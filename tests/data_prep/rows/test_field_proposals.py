@@ -16,7 +16,8 @@ from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.files.formats import Format
 from data_prep.read.column_choice import find_columns
-from data_prep.rows.field_proposals import ask, proposal_lines, propose
+from data_prep.rows.field_guesses import propose
+from data_prep.rows.field_proposals import ask, proposal_lines
 from data_prep.rows.row_kinds import kinds_of
 from tests.data_prep.reading_rows import source_of
 

@@ -92,20 +92,20 @@ def test_what_a_parquet_column_has_filled_up_with_nulls_is_not_part_of_a_call(tm
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"text": "a", "prompt": "b"}, "names text and prompt together; give one"),
-        ({"messages": "a", "completion": "b"}, "names prompt and messages together"),
-        ({"system": "a"}, "names system alone; give also text, or prompt and completion"),
-        ({"text": "a", "system": "b"}, "system says nothing beside text"),
-        ({"prompt": "a", "role": "b"}, "role says nothing beside prompt"),
-        ({"messages": "a", "order_by": "b"}, "order_by says nothing beside messages"),
-        ({"messages": "a", "history": "b"}, "history says nothing beside messages"),
-        ({"group_by": "a", "messages": "b"}, "names messages and group_by together"),
+        ({"text": "a", "prompt": "b"}, "gives text and prompt together; give one"),
+        ({"messages": "a", "completion": "b"}, "gives prompt and messages together"),
+        ({"system": "a"}, "gives only system; also give text, or prompt and completion"),
+        ({"text": "a", "system": "b"}, "system cannot be used with text"),
+        ({"prompt": "a", "role": "b"}, "role cannot be used with prompt"),
+        ({"messages": "a", "order_by": "b"}, "order_by cannot be used with messages"),
+        ({"messages": "a", "history": "b"}, "history cannot be used with messages"),
+        ({"group_by": "a", "messages": "b"}, "gives messages and group_by together"),
         ({"parent_id": "a"}, "parent_id needs id"),
         ({"messages": "a", "user": "b"}, "user and assistant go together"),
-        ({"messages": "a", "user": "b", "assistant": "c", "role": "d"}, "take the place of role and content"),
-        ({"messages": "a", "train": "b", "masked": "c"}, "say the same"),
-        ({"prompt": "???", "completion": "a"}, r"fields\.prompt.*\?\?\? stands for a column that you are to choose"),
-        ({"prompt": ["a", "???"]}, "stands for a column that you are to choose"),
+        ({"messages": "a", "user": "b", "assistant": "c", "role": "d"}, "replace role and content"),
+        ({"messages": "a", "train": "b", "masked": "c"}, "are opposites"),
+        ({"prompt": "???", "completion": "a"}, r"fields\.prompt.*\?\?\? is a placeholder; write the name of a column"),
+        ({"prompt": ["a", "???"]}, "is a placeholder; write the name of a column"),
         ({"prompt": ""}, "got an empty text"),
         ({"prompt": []}, "at least one column"),
         ({"promt": "a"}, "unknown key; did you mean 'prompt'"),
@@ -123,7 +123,7 @@ def test_fields_that_say_nothing_or_two_things_are_refused(fields: dict[str, Any
         ({"paths": "all"}, "'paths' is for trees"),
         ({"markers": {"user": "a", "assistant": "b"}}, "'markers' need the column"),
         ({"markers": {"user": "a"}, "fields": {"messages": "a"}}, "need both 'user' and 'assistant'"),
-        ({"system": "Be kind.", "fields": {"text": "a"}}, "has nobody who speaks"),
+        ({"system": "Be kind.", "fields": {"text": "a"}}, "has no turns"),
         ({"roles": {"x": "bot"}}, "expected 'system', 'user', 'assistant' or 'tool', got 'bot'"),
         ({"roles": {"x": "???"}}, "expected 'system', 'user', 'assistant' or 'tool'"),
     ],
@@ -228,7 +228,7 @@ def test_settings_that_say_nothing_about_these_rows_are_refused(
 def test_fields_of_files_without_rows_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a book")
 
-    with pytest.raises(DataError, match="fields say how rows are read, and no file here has rows"):
+    with pytest.raises(DataError, match="fields apply to rows, and no file here has rows"):
         read(tmp_path / "a.txt", fields={"text": "text"})
 
 

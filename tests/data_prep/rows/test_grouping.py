@@ -63,7 +63,7 @@ def test_a_conversation_whose_order_is_not_told_is_rejected(lines_file: Callable
 
     found = read(lines_file(*rows), fields={"group_by": "c", "order_by": "n"})
 
-    assert found == ["two rows of the conversation with the same place"]
+    assert found == ["two rows of the conversation with the same position"]
 
 
 def test_a_conversation_that_was_joined_is_found_again_by_its_number(
@@ -99,7 +99,7 @@ def test_trees_with_a_circle_or_a_name_twice_end(lines_file: Callable[..., Path]
 
     found = read(lines_file(*rows), fields={"id": "id", "parent_id": "up"}, paths="all")
 
-    assert found == ["an id twice", "nobody answers", *["no way to it from a first message"] * 2]
+    assert found == ["duplicate id", "no answer in the tree", *["not reachable from a root message"] * 2]
 
 
 def test_rows_inside_of_a_json_value_are_read_from_their_path(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_open_assistants_trees_are_read_by_their_best_answers(lines_file: Callab
     )
 
     best = [("user", "says a"), ("assistant", "says c"), ("user", "says d"), ("assistant", "says e")]
-    lost = ["nobody answers", "no way to it from a first message"]
+    lost = ["no answer in the tree", "not reachable from a root message"]
     assert read(path) == [best, *lost]
     other = [("user", "says a"), ("assistant", "says b")]
     fields = {"id": "message_id", "parent_id": "parent_id", "role": "role", "content": "text", "rank": "rank"}

@@ -141,7 +141,7 @@ def test_a_call_that_is_written_into_the_text_stays_text(lines_file: Callable[..
 def test_a_call_that_nobody_could_make_is_rejected(lines_file: Callable[..., Path], call: dict[str, Any] | int) -> None:
     found = turns(lines_file, {"messages": [ASK, {**SAY, "tool_calls": [call]}]})
 
-    assert found == ["a tool call without a name, or with arguments that are no JSON object"]
+    assert found == ["a tool call without a name, or whose arguments are not a JSON object"]
 
 
 @pytest.mark.parametrize(
@@ -222,10 +222,8 @@ def test_a_weight_that_is_neither_0_nor_1_is_rejected(lines_file: Callable[..., 
         {**SAY, "content": [{"type": "text", "text": "a", "train": False}, {"type": "text", "text": "b"}]},
     ],
 )
-def test_a_turn_of_which_only_parts_are_trained_is_rejected(
-    lines_file: Callable[..., Path], message: dict[str, Any]
-) -> None:
-    assert turns(lines_file, {"messages": [ASK, message]}) == ["a turn of which only parts are trained"]
+def test_a_turn_of_which_only_parts_are_trained_is_rejected(lines_file, message):
+    assert turns(lines_file, {"messages": [ASK, message]}) == ["a turn that is only partly trained"]
 
 
 def test_flags_that_contradict_each_other_are_rejected(lines_file: Callable[..., Path]) -> None:
@@ -297,7 +295,7 @@ def test_an_answer_marked_as_unwanted_and_a_row_with_a_picture_are_rejected(line
     )
 
     media = "needs an image, audio or video"
-    assert found[1:] == ["label says it is not wanted", media, media]
+    assert found[1:] == ["not wanted, by its label", media, media]
 
 
 @pytest.mark.parametrize(
