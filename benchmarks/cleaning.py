@@ -1,4 +1,4 @@
-"""The whole default cleaning of a document, step by step: mending, signature, content hash; and what can be added."""
+"""The default cleaning of a document, step by step: text repair, signature, content hash; and the optional steps."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ADDED = {
 }
 
 
-def mended(documents: list[Document], **settings: object) -> list[Document]:
+def cleaned(documents: list[Document], **settings: object) -> list[Document]:
     cleaner = Cleaner(CleaningConfig.model_validate(settings))
     results = (cleaner.cleaned(document) for document in documents)
     return [result for result in results if isinstance(result, Document)]
 
 
 def whole(documents: list[Document]) -> None:
-    kept = mended(documents)
+    kept = cleaned(documents)
     signatures([document.turns[0].text for document in kept])
     for document in kept:
         content_key(document)
@@ -35,9 +35,9 @@ def main() -> None:
         documents = [Document(0, "text", (Turn("text", text),)) for text in texts]
         variants = {
             "default, whole": lambda documents=documents: whole(documents),
-            "default, mending alone": lambda documents=documents: mended(documents),
+            "default, text repair alone": lambda documents=documents: cleaned(documents),
         }
         if chars == 14_000:
             for label, settings in ADDED.items():
-                variants[label] = lambda documents=documents, settings=settings: mended(documents, **settings)
+                variants[label] = lambda documents=documents, settings=settings: cleaned(documents, **settings)
         measure(f"cleaning, {name}, {chars or 'whole'}", variants, size_of(texts))

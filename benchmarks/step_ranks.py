@@ -1,8 +1,8 @@
-"""One rank of `step`: the same packed rows, taken by us, by transformers' Trainer with ZeRO-3 and by a bare DDP loop.
+"""One rank of `step`: the same packed rows in our step, in transformers' Trainer with ZeRO-3 and in a plain DDP loop.
 
     python -m benchmarks.step_ranks VARIANT OUTPUT SHAPE PRECISION STEPS
 
-It writes OUTPUT-RANK.json: the loss, the seconds and the CPU-seconds of each step, and the largest memory.
+It writes OUTPUT-RANK.json: loss, seconds and CPU-seconds of each step, and peak memory.
 """
 
 from __future__ import annotations
