@@ -2,8 +2,8 @@
 
 The checkpoint is plain DeepSpeed's, and ours is converted from it by the function behind `shardline checkpoint
 convert`: both export the same state and must write the same bits. The exports take turns, each in its own process, and
-report what they used after their imports: CPU time, and memory above the level then. `checksums` is the part of ours that
-reads all master weights and compares the sha256 of their files; zero_to_fp32 checks nothing.
+report what they used after their imports: CPU time, and memory above the level then. `checksums` is the part of ours
+that reads all master weights and compares the sha256 of their files; zero_to_fp32 checks nothing.
 """
 
 from __future__ import annotations
