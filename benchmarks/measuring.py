@@ -1,4 +1,4 @@
-"""CPU-seconds of variants, taken in turns so that a busy machine slows all of them alike."""
+"""CPU-seconds of variants that take turns, so that a busy machine slows all of them alike."""
 
 from __future__ import annotations
 

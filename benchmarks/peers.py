@@ -29,7 +29,7 @@ def shardline(source: str, tokenizer: str, output: str, **cleaning: str) -> None
 
 
 def shardline_light(source: str, tokenizer: str, output: str) -> None:
-    """Mend and look for equal documents, but not for nearly equal ones: no peer here does either."""
+    """Repair text and remove exact duplicates, but not near duplicates: no peer here removes those."""
     shardline(source, tokenizer, output, near_duplicates="off")
 
 

@@ -1,4 +1,4 @@
-"""The plan of an engine that is measured by itself: a row a rank and step, without a run around it."""
+"""The plan for an engine measured on its own, without a run: one row per rank and step."""
 
 from __future__ import annotations
 

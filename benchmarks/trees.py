@@ -1,4 +1,4 @@
-"""A command and all it starts: CPU-seconds and peak memory, sampled from outside."""
+"""CPU-seconds and peak memory of a command and all its descendants, sampled from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank of ckpt_stall and ckpt_bw: a real engine, saved by us, by DeepSpeed and as a bare copy, in turns.
+"""One rank of ckpt_stall and ckpt_bw: a real engine, saved in turns by us, by DeepSpeed and as a bare copy.
 
 python -m benchmarks.checkpoints.checkpoint_ranks {stall,bandwidth} FOLDER ROUNDS
 """

@@ -1,4 +1,4 @@
-"""How fast a state becomes durable, and comes back checked: beside a raw write with fsync and a raw read."""
+"""Bandwidth of saving durably and loading with checks, compared with a raw write with fsync and a raw read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.checkpoints.ckpt_stall import measured, medians
 
 
 def main() -> None:
-    """Print the medians in MB a second, and the ratios that matter."""
+    """Print the medians in MB/s, and their ratios to the raw ones."""
     facts = measured("bandwidth")
     middle = medians(facts["seconds"])  # type: ignore[arg-type]
     size = float(facts["state_mb_a_rank"]) * int(facts["ranks"])  # type: ignore[arg-type,call-overload]

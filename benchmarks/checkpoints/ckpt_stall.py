@@ -1,4 +1,4 @@
-"""How long training waits for a save: ours, DeepSpeed's own, and a bare copy of the state, in turns."""
+"""How long training waits for a save: ours, DeepSpeed's and a bare copy of the state, in turns."""
 
 from __future__ import annotations
 

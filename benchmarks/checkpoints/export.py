@@ -1,9 +1,9 @@
-"""A bf16 checkpoint of 2 ranks to bf16 safetensors: ours, which proves itself, and zero_to_fp32, which does not.
+"""A bf16 checkpoint of 2 ranks to bf16 safetensors: ours, which verifies itself, and zero_to_fp32, which does not.
 
-The checkpoint is plain DeepSpeed's; ours is made of it by `shardline checkpoint convert`'s function, so both export the
-same state, and must write the same bits. Each export is a process of its own, in turns, which tells what it took after
-its imports: CPU, and memory above what was there. `checksums` is the part of ours that reads all master weights and
-compares the sha256 of their files; zero_to_fp32 checks nothing.
+The checkpoint is plain DeepSpeed's, and ours is converted from it by the function behind `shardline checkpoint
+convert`: both export the same state and must write the same bits. The exports take turns, each in its own process, and
+report what they used after their imports: CPU time, and memory above the level then. `checksums` is the part of ours
+that reads all master weights and compares the sha256 of their files; zero_to_fp32 checks nothing.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def check_same(outputs: list[Path]) -> None:
 
     first, second = ({key: path for path in out.glob("*.safetensors") for key in keys_of(path)} for out in outputs)
     if first.keys() != second.keys():
-        raise SystemExit(f"{outputs} hold other tensors")
+        raise SystemExit(f"{outputs} hold different tensors")
     for key in first:
         with safe_open(first[key], "pt") as one, safe_open(second[key], "pt") as other:
             if not one.get_tensor(key).equal(other.get_tensor(key)):

@@ -1,6 +1,6 @@
-"""Seconds from a command to the first step: of a new run, and of one that was killed with SIGKILL, in turns.
+"""Seconds from a command to the first step: of a new run, and of one killed with SIGKILL, in turns.
 
-Ours, transformers' Trainer with DeepSpeed, and the floor: the imports alone of torch, DeepSpeed and the model's class,
+Ours, transformers' Trainer with DeepSpeed, and the floor: only the imports of torch, DeepSpeed and the model's class,
 in as many processes.
 """
 
@@ -32,7 +32,7 @@ def until(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> float:
     started = time.perf_counter()
     while not ready():
         if process.poll() is not None:
-            raise SystemExit(f"ended with {process.returncode} before it was there: {process.args!r}")
+            raise SystemExit(f"exited with {process.returncode} before it was ready: {process.args!r}")
         time.sleep(0.005)
     return time.perf_counter() - started
 

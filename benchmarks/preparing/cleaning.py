@@ -1,4 +1,4 @@
-"""The whole default cleaning of a document, step by step: cleaning, signature, content hash; and what can be added."""
+"""The default cleaning of a document, step by step: text repair, signature, content hash; and the optional steps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def main() -> None:
         documents = [Document(0, "text", (Turn("text", text),)) for text in texts]
         variants: dict[str, Callable[[], object]] = {
             "default, whole": partial(whole, documents),
-            "default, without signatures": partial(cleaned, documents),
+            "default, text repair alone": partial(cleaned, documents),
         }
         if chars == 14_000:
             for label, settings in ADDED.items():

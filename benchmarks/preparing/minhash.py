@@ -1,4 +1,4 @@
-"""Signatures for near duplicates, beside datasketch and rensa where they are installed, on five-word shingles too."""
+"""MinHash signatures, compared with datasketch and rensa where they are installed, on five-word shingles too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Near duplicates on real text: planted copies found, what leaks between splits, and what stays out rightly."""
+"""Near duplicates on real text: planted copies found, leaks between splits, and documents that are excluded rightly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Private data: books have next to none, specifications an address every few kilobytes; the floor is one regex."""
+"""Private data: books have almost none, specifications an address every few kilobytes; the floor is a single regex."""
 
 from __future__ import annotations
 

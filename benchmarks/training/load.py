@@ -1,10 +1,9 @@
 """Memory of every rank while a pretrained model is loaded, by number of ranks and ZeRO stage.
 
-Models are written as bf16 safetensors with random weights. Each rank samples its own /proc/self/status: `anon` is
-memory of its own, `file` the mapped pages of the safetensors files and of libraries, which ranks share.
-What is counted begins after everything is imported, the ranks have found each other and a model of almost no parameters
-was loaded in the same way. In ZeRO-3 a rank must hold 18 bytes for each parameter of its own part: 2 of weight, 12 of
-master weight and moments, 4 of summed gradient.
+Models are written as bf16 safetensors with random weights. Each rank samples its own /proc/self/status: `anon` is its
+private memory, `file` the mapped pages of safetensors files and libraries, which ranks share. The baseline is taken
+after all imports, once the ranks have joined and a tiny model was loaded in the same way. In ZeRO-3, a rank must hold
+18 bytes per parameter of its shard: 2 of weight, 12 of master weight and moments, 4 of accumulated gradient.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A training step on packed rows: ours, ours with a dense mask and all logits, Trainer with ZeRO-3, and bare DDP."""
+"""A training step on packed rows: ours, ours with a dense mask and all logits, Trainer with ZeRO-3, plain DDP."""
 
 from __future__ import annotations
 

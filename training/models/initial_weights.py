@@ -47,17 +47,17 @@ class PretrainedWeights:
         self.converted: tuple[str, Mapping[str, torch.Tensor]] = ("", {})
 
     def part(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
-        place = self.place(name)
-        values = self.read(place, shape, start, stop)
-        for other in self.same_as(place):
+        held = self.held_name(name)
+        values = self.read(held, shape, start, stop)
+        for other in self.same_as(held):
             if not torch.equal(values, self.read(other, shape, start, stop)):
                 raise CheckpointError(
-                    f"{self.folder}: the configuration ties {other} to {place}, but the files hold two different"
+                    f"{self.folder}: the configuration ties {other} to {held}, but the files hold two different"
                     " tensors; set tie_word_embeddings to false in config.json"
                 )
         return values
 
-    def place(self, name: str) -> str:
+    def held_name(self, name: str) -> str:
         """Return the model's name under which the files hold a tensor: of tied names, they may hold any one."""
         names = [name, *(one for pair in self.tied.items() if name in pair for one in pair)]
         found = next((one for one in names if one in self.incoming.sources), None)
@@ -130,8 +130,8 @@ class PretrainedWeights:
 
     def finish(self, elsewhere: Collection[str]) -> None:
         for name in elsewhere:
-            for place in (self.place(name), *self.same_as(self.place(name))):
-                source = self.incoming.sources[place]
+            for held in (self.held_name(name), *self.same_as(self.held_name(name))):
+                source = self.incoming.sources[held]
                 names = (
                     [source] if isinstance(source, str) else [one for many in source.inputs.values() for one in many]
                 )

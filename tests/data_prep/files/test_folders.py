@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 from cluster.errors import DataError
 from data_prep.config import CleaningConfig, DataConfig, SourceConfig
 from data_prep.encode.encoded_slices import SliceTask, encode_slice
-from data_prep.encode.encoding import write_spec
+from data_prep.encode.encoding import Encoder, write_spec
 from data_prep.fetch.hub_layout import split_in_name, split_of
 from data_prep.fetch.provenance import read_document
 from data_prep.fetch.sources import cut_slices, find_corpus

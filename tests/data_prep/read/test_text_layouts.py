@@ -19,7 +19,7 @@ from data_prep.fetch.provenance import read_document
 from data_prep.fetch.sources import cut_slices, find_corpus
 from data_prep.read.parts import Rejected, read_part
 from data_prep.read.table_dialect import table_layout
-from data_prep.shards import ShardReader
+from data_prep.shards import Manifest, ShardReader
 
 PAIRS = [(f"Où est {n} ?", f"Là-bas, à côté de {n * 7} œufs.") for n in range(200)]
 

@@ -1,4 +1,4 @@
-"""First weights, a stretch at a time: read from a folder, or made by the model's own rule."""
+"""Initial weights, a span at a time: read from a folder, or made by the model's own initialization."""
 
 from __future__ import annotations
 
