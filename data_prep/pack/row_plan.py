@@ -150,7 +150,7 @@ def long_splits(tables: Iterable[EncodedSlice], row_tokens: int, ends: Ends) -> 
 
 
 def plan_rows(packing: Packing, documents: Documents, chosen: Stretches) -> RowPlan:
-    """Return the plan of a packing of the chosen stretches of documents."""
+    """Return the plan of a packing of the chosen spans of documents."""
     index = chosen.document[packing.document]
     return RowPlan(
         first=packing.first,

@@ -221,6 +221,7 @@ def test_every_document_and_token_is_accounted_for(
         manifest.tokens[use] for use in ("trained", "masked")
     )
     assert "1 bad JSON, 1 duplicate, 1 missing column" in summary(manifest)
+    assert f"train ({manifest.fill['train']:.2%} full), " in summary(manifest)
 
 
 def test_rows_that_stay_empty_are_told_with_what_would_fill_them(

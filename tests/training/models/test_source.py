@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from cluster.errors import ConfigError, DataError, ShardlineError
-from data_prep.shards import Manifest, read_manifest, tokenizer_digest
+from data_prep.shards import Manifest, read_manifest, template_digest, tokenizer_digest
 from training.config import ModelConfig
 from training.models.source import ModelOrigin, find_model
 
@@ -48,6 +48,17 @@ def test_shards_of_another_tokenizer_are_refused_with_both_digests(tiny_model: P
         model_of(tiny_model, shards, tokenizer_digest="0123456789abcdef")
     assert "0123456789ab" in str(caught.value) and ours[:12] in str(caught.value)
     assert "run `shardline prepare RUN.yaml` with this model" in str(caught.value)
+
+
+def test_conversations_made_with_another_template_than_the_tokenizer_has_are_refused(
+    tiny_model: Path, shards: Path
+) -> None:
+    its_own = template_digest(AutoTokenizer.from_pretrained(shards / "tokenizer").chat_template)
+    model_of(tiny_model, shards, template_digest=its_own, conversational=True)
+    model_of(tiny_model, shards, template_digest=template_digest("another"))  # running text is made with none
+
+    with pytest.raises(DataError, match="its chat template is not the one that the rows were made with"):
+        model_of(tiny_model, shards, template_digest=template_digest("another"), conversational=True)
 
 
 def test_a_tokenizer_with_another_end_of_text_is_another_tokenizer(
