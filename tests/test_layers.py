@@ -22,7 +22,7 @@ FENCED = {
     "ray": {"data_prep/executors.py", "cluster/ray_cluster.py"},
     "deepspeed": {
         "training/zero/engine.py",
-        "training/zero/zero3.py",
+        "training/zero/model.py",
         "training/zero/zero12.py",
         "training/zero/nvme.py",
     },
