@@ -5,6 +5,8 @@ VENV ?= .venv
 # Installed first and by version: pip then takes the build for this machine (CPU or CUDA) that you point it to,
 # and nothing later replaces it. Another one: make TORCH=torch==2.12.0
 TORCH ?= torch==2.13.0
+# Everything but torch, in the versions that were tested
+PIP_INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt
 TIER ?= fast
 ARGS ?=
 
@@ -40,15 +42,15 @@ lint: $(VENV)/.dev ## ruff, mypy, shellcheck
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(TORCH)
+	$(PIP_INSTALL) $(TORCH)
 	touch $@
 
-$(VENV)/.run: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[prepare,train]'
+$(VENV)/.run: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[prepare,train]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install --quiet --editable '.[dev]'
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[dev]'
 	touch $@
 
 clean: ## remove the environment and runs/

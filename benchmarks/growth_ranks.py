@@ -28,7 +28,7 @@ from cluster.paths import RunPaths
 from training.checkpoints import layout
 from training.checkpoints.shard_files import Span, rank_file_name, write_rank_file
 from training.checkpoints.span_index import rank_spans, runs_of
-from training.zero.partitions import KINDS
+from training.optimizer_state import KINDS
 
 LAUNCH = "first:29500"
 RANKS_PER_HOST = 8

@@ -17,6 +17,7 @@ from cluster.environment import World, host_name, process_age_s
 from cluster.errors import EXIT_USER_ACTION, ClusterError
 from cluster.heartbeat import Heartbeat
 from cluster.paths import RunPaths
+from cluster.versions import versions
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,10 @@ class Journal:
         self.total_steps = total_steps
         self.reopen(first_step)
         self.mark("weights")
-        self.event("start", step=first_step, world_size=self.world.size, host=host_name(), phases=self.phases)
+        facts = {"world_size": self.world.size, "host": host_name(), "phases": self.phases}
+        if self.world.is_first:
+            facts["versions"] = versions()
+        self.event("start", step=first_step, **facts)
         if self.stream is not None:
             told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.phases.items())
             log.info("ready after %.1f s: %s", sum(self.phases.values()), told)

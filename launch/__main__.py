@@ -16,6 +16,7 @@ from cluster.environment import World, read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, DamagedRowsError, ShardlineError, exit_code_of
 from cluster.journal import set_up_logging
 from cluster.stop_request import ignore_signals
+from cluster.versions import as_text, versions
 from launch.wording import with_run_named
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,20 @@ CHECKPOINT_ACTIONS = {
 }
 
 
+class VersionAction(argparse.Action):
+    """Prints the versions and ends, as argparse's own does, but asks git only if it is asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(as_text(versions()))  # noqa: T201
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line: every verb but `init` takes a run's YAML, or its folder, first."""
     top = argparse.ArgumentParser(prog="shardline", description=__doc__)
+    top.add_argument(
+        "--version", action=VersionAction, nargs=0, help="say the versions of this program and its libraries"
+    )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     found = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
     found["init"].add_argument(

@@ -9,8 +9,7 @@ from typing import Any
 from cluster.errors import ConfigError
 from data_prep.shards import Manifest
 from training.config import TrainConfig
-
-STATE_BYTES_PER_PARAMETER = 12  # fp32 master weight and two fp32 moments
+from training.optimizer_state import STATE_BYTES_PER_PARAMETER
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from cluster.heartbeat import Heartbeat
 from cluster.journal import Journal
 from cluster.paths import RunPaths
 from cluster.stop_request import StopFlag
+from cluster.versions import as_text, versions
 from data_prep.shards import ShardReader, check_shards, read_manifest
 from training.checkpoints.async_save import SavePolicy
 from training.checkpoints.checkpoint import Checkpoints
@@ -62,6 +63,8 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     heartbeat.start_watchdog(request.train.hang_timeout_s)
     journal = Journal(request.paths, world, heartbeat)
     journal.mark("imports")
+    if world.is_first:
+        log.info("%s", as_text(versions()))  # the first call, so that what is recorded is the code that runs
     try:
         setup = assemble(request, world, journal.mark)
         journal.when_accepted(lambda: write_accepted(request, setup, journal))

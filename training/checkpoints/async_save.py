@@ -26,8 +26,8 @@ from training.checkpoints.layout import Commit
 from training.checkpoints.shard_files import ITEM_BYTES, FileFacts, rank_file_name, write_rank_file
 from training.checkpoints.span_index import rank_spans, runs_of
 from training.checkpoints.staging import KindState, Staging, streamed
+from training.optimizer_state import KINDS
 from training.train_state import TrainState
-from training.zero.partitions import KINDS
 
 if TYPE_CHECKING:
     from training.zero.engine import ZeroEngine

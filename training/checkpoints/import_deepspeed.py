@@ -36,8 +36,8 @@ from training.checkpoints.layout import (
 )
 from training.checkpoints.shard_files import FileFacts, Span, rank_file_name, write_rank_file
 from training.checkpoints.span_index import rank_spans, runs_of
+from training.optimizer_state import KINDS, MOMENTS
 from training.train_state import TrainState
-from training.zero.partitions import KINDS, MOMENTS
 
 OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 MODEL_FILE = "zero_pp_rank_0_mp_rank_00_model_states.pt"

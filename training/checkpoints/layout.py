@@ -19,13 +19,14 @@ import json
 import shutil
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cluster.disk.atomic_files import PARTIAL, digest_of, fsync_path, publish, sha256_of, write_json, write_text
 from cluster.errors import CheckpointError
+from cluster.versions import versions
 from training.checkpoints.shard_files import FileFacts, StoredState
 from training.checkpoints.span_index import RankIndex
 from training.run_identity import COMMIT, FOLDER
@@ -62,6 +63,7 @@ class Commit:
     files: dict[str, dict[str, Any]]
     spans: dict[str, list[list[int]]] = field(default_factory=dict)
     written: str = ""
+    versions: dict[str, Any] = field(default_factory=dict)  # of the code that wrote it; compared with nothing
     digest: str = field(default="")
 
     def resumed(self) -> TrainState:
@@ -129,7 +131,7 @@ def read_commit_file(folder: Path) -> Commit:
         )
     if digest_of({name: value for name, value in values.items() if name != "digest"}) != values.get("digest"):
         raise DamagedError(f"{path}: its digest does not fit its content")
-    commit = Commit(**values)
+    commit = Commit(**{item.name: values[item.name] for item in fields(Commit) if item.name in values})
     if commit.step != step_of(folder):
         raise DamagedError(f"{path}: says step {commit.step}, the folder is {folder.name}")
     return commit
@@ -188,6 +190,7 @@ def stored_state(folder: Path, commit: Commit) -> StoredState:
 def commit_folder(partial: Path, final: Path, commit: Commit) -> None:
     """Make a folder of whole, durable files a checkpoint: the commit file, its digest, one rename."""
     values = asdict(commit)
+    values["versions"] = versions()
     values["written"] = datetime.now(UTC).isoformat(timespec="seconds")
     values.pop("digest")
     write_json(partial / COMMIT, {**values, "digest": digest_of(values)})

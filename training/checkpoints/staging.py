@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from training.checkpoints.shard_files import ITEM_BYTES, Span
-from training.zero.partitions import KINDS, Slot
+from training.optimizer_state import KINDS
+from training.zero.partitions import Slot
 
 if TYPE_CHECKING:
     from training.zero.engine import ZeroEngine

@@ -6,7 +6,7 @@ import fcntl
 from pathlib import Path
 from typing import Any, TextIO
 
-from deepspeed.ops.op_builder import AsyncIOBuilder
+import deepspeed
 
 from cluster.errors import ClusterError, ConfigError
 
@@ -39,7 +39,7 @@ def require_async_io() -> None:
 
     It is the one thing that is compiled at a start, the first one on a machine.
     """
-    if not AsyncIOBuilder().is_compatible():
+    if not deepspeed.ops.op_builder.AsyncIOBuilder().is_compatible():
         raise ClusterError(
             "offload to NVMe needs libaio's headers, a C++ compiler and ninja (Debian: libaio-dev g++; pip: ninja);"
             " install them on every node, or use ds_configs/zero3_offload_cpu.json"

@@ -11,13 +11,10 @@ import torch
 
 from training.models.initial_weights import Weights
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-KINDS = ("master", *MOMENTS)  # of the values of a part, in their order
-
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """This rank's stretch start..stop of one flattened parameter of `numel` elements; it may be empty."""
+    """This rank's span start..stop of one flattened parameter of `numel` elements; it may be empty."""
 
     name: str
     shape: tuple[int, ...]
@@ -28,16 +25,16 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Partition(Slot):
-    """A slot with what is in it. `values` are fp32 views [stop - start]: 'master', 'exp_avg', 'exp_avg_sq'.
+    """A slot with what is in it. `values` are fp32 views [stop - start], one of each of optimizer_state.KINDS.
 
-    They are valid until the next part is asked for.
+    They are valid until the next partition is asked for.
     """
 
     values: dict[str, torch.Tensor]
 
 
 class Sharding(Protocol):
-    """How a ZeRO optimizer deals a model's trained parameters to ranks. Every method is collective."""
+    """How a ZeRO optimizer deals a model's trained parameters to ranks. All methods but layout() are collective."""
 
     def layout(self) -> list[Slot]:
         """Return this rank's slot of every trained parameter, in the model's order; no value is touched."""
@@ -66,12 +63,6 @@ class Sharding(Protocol):
     def refusing_gradients(self) -> AbstractContextManager[None]:
         """Make a step in this context change nothing: DeepSpeed refuses, and clears, gradients with no finite norm."""
         ...
-
-
-def zero_state(master: torch.Tensor, numel: int) -> dict[str, torch.Tensor]:
-    """Return Adam's state of a flat tensor before the first step, as torch would make it in it."""
-    moments = {moment: torch.zeros(numel, dtype=torch.float32, device=master.device) for moment in MOMENTS}
-    return {"step": torch.zeros((), dtype=torch.float32, device=master.device), **moments}
 
 
 def frozen_parameters(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:

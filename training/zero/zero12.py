@@ -1,23 +1,9 @@
-"""The one adapter to DeepSpeed's internals for ZeRO stages 1 and 2: a rank's part of every parameter and its moments.
+"""The adapter to ZeRO stages 1 and 2: a rank's partition of every parameter and of its moments.
 
-The parameters of a group lie one after the other in one flat tensor, which is cut into as many equal parts as there are
-ranks: a rank's stretch of a parameter is any interval, and most often all of it or nothing. What is used here beyond
-the public interface, and what tests/training/zero/test_shardings.py holds a new DeepSpeed to:
-
-    DeepSpeedZeroOptimizer (stage 2; stage 1 in fp32; either with offload to the CPU)
-        optimizer.round_robin_bit16_groups[group]           its parameters, in the order of the flat tensor
-        optimizer.round_robin_bit16_offsets[group]          where each begins
-        optimizer.single_partition_of_fp32_groups[group]    this rank's master weights
-    BF16_Optimizer (stage 1 in bf16, which sums gradients in fp32)
-        optimizer.bf16_groups[group]                        its parameters, one after the other without gaps
-        optimizer.fp32_groups_flat_partition[group]         this rank's master weights
-    both
-        optimizer.optimizer.state[flat]                     the wrapped torch optimizer's state of it
-        optimizer.update_lp_params()                        master weights to low-precision weights, on all ranks
-        optimizer.get_grads_for_norm()                      gradients of BF16_Optimizer
-        optimizer.scaled_global_norm()                      norm of the other's gradients; -1: not finite
-        optimizer.check_grad_overflow                       whether gradients that are not finite are refused
-        optimizer.averaged_gradients                        sums of gradients by group, for the other; None: none yet
+The parameters of a group lie one after the other in one flat tensor, which is cut into as many equal partitions as
+there are ranks: a rank's span of a parameter is any interval, and most often all of it or nothing. What is used of
+DeepSpeed here beyond its public interface is STAGES_1_2 and STAGE_1_BF16 of training/zero/required_names.py;
+tests/training/zero/test_shardings.py holds a new DeepSpeed to it.
 """
 
 from __future__ import annotations
@@ -29,17 +15,19 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import deepspeed
 import torch
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from deepspeed.runtime.utils import get_global_norm_of_tensors
 
 from training.models.initial_weights import Weights
-from training.zero.partitions import MOMENTS, Partition, Slot, frozen_parameters, zero_state
+from training.optimizer_state import MASTER, MOMENTS
+from training.zero.adamw import STEP, zero_state
+from training.zero.partitions import Partition, Slot, frozen_parameters
+from training.zero.required_names import is_bf16_optimizer
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank's stretch of a parameter lies: `offset` into this rank's master weights of a group."""
+    """Where a rank's span of a parameter lies: `offset` into this rank's master weights of a group."""
 
     slot: Slot
     master: torch.Tensor
@@ -63,10 +51,10 @@ class Stage12:
         return [place.slot for place in self.places]
 
     def parts(self, writing: bool) -> Iterator[Partition]:
-        """Yield the parts in the model's order, views of the states themselves: writing needs nothing more."""
+        """Yield the partitions in the model's order, views of the states themselves: writing needs nothing more."""
         for place in self.places:
             state = self.optimizer.optimizer.state[place.master]
-            tensors = {"master": place.master.detach(), **{moment: state[moment] for moment in MOMENTS}}
+            tensors = {MASTER: place.master.detach(), **{moment: state[moment] for moment in MOMENTS}}
             numel = place.slot.stop - place.slot.start
             values = {key: tensor.narrow(0, place.offset, numel) for key, tensor in tensors.items()}
             yield Partition(**vars(place.slot), values=values)
@@ -78,15 +66,15 @@ class Stage12:
 
     def set_step(self, step: int) -> None:
         for master in self.masters:
-            self.optimizer.optimizer.state[master]["step"].fill_(step)
+            self.optimizer.optimizer.state[master][STEP].fill_(step)
 
     def refresh_weights(self) -> None:
         self.optimizer.update_lp_params()
 
     def gradient_norm(self) -> float:
-        if isinstance(self.optimizer, BF16_Optimizer):
+        if is_bf16_optimizer(self.optimizer):
             gradients, _ = self.optimizer.get_grads_for_norm()
-            norm = get_global_norm_of_tensors(input_tensors=gradients)
+            norm = deepspeed.runtime.utils.get_global_norm_of_tensors(input_tensors=gradients)
         else:
             self.optimizer._wait_for_offload_copies()
             norm = self.optimizer.scaled_global_norm()
@@ -114,21 +102,21 @@ class Stage12:
 
 def masters_of(optimizer: Any) -> list[torch.Tensor]:
     """Return this rank's flat master weights of each group."""
-    if isinstance(optimizer, BF16_Optimizer):
+    if is_bf16_optimizer(optimizer):
         return list(optimizer.fp32_groups_flat_partition)
     return list(optimizer.single_partition_of_fp32_groups)
 
 
 def group_members(optimizer: Any, group: int) -> list[tuple[torch.nn.Parameter, int]]:
     """Return a group's parameters, and where each begins in the group's flat tensor."""
-    if isinstance(optimizer, BF16_Optimizer):
+    if is_bf16_optimizer(optimizer):
         parameters = optimizer.bf16_groups[group]
         return list(zip(parameters, accumulate((p.numel() for p in parameters), initial=0), strict=False))
     return list(zip(optimizer.round_robin_bit16_groups[group], optimizer.round_robin_bit16_offsets[group], strict=True))
 
 
 def places_of(optimizer: Any, names: dict[int, str], rank: int) -> Iterator[Place]:
-    """Yield where this rank's stretch of every parameter lies; what it has nothing of has an empty one at its end."""
+    """Yield where this rank's span of every parameter lies; an empty one, at its end, where the rank has none of it."""
     for group, master in enumerate(masters_of(optimizer)):
         first, last = rank * master.numel(), (rank + 1) * master.numel()
         for parameter, begin in group_members(optimizer, group):

@@ -1,19 +1,8 @@
-"""The one adapter to DeepSpeed's ZeRO-3 internals: a rank's part of every parameter and of its moments.
+"""The adapter to ZeRO-3: a rank's partition of every parameter and of its moments.
 
-ZeRO-3 cuts each flattened parameter of n elements into ceil(n / world) elements a rank, the last part padded. What is
-used here beyond the public interface, and what tests/training/zero/test_zero3_contract.py holds a new DeepSpeed to:
-
-    optimizer.grad_position[param_id] = (sub_group, offset, numel)    where a parameter's part lies
-    optimizer.fp32_partitioned_groups_flat[sub_group]                 master weights, one flat tensor a sub-group
-    optimizer.fp16_partitioned_groups_flat_numel[sub_group]           its length, also while it is swapped out
-    optimizer.optimizer.state[flat]                                   the wrapped torch optimizer's state of it
-    optimizer._swappable_optimizer_subgroup(sub_group)                whether its master weights and state are in files
-    optimizer._optimizer_states_and_gradient_swap_in / _out           bring them into memory, write them back
-    optimizer._release_swap_buffers(sub_group)                        give the memory back without writing
-    optimizer._reassign_or_swap_out_partitioned_parameters(sub_group) master weights to low-precision weights
-    optimizer.persistent_parameters                                   small parameters that stay gathered
-    parameter.ds_tensor, ds_numel, ds_shape                           a rank's part of the low-precision weight
-    optimizer._get_norm_groups()                                      norm of each sub-group's gradients; -1: not finite
+ZeRO-3 cuts each flattened parameter of n elements into ceil(n / world) elements a rank, the last partition padded.
+What is used of DeepSpeed here beyond its public interface is STAGE_3 of training/zero/required_names.py;
+tests/training/zero/test_zero3_contract.py holds a new DeepSpeed to it.
 """
 
 from __future__ import annotations
@@ -27,7 +16,9 @@ from typing import Any
 import torch
 
 from training.models.initial_weights import Weights
-from training.zero.partitions import MOMENTS, Partition, Slot, frozen_parameters, zero_state
+from training.optimizer_state import MASTER, MOMENTS
+from training.zero.adamw import STEP, zero_state
+from training.zero.partitions import Partition, Slot, frozen_parameters
 
 IN_MEMORY = -1
 
@@ -65,7 +56,7 @@ class Stage3:
         sub_group, offset = self.position(slot)
         flat = self.optimizer.fp32_partitioned_groups_flat[sub_group]
         state = self.optimizer.optimizer.state[flat]
-        tensors = {"master": flat.detach(), **{moment: state[moment] for moment in MOMENTS}}
+        tensors = {MASTER: flat.detach(), **{moment: state[moment] for moment in MOMENTS}}
         return {key: tensor.narrow(0, offset, slot.stop - slot.start) for key, tensor in tensors.items()}
 
     def position(self, slot: Slot) -> tuple[int, int]:
@@ -96,14 +87,14 @@ class Stage3:
     def fill_frozen(self, weights: Weights) -> None:
         for name, parameter in frozen_parameters(self.module):
             slot = self.slot(name, parameter)
-            stretch = weights.part(name, slot.shape, slot.start, slot.stop)
+            span = weights.part(name, slot.shape, slot.start, slot.stop)
             ds_tensor: Any = parameter.ds_tensor  # type: ignore[attr-defined]
-            ds_tensor.data.narrow(0, 0, slot.stop - slot.start).copy_(stretch)
+            ds_tensor.data.narrow(0, 0, slot.stop - slot.start).copy_(span)
         self.gather_persistent()
 
     def set_step(self, step: int) -> None:
         for flat in self.optimizer.fp32_partitioned_groups_flat:
-            self.optimizer.optimizer.state[flat]["step"].fill_(step)
+            self.optimizer.optimizer.state[flat][STEP].fill_(step)
 
     def refresh_weights(self) -> None:
         for sub_group in range(len(self.optimizer.fp32_partitioned_groups_flat)):
@@ -125,7 +116,7 @@ class Stage3:
 
     @contextmanager
     def refusing_gradients(self) -> Iterator[None]:
-        # the gradients themselves are left alone: what was written into their padding would stay there for ever
+        # The gradients themselves are left alone: what is written into their padding is never cleared.
         self.optimizer._get_norm_groups = lambda: [torch.tensor(math.inf)]  # hides the method
         try:
             yield

@@ -29,8 +29,9 @@ from cluster.errors import CheckpointError
 from training.checkpoints.async_save import SavePolicy
 from training.checkpoints.checkpoint import Checkpoints
 from training.checkpoints.layout import committed_folders, step_of, verify
+from training.optimizer_state import KINDS
 from training.step.loss import StepStats
-from training.zero.partitions import KINDS, Partition, Slot
+from training.zero.partitions import Partition, Slot
 
 SHAPES = {"matrix": (37, 11), "vector": (5,), "single": (1,)}
 STEPS, SAVE_EVERY = 30, 3

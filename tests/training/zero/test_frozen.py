@@ -18,7 +18,7 @@ from training.models.initial_weights import PretrainedWeights
 from training.models.source import skeleton_of
 from training.models.trainable import PlainTensors, base_name, choose_trained
 from training.step.batches import micro_batch
-from training.zero.engine import parameter_groups
+from training.zero.adamw import parameter_groups
 
 pytestmark = pytest.mark.slow
 TEMPLATES = ("zero1", "zero2", "zero3", "zero3_offload_cpu")
