@@ -120,12 +120,6 @@ def free_memory_bytes() -> int:
     return free
 
 
-def process_age_s() -> float:
-    """Return the seconds since this process began, imports included."""
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # start, since the boot
-    return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
-
-
 def expected_ray_hosts() -> int:
     """Return how many hosts launch/prepare.sh has started Ray on; 1 without it."""
     return number(os.environ, "SHARDLINE_RAY_HOSTS", default=1)

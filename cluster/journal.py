@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cluster.disk.atomic_files import write_text
-from cluster.environment import World, host_name, process_age_s
+from cluster.environment import World, host_name
 from cluster.errors import EXIT_USER_ACTION, ClusterError
 from cluster.heartbeat import Heartbeat
 from cluster.paths import RunPaths
+from cluster.processes import process_age_s
 
 log = logging.getLogger(__name__)
 

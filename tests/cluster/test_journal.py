@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.environment import World, process_age_s
+from cluster.environment import World
 from cluster.errors import ClusterError
 from cluster.heartbeat import Heartbeat
 from cluster.journal import Journal, read_lines, write_event
 from cluster.paths import RunPaths
+from cluster.processes import process_age_s
 
 WORLD = World(rank=0, size=1, local_rank=0, local_size=1, master=("127.0.0.1", 1))
 

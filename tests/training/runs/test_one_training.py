@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster.hangs.watchdog import process_state
+from cluster.processes import process_state
 from launch.kept import load_run
 from tests.training.rank_programs.bits import exact, weights
 from training.checkpoints.layout import newest_checkpoint, read_commit
