@@ -25,7 +25,6 @@ from typing import IO
 from cluster.environment import World, host_name
 from cluster.local_launcher import die_with_parent
 from cluster.paths import RunPaths
-from cluster.processes import started_at
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +68,14 @@ def write_beat(path: Path, beat: Beat) -> None:
 
 def stacks_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.stacks"
+
+
+def started_at(pid: int) -> int | None:
+    """Return when a process of this host was started, in clock ticks since boot; None if there is none."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 class Heartbeat:

@@ -23,10 +23,9 @@ from cluster.environment import host_name
 from cluster.errors import EXIT_FAILED
 from cluster.hangs.hang_detection import POLL_S, Watch
 from cluster.hangs.reachability import unreachable
-from cluster.heartbeat import STACKS, Beat, beat_path, stacks_path
+from cluster.heartbeat import STACKS, Beat, beat_path, stacks_path, started_at
 from cluster.journal import last_step, set_up_logging, write_event
 from cluster.paths import RunPaths
-from cluster.processes import process_state, started_at
 
 log = logging.getLogger("cluster.hangs.watchdog")  # not __name__: it is run as a program
 
@@ -52,6 +51,14 @@ def disk_answers(path: Path) -> bool:
         log.warning("no heartbeat can be written: %s", error)
         return False
     return True
+
+
+def process_state(pid: int) -> str:
+    """Return the state letter of a process: R, S, D, T (stopped) ...; X if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def own_ranks(watch: Watch) -> dict[int, Beat]:
