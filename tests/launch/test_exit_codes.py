@@ -67,8 +67,8 @@ def test_a_number_that_means_nothing_is_refused(words: str, capsys: pytest.Captu
     ("content", "words"),
     [
         (b"\xff\xfe\x00", "cannot be read as UTF-8 text"),
-        (b"- a list", "expected keys and values at the top, got list"),
-        (b"base: run.yaml", "its own base"),
+        (b"- a list", "expected keys and values at the top level, got list"),
+        (b"base: run.yaml", "base, in a circle"),
         (b"a: " + b"[" * 600 + b"]" * 600, "nested too deeply"),
     ],
 )
@@ -84,9 +84,9 @@ def test_a_kept_configuration_that_was_edited_badly_is_refused(
     tmp_path: Path, run_yaml: Callable[..., Path], shardline: Command, data: str
 ) -> None:
     (tmp_path / "config.yaml").write_text(f"{{name: t, folder: ., data: {data}, model: {{path: m}}}}")
-    shardline("check", tmp_path).assert_refused("config.yaml: ", "to mend", "data")
+    shardline("check", tmp_path).assert_refused("config.yaml: ", "to fix", "data")
     (tmp_path / "new.yaml").write_text(f"{{name: new, data: {data}, model: {{path: m}}}}")
-    shardline("train", tmp_path / "new.yaml", "--from", tmp_path).assert_refused("config.yaml: ", "to mend", "data")
+    shardline("train", tmp_path / "new.yaml", "--from", tmp_path).assert_refused("config.yaml: ", "to fix", "data")
 
 
 @pytest.mark.parametrize("value", [".inf", ".nan", "-.inf"])
@@ -140,7 +140,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(
     result.assert_refused(str(tmp_path / "taken"))
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "segments.jsonl", "plan.json"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "attempts.jsonl", "plan.json"])
 def test_a_damaged_record_of_a_run_is_named(
     tmp_path: Path, run_yaml: Callable[..., Path], shardline: Command, name: str
 ) -> None:

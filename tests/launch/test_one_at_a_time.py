@@ -42,7 +42,7 @@ def busy(yaml: Path) -> Iterator[RunPaths]:
         path.write_text(text)
     (paths.heartbeats / "rank-00000.json").write_text("{}")
     paths.metrics.write_text('{"step": 1}\n')
-    paths.segments.write_text('{"event": "launch", "time": "now", "reached": 0}\n')
+    paths.attempts.write_text('{"event": "launch", "time": "now", "reached": 0}\n')
     with hold_run(paths, Holder.here("shardline train")):
         yield paths
 

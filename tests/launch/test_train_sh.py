@@ -109,7 +109,7 @@ def test_ranks_that_fail_are_started_again_until_two_starts_made_no_new_step(
     result = run_job(srun=f"{take_steps(2)}; exit {code}")
     assert (result.code, result.starts, result.requeued) == (2, 3, [])
     assert result.started[1] == "23452"  # a port of its own for each start
-    assert "the last 2 starts made no step beyond step 2; the last one ended with: it was killed, or" in result.stderr
+    assert "the last 2 attempts made no step beyond step 2; the last one ended with: it was killed, or" in result.stderr
     assert run_job(srun="exit 0").code == 0  # a person has looked
 
 
@@ -122,7 +122,7 @@ def test_a_job_is_refused_while_another_one_trains_in_the_folder_and_leaves_its_
         result = run_job(srun="exit 0")
         assert (result.code, result.starts, paths.stop_request.exists()) == (2, 0, True)
         assert "`shardline train` is at work here already" in result.stderr
-        assert not paths.segments.exists()
+        assert not paths.attempts.exists()
 
 
 def test_ranks_that_fail_once_are_started_again_in_the_same_job(run_job: Callable[..., Result]) -> None:

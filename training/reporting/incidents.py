@@ -1,4 +1,4 @@
-"""What happened to a run beside its steps: read from its segments, a line each, steps skipped in a row together."""
+"""The incidents of a run, from the events of its attempts; steps skipped in a row are one incident."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN_ROWS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Incident:
-    """One line of the list: when, the steps (from 1) that it is about, what, and the rows in them."""
+    """One line of the list: when, what happened, in which steps (from 1), and the rows in them."""
 
     time: str
     what: str
@@ -29,7 +29,7 @@ class Incident:
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Return growing numbers as a person writes them: 3 to 7, 9."""
+    """Return ascending numbers as a person writes them: 3 to 7, 9."""
     starts = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]
     pairs = zip(starts, ends, strict=True)
@@ -37,7 +37,7 @@ def spans(numbers: Sequence[int]) -> str:
 
 
 def described(event: dict[str, Any]) -> Incident | None:
-    """Return what an event of the run's segments is about; None for a launch, a start, an end, a validation."""
+    """Return the incident that an event reports; None for a launch, a start, an end or a validation."""
     time = event["time"]
     match event["event"]:
         case "skip":
@@ -45,17 +45,17 @@ def described(event: dict[str, Any]) -> Incident | None:
                 time=time, what=f"skipped: {event['reason']}", steps=(event["step"],), rows=tuple(event["rows"])
             )
         case "rollback":
-            left_out = spans(event["barred"])
+            excluded = spans(event["barred"])
             return Incident(
                 time=time,
-                what=f"went back to step {event['step']:,}; left out from then on: steps {left_out}",
+                what=f"rolled back to step {event['step']:,}; excluded steps: {excluded}",
                 steps=(event["failed_step"],),
             )
         case "no-start":
             return Incident(time=time, what=f"no step taken: {event['reason']} (exit code {event['exit_code']})")
         case "length":
             told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in event["changed"].items())
-            return Incident(time=time, what=f"another length: {told}; the last step is {event['total_steps']:,}")
+            return Incident(time=time, what=f"length changed: {told}; the last step is {event['total_steps']:,}")
         case "straggler":
             what = f"the others waited for rank {event['rank']} on {event['host']} in {event['share']:.0%} of the time"
             return Incident(time=time, what=what)
@@ -63,7 +63,7 @@ def described(event: dict[str, Any]) -> Incident | None:
 
 
 def incidents(events: Iterable[dict[str, Any]]) -> list[Incident]:
-    """Return what happened, oldest first; steps in a row that were skipped for one reason are one incident."""
+    """Return the incidents, oldest first; steps in a row that were skipped for one reason are one."""
     found: list[Incident] = []
     for event in events:
         one = described(event)

@@ -54,9 +54,9 @@ def draw_loss(axes: Axes, state: RunState, evaluation: Evaluation) -> None:
     draw(axes, state.lines, "loss", "{x:g}", bold=False)
     means = smoothed([line["loss"] for line in state.lines])
     axes.plot([line["step"] for line in state.lines], means, color=ACCENT, linewidth=1.8)
-    for segment in state.segments[1:]:
-        if segment.start["step"] > 0:
-            axes.axvline(segment.start["step"], color=INK, linewidth=0.6, linestyle=(0, (4, 3)))
+    for attempt in state.attempts[1:]:
+        if attempt.start["step"] > 0:
+            axes.axvline(attempt.start["step"], color=INK, linewidth=0.6, linestyle=(0, (4, 3)))
     validation = sorted((step, loss) for step, loss in state.validation.items() if math.isfinite(loss))
     axes.plot(*zip(*validation, strict=True) if validation else ([], []), color=INK, linewidth=0.7, marker="o", ms=3)
     found = [(evaluation["models"][model]["loss"], model) for model in ("base", "tuned")] if evaluation else []

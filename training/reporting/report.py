@@ -177,9 +177,9 @@ PAGE = """<!doctype html>
 {{ plot("speed", "Tokens per second", "All ranks together. Below: share of each step spent waiting for data, "
   ~ "%.1f%% over the run." % (100 * (state.lines | sum("data_wait_s")) / (state.kept_s or 1))) }}
 </div>{% else %}{{ missing("No step yet", "train") }}{% endif %}
-{% if state.segments %}<h2>Starts and ends</h2><div class="scroll"><table>
+{% if state.attempts %}<h2>Starts and ends</h2><div class="scroll"><table>
 <tr><th>Start (UTC)<th>End<th>Ranks<th class="number">Steps<th class="number">Time<th>Why it ended</tr>
-{% for part in state.segments %}{% set start, end = part.start, part.end %}<tr>
+{% for part in state.attempts %}{% set start, end = part.start, part.end %}<tr>
 {% for event in (start, end) %}<td class="time">{{ event.time[:19] | replace("T", " ") if event else "—" }}{% endfor %}
 <td class="time">{{ start.world_size }} on {{ start.host }}
 <td class="number">{{ "{:,} → {}".format(start.step, "{:,}".format(end.step) if end else "?") }}
@@ -188,7 +188,7 @@ PAGE = """<!doctype html>
 killed: it wrote no end; {{ "{:,}".format(part.kept_steps) }} of its steps are kept{% endif %}</tr>{% endfor %}</table>
 </div>{% endif %}
 {% if incidents %}<h2>Incidents</h2><p class="muted small">{% if incidents | length > shown %}
-{{ "The newest {} of {:,}".format(shown, incidents | length) }}; all are in segments.jsonl. {% endif %}
+{{ "The newest {} of {:,}".format(shown, incidents | length) }}; all are in attempts.jsonl. {% endif %}
 The documents of a step: <code>{{ commands.inspect }} --step N</code></p>
 <div class="scroll"><table><tr><th>Time (UTC)<th>Step<th>What happened<th>Rows</tr>
 {% for incident in incidents[-shown:] %}<tr><td class="time">{{ incident.time[:19] | replace("T", " ") }}

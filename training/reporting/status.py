@@ -1,4 +1,4 @@
-"""Where a run is: read from its folder alone, while it trains or long after, without torch."""
+"""The state of a run, read from its folder alone, while it trains or long after, without torch."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from typing import Any
 
 from cluster.config_loading import read_yaml
 from cluster.errors import DataError
-from cluster.journal import read_lines
+from cluster.journal import read_events, read_lines
 from cluster.paths import RunPaths
 from data_prep.shards import MANIFEST
 from training.run_identity import COMMIT, FOLDER
 
-RECENT_STEPS = 50  # whose median time tells how fast the run is now
-QUIET_S = 300.0  # a run that writes nothing for so long, or for ten steps, is taken for dead
+RECENT_STEPS = 50  # their median time is the run's speed now
+QUIET_S = 300.0  # a run that writes nothing for so long, and for ten steps, is taken for dead
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
+class Attempt:
     """One training process from its start to its end; `end` is None if it wrote none: it runs, or was killed."""
 
     start: dict[str, Any]
     end: dict[str, Any] | None
     kept_steps: int
     kept_s: float
-    """What is left of its steps, and the time that they took."""
+    """How many of its steps no later attempt took again, and the seconds that they took."""
 
     @property
     def started(self) -> datetime:
         return datetime.fromisoformat(self.start["time"])
 
     @property
-    def last_sign(self) -> datetime:
-        """Its end, or the earliest moment at which it was still alive."""
+    def last_alive(self) -> datetime:
+        """Its end, or else the latest moment at which it is known to have been alive, by its kept steps."""
         return datetime.fromisoformat(self.end["time"]) if self.end else self.started + timedelta(seconds=self.kept_s)
 
     @property
     def seconds(self) -> float:
-        """How long it lasted, and at least as long as its steps that are kept took."""
-        return max(self.kept_s, (self.last_sign - self.started).total_seconds())
+        """How long it lasted; at least as long as its kept steps took."""
+        return max(self.kept_s, (self.last_alive - self.started).total_seconds())
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """What a run has written about itself: its plan, a line for each step, its starts and ends."""
+    """What a run has written about itself: its plan, a line for each step, its attempts and their events."""
 
     total_steps: int | None
     lines: list[dict[str, Any]]
-    segments: list[Segment]
+    attempts: list[Attempt]
     validation: dict[int, float]
     events: list[dict[str, Any]]
 
@@ -63,23 +63,23 @@ class RunState:
 
     @property
     def skipped(self) -> int:
-        """How many steps changed no weight: a guard refused them, or a rollback left them out."""
+        """How many steps changed no weight: a guard refused them, or a rollback excluded them."""
         return sum("skipped" in line for line in self.lines)
 
     @property
     def failed_starts(self) -> list[dict[str, Any]]:
-        """The starts that were refused, or failed before their first step."""
+        """The attempts that were refused, or failed before their first step."""
         return [event for event in self.events if event["event"] == "no-start"]
 
     @property
     def failed_start(self) -> dict[str, Any] | None:
-        """The newest start, if it was refused or failed before its first step."""
+        """The newest attempt, if it was refused or failed before its first step."""
         newest = next((event for event in reversed(self.events) if event["event"] in ("start", "no-start")), None)
         return newest if newest and newest["event"] == "no-start" else None
 
     @property
     def launched_again(self) -> str | None:
-        """When the newest launch was, if no word of it has come yet."""
+        """When the newest launch was, if it has written nothing since."""
         return str(self.events[-1]["time"]) if self.events and self.events[-1]["event"] == "launch" else None
 
     @property
@@ -88,7 +88,7 @@ class RunState:
 
     @property
     def restarts(self) -> int:
-        return max(0, len(self.segments) - 1)
+        return max(0, len(self.attempts) - 1)
 
     @property
     def step_s(self) -> float | None:
@@ -101,22 +101,22 @@ class RunState:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds from the first start to the last sign of life, queues and lost work included.
+        """Seconds from the first start to the last moment that the run was alive, queues and lost work included.
 
-        Added up piece by piece: where the clock was set back, or another host's is behind, a piece counts as nothing.
+        The sum of attempts and waits: where a clock was set back, or another host's is behind, a wait counts as 0.
         """
-        waits = [(after.started - before.last_sign).total_seconds() for before, after in pairwise(self.segments)]
-        return sum(segment.seconds for segment in self.segments) + sum(max(0.0, wait) for wait in waits)
+        waits = [(after.started - before.last_alive).total_seconds() for before, after in pairwise(self.attempts)]
+        return sum(attempt.seconds for attempt in self.attempts) + sum(max(0.0, wait) for wait in waits)
 
 
 def read_state(paths: RunPaths) -> RunState:
-    """Read a run's folder; what is not there yet is empty."""
+    """Read a run's folder; what is not there yet is empty, and attempts of earlier versions count."""
     lines = read_lines(paths.metrics)
-    plan, events = read_record(paths.plan), read_lines(paths.segments)
+    plan, events = read_record(paths.plan), read_events(paths)
     return RunState(
         total_steps=plan["total_steps"] if plan else None,
         lines=lines,
-        segments=paired_segments(events, lines),
+        attempts=paired_attempts(events, lines),
         events=events,
         validation={event["step"]: event["loss"] for event in events if event["event"] == "validation"},
     )
@@ -129,24 +129,24 @@ def read_record(path: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: damaged: {error}; remove it: the command that wrote it writes it again") from None
+        raise DataError(f"{path}: damaged: {error}; remove it; the command that wrote it writes it again") from None
 
 
-def paired_segments(events: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[Segment]:
-    """Join each start with its end; a start that is followed by a start has none."""
+def paired_attempts(events: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[Attempt]:
+    """Pair each start with its end; one that is followed by another start has none."""
     starts = [place for place, event in enumerate(events) if event["event"] == "start"]
-    segments = []
+    attempts = []
     for place, following in pairwise([*starts, len(events)]):
         end = next((event for event in events[place:following] if event["event"] == "end"), None)
         first = events[place]["step"]
         until = events[following]["step"] if following < len(events) else float("inf")
         times = [line["step_s"] for line in lines if first < line["step"] <= until]
-        segments.append(Segment(start=events[place], end=end, kept_steps=len(times), kept_s=sum(times)))
-    return segments
+        attempts.append(Attempt(start=events[place], end=end, kept_steps=len(times), kept_s=sum(times)))
+    return attempts
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it, in its two largest units."""
+    """Return a duration in its two largest units."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if round(seconds) < 60:
@@ -163,7 +163,7 @@ def bytes_text(size: int) -> str:
 
 
 def short(number: float) -> str:
-    """Return a figure with the three digits that matter."""
+    """Return a number with three significant digits and a unit prefix."""
     for unit, size in ((" T", 1e12), (" G", 1e9), (" M", 1e6)):
         if size <= number < 1e15:
             return f"{number / size:.3g}{unit}"
@@ -171,12 +171,12 @@ def short(number: float) -> str:
 
 
 def command(verb: str, paths: RunPaths) -> str:
-    """Return what to type for a verb; the run's folder stands for the run once it holds the configuration."""
+    """Return the command of a verb; it names the run by its folder once that holds the configuration."""
     return f"shardline {verb} {shlex.quote(str(paths.root)) if paths.config.is_file() else 'RUN.yaml'}"
 
 
 def status_text(paths: RunPaths, now: datetime | None = None) -> str:
-    """Return where a run is, a fact a line, and what to type next. Raises nothing for a folder without a run."""
+    """Return the run's state, one fact a line, and the next command; a folder without a run is no error."""
     state = read_state(paths)
     quiet_s = seconds_since_written(paths, state, now or datetime.now(UTC))
     facts = {
@@ -197,13 +197,13 @@ def status_text(paths: RunPaths, now: datetime | None = None) -> str:
 
 
 def seconds_since_written(paths: RunPaths, state: RunState, now: datetime) -> float | None:
-    """Return how long an unfinished segment has been quiet; None if nothing should be running.
+    """Return how long ago an unfinished attempt wrote something; None if nothing should be running.
 
-    What was written at a time to come, before the clock was set back, is as far from now as that time is.
+    A time in the future, from before the clock was set back, counts by its distance from now.
     """
-    if not state.segments or state.segments[-1].end or state.failed_start:
+    if not state.attempts or state.attempts[-1].end or state.failed_start:
         return None
-    written = [state.segments[-1].started.timestamp()]
+    written = [state.attempts[-1].started.timestamp()]
     if paths.metrics.is_file():
         written.append(paths.metrics.stat().st_mtime)
     return min(abs(now.timestamp() - moment) for moment in written)
@@ -229,20 +229,20 @@ def time_left(state: RunState) -> str:
 
 
 def starts_text(state: RunState) -> str:
-    if not state.segments and not state.failed_starts:
+    if not state.attempts and not state.failed_starts:
         return ""
-    failed = f"; and {len(state.failed_starts)} that came to no step" if state.failed_starts else ""
-    return f"{len(state.segments)}, restarts: {state.restarts}{failed}"
+    failed = f"; and {len(state.failed_starts)} that made no step" if state.failed_starts else ""
+    return f"{len(state.attempts)}, restarts: {state.restarts}{failed}"
 
 
 def ending_text(state: RunState, quiet_s: float | None) -> str:
     if failed := state.failed_start:
-        again = f"; launched again at {state.launched_again}, no word yet" if state.launched_again else ""
+        again = f"; launched again at {state.launched_again}, nothing written since" if state.launched_again else ""
         code = failed["exit_code"]
-        return f"the last start came to no step: {failed['reason']} (exit code {code}) at {failed['time']}{again}"
-    if not state.segments:
+        return f"the last attempt made no step: {failed['reason']} (exit code {code}) at {failed['time']}{again}"
+    if not state.attempts:
         return "never trained"
-    end = state.segments[-1].end
+    end = state.attempts[-1].end
     if end:
         reason = "finished" if end["reason"] == "done" else f"ended early: {end['reason']}"
         return f"{reason} (exit code {end['exit_code']}) at {end['time']}"
@@ -283,7 +283,7 @@ def next_text(paths: RunPaths, state: RunState, quiet_s: float | None) -> str:
     if state.total_steps is None and not (data_folder(paths) / MANIFEST).is_file():
         return command("prepare", paths)
     if not state.is_finished:
-        return command("train", paths) + (" (goes on from the newest checkpoint)" if state.segments else "")
+        return command("train", paths) + (" (resumes from the newest checkpoint)" if state.attempts else "")
     for made, verb in ((paths.export, "export"), (paths.evaluation, "evaluate"), (paths.report, "report")):
         if not made.exists():
             return command(verb, paths)

@@ -32,7 +32,7 @@ def write_run(paths: RunPaths, events: list[dict[str, Any]], steps: int) -> RunP
     paths.plan.write_text(json.dumps({"total_steps": 20}))
     lines = [{"step": n, "loss": 2.5, "tokens_per_s": 640.4, "step_s": 1.0} for n in range(1, steps + 1)]
     paths.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    paths.segments.write_text("".join(json.dumps(event) + "\n" for event in events))
+    paths.attempts.write_text("".join(json.dumps(event) + "\n" for event in events))
     written = BEGIN.timestamp() + steps
     os.utime(paths.metrics, (written, written))
     return paths
@@ -90,7 +90,7 @@ def test_run_that_is_quiet_for_long_was_killed_and_is_started_again(paths: RunPa
     write_run(paths, [start(0, 0)], steps=8)
     found = facts(paths, at=8 + 3 * 3600)
     assert found["state"] == "killed or crashed, it seems: the last step was written 3 h 00 min ago"
-    assert found["next"] == f"shardline train {paths.root} (goes on from the newest checkpoint)"
+    assert found["next"] == f"shardline train {paths.root} (resumes from the newest checkpoint)"
 
 
 def test_restarted_run_is_not_quiet_while_it_loads(paths: RunPaths) -> None:
@@ -119,21 +119,21 @@ def test_a_start_that_failed_before_its_first_step_is_told_with_its_reason(paths
     failed = no_start(60, "DataError: train/a.arrow: missing")
     write_run(paths, [launch(0), start(0, 0), launch(50), failed], steps=8)
     found = facts(paths, at=61)
-    said = "the last start came to no step: DataError: train/a.arrow: missing (exit code 2) at 2026-11-20T12:01:00"
+    said = "the last attempt made no step: DataError: train/a.arrow: missing (exit code 2) at 2026-11-20T12:01:00"
     assert found["state"].startswith(said)
-    assert found["starts"] == "1, restarts: 0; and 1 that came to no step"
+    assert found["starts"] == "1, restarts: 0; and 1 that made no step"
     assert found["next"].startswith(f"shardline train {paths.root}")
 
 
 def test_a_first_start_that_failed_is_told_too_until_one_begins(paths: RunPaths) -> None:
     failed = no_start(9, "ConfigError: it does not fit")
     write_run(paths, [launch(0), failed], steps=0)
-    assert "came to no step: ConfigError" in facts(paths)["state"]
+    assert "made no step: ConfigError" in facts(paths)["state"]
     write_run(paths, [launch(0), failed, launch(30)], steps=0)
-    assert facts(paths)["state"].endswith("; launched again at 2026-11-20T12:00:30+00:00, no word yet")
+    assert facts(paths)["state"].endswith("; launched again at 2026-11-20T12:00:30+00:00, nothing written since")
     write_run(paths, [launch(0), failed, launch(30), start(40, 0)], steps=1)
     assert facts(paths, at=41)["state"].startswith("running or killed")
-    assert facts(paths, at=41)["starts"] == "1, restarts: 0; and 1 that came to no step"
+    assert facts(paths, at=41)["starts"] == "1, restarts: 0; and 1 that made no step"
 
 
 def test_finished_run_leads_from_export_to_generate(paths: RunPaths) -> None:
@@ -160,11 +160,11 @@ def test_only_committed_checkpoints_are_counted(paths: RunPaths) -> None:
     assert facts(paths)["checkpoints"] == "2, newest at step 8, 2.0 MB on disk"
 
 
-def test_steps_taken_again_count_for_the_segment_that_kept_them(paths: RunPaths) -> None:
+def test_steps_taken_again_count_for_the_attempt_that_kept_them(paths: RunPaths) -> None:
     write_run(paths, [start(0, 0), start(30, 5), end(40, 15, "STOP exists", 75), start(50, 15)], steps=18)
     state = read_state(paths)
-    assert [segment.kept_steps for segment in state.segments] == [5, 10, 3]
-    assert [segment.end is None for segment in state.segments] == [True, False, True]
+    assert [attempt.kept_steps for attempt in state.attempts] == [5, 10, 3]
+    assert [attempt.end is None for attempt in state.attempts] == [True, False, True]
     assert state.elapsed_s == 53.0 and state.kept_s == 18.0
 
 
@@ -195,3 +195,12 @@ def test_command_quotes_a_folder_with_spaces(tmp_path: Path) -> None:
 )
 def test_duration_is_said_in_its_two_largest_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_run_that_an_earlier_version_began_shows_its_attempts_too(paths: RunPaths) -> None:
+    write_run(paths, [start(0, 0), end(10, 10, "signal SIGTERM", 75)], steps=10)
+    paths.attempts.rename(paths.root / "segments.jsonl")
+    assert facts(paths)["starts"] == "1, restarts: 0"
+    write_run(paths, [start(20, 10)], steps=13)
+    assert [attempt.kept_steps for attempt in read_state(paths).attempts] == [10, 3]
+    assert facts(paths)["starts"] == "2, restarts: 1"
