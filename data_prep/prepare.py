@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.disk.atomic_files import digest_of, fsync_path, full_disk_named
-from cluster.disk.locks import Holder, LockFile, alone
+from cluster.disk.lock_holder import Holder
+from cluster.disk.locks import LockFile, hold_lock
 from cluster.errors import DataError
 from data_prep.clean.cleaning import CLEANING_VERSION, Cleaner
 from data_prep.clean.near_duplicates import SIGNATURE_VERSION
@@ -85,7 +86,7 @@ def prepare(
     """
     folder = folder.resolve()
     Cleaner(config.cleaning)  # what is wrong in its settings shows before anything is fetched
-    with full_disk_named(folder), alone(LockFile(folder / LOCK, holder=Holder.here("shardline prepare"))):
+    with full_disk_named(folder), hold_lock(LockFile(folder / LOCK, holder=Holder.here("shardline prepare"))):
         return prepare_alone(config, folder, model_path, seed, may_add_tokens=may_add_tokens)
 
 

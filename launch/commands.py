@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.disk.atomic_files import full_disk_named, write_json
-from cluster.disk.locks import Holder
-from cluster.disk.run_lock import held_for_rank, hold_run
+from cluster.disk.lock_holder import Holder
+from cluster.disk.run_lock import hold_run, hold_run_for_rank
 from cluster.environment import LOCK, World, allocation_end, cpu_count, enter_world, gpu_count, read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, ConfigError
 from cluster.journal import world_size_at
@@ -112,7 +112,7 @@ def train(options: argparse.Namespace) -> int:
         check_source(run)
         check_shards(run.shards, manifest.trained_from())
         return start_ranks(run, options)
-    with held_for_rank(run.paths, world, TRAINING):
+    with hold_run_for_rank(run.paths, world, TRAINING):
         check_goes_on(run)
         return train_as_rank(run, world)
 

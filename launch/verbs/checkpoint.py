@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from cluster.disk.atomic_files import PARTIAL, fsync_path
-from cluster.disk.locks import Holder
+from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run
 from cluster.errors import EXIT_DONE, EXIT_USER_ACTION, CheckpointError
 from data_prep.shards import read_manifest

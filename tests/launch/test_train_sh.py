@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.disk.locks import Holder
+from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run
 from cluster.paths import RunPaths
 
@@ -121,7 +121,7 @@ def test_a_job_is_refused_while_another_one_trains_in_the_folder_and_leaves_its_
         paths.stop_request.touch()
         result = run_job(srun="exit 0")
         assert (result.code, result.starts, paths.stop_request.exists()) == (2, 0, True)
-        assert "`shardline train` is at work here already" in result.stderr
+        assert "`shardline train` is already running here" in result.stderr
         assert not paths.attempts.exists()
 
 

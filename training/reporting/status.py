@@ -279,7 +279,7 @@ def evaluation_text(evaluation: dict[str, Any] | None) -> str:
 
 def next_text(paths: RunPaths, state: RunState, quiet_s: float | None) -> str:
     if is_alive(state, quiet_s):
-        return f"wait; to save and end it: touch {shlex.quote(str(paths.stop_request))}"
+        return f"wait; to save and stop it: touch {shlex.quote(str(paths.stop_request))}"
     if state.total_steps is None and not (data_folder(paths) / MANIFEST).is_file():
         return command("prepare", paths)
     if not state.is_finished:
