@@ -98,7 +98,7 @@ def test_a_number_that_is_not_finite_is_no_setting(
 
 def test_a_pipe_in_the_place_of_a_configuration_is_not_waited_for(tmp_path: Path, shardline: Command) -> None:
     os.mkfifo(tmp_path / "run.yaml")
-    shardline("check", tmp_path / "run.yaml").assert_refused("run.yaml: is not a file")
+    shardline("check", tmp_path / "run.yaml").assert_refused("run.yaml: not a file")
 
 
 def test_a_folder_in_the_place_of_a_configuration_is_no_run(tmp_path: Path, shardline: Command) -> None:
@@ -155,7 +155,7 @@ def test_an_export_that_cannot_be_opened_is_named(
     path = run_yaml(tmp_path)
     shutil.copytree(tiny_model, tmp_path / "run" / "export")
     assert shardline("generate", path, "--prompt", "a run", "--tokens", "2").code == 0
-    shardline("generate", path, "--prompt", "").assert_refused("--prompt: is empty")
+    shardline("generate", path, "--prompt", "").assert_refused("--prompt: empty")
     (tmp_path / "run" / "export" / "model.safetensors").write_bytes(b"\xff" * 100)
     shardline("generate", path, "--prompt", "a").assert_refused(
         "cannot be opened", f"run `shardline export {path}` again"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cluster.processes import process_state
-from launch.kept import load_run
+from launch.saved_config import load_run
 from tests.training.rank_programs.bits import exact, weights
 from training.checkpoints.layout import newest_checkpoint, read_commit
 
