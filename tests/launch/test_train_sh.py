@@ -128,7 +128,7 @@ def test_a_job_is_refused_while_another_one_trains_in_the_folder_and_leaves_its_
 def test_ranks_that_fail_once_are_started_again_in_the_same_job(run_job: Callable[..., Result]) -> None:
     result = run_job(srun='[[ $(wc -l <"$FAKES/starts") == 2 ]]')
     assert (result.code, result.starts) == (0, 2)
-    assert "the ranks ended with 1: starting them again" in result.stderr
+    assert "the ranks ended with 1: restarting them" in result.stderr
 
 
 @pytest.mark.parametrize("facts", ["JobState=COMPLETING Reason=None", "JobState=NODE_FAIL Reason=None"])

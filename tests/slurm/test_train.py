@@ -154,7 +154,7 @@ def test_a_rank_that_hangs_on_one_host_is_named_and_the_ranks_start_again_in_the
     job.cluster.on("node2", "kill", "-STOP", str(rank["pid"]))
     facts = job.wait()
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0")
-    assert "they wait for rank 1 on node2" in job.log() and "starting them again" in job.log()
+    assert "they wait for rank 1 on node2" in job.log() and "restarting them" in job.log()
     assert [event for event, _ in attempts(job)] == ["start", "end", "start", "end"]
     assert losses(job) == losses(whole_run[0])
 
