@@ -1,4 +1,4 @@
-"""The exit code says who must act: what a person must mend or did is never 1, which starts a run again."""
+"""The exit code says who must act: what a person must fix or interrupted is never 1, which restarts a run."""
 
 from __future__ import annotations
 
