@@ -1,1 +1,1 @@
-"""Where am I, and may I? World, paths, files, journal, signals, Ray bring-up, errors."""
+"""What a process needs around it: its rank, paths, files, locks, journal, signals, Ray, errors and exit codes."""

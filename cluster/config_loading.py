@@ -1,4 +1,4 @@
-"""YAML to frozen models, or every problem of the file at once: where, what was given, what is accepted."""
+"""Read YAML into frozen models, or report every problem at once: the key, what was given, what is accepted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PathValue = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinsta
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration: unknown keys and wrong types are errors, nothing is coerced."""
+    """A frozen section of the configuration: unknown keys and wrong types are errors, nothing is coerced."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -44,7 +44,7 @@ def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Mode
         return model.model_validate(values)
     except ValidationError as error:
         lines = [describe(problem, model) for problem in error.errors()]
-        raise ConfigError("\n  ".join([f"{source}: {count_of(len(lines))} to mend", *lines])) from None
+        raise ConfigError("\n  ".join([f"{source}: {count_of(len(lines))} to fix", *lines])) from None
 
 
 def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -53,12 +53,12 @@ def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     `above` are the files that this one is the base of.
     """
     if path.resolve() in above:
-        raise ConfigError(f"{path}: base: the file is, by way of others, its own base; remove one of the `base:` keys")
+        raise ConfigError(f"{path}: base: the files are each other's base, in a circle; remove one of the `base:` keys")
     values = parse_yaml(read_text(path), str(path))
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected keys and values at the top, got {type(values).__name__}")
+        raise ConfigError(f"{path}: expected keys and values at the top level, got {type(values).__name__}")
     base = values.pop("base", None)
     if base is None:
         return values
@@ -69,12 +69,12 @@ def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def read_text(path: Path) -> str:
     if path.exists() and not path.is_file():  # a named pipe would be waited for
-        raise ConfigError(f"{path}: is not a file; give the path of a YAML file")
+        raise ConfigError(f"{path}: not a file; give the path of a YAML file")
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = sorted(str(p) for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        hint = f"; here are: {', '.join(near)}" if near else "; `shardline init` writes one"
+        hint = f"; this folder has: {', '.join(near)}" if near else "; `shardline init` writes one"
         raise ConfigError(f"{path}: no such file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
@@ -123,7 +123,7 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def describe(problem: ErrorDetails, model: type[BaseModel]) -> str:
-    """Return one line for one problem: place, value, what is accepted, nearest valid name."""
+    """Return one line for one problem: the key, what was given, and what is accepted or the nearest valid name."""
     place = ".".join(str(part) for part in problem["loc"]) or "(file)"
     given = repr(problem["input"])
     given = given if len(given) <= 80 else given[:77] + "..."

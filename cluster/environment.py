@@ -1,4 +1,7 @@
-"""The only reader of the environment: who am I among the ranks, and where do they meet?"""
+"""What the environment and the host say: this process's rank, its GPUs, CPUs and memory, its Slurm job.
+
+No other module but cluster/ray_cluster.py reads environment variables: Ray takes its own from there.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from cluster.errors import ClusterError
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process among the ranks of a run. `master` is where they meet, as host and port."""
+    """This process's rank and the size of its world. `master` is the host and port where the ranks meet."""
 
     rank: int
     size: int
@@ -27,10 +30,10 @@ class World:
 
 
 def read_world(environment: Mapping[str, str] | None = None) -> World | None:
-    """Return the world a launcher has put this process into, or None if nobody launched it as a rank.
+    """Return this process's rank and world as its launcher set them; None if no launcher started it as a rank.
 
-    RANK and WORLD_SIZE come from torchrun, the deepspeed launcher and our own; launch/train.sh sets
-    SHARDLINE_LAUNCHER=srun, since Slurm's own variables are set in a batch script too, which is no rank.
+    torchrun, the deepspeed launcher and our own set RANK and WORLD_SIZE. Slurm's variables alone do not make a rank, as
+    a batch script has them too: launch/train.sh sets SHARDLINE_LAUNCHER=srun for the ranks.
     """
     values = os.environ if environment is None else environment
     if values.get("SHARDLINE_LAUNCHER") == "srun":
@@ -75,9 +78,9 @@ def rank_variables(world: World) -> dict[str, str]:
 
 
 def enter_world(world: World) -> None:
-    """Set what torch and DeepSpeed read from the environment in this process, before they are imported.
+    """Set the variables that torch and DeepSpeed read; call it before they are imported.
 
-    One thread a rank on CPUs: ranks share the cores, and the order of a sum must not depend on a thread count.
+    On CPUs a rank gets one thread: ranks share the cores, and a sum's order must not depend on the number of threads.
     """
     os.environ.update(rank_variables(world))
     if gpu_count() == 0:
@@ -91,7 +94,7 @@ def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
 
 
 def cache_folder() -> Path:
-    """Return where this user keeps what can be made again."""
+    """Return the user's cache folder of Shardline."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardline"
 
 
@@ -109,7 +112,7 @@ def cpu_count() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Return how much memory this process could still take: what the host has free, or its cgroup's limit leaves."""
+    """Return how much memory this process can still allocate: what the host, and its cgroup's limit, leave free."""
     meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(meminfo["MemAvailable"].split()[0]) * 1024
     own = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "/")
@@ -120,14 +123,8 @@ def free_memory_bytes() -> int:
     return free
 
 
-def process_age_s() -> float:
-    """Return the seconds since this process began, imports included."""
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # start, since the boot
-    return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
-
-
 def expected_ray_hosts() -> int:
-    """Return how many hosts launch/prepare.sh has started Ray on; 1 without it."""
+    """Return how many hosts launch/prepare.sh started Ray on; 1 outside of it."""
     return number(os.environ, "SHARDLINE_RAY_HOSTS", default=1)
 
 
@@ -135,17 +132,17 @@ LOCK = "SHARDLINE_LOCK"
 
 
 def lock_of_launcher() -> str | None:
-    """Return the lock of the process that started this rank and holds the run; None if that one holds none."""
+    """Return the id of the run's lock that the process which started this rank holds; None if it holds none."""
     return os.environ.get(LOCK)
 
 
 def slurm_job() -> str | None:
-    """Return the number of the Slurm job that this process belongs to; it stays when the job is requeued."""
+    """Return the id of this process's Slurm job, which a requeue does not change; None outside of Slurm."""
     return os.environ.get("SLURM_JOB_ID")
 
 
 def allocation_end() -> float | None:
-    """Return when Slurm will take this job's nodes away, in seconds since 1970; None without such a moment."""
+    """Return when Slurm's time limit ends this job, in seconds since 1970; None without one."""
     return float(number(os.environ, "SLURM_JOB_END_TIME")) if "SLURM_JOB_END_TIME" in os.environ else None
 
 
@@ -154,7 +151,7 @@ def host_name() -> str:
 
 
 def free_port() -> int:
-    """Return a port that nobody listened on a moment ago."""
+    """Return a port that was free a moment ago; another process may take it before the caller does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

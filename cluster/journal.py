@@ -1,4 +1,7 @@
-"""What a run says: log lines, `metrics.jsonl` with a line a step, `segments.jsonl` with a line a start or end."""
+"""What a run writes about itself: log lines, `metrics.jsonl` (a line a step), `attempts.jsonl` (a line an event).
+
+An attempt is one start of a run. Its events are its launch, its start, its end, and the incidents in between.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cluster.disk.atomic_files import write_text
-from cluster.environment import World, host_name, process_age_s
+from cluster.environment import World, host_name
 from cluster.errors import EXIT_USER_ACTION, ClusterError
 from cluster.heartbeat import Heartbeat
 from cluster.paths import RunPaths
+from cluster.processes import process_age_s
 from cluster.versions import versions
 
 log = logging.getLogger(__name__)
@@ -25,7 +29,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def set_up_logging(world: World | None = None) -> None:
-    """Send facts to stderr: INFO from the first rank, WARNING and above from every rank, rank and host on each line."""
+    """Log to stderr: INFO from rank 0, WARNING and above from every rank, with rank and host on each line."""
     where = "" if world is None or world.size == 1 else f" [{world.rank}/{world.size} {host_name()}]"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"%(asctime)s{where} %(levelname).1s %(message)s", "%H:%M:%S"))
@@ -37,9 +41,9 @@ def set_up_logging(world: World | None = None) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a JSONL file; a last line that a crash cut short is left out.
+    """Return the objects of a JSONL file, without a last line that a crash cut short; none if there is no file.
 
-    Raises ClusterError for another line that is no JSON.
+    Raises ClusterError if another line is not a JSON object.
     """
     if not path.exists():
         return []
@@ -53,7 +57,7 @@ def parsed(line: str, path: Path, number: int) -> dict[str, Any]:
         return dict(json.loads(line))
     except (ValueError, TypeError):
         raise ClusterError(
-            f"{path}:{number}: damaged: not an object of JSON: {line[:60]!r}; remove the line, or put the file back"
+            f"{path}:{number}: damaged: not a JSON object: {line[:60]!r}; remove the line, or restore the file"
         ) from None
 
 
@@ -64,22 +68,27 @@ def last_step(path: Path) -> int:
 
 
 def world_size_at(paths: RunPaths, step: int) -> int:
-    """Return how many ranks took a step (from 1): those of the last start before it."""
-    starts = [event for event in read_lines(paths.segments) if event["event"] == "start" and event["step"] < step]
+    """Return how many ranks took a step (from 1): those of the last attempt that started before it."""
+    starts = [event for event in read_events(paths) if event["event"] == "start" and event["step"] < step]
     return int(starts[-1]["world_size"]) if starts else 1
 
 
+def read_events(paths: RunPaths) -> list[dict[str, Any]]:
+    """Return the events of all attempts, oldest first, those of earlier versions of Shardline included."""
+    return [*read_lines(paths.older_attempts), *read_lines(paths.attempts)]
+
+
 def write_event(paths: RunPaths, event: str, **facts: Any) -> None:
-    """Add a line to the run's segments: a launch, a start, an end, or what happened in between."""
+    """Append an event to the run's attempts: a launch, a start, an end, or an incident in between."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     paths.root.mkdir(parents=True, exist_ok=True)
-    cut_torn_line(paths.segments)
-    with paths.segments.open("a", encoding="utf-8") as stream:
+    cut_torn_line(paths.attempts)
+    with paths.attempts.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"event": event, "time": now, **facts}) + "\n")
 
 
 def cut_torn_line(path: Path) -> None:
-    """Remove a last line that a crash cut short: what is written next would be lost with it."""
+    """Remove a last line that a crash cut short: the next line would be appended to it and lost."""
     if not path.exists():
         return
     with path.open("r+b") as stream:
@@ -89,22 +98,22 @@ def cut_torn_line(path: Path) -> None:
 
 
 class Journal:
-    """Writes the metrics and segments of a run, and each rank's heartbeat; the first two on the first rank only."""
+    """Writes the metrics and attempts of a run, on rank 0 only, and passes on each rank's phase to its heartbeat."""
 
     def __init__(self, paths: RunPaths, world: World, heartbeat: Heartbeat) -> None:
         self.paths, self.world, self.heartbeat = paths, world, heartbeat
         self.stream: TextIO | None = None
         self.started = self.told = time.monotonic()
         self.last_step = self.total_steps = 0
-        self.phases: dict[str, float] = {}  # seconds of a start, from the beginning of the process
+        self.phases: dict[str, float] = {}  # seconds of each phase of the start-up, imports included
         self.write_accepted: Callable[[], None] = lambda: None
 
     def mark(self, name: str) -> None:
-        """Note that a phase of this start has ended."""
+        """Record that a phase of the start-up has ended."""
         self.phases[name] = round(process_age_s() - sum(self.phases.values()), 3)
 
     def when_accepted(self, write: Callable[[], None]) -> None:
-        """Have the first rank write what a start may change in the run's folder only once it was not refused."""
+        """Have rank 0 call `write` once the attempt is accepted: a refused one must not change the run's folder."""
         self.write_accepted = write
 
     @property
@@ -112,7 +121,7 @@ class Journal:
         return self.total_steps > 0
 
     def begin(self, first_step: int, total_steps: int) -> None:
-        """Open the metrics after `first_step` steps: lines of steps that will be taken again are removed."""
+        """Start the attempt after `first_step` steps; metrics of later steps are removed, as those are taken again."""
         if self.world.is_first:
             self.write_accepted()
         self.total_steps = total_steps
@@ -128,12 +137,13 @@ class Journal:
         self.phase("data", first_step)
 
     def isolation_checked(self, text: str, record: dict[str, Any]) -> None:
-        """Tell how the model keeps the documents of a row apart, and by how much it was found to."""
+        """Report how the model isolates the documents of a row, with the measured leaks."""
         self.event("proof", **record)
         if self.stream is not None:
             log.info("%s", text)
 
     def reopen(self, first_step: int) -> None:
+        """Open the metrics on rank 0, without the lines of steps after `first_step`."""
         self.last_step = first_step
         if not self.world.is_first:
             return
@@ -144,11 +154,11 @@ class Journal:
         self.stream = self.paths.metrics.open("a", encoding="utf-8")
 
     def phase(self, name: str, step: int) -> None:
-        """Say what this rank is about to do, in which step (from 0). Costs nothing: a thread writes it."""
+        """Set what this rank does from now on, in which step (from 0). Costs nothing: a thread writes it."""
         self.heartbeat.phase(name, step)
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """Write one step's line; say it on the terminal at the ends and every few seconds."""
+        """Write one step's line of metrics; log the first and last step, and one every few seconds."""
         self.last_step = int(record["step"])
         if self.stream is None:
             return
@@ -167,7 +177,7 @@ class Journal:
             )
 
     def skip(self, step: int, reason: str, rows: Sequence[int]) -> None:
-        """Tell that a step (from 1) changed no weight, and which rows were in it."""
+        """Report that a step (from 1) changed no weight, and which rows were in it."""
         self.event("skip", step=step, reason=reason, rows=list(rows))
         if self.stream is not None:
             shown = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
@@ -175,24 +185,24 @@ class Journal:
             log.warning("skipped step %d: %s; rows %s; to see them: %s", step, reason, shown, look)
 
     def held_out_loss(self, step: int, loss: float) -> None:
-        """Tell the loss of held-out rows after so many steps."""
+        """Report the validation loss after `step` steps."""
         self.event("validation", step=step, loss=loss)
         if self.stream is not None:
             log.info("step %d/%d  validation loss %.4f", step, self.total_steps, loss)
 
     def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None:
-        """Tell that the run went back from one step to another; `barred` steps (from 0) will not be taken again."""
+        """Report a rollback from `failed_step` to `to_step`; `barred` steps (from 0) are excluded from now on."""
         self.reopen(to_step)
         numbers = [step + 1 for step in barred]
         self.event("rollback", step=to_step, failed_step=failed_step, barred=numbers)
         if self.stream is not None:
-            log.warning("went back from step %d to step %d; steps that are left out: %s", failed_step, to_step, numbers)
+            log.warning("rolled back from step %d to step %d; excluded steps: %s", failed_step, to_step, numbers)
         self.phase("data", to_step)
 
     def change_length(self, changed: Mapping[str, Sequence[Any]], total_steps: int) -> None:
-        """Tell, before this start begins, that the run goes on to another step than it was to end at.
+        """Report, before the attempt starts, that the run now ends at another step. Only on rank 0.
 
-        `changed` holds what each setting was and is. On the first rank.
+        `changed` holds what each setting was and is.
         """
         write_event(self.paths, "length", changed=dict(changed), total_steps=total_steps)
         told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
@@ -203,10 +213,10 @@ class Journal:
             write_event(self.paths, name, **facts)
 
     def end_by_another_rank(self) -> str | None:
-        """Return why another rank has ended this segment, if a person must mend something for that."""
+        """Return the reason that another rank wrote for the end of this attempt, if a person must act on it."""
         if not self.has_begun:
             return None
-        for event in reversed(read_lines(self.paths.segments)):
+        for event in reversed(read_events(self.paths)):
             if event["event"] in ("launch", "start"):
                 break
             if event["event"] == "end" and event["exit_code"] == EXIT_USER_ACTION:
@@ -214,10 +224,10 @@ class Journal:
         return None
 
     def end(self, reason: str, exit_code: int, *, is_own: bool = False) -> None:
-        """Write why this segment ended, or did not begin, and close.
+        """Write why this attempt ended, or did not start, and close.
 
-        The first rank does it for all, unless another one has: a rank that alone can say what is wrong (`is_own`), as
-        it alone read it, writes that before the others fail without it.
+        Rank 0 writes it for all. With `is_own`, the error is one that only this rank can see, such as damaged rows: it
+        writes the reason itself, before the others fail because it is gone, and rank 0 then adds no second one.
         """
         self.heartbeat.stop()
         writes = self.world.is_first or (is_own and self.has_begun)

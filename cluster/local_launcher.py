@@ -1,7 +1,7 @@
-"""Start one process a rank on this machine, pass signals on to all of them, and end together.
+"""Start one process a rank on this machine, forward signals to all of them, and end with one exit code.
 
-torchrun is not used for this: it turns every rank's exit code into 1 (75, 'put me back in the queue', is lost), passes
-USR2 on to nobody, and kills ranks 30 s after TERM, while they may be saving.
+torchrun is not used for this: it turns every rank's exit code into 1 (75, "put the job back into the queue", is lost),
+does not forward USR2, and kills ranks 30 s after TERM, while they may be saving.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from cluster.stop_request import SIGNALS
 
 log = logging.getLogger(__name__)
 
-GRACE_S = 10.0  # what the other ranks have to end by themselves after one has failed
+GRACE_S = 10.0  # the time that the other ranks have to end by themselves after one has failed
 PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies: an orphaned rank would train on against its successor."""
+    """Ask Linux to kill this process when its parent dies: an orphaned rank would train on beside its successor."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def run_ranks(command: Sequence[str], size: int, variables: Mapping[str, str] | None = None) -> int:
-    """Run `command` as `size` ranks; return the exit code that says most about what happened.
+    """Run `command` as `size` ranks; return one exit code for all, as `combined` chooses it.
 
-    `variables` are set in the ranks' environment. A signal that asks to stop reaches all ranks. While they are still
-    being started it ends them: they cannot agree on a step to stop at, and have done nothing that would be lost. The
-    second Ctrl-C is of a person who does not want to wait: it ends them at once.
+    `variables` are added to the ranks' environment. A signal that asks to stop is forwarded to all ranks. If it comes
+    before all are started, they are killed: they cannot agree on a step to stop at yet, and nothing is lost. A second
+    Ctrl-C kills them at once.
     """
     port = free_port()
     ranks: list[subprocess.Popen[bytes]] = []
@@ -61,12 +61,12 @@ def run_ranks(command: Sequence[str], size: int, variables: Mapping[str, str] | 
 
 
 def is_impatient(asked: Sequence[int]) -> bool:
-    """Return whether a person has pressed Ctrl-C twice."""
+    """Return whether Ctrl-C was pressed twice."""
     return asked.count(signal.SIGINT) > 1
 
 
 def code_of(code: int, asked: Sequence[int]) -> int:
-    """Return a rank's exit code; a rank that one of the signals has ended did not listen to it yet."""
+    """Return a rank's exit code; a rank that died of a forwarded signal had not installed its handler yet."""
     if -code in asked:
         return EXIT_INTERRUPTED if -code == signal.SIGINT else EXIT_STOPPED
     return code
@@ -82,9 +82,9 @@ def start_rank(
 
 
 def wait_for(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Wait until all ranks have ended; after a failure the others get a short grace, then they are killed.
+    """Wait until all ranks have ended; after a failure, wait no longer than GRACE_S for the others.
 
-    Ranks that were killed here because of another rank's failure do not count.
+    Returns the codes of the ranks that ended by themselves; the caller kills the rest, and they do not count.
     """
     deadline: float | None = None
     while None in [rank.poll() for rank in ranks]:  # a list: every rank must be polled to have a returncode
@@ -111,7 +111,7 @@ def spelled(code: int) -> str:
 
 
 def combined(codes: Sequence[int]) -> int:
-    """Return one exit code for all ranks: what a person must mend or did, then failures, then a stop, then done."""
+    """Return one exit code for all ranks: user action, then an interrupt, then a failure, then a stop, then done."""
     for code in (EXIT_USER_ACTION, EXIT_INTERRUPTED):
         if code in codes:
             return code

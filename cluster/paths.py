@@ -1,26 +1,26 @@
-"""Every path of a run is a property of one value."""
+"""The paths of a run's folder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-INSIDE = "./"  # how a path in a kept configuration begins that is inside of the run's folder
+INSIDE = "./"  # how a saved configuration begins a path inside the run's folder
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """The folder of one run. Nothing else in the code spells these names."""
+    """The folder of one run and the names in it; checkpoints, shards and the data ledger name their own contents."""
 
     root: Path
 
     def located(self, text: str) -> Path | str:
-        """Return what a text of the kept configuration stands for: a path inside of this folder, or what it says."""
+        """Return the path that a saved configuration means by `./...`, inside this folder; other texts as they are."""
         return self.root / text.removeprefix(INSIDE) if text.startswith(INSIDE) else text
 
     @property
     def config(self) -> Path:
-        """The configuration that the run was prepared or last accepted with; see launch.kept."""
+        """The configuration that the run was prepared with, or that training accepted last; see launch.saved_config."""
         return self.root / "config.yaml"
 
     @property
@@ -42,13 +42,18 @@ class RunPaths:
         return self.root / "metrics.jsonl"
 
     @property
-    def segments(self) -> Path:
-        """One JSON object for each start and each end of a training process."""
+    def attempts(self) -> Path:
+        """One JSON object for each event of an attempt: its launch, start and end, and the incidents in between."""
+        return self.root / "attempts.jsonl"
+
+    @property
+    def older_attempts(self) -> Path:
+        """The attempts of a run that an earlier version of Shardline began. Read before `attempts`, never written."""
         return self.root / "segments.jsonl"
 
     @property
     def lock(self) -> Path:
-        """Who works here, while somebody does: one training, export or import at a time."""
+        """Which process works here now, if any: one training, proof, export or import at a time."""
         return self.root / "run.lock"
 
     @property
@@ -63,17 +68,17 @@ class RunPaths:
 
     @property
     def stop_request(self) -> Path:
-        """`touch` this file and the run saves a checkpoint and ends."""
+        """The file that makes a running training save a checkpoint and end: `touch` it."""
         return self.root / "STOP"
 
     @property
     def certificate(self) -> Path:
-        """What `shardline verify-resume` has shown."""
+        """The result of `shardline verify-resume`."""
         return self.root / "resume.json"
 
     @property
     def resume_trials(self) -> Path:
-        """The short trainings of `shardline verify-resume`; removed when they have shown it."""
+        """The short trainings of `shardline verify-resume`; removed when it succeeds."""
         return self.root / "verify_resume"
 
     @property

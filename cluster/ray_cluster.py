@@ -1,4 +1,4 @@
-"""Ray's bring-up: join the cluster that RAY_ADDRESS names, or start one on this machine and end it again."""
+"""Connect to the Ray cluster that RAY_ADDRESS names, or start one on this machine and end it afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OBJECT_STORE_BYTES = 256 * 2**20  # only plans travel through it; the data goes 
 
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[int]:
-    """Connect to Ray and give its number of CPUs; a cluster that was started here, with `cpus`, ends with the block.
+    """Connect to Ray and yield its number of CPUs; a cluster that is started here has `cpus` and ends with the block.
 
     Workers find our packages whatever folder they start in. Raises ClusterError if Ray is absent or does not answer.
     """
@@ -59,13 +59,13 @@ def ray_cluster(cpus: int) -> Iterator[int]:
 
 
 def wait_for_hosts(alive: Callable[[], int], expected: int) -> None:
-    """Wait until all hosts have joined; raise ClusterError with the count if they do not."""
+    """Wait until all hosts have joined; raise ClusterError with the count if they do not in JOIN_TIMEOUT_S."""
     deadline = time.monotonic() + JOIN_TIMEOUT_S
     while (found := alive()) < expected:
         if time.monotonic() > deadline:
             raise ClusterError(
-                f"Ray: {found} of {expected} hosts joined within {JOIN_TIMEOUT_S:.0f} s; look for the missing ones' "
-                "reason above, or submit with fewer hosts"
+                f"Ray: {found} of {expected} hosts joined within {JOIN_TIMEOUT_S:.0f} s; see above why the "
+                "others did not, or submit with fewer hosts"
             )
         time.sleep(0.2)
 
@@ -85,9 +85,9 @@ def check_answers(address: str) -> None:
 
 
 def caller_address() -> str | None:
-    """Return the cluster that the caller wants joined, and keep Ray from reporting its use to its makers.
+    """Return the address in RAY_ADDRESS, and turn off Ray's usage reports.
 
-    Ray reads both from the environment itself: they can be neither asked for nor set in another way.
+    Ray reads both from the environment and offers no other way.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # noqa: TID251
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # noqa: TID251  Ray warns without it

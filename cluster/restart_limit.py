@@ -1,4 +1,4 @@
-"""How often a run may be started again: as long as the starts lead to new steps."""
+"""How often a run is restarted: as long as its attempts reach new steps."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from itertools import pairwise
 from typing import Any
 
 from cluster.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, TrainingError
-from cluster.journal import last_step, read_lines, write_event
+from cluster.journal import last_step, read_events, write_event
 from cluster.paths import RunPaths
 
-FAILURES = 2  # launches in a row without a new step, after which none would help
+FAILURES = 2  # launches in a row without a new step, after which there is no further one
 ENDINGS = ("end", "no-start")
 
 
 def note_launch(paths: RunPaths) -> None:
-    """Write down that the run is about to be started, or raise TrainingError if starting it has stopped to help.
+    """Record that the run is about to be launched, or raise TrainingError if its last launches made no progress.
 
-    For the one process that starts the ranks, before it does. After the refusal the count begins anew: the next
-    launch is that of a person who has looked.
+    Called by the one process that starts the ranks, before it does. A refusal resets the count: a person who has read
+    it makes the next launch.
     """
     reached = last_step(paths.metrics)
-    reasons = fruitless_launches(read_lines(paths.segments), reached)
+    reasons = fruitless_launches(read_events(paths), reached)
     if len(reasons) >= FAILURES:
         message = (
-            f"{paths.root}: the last {len(reasons)} starts made no step beyond step {best_step(paths, reached)};"
-            f" the last one ended with: {reasons[-1]}. Not started again: look at the log, mend the cause, then start"
-            " it yourself"
+            f"{paths.root}: the last {len(reasons)} attempts made no step beyond step {best_step(paths, reached)};"
+            f" the last one ended with: {reasons[-1]}. Not restarted: read the log, fix the cause, then start it"
+            " yourself"
         )
-        write_event(paths, "no-start", reason="the last starts made no new step", exit_code=EXIT_USER_ACTION)
+        write_event(paths, "no-start", reason="the last attempts made no new step", exit_code=EXIT_USER_ACTION)
         raise TrainingError(message)
     write_event(paths, "launch", reached=reached)
 
 
 def note_interruption(paths: RunPaths) -> None:
-    """Write down that a person has ended the newest launch, if its ranks could not."""
-    events = read_lines(paths.segments)
+    """Record that a person interrupted the newest launch, unless its ranks recorded their end."""
+    events = read_events(paths)
     place = max((place for place, event in enumerate(events) if event["event"] == "launch"), default=0)
     names = {event["event"] for event in events[place:]}
     if names.isdisjoint(ENDINGS):
@@ -44,17 +44,17 @@ def note_interruption(paths: RunPaths) -> None:
 
 
 def best_step(paths: RunPaths, reached: int) -> int:
-    """Return the furthest step that the run ever came to."""
-    launches = [event for event in read_lines(paths.segments) if event["event"] == "launch"]
+    """Return the furthest step that the run ever reached."""
+    launches = [event for event in read_events(paths) if event["event"] == "launch"]
     return max([reached, *(int(event["reached"]) for event in launches)])
 
 
 def fruitless_launches(events: Sequence[dict[str, Any]], reached: int) -> list[str]:
-    """Return why each of the newest launches ended that made no new step, oldest first.
+    """Return why each launch of the newest series without a new step ended, oldest first.
 
-    `reached` is the run's last step now. A launch that was stopped on purpose (75) or by a person (130) says nothing;
-    one that a person had to mend something after (2), or that got further than all before, ends the row. One that wrote
-    no end was killed.
+    `reached` is the run's last step now. A launch that was stopped on purpose (75) or by a person (130) does not count.
+    One that got further than all before, or after which a person had to act (2), ends the series. One that recorded no
+    end was killed.
     """
     places = [place for place, event in enumerate(events) if event["event"] == "launch"]
     reasons: list[str] = []

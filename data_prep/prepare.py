@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.disk.atomic_files import full_disk_named
-from cluster.disk.locks import Holder, LockFile, alone
+from cluster.disk.lock_holder import Holder
+from cluster.disk.locks import LockFile, hold_lock
 from data_prep.clean.cleaning import check_languages
 from data_prep.clean.rejected_samples import FOLDER as REJECTED
 from data_prep.clean.rejected_samples import write_rejected
@@ -59,7 +60,7 @@ def prepare(
     """
     folder = folder.resolve()
     check_languages(config.cleaning.languages)  # reports wrong cleaning settings before anything is fetched
-    with full_disk_named(folder), alone(LockFile(folder / LOCK, holder=Holder.here("shardline prepare"))):
+    with full_disk_named(folder), hold_lock(LockFile(folder / LOCK, holder=Holder.here("shardline prepare"))):
         return prepare_locked(config, folder, model_path, seed, may_add_tokens=may_add_tokens)
 
 

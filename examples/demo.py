@@ -1,8 +1,8 @@
-"""The whole line on this machine, in minutes: every stage is a `shardline` command that you can type yourself.
+"""The whole pipeline on this machine, in minutes; every stage is a `shardline` command that you can type yourself.
 
     python examples/demo.py
 
-Corpus -> shards -> a model from nothing, killed on the way and started again -> export -> fine-tuning on
+Corpus -> shards -> a new model, killed during training and resumed -> export -> fine-tuning on
 conversations -> evaluation -> answers -> report. Everything goes to runs/demo-base and runs/demo.
 """
 
@@ -35,13 +35,13 @@ def main() -> int:
     began = time.monotonic()
     write_corpus()
     shardline("Prepare the text: clean, tokenize and pack it with Ray", "prepare", BASE)
-    train_and_kill("Train a model from nothing, and kill every rank on the way", BASE)
-    shardline("Start it again with the same command: it goes on from its checkpoint", "train", BASE)
+    train_and_kill("Train a new model, and kill every rank halfway", BASE)
+    shardline("Resume it with the same command, from its newest checkpoint", "train", BASE)
     shardline("Export the model as a Hugging Face folder", "export", BASE)
     shardline("Prepare the conversations", "prepare", TUNED)
     shardline("Fine-tune the exported model on them", "train", TUNED)
     shardline("Export the tuned model", "export", TUNED)
-    shardline("Score both models on conversations that neither has seen", "evaluate", TUNED)
+    shardline("Score both models on held-out conversations", "evaluate", TUNED)
     prompts = [word for question in QUESTIONS for word in ("--prompt", question)]
     shardline("Ask the tuned model", "generate", TUNED, *prompts)
     shardline("Write the report", "report", TUNED)
@@ -54,8 +54,8 @@ def main() -> int:
 
 
 def write_corpus() -> None:
-    """Write the documentation in Python's standard library, a text file for each module and topic."""
-    began = headline("Write the corpus: the documentation inside Python's standard library")
+    """Write the documentation inside Python's standard library, one text file for each module and topic."""
+    began = headline("Write a corpus: the documentation inside Python's standard library")
     CORPUS.mkdir(parents=True, exist_ok=True)
     texts = {**dict(module_texts()), **{f"topic-{name}": text for name, text in pydoc_data.topics.topics.items()}}
     for name, text in texts.items():
@@ -76,7 +76,7 @@ def module_texts() -> Iterator[tuple[str, str]]:
 
 
 def shardline(title: str, *arguments: str | Path) -> None:
-    """Run one command and say how long it took; a command that fails ends the demo with its exit code."""
+    """Run one command and print how long it took; a command that fails ends the demo with its exit code."""
     began = headline(title, *arguments)
     code = subprocess.run(command(*arguments), check=False).returncode
     if code:
@@ -85,7 +85,7 @@ def shardline(title: str, *arguments: str | Path) -> None:
 
 
 def train_and_kill(title: str, run: Path) -> None:
-    """Start training; when metrics.jsonl has so many steps, kill the ranks as a power cut would."""
+    """Start training; at KILL_AT_STEP steps in metrics.jsonl, kill the ranks as a power cut would."""
     began = headline(title, "train", run)
     metrics = Path("runs/demo-base/metrics.jsonl")
     process = subprocess.Popen(command("train", run))
@@ -97,7 +97,7 @@ def train_and_kill(title: str, run: Path) -> None:
             os.kill(int(rank), signal.SIGKILL)
         say(f"sent SIGKILL to the ranks: {', '.join(ranks)}")
     code = process.wait()
-    if steps_in(metrics) < KILL_AT_STEP:  # it ended by itself before there was anything to kill
+    if steps_in(metrics) < KILL_AT_STEP:  # it ended by itself, too early to be killed
         raise SystemExit(code or 1)
     footline(began)
 

@@ -23,28 +23,28 @@ log = logging.getLogger(__name__)
 
 VERBS = {
     "init": "write a commented YAML for your kind of data",
-    "check": "say what can be known before a run: configuration, data, plan, disk",
+    "check": "check what can be known before a run: configuration, data, plan, disk",
     "prepare": "turn the corpus into shards",
     "verify": "check every byte of prepared data against its manifest",
-    "train": "start a run, or go on with it; on all GPUs of this machine, or on CPU ranks",
-    "verify-resume": "prove that an interrupted run is the run that was not interrupted",
+    "train": "start or resume a run, on all GPUs of this machine or on CPU ranks",
+    "verify-resume": "prove that an interrupted run has the same losses as an uninterrupted one",
     "evaluate": "score the tuned model beside its base on held-out data",
     "checkpoint": "list, check, show, keep and import checkpoints",
-    "export": "turn the newest checkpoint into a Hugging Face folder, and verify it",
-    "generate": "let the exported model answer a prompt",
+    "export": "write the newest checkpoint as a Hugging Face folder, and verify it",
+    "generate": "answer prompts with the exported model",
     "report": "write one HTML page about the run",
     "inspect": "show which documents were in a step",
-    "status": "say where a run is",
+    "status": "show the state of a run",
 }
 
 
 CHECKPOINT_ACTIONS = {
-    "list": "say what lies in the run's checkpoints folder",
-    "verify": "read every byte of a checkpoint, or of all",
-    "show": "say what a checkpoint holds, and of which run it is",
-    "keep": "mark a checkpoint, so that training never removes it",
-    "unkeep": "take the mark away",
-    "convert": "import a ZeRO-3 checkpoint that DeepSpeed wrote by itself, for the run to go on from",
+    "list": "list the run's checkpoints",
+    "verify": "check every byte of one checkpoint, or of all",
+    "show": "show what a checkpoint holds, and which run it belongs to",
+    "keep": "mark a checkpoint as kept: training never removes it",
+    "unkeep": "remove the mark",
+    "convert": "import a ZeRO-3 checkpoint that DeepSpeed wrote, for the run to resume from",
 }
 
 
@@ -57,7 +57,7 @@ class VersionAction(argparse.Action):
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line: every verb but `init` takes a run's YAML, or its folder, first."""
+    """Return the parser: the first argument of every verb but `init` is a run's YAML or its folder."""
     top = argparse.ArgumentParser(prog="shardline", description=__doc__)
     top.add_argument(
         "--version", action=VersionAction, nargs=0, help="say the versions of this program and its libraries"
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "kind",
         nargs="?",
         choices=("text", "pairs", "conversations"),
-        help="what your data is; default: it is looked at",
+        help="the kind of your data; default: found by reading some of it",
     )
     found["init"].add_argument("--data", default="data", help="your file, folder or glob (default: %(default)s)")
     found["init"].add_argument("--model", help="a Hugging Face folder or hub id to fine-tune; default: a new small one")
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
         add_run(found[name])
     add_checkpoint_actions(found["checkpoint"])
     found["prepare"].add_argument(
-        "--preview", type=positive, metavar="N", help="show N rows with what is trained, build nothing"
+        "--preview", type=positive, metavar="N", help="show N rows and which tokens are trained; write nothing"
     )
     found["train"].add_argument(
         "--ranks", type=positive, help="processes on this machine (default: one a GPU, or train.cpu_ranks)"
@@ -87,41 +87,43 @@ def parser() -> argparse.ArgumentParser:
         dest="from_run",
         type=Path,
         metavar="RUN",
-        help="begin a new run from another run's exported weights, on its shards",
+        help="start a new run from another run's exported weights, on its shards",
     )
     found["train"].add_argument(
-        "--restart", action="store_true", help="start failed ranks again, as long as that leads to new steps"
+        "--restart", action="store_true", help="restart failed ranks as long as they reach new steps"
     )
     found["train"].add_argument(
         "--launching",
         action="store_true",
-        help="for scripts that start the ranks: only note the launch, or refuse it if the last ones led to no new step;"
-        " prints the file that, once it exists, stops the run",
+        help="for scripts that start the ranks: only record the launch, or refuse it if the last ones made no new step;"
+        " prints the path of the file that stops the run once it exists",
     )
-    found["verify-resume"].add_argument("--steps", type=int, default=8, help="steps to train (default: %(default)s)")
+    found["verify-resume"].add_argument("--steps", type=positive, default=8, help="default: %(default)s")
     found["verify-resume"].add_argument("--ranks", type=positive, help="as in `shardline train`")
     found["verify-resume"].add_argument(
-        "--other-ranks", type=positive, help="for the second half (default: 1, or 2 for 1)"
+        "--other-ranks", type=positive, help="ranks of the resharded second half (default: 1; 2 if --ranks is 1)"
     )
     found["verify"].description = "RUN may also be the data's own folder: the one with manifest.json in it."
     found["generate"].add_argument("--prompt", action="append", help="repeatable; default: read from standard input")
-    found["generate"].add_argument("--tokens", type=positive, default=96, help="longest answer (default: %(default)s)")
+    found["generate"].add_argument(
+        "--tokens", type=positive, default=96, help="of the longest answer (default: %(default)s)"
+    )
     found["generate"].add_argument(
         "--temperature", type=temperature, default=0.0, help="0 takes the likeliest token (default)"
     )
-    found["inspect"].add_argument("--step", type=int, required=True, help="the step, from 1")
+    found["inspect"].add_argument("--step", type=positive, required=True, help="the step, from 1")
     found["inspect"].add_argument(
-        "--replay", action="store_true", help="take the step once more and compare its loss; changes nothing"
+        "--replay", action="store_true", help="repeat the step and compare its loss; changes nothing"
     )
-    found["inspect"].add_argument("--originals", action="store_true", help="the documents as they stand in their files")
+    found["inspect"].add_argument("--originals", action="store_true", help="show documents as they are in their files")
     found["inspect"].add_argument(
-        "--characters", type=positive, default=200, help="of each document (default: %(default)s)"
+        "--characters", type=positive, default=200, help="characters shown of each document (default: %(default)s)"
     )
     return top
 
 
 def add_run(command: argparse.ArgumentParser) -> None:
-    """Add what names a run."""
+    """Add the arguments that name a run."""
     command.add_argument("run", type=Path, help="the run's YAML file, or its folder")
     command.add_argument(
         "-o", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key of the YAML"
@@ -141,7 +143,7 @@ def add_checkpoint_actions(command: argparse.ArgumentParser) -> None:
         "step", type=step_or("newest"), nargs="?", default="newest", help="a step, or 'newest' (default)"
     )
     for name in ("keep", "unkeep"):
-        found[name].add_argument("step", type=int, help="the step of the checkpoint")
+        found[name].add_argument("step", type=positive, help="the step of the checkpoint")
     found["convert"].add_argument(
         "--from-deepspeed", type=Path, required=True, metavar="FOLDER", help="where DeepSpeed's `latest` and tags are"
     )
@@ -149,9 +151,9 @@ def add_checkpoint_actions(command: argparse.ArgumentParser) -> None:
 
 
 def positive(text: str) -> int:
-    """Read a number of things; argparse puts the option before the error."""
+    """Parse a count; argparse puts the option before the error."""
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 
@@ -161,15 +163,15 @@ def temperature(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number, 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
     return value
 
 
 def step_or(word: str) -> Callable[[str], int | str]:
-    """Return what reads a step's number, or this word."""
+    """Return a parser of a step number or this word."""
 
-    def step(text: str) -> int | str:  # argparse names it: "invalid step value"
-        return text if text == word else int(text)
+    def step(text: str) -> int | str:
+        return text if text == word else positive(text)
 
     return step
 
@@ -183,17 +185,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verb == "train" or (options.verb == "inspect" and options.replay):
             world = read_world()
         code = run_verb(options, world)
-        sys.stdout.flush()  # here, where a reader that has left, or a full disk, can still be told apart
+        sys.stdout.flush()  # here a closed pipe and a full disk can still be told apart
         return code
-    except BrokenPipeError:  # the reader of our output has seen enough: `shardline inspect ... | head`
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (what is left in the buffer goes nowhere at exit)
+    except BrokenPipeError:  # the reader of our output has closed it: `shardline inspect ... | head`
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (at exit, the rest of the buffer is written to nowhere)
         return EXIT_DONE
     except (ShardlineError, OSError, KeyboardInterrupt) as error:
         code = exit_code_of(error)
         if code == EXIT_FAILED:
             raise
         if world is None or world.is_first or isinstance(error, DamagedRowsError):
-            log.error("%s", with_run_named(told(error), options))
+            log.error("%s", with_run_named(message_of(error), options))
         return code
     finally:
         if world is not None:
@@ -210,20 +212,20 @@ def run_verb(options: argparse.Namespace, world: World | None) -> int:
     return command(options)
 
 
-def told(error: BaseException) -> str:
-    """Return what a person is told of an error that ends a command."""
+def message_of(error: BaseException) -> str:
+    """Return the message for an error that ends a command."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}; look at the path, its rights and its disk, then run the command again"
+        return f"{where}{error.strerror}; check the path, its permissions and its disk, then run the command again"
     return str(error)
 
 
 def entry() -> NoReturn:
     open_closed_streams()
     code = main()
-    if code == EXIT_INTERRUPTED:  # threads that wait for a server or a disk would be waited for
+    if code == EXIT_INTERRUPTED:  # a normal exit would wait for threads that wait for a server or a disk
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -231,15 +233,15 @@ def entry() -> NoReturn:
 
 
 def open_closed_streams() -> None:
-    """Open what was closed of standard input, output and error, or the next file that is opened would take its place.
+    """Open those of standard input, output and error that were closed, as in `shardline status RUN >&-`.
 
-    What is printed would then be written into that file: `shardline status RUN >&-`.
+    Else the next file to be opened would get their number, and what is printed would be written into it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
             setattr(sys, name, open(number, "w" if number else "r"))  # noqa: PTH123, SIM115
 
 

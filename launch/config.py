@@ -1,4 +1,4 @@
-"""The whole YAML of a run, put together from the sections of their owners."""
+"""The YAML of a run: its sections are defined by the packages that use them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     folder: PathValue | None = None
-    """Where everything of the run goes; default: runs/NAME."""
+    """The folder for everything that the run writes; default: runs/NAME."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     data: DataConfig
     model: ModelConfig

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One host of a job's Ray cluster, started by prepare.sh as a task of srun; it lasts as long as the task.
-# Ray's own folder must be on this host's disk and its path short; nothing of it is left at the end.
+# Ray's own folder must be on this host's disk and its path short; it is removed at the end.
 set -euo pipefail
 python=${1:?usage: ray_host.sh PYTHON, from prepare.sh}
 host=${RAY_ADDRESS%:*} port=${RAY_ADDRESS##*:}

@@ -1,39 +1,31 @@
 #!/usr/bin/env bash
-# Train: start a run, or go on with it. Everything after the YAML goes to `shardline train`.
+# Train: start or resume a run. Everything after the YAML goes to `shardline train`.
 #   launch/train.sh run.yaml                                             this machine: a rank for each GPU, or CPU ranks
 #   sbatch -N2 --exclusive --gpus-per-node=8 launch/train.sh run.yaml    Slurm: a rank for each GPU of two nodes
 #   sbatch -N2 launch/train.sh run.yaml                                  Slurm without GPUs: a rank for each task
-# Options of sbatch win over the lines below. No folder in --output: where it is missing, Slurm ends the job in silence.
+# Options of sbatch win over the lines below. No folder in --output: where it is missing, Slurm ends the job without a message.
 #SBATCH --job-name=shardline
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
-# USR2 comes before the time limit, to the ranks alone: they save and end with 75. A longer save needs a longer notice.
+# USR2 comes before the time limit, to the ranks only: they save and end with 75. A longer save needs an earlier USR2.
 set -euo pipefail
 
-say() { echo "train.sh: $*" >&2; }
-
-find_checkout() { # Slurm runs a copy of this file, so $0 is in the checkout only without sbatch
-  local folder command=""
-  [[ -z ${SLURM_JOB_ID-} ]] || command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
-  for folder in "$(dirname "$0")/.." "${command%%/launch/train.sh*}" "${SLURM_SUBMIT_DIR-}"; do
-    [[ ! -f $folder/launch/__main__.py ]] || { realpath "$folder" && return; }
-  done
-  say "cannot find Shardline's checkout; submit with: sbatch CHECKOUT/launch/train.sh RUN.yaml"
-  return 2
-}
-
-(($#)) || { say "usage: launch/train.sh RUN.yaml [options of shardline train]" && exit 2; }
-checkout=$(find_checkout)
-export PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
+script=train.sh python=python command=""
+(($#)) || { echo "usage: launch/$script RUN.yaml [options of shardline train]" >&2 && exit 2; }
+# Slurm runs a copy of this file, so that $0 is in the checkout only without sbatch
+[[ -z ${SLURM_JOB_ID-} ]] || command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
+for checkout in "$(dirname "$0")/.." "${command%%"/launch/$script"*}" "${SLURM_SUBMIT_DIR-}"; do
+  [[ ! -f $checkout/launch/common.sh ]] || break
+done
+[[ -f $checkout/launch/common.sh ]] ||
+  { echo "$script: cannot find Shardline's checkout; submit with: sbatch CHECKOUT/launch/$script RUN.yaml" >&2 && exit 2; }
 # shellcheck source=/dev/null
-[[ ! -f $checkout/launch/site.env ]] || source "$checkout/launch/site.env"
-python=python
-[[ -n ${VIRTUAL_ENV-}${CONDA_PREFIX-} || ! -x $checkout/.venv/bin/python ]] || python=$checkout/.venv/bin/python
+source "$checkout/launch/common.sh"
 [[ -n ${SLURM_JOB_ID-} ]] || exec "$python" -m launch train --restart "$@"
 
-note_launch() { # ends with 2 if the configuration is wrong, another job trains there, or the last starts led nowhere
+note_launch() { # ends with 2 if the configuration is wrong, another job trains the run, or the last attempts made no new step
   stop_file=$("$python" -m launch train --launching "$@")
 }
 
@@ -49,7 +41,7 @@ cpus=${SLURM_JOB_CPUS_PER_NODE%%[(,]*}
 ((cpus >= ranks)) || { say "$cpus CPUs for $ranks ranks on a node; add --exclusive or --cpus-per-gpu=N" && exit 2; }
 unset SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK SLURM_GPU_BIND SLURM_TRES_BIND # a rank sees all GPUs and takes its own
 export MASTER_ADDR=${hosts%%$'\n'*}
-trap : TERM # requeue, scancel and the time limit end everybody with TERM: stay until srun has seen the ranks save
+trap : TERM # requeue, scancel and the time limit send TERM to all: stay until srun has seen the ranks save
 for ((attempt = 0; ; attempt++)); do
   export MASTER_PORT=$((20000 + (SLURM_JOB_ID * 10 + restarts + attempt) % 10000))
   status=0
@@ -57,17 +49,17 @@ for ((attempt = 0; ; attempt++)); do
     --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" --cpus-per-task=$((cpus / ranks)) \
     "$python" -m launch train "$@" || status=$?
   job=$(scontrol show job "$SLURM_JOB_ID") || true
-  # in a job that ends, or has lost a node, Slurm decides; else start again from the newest checkpoint
+  # if the job ends or has lost a node, Slurm decides; else restart from the newest checkpoint
   [[ $status != @(0|2|75|130) && $job == *JobState=RUNNING* && ! -e $stop_file ]] || break
-  say "the ranks ended with $status: starting them again"
+  say "the ranks ended with $status: restarting them"
   note_launch "$@"
 done
 ((status == 75)) || exit "$status"
 
 if [[ -e $stop_file ]]; then
-  say "$stop_file exists: not put back into the queue; submit again to go on"
+  say "$stop_file exists: not put back into the queue; submit again to resume"
 elif [[ $job == *JobState=RUNNING* || $job == *Reason=TimeLimit* ]]; then # else Slurm requeues or cancels it by itself
   trap '' TERM # sent by that requeueing, to scontrol too
-  scontrol requeue "$SLURM_JOB_ID" || say "not put back into the queue; submit again to go on"
+  scontrol requeue "$SLURM_JOB_ID" || say "not put back into the queue; submit again to resume"
 fi
 exit 75

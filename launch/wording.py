@@ -1,4 +1,4 @@
-"""How a run is named in the commands that messages tell a person to type, so that they work as they are printed."""
+"""Name the run in the commands that messages suggest, so that they work as they are printed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from cluster.paths import RunPaths
 
-PLACEHOLDER = "RUN.yaml"  # what the packages below say, which do not know what was typed
+PLACEHOLDER = "RUN.yaml"  # the packages below write this, as they do not know what was typed
 
 
 def as_typed(options: argparse.Namespace) -> str:
@@ -18,16 +18,16 @@ def as_typed(options: argparse.Namespace) -> str:
 
 
 def named(options: argparse.Namespace, paths: RunPaths) -> str:
-    """Return the run for what comes next: as it was typed, or by its folder if more than its name was typed.
+    """Return the run for the next command: as it was typed, or its folder if options changed the configuration.
 
-    For a run that holds its configuration.
+    For a run whose folder holds its configuration.
     """
     is_whole_name = not options.overrides and getattr(options, "from_run", None) is None
     return shlex.quote(str(options.run if is_whole_name else paths.root))
 
 
 def with_run_named(text: str, options: argparse.Namespace) -> str:
-    """Return a message with what was typed in the place of the run."""
+    """Return a message with the run as it was typed in place of the placeholder."""
     return text.replace(PLACEHOLDER, as_typed(options)) if hasattr(options, "overrides") else text
 
 

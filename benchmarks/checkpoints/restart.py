@@ -87,11 +87,11 @@ class Ours:
         """Return the seconds until the first line of metrics of this start."""
         run = self.folder / "run"
         if not resume:
-            for name in ("checkpoints", "metrics.jsonl", "segments.jsonl"):
+            for name in ("checkpoints", "metrics.jsonl", "attempts.jsonl"):
                 shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink(missing_ok=True)
 
         def starts() -> list[dict[str, Any]]:
-            return [line for line in read_lines(run / "segments.jsonl") if line["event"] == "start"]
+            return [line for line in read_lines(run / "attempts.jsonl") if line["event"] == "start"]
 
         before = len(starts())
 

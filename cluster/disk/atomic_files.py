@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write beside, fsync, rename; and digests of what was written."""
+"""Files and folders that are whole or absent (write beside, fsync, rename), and digests of what was written."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def publish(partial: Path, final: Path) -> None:
 
 @contextmanager
 def full_disk_named(folder: Path) -> Iterator[None]:
-    """Turn the operating system's word that a disk is full, or a quota used up, into a ClusterError with the folder."""
+    """Turn the error of a full disk or an exhausted quota into a ClusterError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -65,13 +65,13 @@ def full_disk_named(folder: Path) -> Iterator[None]:
         here = next(path for path in (folder, *folder.parents) if path.exists())
         raise ClusterError(
             f"{folder}: {FULL[error.errno]} ({shutil.disk_usage(here).free / 2**20:,.1f} MiB are free); make room, or "
-            "let the YAML name a folder on a larger disk, and run the command again: what is finished is kept"
+            "name a folder on a larger disk in the YAML, and run the command again: what is finished is kept"
         ) from None
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; on success its bytes are made durable under `path`, on failure nothing is left."""
+    """Give a path to write to; on success it is made durable and renamed to `path`, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -86,24 +86,37 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; on success it replaces `path`, on failure `path` is as it was.
 
-    The replaced folder is moved aside before the new one takes its name, so a crash leaves one of the two whole.
+    No file system renames a folder over another one, and NFS exchanges no names, so an existing folder is moved aside
+    before the new one takes its name. After a crash between the two renames, the next call first puts the old one back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    restore_replaced(path)
     partial = path.with_name(path.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # on a full disk, its room is wanted
+        shutil.rmtree(partial, ignore_errors=True)  # on a full disk, its space is needed
         raise
     for item in [*partial.rglob("*"), partial]:
         fsync_path(item)
-    old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
     if path.exists():
-        path.rename(old)
+        path.rename(replaced_path(path))
     publish(partial, path)
+    shutil.rmtree(replaced_path(path), ignore_errors=True)
+
+
+def replaced_path(path: Path) -> Path:
+    """Return where a folder waits while another one takes its name."""
+    return path.with_name(path.name + ".old")
+
+
+def restore_replaced(path: Path) -> None:
+    """Undo a replacement that a crash cut short: put the old folder back, or remove it if the new one is in place."""
+    old = replaced_path(path)
+    if old.exists() and not path.exists():
+        publish(old, path)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -1,117 +1,36 @@
 """One process of a whole cluster at a time, by a lock file on the disk that all of them see.
 
-The file says who holds it, as a line of JSON. A holder on this host is judged by its process; one that cannot be seen
-from here (another host, another container) by whether it touches the file, which it does every BEAT_S. No clock is
-compared with another's: ages are by the clock of the disk.
+The file says who holds it, as a line of JSON. A holder on this host is checked by its process. One that cannot be seen
+from here (on another host, in another container) is checked by its touches of the file, one every BEAT_S. Clocks of two
+hosts are never compared: ages are by the clock of the disk.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.environment import host_name, slurm_job
+from cluster.disk.lock_holder import Holder
 from cluster.errors import EXIT_USER_ACTION, ClusterError
 
 log = logging.getLogger(__name__)
 
-STALE_S = 120.0  # a lock that was not touched for so long is of a dead process
+STALE_S = 120.0  # the holder of a lock that was not touched for so long is dead
 BEAT_S = 10.0
-SAME_JOB_STALE_S = 3 * BEAT_S  # of this Slurm job, whose earlier ranks Slurm has ended before it started it again
-POLL_S = 0.05, 2.0  # first and longest wait between two looks
+SAME_JOB_STALE_S = 3 * BEAT_S  # for an earlier instance of this Slurm job: Slurm ended it before the requeue
+POLL_S = 0.05, 2.0  # first and longest wait between two checks
 ADVICE = "wait until it has ended, or end it, and run the command again"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Holder:
-    """Who holds a lock. `started` is the process's start in clock ticks since `boot`: numbers are given again.
-
-    `launch` sets the ranks that were started together apart from others, where a rank holds the lock for all of them.
-    """
-
-    host: str
-    boot: str
-    namespace: int
-    pid: int
-    started: int
-    command: str
-    job: str | None = None
-    launch: str = ""
-    id: str = ""
-
-    @classmethod
-    def here(cls, command: str = "", launch: str = "") -> Holder:
-        """Return this process as a holder; each call gives another one."""
-        return cls(
-            host=host_name(),
-            boot=boot_id(),
-            namespace=pid_namespace(),
-            pid=os.getpid(),
-            started=alive_since(os.getpid()) or 0,
-            command=command,
-            job=slurm_job(),
-            launch=launch,
-            id=uuid.uuid4().hex[:12],
-        )
-
-    @classmethod
-    def read(cls, text: str) -> Holder:
-        """Return the holder that a lock's text tells; of a text that was cut short by a crash, nobody that is known."""
-        try:
-            values = json.loads(text)
-            return cls(**{f.name: values[f.name] for f in fields(cls)})
-        except (ValueError, KeyError, TypeError):
-            return cls(host="an unknown host", boot="", namespace=0, pid=0, started=0, command="another process")
-
-    @property
-    def text(self) -> str:
-        return json.dumps(asdict(self))
-
-    @property
-    def token(self) -> str:
-        """The holder's name in the names of files."""
-        return f"{self.host}-{self.pid}-{self.id}"
-
-    def is_alive(self) -> bool | None:
-        """Tell whether the process is alive; None if that cannot be seen from here."""
-        if (self.boot, self.namespace) != (boot_id(), pid_namespace()):  # a host may change its name
-            return None
-        return alive_since(self.pid) == self.started
-
-    def described(self) -> str:
-        """Return the process for people."""
-        job = f", Slurm job {self.job}" if self.job else ""
-        return f"process {self.pid} on {self.host}{job}"
-
-
-def boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def pid_namespace() -> int:
-    return Path("/proc/self/ns/pid").stat().st_ino
-
-
-def alive_since(pid: int) -> int | None:
-    """Return when a process here was started; None if there is none, or it has ended and waits to be reaped."""
-    try:
-        facts = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if facts[0] in "ZX" else int(facts[19])
 
 
 @dataclass(frozen=True)
 class LockFile:
-    """A lock, and who we are. Taken by creating the file, which only one process can."""
+    """A lock, and this process as its holder. Taken by creating the file, which only one process can."""
 
     path: Path
     stale_s: float = STALE_S
@@ -122,7 +41,7 @@ class LockFile:
         return self.holder.token
 
     def try_take(self) -> bool:
-        """Take the lock if nobody has it."""
+        """Take the lock if nobody holds it; return whether that worked."""
         try:
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
@@ -136,12 +55,12 @@ class LockFile:
         return True
 
     def break_stale(self, *, spare_living: bool = False, is_silent: bool = False) -> None:
-        """Remove the lock if it was not touched for long, or if its process is seen to be dead.
+        """Remove the lock if its process is seen to be dead, or if it was not touched for long.
 
-        With `spare_living`, one whose process is seen to be alive stays however long it was not touched: the process
-        is stopped, and will go on. With `is_silent`, somebody has watched it for long enough: its date tells nothing
-        where a clock was set back. The rename can be won by one process only; who finds that it has moved a fresh lock
-        instead puts it back.
+        With `spare_living`, a lock whose process is seen to be alive stays however long it was not touched: the process
+        is stopped, and will continue. With `is_silent`, the caller has watched the lock for long enough itself, and its
+        date does not matter: a clock may have been set back. Only one process can win the rename; one that finds that
+        it has moved a fresh lock puts it back.
         """
         owner = self.owner()
         if owner is None:
@@ -157,7 +76,7 @@ class LockFile:
             if aside.read_text() != owner:
                 os.link(aside, self.path)
         except (FileNotFoundError, FileExistsError):
-            pass  # another process was quicker
+            pass  # another process was faster
         aside.unlink(missing_ok=True)
 
     def is_untouched(self, holder: Holder) -> bool:
@@ -171,7 +90,7 @@ class LockFile:
         return min(self.stale_s, SAME_JOB_STALE_S) if is_same_job else self.stale_s
 
     def owner(self) -> str | None:
-        """Return the text of the lock; None if nobody has it. Opening it makes NFS ask the server."""
+        """Return the text of the lock; None if nobody holds it. Opening it makes NFS ask the server."""
         try:
             return self.path.read_text()
         except FileNotFoundError:
@@ -196,7 +115,7 @@ class LockFile:
             return None
 
     def touch(self) -> bool:
-        """Show that we are alive; return whether the lock is still ours. A file that was removed is made again."""
+        """Show that this process is alive; return whether it still holds the lock. A removed file is created again."""
         owner = self.owner()
         if owner is None and self.path.parent.is_dir():
             return self.try_take() or self.owner() == self.holder.text
@@ -210,22 +129,22 @@ class LockFile:
 
 
 @dataclass
-class Look:
-    """What is seen of a lock over time."""
+class LockWatch:
+    """Another process's lock, watched over time: whether it is touched."""
 
     lock: LockFile
     owner: str | None = None
     touched_ns: int | None = None
-    since: float = 0.0  # when it was seen like this first, by time.monotonic
+    since: float = 0.0  # when it was first seen in this state, by time.monotonic
 
     def is_silent(self) -> bool:
-        """Return whether it was watched for so long, and not touched, that its process must be dead."""
+        """Return whether it was watched for so long without a touch that its process must be dead."""
         if self.owner is None or (self.lock.owner(), self.lock.touched_ns()) != (self.owner, self.touched_ns):
             return False
         return time.monotonic() - self.since >= self.lock.patience_s(Holder.read(self.owner))
 
-    def living(self) -> Holder | None:
-        """Return the holder once it is seen to be alive; None if there is none, or that is not known yet."""
+    def living_holder(self) -> Holder | None:
+        """Return the holder once it is seen to be alive; None if there is none, or if it is not known yet."""
         owner, touched_ns = self.lock.owner(), self.lock.touched_ns()
         if owner is None or touched_ns is None:
             return None
@@ -235,7 +154,9 @@ class Look:
             return holder
         if owner != self.owner and lives is None:
             patience_s = self.lock.patience_s(holder)
-            log.info("%s: %s; looking up to %g s whether it lives", self.lock.path, holder.described(), patience_s)
+            log.info(
+                "%s: %s; checking for up to %g s whether it is alive", self.lock.path, holder.described(), patience_s
+            )
         if (owner, touched_ns) != (self.owner, self.touched_ns):
             self.owner, self.touched_ns, self.since = owner, touched_ns, time.monotonic()
         return None
@@ -245,8 +166,8 @@ class Look:
 
 
 @contextmanager
-def locked(lock: LockFile, is_done: Callable[[], bool]) -> Iterator[bool]:
-    """Wait for a lock and hold it: True; or hold nothing, if another process has done what it guards: False."""
+def wait_for_lock(lock: LockFile, is_done: Callable[[], bool]) -> Iterator[bool]:
+    """Wait for a lock, hold it and yield True; yield False, without it, once another process has done the work."""
     wait_s, longest_s = POLL_S
     lock.path.parent.mkdir(parents=True, exist_ok=True)
     while not is_done():
@@ -258,39 +179,39 @@ def locked(lock: LockFile, is_done: Callable[[], bool]) -> Iterator[bool]:
     else:
         yield False
         return
-    with kept(lock):
-        yield not is_done()  # it may have been done between the look and the lock
+    with keep_touched(lock):
+        yield not is_done()  # it may have been done between the check and the lock
 
 
 @contextmanager
-def alone(lock: LockFile, advice: Callable[[Holder], str] = lambda holder: ADVICE) -> Iterator[None]:
-    """Hold a lock, or raise ClusterError that names the process which holds it, and changes nothing.
+def hold_lock(lock: LockFile, advice: Callable[[Holder], str] = lambda holder: ADVICE) -> Iterator[None]:
+    """Hold a lock, or raise ClusterError that names the process which holds it, without a change on disk.
 
-    That a holder which cannot be seen from here is alive takes up to BEAT_S to know; that it is dead, the patience.
-    A lock that is lost, since this process was stopped for so long that it was taken for dead, ends this process at
-    once with EXIT_USER_ACTION: two must not write into one folder.
+    If the holder cannot be seen from here, it takes up to BEAT_S to know that it is alive, and `patience_s` that it is
+    dead. If this process is stopped for so long that it is taken for dead and loses the lock, it ends at once with
+    EXIT_USER_ACTION when it continues: two processes must not write into one folder.
     """
     lock.path.parent.mkdir(parents=True, exist_ok=True)
-    look = Look(lock)
+    watch = LockWatch(lock)
     while not lock.try_take():
-        lock.break_stale(spare_living=True, is_silent=look.is_silent())
-        holder = look.living()
+        lock.break_stale(spare_living=True, is_silent=watch.is_silent())
+        holder = watch.living_holder()
         if holder is not None:
-            raise at_work(lock.path.parent, holder, advice)
+            raise folder_in_use(lock.path.parent, holder, advice)
         if lock.owner() is not None:
-            look.pause()
-    with kept(lock, end_process):
+            watch.pause()
+    with keep_touched(lock, end_process):
         yield
 
 
-def at_work(folder: Path, holder: Holder, advice: Callable[[Holder], str]) -> ClusterError:
-    """Return the error of somebody who comes second."""
-    return ClusterError(f"{folder}: `{holder.command}` is at work here already: {holder.described()}; {advice(holder)}")
+def folder_in_use(folder: Path, holder: Holder, advice: Callable[[Holder], str]) -> ClusterError:
+    """Return the error of a process that finds another one at work in a folder."""
+    return ClusterError(f"{folder}: `{holder.command}` is already running here: {holder.described()}; {advice(holder)}")
 
 
 @contextmanager
-def kept(lock: LockFile, on_loss: Callable[[LockFile], None] = lambda lock: None) -> Iterator[None]:
-    """Touch a lock that this process has taken, and release it at the end."""
+def keep_touched(lock: LockFile, on_loss: Callable[[LockFile], None] = lambda lock: None) -> Iterator[None]:
+    """Touch a lock that this process holds every BEAT_S, and release it at the end."""
     stop = threading.Event()
     beat = threading.Thread(target=touch_until, args=(lock, stop, on_loss), daemon=True, name="lock")
     beat.start()
@@ -303,11 +224,11 @@ def kept(lock: LockFile, on_loss: Callable[[LockFile], None] = lambda lock: None
 
 
 def touch_until(lock: LockFile, stop: threading.Event, on_loss: Callable[[LockFile], None]) -> None:
-    """Show that the owner of a lock is alive, also while it waits for a server."""
+    """Touch a lock until `stop` is set, also while the main thread waits for a server; call `on_loss` if it is lost."""
     while not stop.wait(min(BEAT_S, lock.stale_s / 4)):
         try:
             is_ours = lock.touch()
-        except OSError as error:  # the disk does not answer, or is full: others then judge by what they see
+        except OSError as error:  # the disk does not answer, or is full: the lock may go stale meanwhile
             log.warning("%s: not touched: %s", lock.path, error)
             continue
         if not is_ours:
@@ -315,11 +236,11 @@ def touch_until(lock: LockFile, stop: threading.Event, on_loss: Callable[[LockFi
 
 
 def end_process(lock: LockFile) -> None:
-    """End this process, whatever it does, since another one has its lock."""
+    """End this process at once, whatever it is doing, because another one has taken its lock."""
     other = Holder.read(lock.owner() or "")
     log.error(
-        "%s: taken by `%s`, %s, while this process did not touch it for long; this one ends: two must not write into"
-        " one folder",
+        "%s: taken by `%s`, %s, because this process did not touch it for too long; this process ends: two must not"
+        " write into one folder",
         lock.path,
         other.command,
         other.described(),

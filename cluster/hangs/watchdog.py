@@ -82,7 +82,7 @@ class HostWatch:
                 try:
                     write_event(self.paths, "straggler", rank=rank, host=self.view.host, share=round(share, 2))
                 except OSError as error:
-                    log.warning("%s: %s", self.paths.segments, error.strerror)
+                    log.warning("%s: %s", self.paths.attempts, error.strerror)
 
     def end(self, culprits: list[int], now: float) -> None:
         """Report on this host's ranks and kill them, whatever goes wrong with the report."""

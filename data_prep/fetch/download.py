@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from cluster.disk.atomic_files import fsync_path, publish, sha256_of
-from cluster.disk.locks import STALE_S, LockFile, locked
+from cluster.disk.locks import STALE_S, LockFile, wait_for_lock
 from cluster.errors import ConfigError, DataError
 from cluster.wording import count_of
 from data_prep.fetch.resumable_transfer import (
@@ -119,7 +119,7 @@ def fetch(download: Download, host: Host | None = None, count: Count = lambda si
     note = download.target.with_name(f"{download.target.name}.failed")
     before = modified_ns(note)
     lock = LockFile(download.target.with_name(f"{download.target.name}.lock"), download.stale_s)
-    with locked(lock, lambda: is_here(download) or modified_ns(note) not in (None, before)) as is_ours:
+    with wait_for_lock(lock, lambda: is_here(download) or modified_ns(note) not in (None, before)) as is_ours:
         if is_ours:
             note.unlink(missing_ok=True)
             try:

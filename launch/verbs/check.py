@@ -1,4 +1,4 @@
-"""What can be known of a run before it takes a machine."""
+"""Check what can be known of a run before it takes a machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
-    """Yield lines about the configuration, the data, the plan and the disk; the first thing to mend is raised."""
+    """Yield lines about the configuration, the data, the plan and the disk; raise the first problem."""
     ds_config.read_template(run.train.deepspeed)
     check_source(run)
     yield f"configuration  valid; the run goes to {run.paths.root}"
@@ -58,9 +58,9 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
 
 
 def check_source(run: RunConfig) -> None:
-    """Raise ConfigError if the model that the run starts from is not there or cannot be trained; imports no torch.
+    """Raise ConfigError if the model that the run starts from is missing or cannot be trained. Imports no torch.
 
-    What takes seconds of imports is left out where there are shards already: the ranks do it.
+    The check of the architecture, which needs seconds of imports, is left to the ranks once there are shards.
     """
     if run.model.path is None:
         return
@@ -71,9 +71,9 @@ def check_source(run: RunConfig) -> None:
 
 
 def describe_model(run: RunConfig) -> Iterator[str]:
-    """Yield lines about the model that the run starts from and the tokenizer and template that its rows will have.
+    """Yield lines about the model that the run starts from, and the tokenizer and template of its rows.
 
-    Raises ConfigError if it cannot be trained, or does not fit the rows or the tokenizer.
+    Raises ConfigError if the model cannot be trained, or does not fit the rows or the tokenizer.
     """
     from data_prep.encode.tokenizer import tokenizer_folder, with_template
     from training.models.source import look_at_model, made_config  # imports torch
@@ -82,7 +82,7 @@ def describe_model(run: RunConfig) -> Iterator[str]:
         config = made_config(run.model.new, run.data.row_tokens, {})
         yield f"model          new: {config.model_type}"
         return
-    tokenizer = open_tokenizer(tokenizer_folder(run.data, run.model.path))  # in full, for the model is looked at too
+    tokenizer = open_tokenizer(tokenizer_folder(run.data, run.model.path))  # in full, as the model is inspected too
     template = run.data.chat_template or own_template(tokenizer)
     with_template(tokenizer, run.data, is_text=False, may_add_tokens=run.model.may_add_tokens)
     origin = look_at_model(run.model, tokenizer, run.data.row_tokens)
@@ -92,7 +92,7 @@ def describe_model(run: RunConfig) -> Iterator[str]:
 
 
 def own_template(tokenizer: Any) -> str:
-    """Return what a tokenizer's own chat template is good for."""
+    """Return whether a tokenizer's own chat template can be used, and if not, why."""
     from data_prep.encode.tokenizer import choose_template
 
     name, reason = choose_template(tokenizer)
@@ -100,19 +100,19 @@ def own_template(tokenizer: Any) -> str:
 
 
 def resized_line(origin: ModelOrigin) -> Iterator[str]:
-    """Yield what becomes of the model's embeddings, if anything does."""
+    """Yield a line about resized embeddings, if they are resized."""
     if origin.stored_vocab_size is not None:
         now = origin.config.get_text_config().vocab_size
-        yield f"embeddings     {origin.stored_vocab_size:,} become {now:,}; the new ones begin as the mean of the old"
+        yield f"embeddings     {origin.stored_vocab_size:,} become {now:,}; new ones start as the mean of the old"
 
 
 def is_folder(path: str | None) -> bool:
-    """Tell whether a model lies here: its weights are then looked for, while those of the hub are not fetched."""
+    """Return whether a model is a folder here; only then are its weights checked, as a check fetches none."""
     return path is not None and Path(path).expanduser().is_dir()
 
 
 def check_fits(run: RunConfig, manifest: Manifest) -> None:
-    """Raise ConfigError if the shards were prepared for other rows, or in another form, than is asked for."""
+    """Raise ConfigError if the shards were prepared with another row length or chat template than configured."""
     if manifest.row_tokens != run.data.row_tokens:
         raise ConfigError(
             f"data.row_tokens: {run.data.row_tokens}, but the shards in {run.shards} have {manifest.row_tokens};"
@@ -128,7 +128,7 @@ def check_fits(run: RunConfig, manifest: Manifest) -> None:
 
 
 def disk_line(root: Path, plan: Plan) -> str:
-    """Return what the checkpoints need beside what is free. Raises ConfigError if they do not fit."""
+    """Return a line about the space that checkpoints need and the disk has. Raises ConfigError if they do not fit."""
     saves = plan.checkpoints_at_once()
     needed = saves * plan.checkpoint_bytes
     there = next(folder for folder in [root, *root.absolute().parents] if folder.exists())

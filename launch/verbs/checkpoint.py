@@ -1,4 +1,4 @@
-"""`shardline checkpoint ACTION RUN`: which checkpoints a run has, whether they are whole, which stay, imports."""
+"""`shardline checkpoint ACTION RUN`: list, verify, show, keep and import checkpoints."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from cluster.disk.atomic_files import PARTIAL, fsync_path
-from cluster.disk.locks import Holder
+from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run
 from cluster.errors import EXIT_DONE, EXIT_USER_ACTION, CheckpointError
 from data_prep.shards import read_manifest
 from launch.config import RunConfig
-from launch.kept import keep_config, origin_of
+from launch.saved_config import origin_of, save_config
 from launch.wording import as_typed, named, say
 from training.checkpoints.layout import (
     KEEP,
@@ -32,7 +32,7 @@ ROW = "{:<12} {:<20} {:>5} {:>10}  {}"
 
 
 def list_checkpoints(run: RunConfig, options: argparse.Namespace) -> int:
-    """Say what lies in the run's checkpoints folder, a line each; sizes are checked, bytes are not."""
+    """List what is in the run's checkpoints folder, a line each; file sizes are checked, bytes are not."""
     folder = run.paths.checkpoints
     found = candidate_folders(folder)
     if found:
@@ -51,7 +51,7 @@ def list_checkpoints(run: RunConfig, options: argparse.Namespace) -> int:
 
 
 def row(folder: Path) -> str:
-    """Return a checkpoint's line."""
+    """Return the line of one checkpoint."""
     kept = ", kept" if (folder / KEEP).exists() else ""
     try:
         commit = read_commit(folder)
@@ -64,7 +64,7 @@ def row(folder: Path) -> str:
 
 
 def verify(run: RunConfig, options: argparse.Namespace) -> int:
-    """Read every byte of a checkpoint, or of all; every problem is a line, and makes the exit code 2."""
+    """Check every byte of one checkpoint, or of all; print a line for each, and return 2 if any is damaged."""
     code = EXIT_DONE
     for folder in chosen(run, options.step):
         try:
@@ -80,7 +80,7 @@ def verify(run: RunConfig, options: argparse.Namespace) -> int:
 
 
 def show(run: RunConfig, options: argparse.Namespace) -> int:
-    """Say all that a checkpoint's commit file says."""
+    """Print all that a checkpoint's commit file holds."""
     (folder,) = chosen(run, options.step)
     commit = read_commit(folder)
     progress = commit.resumed()
@@ -99,39 +99,39 @@ def show(run: RunConfig, options: argparse.Namespace) -> int:
 
 
 def keep(run: RunConfig, options: argparse.Namespace) -> int:
-    """Mark a checkpoint, so that training never removes it."""
+    """Mark a checkpoint as kept: training never removes it."""
     (folder,) = chosen(run, options.step)
     (folder / KEEP).touch()
     fsync_path(folder)
-    say(f"{folder}: stays until you unkeep or remove it")
+    say(f"{folder}: kept until you unkeep or remove it")
     return EXIT_DONE
 
 
 def unkeep(run: RunConfig, options: argparse.Namespace) -> int:
-    """Take the mark away again."""
+    """Remove the mark of a kept checkpoint."""
     (folder,) = chosen(run, options.step)
     (folder / KEEP).unlink(missing_ok=True)
     fsync_path(folder)
-    say(f"{folder}: goes when train.keep_last newer ones are there")
+    say(f"{folder}: will be removed once there are train.keep_last newer ones")
     return EXIT_DONE
 
 
 def convert(run: RunConfig, options: argparse.Namespace) -> int:
-    """Make the run's first checkpoint of one that DeepSpeed wrote by itself."""
+    """Import a checkpoint that DeepSpeed wrote as the run's first one."""
     with hold_run(run.paths, Holder.here("shardline checkpoint convert")):
         folder, total_steps = converted(run, options)
-        keep_config(run)
+        save_config(run)
     again = named(options, run.paths)
     say(f"{folder}: DeepSpeed's weights and moments; learning rate, decay and the order of the data are this run's")
     if step_of(folder) < total_steps:
         say(f"next: shardline train {again}, on to step {total_steps:,}")
     else:
-        say(f"train.steps: the run ends at {total_steps:,}; raise it to go on, or: shardline export {again}")
+        say(f"train.steps: the run ends at {total_steps:,}; raise it to train further, or: shardline export {again}")
     return EXIT_DONE
 
 
 def converted(run: RunConfig, options: argparse.Namespace) -> tuple[Path, int]:
-    """Import the checkpoint; return its folder, and the step that the run ends at."""
+    """Import the checkpoint; return its folder and the last step of the run."""
     from training.checkpoints.import_deepspeed import import_deepspeed
     from training.plan import make_plan
 

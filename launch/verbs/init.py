@@ -1,4 +1,4 @@
-"""The YAML that `shardline init` writes: short, commented, and right for a first run."""
+"""`shardline init`: write a short, commented YAML for a first run."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ TEMPLATE_LINES = {None: OWN_TEMPLATE, "chatml": CHATML, "plain": PLAIN}
 
 
 def write_init(kind: str | None, data: str, model: str | None, output: Path) -> str:
-    """Write the YAML for some data; return what to type next. Without a `kind`, the data tells it."""
+    """Write the YAML for some data; return its path and the next command. Without a `kind`, the data decides."""
     if output.exists():
         raise ConfigError(f"{output}: exists already; choose another --output, or remove it")
     found = look_at(data)
     kind = kind or found.kind
     if kind is None:
         raise ConfigError(
-            f"--data {data}: nothing here tells what your data is; name a file or folder that is here, or say it: "
+            f"--data {data}: the kind of your data cannot be told; name an existing file or folder, or give the kind: "
             f"`shardline init {' | '.join(SHAPES)}`"
         )
     folder = folder_here(model) if model else None
@@ -86,7 +86,7 @@ def write_init(kind: str | None, data: str, model: str | None, output: Path) -> 
         shape=SHAPES[kind],
         fields="".join(
             f"      {' '.join(line.splitlines())}\n" for line in found.lines
-        ),  # a name may have a line's end
+        ),  # a file name may hold a line break
         row_tokens=longest_rows(folder) if model else 512,
         tokenizer=(template_lines(model, folder) if kind == "conversations" else "") if model else NEW_TOKENIZER,
         model=f"  path: {scalar(model)}\n" if model else NEW_MODEL,
@@ -96,14 +96,14 @@ def write_init(kind: str | None, data: str, model: str | None, output: Path) -> 
     )
     write_text(output, text)
     is_open = any(PLACEHOLDER in line for line in found.lines)
-    choose = f"put what is meant in the place of each {PLACEHOLDER} in {output}, then " if is_open else ""
+    choose = f"replace each {PLACEHOLDER} in {output}, then " if is_open else ""
     return f"{output}\nnext: {choose}shardline check {output}"
 
 
 def folder_here(model: str) -> Path | None:
-    """Return the folder of a model that lies here or was fetched before; nothing is fetched.
+    """Return the folder of a local model or of one that was fetched before; nothing is fetched.
 
-    Raises ConfigError if it is meant to be here and is not.
+    Raises ConfigError if the name can only be a local folder, and there is none.
     """
     from cluster.model_files import cached_folder, found_folder, looks_local
 
@@ -112,7 +112,7 @@ def folder_here(model: str) -> Path | None:
 
 
 def longest_rows(folder: Path | None) -> int:
-    """Return the tokens in a row for a first run: what is usual, or what the model has positions for."""
+    """Return the tokens in a row for a first run: ROW_TOKENS, or fewer if the model has fewer positions."""
     from cluster.model_files import CONFIG, read_settings
 
     settings = read_settings(folder / CONFIG) if folder else {}
@@ -121,7 +121,7 @@ def longest_rows(folder: Path | None) -> int:
 
 
 def template_lines(model: str, folder: Path | None) -> str:
-    """Return the lines about the chat template that suits a model's tokenizer, and why."""
+    """Return the YAML lines for the chat template that suits a model's tokenizer, with the reason."""
     from data_prep.encode.tokenizer import choose_template
     from data_prep.shards.tokenizer_files import open_tokenizer
 
@@ -132,5 +132,5 @@ def template_lines(model: str, folder: Path | None) -> str:
 
 
 def scalar(text: str) -> str:
-    """Return a text as YAML: plain where that is safe, else quoted, as JSON is."""
+    """Return a text as a YAML scalar: plain where that is safe, else quoted as in JSON."""
     return text if re.fullmatch(r"[A-Za-z./][A-Za-z0-9._/*-]*", text) else json.dumps(text, ensure_ascii=False)

@@ -1,10 +1,9 @@
-"""Which documents were in a step, with their text."""
+"""Show which documents were in a step, with their text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.errors import ConfigError
 from data_prep.documents import shortened
 from data_prep.fetch.provenance import document_place, read_document
 from data_prep.shards import ShardReader, read_manifest
@@ -14,12 +13,10 @@ from training.order import order_of
 
 
 def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool) -> Iterator[str]:
-    """Yield lines about the rows of a step (from 1): row, and for each piece its document and its text.
+    """Yield lines about the rows of a step (from 1): each row, and for each segment its document and its text.
 
-    The text is what the model saw, decoded; with `originals` it is the document as it stands in its file.
+    The text is decoded from the tokens that the model saw; with `originals`, it is the document as it is in its file.
     """
-    if step < 1:
-        raise ConfigError(f"--step {step}: steps are counted from 1, as in metrics.jsonl")
     manifest = read_manifest(run.shards)
     reader = ShardReader(run.shards, manifest, "train", verify=False)
     order = order_of(manifest, run.train.global_batch_rows, run.seed)

@@ -1,7 +1,7 @@
-"""Prove on this machine that a run which is interrupted is the run that is not, and write it down.
+"""Prove on this machine that an interrupted run gives the losses of an uninterrupted one, and record the proof.
 
-Four short trainings of the run's own model, data and settings: undisturbed; killed with SIGKILL at half way and started
-again; the second half of that on another number of ranks; and the undisturbed one compared with each.
+Three short trainings of the run's own model, data and settings: one uninterrupted; one killed with SIGKILL halfway and
+resumed; and the second half of that on another number of ranks. The last two are compared with the first.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ class Trial:
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
 
     def train(self, ranks: int) -> None:
-        """Train to the last step. Raises ConfigError with the place of the log if that fails."""
+        """Train to the last step. Raises ConfigError with the path of the log if that fails."""
         self.check(self.start(ranks).wait())
 
     def check(self, code: int | None) -> None:
         if code != 0:
             raise ConfigError(
-                f"a training of the proof ended with exit code {code}; see {self.yaml.with_suffix('.log')}"
+                f"a training of this proof ended with exit code {code}; see {self.yaml.with_suffix('.log')}"
             )
 
     def kill_after(self, step: int, ranks: int) -> None:
-        """Train until the checkpoint of a step is committed, then take the power away."""
+        """Train until the checkpoint of a step is committed, then kill every rank."""
         process = self.start(ranks)
         while not any(folder == folder_of(self.paths.checkpoints, step) for folder in self.committed()):
             if process.poll() is not None:
                 self.check(process.returncode)
-                raise ConfigError("a training of the proof ended before it could be killed; give more --steps")
+                raise ConfigError("a training of this proof ended before it could be killed; give more --steps")
             time.sleep(0.01)
         process.kill()  # its ranks die with it
         process.wait()
@@ -75,7 +75,7 @@ class Trial:
 
 
 def make_trial(run: RunConfig, folder: Path, name: str, steps: int) -> Trial:
-    """Write the configuration of a short training: the run's, but for its length and place."""
+    """Write the configuration of a short training: the run's with another length and folder."""
     values = run.model_dump(mode="json")
     values |= {"name": name, "folder": str(folder / name)}
     values["data"]["folder"] = str(run.shards.absolute())
@@ -109,7 +109,7 @@ def verify_resume(run: RunConfig, steps: int, ranks: int, other_ranks: int) -> d
 def certificate_of(
     run: RunConfig, steps: int, ranks: tuple[int, int], trials: tuple[Trial, Trial, Trial]
 ) -> dict[str, Any]:
-    """Return what was run, every step's figures to the bit, and what follows from them."""
+    """Return what was run, the exact bits of every step's figures, and the verdicts."""
     manifest = read_manifest(run.shards)
     order = order_of(manifest, run.train.global_batch_rows, run.seed)
     undisturbed, killed, resharded = (trial.lines() for trial in trials)
@@ -165,7 +165,7 @@ def as_text(certificate: dict[str, Any]) -> str:
     difference = certificate["other_ranks_largest_relative_loss_difference"]
     within = "within" if certificate["other_ranks_within_tolerance"] else "NOT within"
     return (
-        f"killed after step {half} of {steps} and started again on {certificate['ranks']} ranks: losses and gradient"
-        f" norms are {same}\ngone on with {certificate['other_ranks']} ranks: losses differ by {difference:.1e} at"
+        f"killed after step {half} of {steps} and resumed on {certificate['ranks']} ranks: losses and gradient"
+        f" norms are {same}\nresumed on {certificate['other_ranks']} ranks: losses differ by {difference:.1e} at"
         f" most, {within} {certificate['tolerance']:.0e}"
     )

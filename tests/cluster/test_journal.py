@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.environment import World, process_age_s
+from cluster.environment import World
 from cluster.errors import ClusterError
 from cluster.heartbeat import Heartbeat
-from cluster.journal import Journal, read_lines, write_event
+from cluster.journal import Journal, read_events, read_lines, write_event
 from cluster.paths import RunPaths
+from cluster.processes import process_age_s
 
 WORLD = World(rank=0, size=1, local_rank=0, local_size=1, master=("127.0.0.1", 1))
 
@@ -37,7 +38,7 @@ def test_every_start_and_end_leaves_a_line(tmp_path: Path) -> None:
     journal.begin(first_step=0, total_steps=2)
     journal.step(line(1))
     journal.end("signal SIGTERM", exit_code=75)
-    start, end = read_lines(paths.segments)
+    start, end = read_events(paths)
     assert (start["event"], start["step"], start["world_size"]) == ("start", 0, 1)
     assert (end["event"], end["step"], end["reason"], end["exit_code"]) == ("end", 1, "signal SIGTERM", 75)
 
@@ -45,10 +46,10 @@ def test_every_start_and_end_leaves_a_line(tmp_path: Path) -> None:
 def test_a_line_that_a_crash_cut_short_does_not_spoil_the_next(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     write_event(paths, "launch", reached=0)
-    with paths.segments.open("a") as stream:
+    with paths.attempts.open("a") as stream:
         stream.write('{"event": "sta')
     write_event(paths, "launch", reached=3)
-    assert [event["reached"] for event in read_lines(paths.segments)] == [0, 3]
+    assert [event["reached"] for event in read_events(paths)] == [0, 3]
 
 
 def test_a_start_tells_how_long_each_of_its_phases_took(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_a_start_tells_how_long_each_of_its_phases_took(tmp_path: Path) -> None:
     journal = Journal(paths, WORLD, Heartbeat(paths, WORLD))
     journal.mark("imports")
     journal.begin(first_step=0, total_steps=1)
-    phases = read_lines(paths.segments)[0]["phases"]
+    phases = read_events(paths)[0]["phases"]
     assert list(phases) == ["imports", "weights"] and 0 < sum(phases.values()) <= process_age_s() + 0.1
 
 
@@ -70,7 +71,7 @@ def test_a_rollback_takes_back_the_lines_of_the_steps_and_tells_which_were_left_
     journal.roll_back(1, failed_step=3, barred=[1, 2])
     journal.step(line(2, loss=9.0))
     assert [(entry["step"], entry["loss"]) for entry in read_lines(paths.metrics)] == [(1, 1.0), (2, 9.0)]
-    _, skip, rollback = read_lines(paths.segments)
+    _, skip, rollback = read_events(paths)
     assert (skip["event"], skip["step"], skip["reason"], skip["rows"]) == ("skip", 3, "loss is nan", [7, 4])
     assert (rollback["event"], rollback["step"], rollback["failed_step"], rollback["barred"]) == (
         "rollback",
@@ -83,11 +84,11 @@ def test_a_rollback_takes_back_the_lines_of_the_steps_and_tells_which_were_left_
 def test_a_start_that_fails_before_its_first_step_says_why(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     Journal(paths, WORLD, Heartbeat(paths, WORLD)).end("OSError: no such device", exit_code=1)
-    (entry,) = read_lines(paths.segments)
+    (entry,) = read_events(paths)
     assert (entry["event"], entry["reason"], entry["exit_code"]) == ("no-start", "OSError: no such device", 1)
 
 
-def test_what_one_rank_alone_can_say_is_the_end_of_the_segment(tmp_path: Path) -> None:
+def test_what_one_rank_alone_can_say_is_the_end_of_the_attempt(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     other = World(rank=1, size=2, local_rank=1, local_size=2, master=("127.0.0.1", 1))
     first, second = (Journal(paths, world, Heartbeat(paths, world)) for world in (WORLD, other))
@@ -97,7 +98,7 @@ def test_what_one_rank_alone_can_say_is_the_end_of_the_segment(tmp_path: Path) -
     second.end("DataError: a shard is damaged", exit_code=2, is_own=True)
     assert first.end_by_another_rank() == "DataError: a shard is damaged"
     first.end("RuntimeError: connection closed by peer", exit_code=1)
-    assert [event["reason"] for event in read_lines(paths.segments) if event["event"] == "end"] == [
+    assert [event["reason"] for event in read_events(paths) if event["event"] == "end"] == [
         "DataError: a shard is damaged"
     ]
 
@@ -119,7 +120,7 @@ def test_what_an_accepted_start_writes_is_written_once_by_the_first_rank(
 ) -> None:
     paths, world, calls = RunPaths(tmp_path), replace(WORLD, rank=rank, local_rank=rank), []
     journal = Journal(paths, world, Heartbeat(paths, world))
-    journal.when_accepted(lambda: calls.append(paths.segments.exists()))
+    journal.when_accepted(lambda: calls.append(paths.attempts.exists()))
     assert calls == []
     journal.begin(0, 8)
     assert calls == [False] * written

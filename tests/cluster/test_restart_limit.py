@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import TrainingError
-from cluster.journal import read_lines, write_event
+from cluster.journal import read_events, write_event
 from cluster.paths import RunPaths
 from cluster.restart_limit import note_interruption, note_launch
 
@@ -34,8 +34,8 @@ def test_a_crash_at_the_same_step_is_tried_three_times_and_then_told_on_one_line
     with pytest.raises(TrainingError) as caught:
         note_launch(paths)
     assert str(caught.value) == (
-        f"{paths.root}: the last 2 starts made no step beyond step 36; the last one ended with: ValueError: bad token."
-        " Not started again: look at the log, mend the cause, then start it yourself"
+        f"{paths.root}: the last 2 attempts made no step beyond step 36; the last one ended with: ValueError: bad token"
+        ". Not restarted: read the log, fix the cause, then start it yourself"
     )
 
 
@@ -63,7 +63,7 @@ def test_a_start_after_the_refusal_is_that_of_a_person_who_has_looked(paths: Run
         [(10, 1), (12, 1), (14, None), (15, 1)],  # each got further
         [(10, 1), (10, 1), (11, 1), (11, 1)],  # at least every second
         [(0, 75), (0, 75), (0, 75), (0, 75)],  # sent back to the queue before the first step
-        [(0, 1), (0, 2), (0, 1), (0, 2)],  # a person mends one thing after the other
+        [(0, 1), (0, 2), (0, 1), (0, 2)],  # a person fixes one thing after the other
     ],
 )
 def test_a_run_that_comes_on_or_was_stopped_on_purpose_is_started_again(
@@ -72,7 +72,7 @@ def test_a_run_that_comes_on_or_was_stopped_on_purpose_is_started_again(
     for reached, code in endings:
         launch(paths, reached, code)
     note_launch(paths)
-    assert [event["event"] for event in read_lines(paths.segments)].count("launch") == len(endings) + 1
+    assert [event["event"] for event in read_events(paths)].count("launch") == len(endings) + 1
 
 
 def test_a_stop_on_purpose_does_not_hide_the_failures_around_it(paths: RunPaths) -> None:
@@ -86,10 +86,19 @@ def test_starts_that_a_person_ended_are_not_held_against_the_run(paths: RunPaths
     for _ in range(4):
         launch(paths, reached=0)
         note_interruption(paths)
-    assert [event["exit_code"] for event in read_lines(paths.segments) if event["event"] == "no-start"] == [130] * 4
+    assert [event["exit_code"] for event in read_events(paths) if event["event"] == "no-start"] == [130] * 4
 
 
 def test_what_the_ranks_said_of_their_end_is_not_said_again(paths: RunPaths) -> None:
     launch(paths, reached=3, code=75, reason="signal SIGINT")
     note_interruption(paths)
-    assert [event["event"] for event in read_lines(paths.segments)] == ["launch", "end"]
+    assert [event["event"] for event in read_events(paths)] == ["launch", "end"]
+
+
+def test_attempts_that_an_earlier_version_recorded_count_before_those_of_this_one(paths: RunPaths) -> None:
+    launch(paths, reached=0, code=1, reason="OSError: old")
+    paths.attempts.rename(paths.root / "segments.jsonl")
+    launch(paths, reached=0, code=1, reason="OSError: new")
+    assert [event.get("reason") for event in read_events(paths)] == [None, "OSError: old", None, "OSError: new"]
+    with pytest.raises(TrainingError, match=r"the last 2 attempts made no step beyond step 0; .*: OSError: new"):
+        note_launch(paths)

@@ -60,7 +60,7 @@ def test_a_run_killed_on_the_gpu_goes_on_as_the_one_that_was_not(
         print(f"bit for bit: {found == expected}; first {expected[0]:.4f}, last {expected[-1]:.4f}")  # noqa: T201
     assert found == pytest.approx(expected, rel=1e-2)
     assert expected[-1] < expected[0]
-    proofs = [line for line in read_lines(tmp_path / "a" / "run" / "segments.jsonl") if line["event"] == "proof"]
+    proofs = [line for line in read_lines(tmp_path / "a" / "run" / "attempts.jsonl") if line["event"] == "proof"]
     assert proofs[0]["isolation"] == "attention by documents" and proofs[0]["leak"] <= 1e-3
     done("export", undisturbed)
     done("evaluate", undisturbed)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from launch.__main__ import main
+
 Command = Callable[..., Any]  # returns a Result: see conftest.py
 RESULTS = ("manifest.json", "checkpoints", "metrics.jsonl", "export", "evaluation.json", "report.html")
 PAIR = {"prompt": "What ends?", "completion": "A run that ends is worth more."}
@@ -174,13 +176,6 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, run_yaml: Callable[..., Pat
     result.assert_refused("manifest.json: its digest does not fit its content", "run `shardline prepare")
 
 
-@pytest.mark.parametrize("step", ["0", "-1"])
-def test_steps_are_counted_from_one(
-    tmp_path: Path, run_yaml: Callable[..., Path], shardline: Command, step: str
-) -> None:
-    shardline("inspect", run_yaml(tmp_path), f"--step={step}").assert_refused("steps are counted from 1")
-
-
 def test_init_in_a_folder_that_has_a_run_leaves_it_alone(tmp_path: Path, shardline: Command) -> None:
     (tmp_path / "run.yaml").write_text("mine")
     result = shardline("init", "text", "--output", tmp_path / "run.yaml")
@@ -211,3 +206,26 @@ def test_ranks_that_refuse_a_run_say_so_once_and_leave_nothing(
     result = shardline_process("train", run_yaml(tmp_path), "--ranks", "2", "-o", "train.global_batch_rows=6")
     result.assert_refused("train.global_batch_rows: 6 is not a multiple of 4 (= 2 ranks x 2", "nearest: 4 or 8")
     assert results_in(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "many", ""])
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [
+        ("train", "--ranks"),
+        ("verify-resume", "--ranks"),
+        ("verify-resume", "--other-ranks"),
+        ("verify-resume", "--steps"),
+        ("prepare", "--preview"),
+        ("generate", "--tokens"),
+        ("inspect", "--step"),
+        ("inspect", "--characters"),
+    ],
+)
+def test_a_count_that_counts_nothing_is_refused_not_taken_for_the_default(
+    capsys: pytest.CaptureFixture[str], verb: str, option: str, number: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "run.yaml", option, number])
+    assert ended.value.code == 2
+    assert f"argument {option}: {number!r} is not a whole number of 1 or more" in capsys.readouterr().err

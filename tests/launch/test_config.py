@@ -12,7 +12,7 @@ import pytest
 from cluster.config_loading import load_config
 from cluster.errors import ConfigError
 from launch.config import RunConfig
-from launch.kept import keep_config, kept_text, load_run
+from launch.saved_config import load_run, save_config, saved_text
 from launch.verbs.init import SHAPES, write_init
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,21 +93,21 @@ def test_init_overwrites_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_an_example_kept_in_its_runs_folder_reads_back_the_same(tmp_path: Path, path: Path) -> None:
     run = load_config(RunConfig, path, [f"folder={tmp_path}"])
-    keep_config(run)
-    assert kept_text(load_run(tmp_path)) == kept_text(run)
+    save_config(run)
+    assert saved_text(load_run(tmp_path)) == saved_text(run)
 
 
 def test_a_run_kept_in_its_folder_reads_back_the_same(tmp_path: Path, run_yaml: Callable[..., Path]) -> None:
     path = run_yaml(tmp_path, clip_gradient_norm=None, schedule="linear", deepspeed="ds_configs/zero3.json")
     run = load_config(RunConfig, path, ["train.adam_epsilon=1e-12", "seed=4294967295", "data.validation_fraction=0"])
-    keep_config(run)
+    save_config(run)
     assert run.train.clip_gradient_norm is None
-    assert kept_text(load_run(run.paths.root)) == kept_text(run)
+    assert saved_text(load_run(run.paths.root)) == saved_text(run)
 
 
 def test_a_new_models_configuration_keeps_its_nulls_and_numbers(tmp_path: Path) -> None:
     config = {"sliding_window": None, "initializer_range": 3e-5, "rope_parameters": {"rope_theta": 5e5}, "use": True}
     path = written(tmp_path, model={"new": {"model_type": "llama", "config": config}}, tokenizer=TRAINED)
     run = load_config(RunConfig, path, [f"folder={tmp_path / 'run'}"])
-    keep_config(run)
-    assert kept_text(load_run(run.paths.root)) == kept_text(run)
+    save_config(run)
+    assert saved_text(load_run(run.paths.root)) == saved_text(run)

@@ -1,4 +1,4 @@
-"""The exit code says who must act: what a person must mend or did is never 1, which starts a run again."""
+"""The exit code says who must act: what a person must fix or interrupted is never 1, which restarts a run."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_a_number_that_means_nothing_is_refused(words: str, capsys: pytest.Captu
     ("content", "words"),
     [
         (b"\xff\xfe\x00", "cannot be read as UTF-8 text"),
-        (b"- a list", "expected keys and values at the top, got list"),
-        (b"base: run.yaml", "its own base"),
+        (b"- a list", "expected keys and values at the top level, got list"),
+        (b"base: run.yaml", "base, in a circle"),
         (b"a: " + b"[" * 600 + b"]" * 600, "nested too deeply"),
     ],
 )
@@ -84,9 +84,9 @@ def test_a_kept_configuration_that_was_edited_badly_is_refused(
     tmp_path: Path, run_yaml: Callable[..., Path], shardline: Command, data: str
 ) -> None:
     (tmp_path / "config.yaml").write_text(f"{{name: t, folder: ., data: {data}, model: {{path: m}}}}")
-    shardline("check", tmp_path).assert_refused("config.yaml: ", "to mend", "data")
+    shardline("check", tmp_path).assert_refused("config.yaml: ", "to fix", "data")
     (tmp_path / "new.yaml").write_text(f"{{name: new, data: {data}, model: {{path: m}}}}")
-    shardline("train", tmp_path / "new.yaml", "--from", tmp_path).assert_refused("config.yaml: ", "to mend", "data")
+    shardline("train", tmp_path / "new.yaml", "--from", tmp_path).assert_refused("config.yaml: ", "to fix", "data")
 
 
 @pytest.mark.parametrize("value", [".inf", ".nan", "-.inf"])
@@ -98,7 +98,7 @@ def test_a_number_that_is_not_finite_is_no_setting(
 
 def test_a_pipe_in_the_place_of_a_configuration_is_not_waited_for(tmp_path: Path, shardline: Command) -> None:
     os.mkfifo(tmp_path / "run.yaml")
-    shardline("check", tmp_path / "run.yaml").assert_refused("run.yaml: is not a file")
+    shardline("check", tmp_path / "run.yaml").assert_refused("run.yaml: not a file")
 
 
 def test_a_folder_in_the_place_of_a_configuration_is_no_run(tmp_path: Path, shardline: Command) -> None:
@@ -140,7 +140,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(
     result.assert_refused(str(tmp_path / "taken"))
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "segments.jsonl", "plan.json"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "attempts.jsonl", "plan.json"])
 def test_a_damaged_record_of_a_run_is_named(
     tmp_path: Path, run_yaml: Callable[..., Path], shardline: Command, name: str
 ) -> None:
@@ -155,7 +155,7 @@ def test_an_export_that_cannot_be_opened_is_named(
     path = run_yaml(tmp_path)
     shutil.copytree(tiny_model, tmp_path / "run" / "export")
     assert shardline("generate", path, "--prompt", "a run", "--tokens", "2").code == 0
-    shardline("generate", path, "--prompt", "").assert_refused("--prompt: is empty")
+    shardline("generate", path, "--prompt", "").assert_refused("--prompt: empty")
     (tmp_path / "run" / "export" / "model.safetensors").write_bytes(b"\xff" * 100)
     shardline("generate", path, "--prompt", "a").assert_refused(
         "cannot be loaded", f"run `shardline export {path}` again"

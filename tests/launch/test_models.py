@@ -72,7 +72,7 @@ def test_check_tells_before_preparing_what_the_rows_will_be_made_with(
     assert "tokenizer      280 tokens; chat template: plain" in said
     shardline("check", chat_run(tiny_model, chat_template="chatml")).assert_refused("chatml needs <|im_start|>")
     said = shardline("check", chat_run(tiny_model, chat_template="chatml", resize=True)).out
-    assert "embeddings     280 become 282; the new ones begin as the mean of the old" in said
+    assert "embeddings     280 become 282; new ones start as the mean of the old" in said
 
 
 def test_check_finds_a_special_token_beyond_the_embeddings_before_preparing(

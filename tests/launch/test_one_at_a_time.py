@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from cluster.disk.locks import Holder
-from cluster.disk.run_lock import held_for_rank, hold_run, wait_for_first_rank
+from cluster.disk.lock_holder import Holder
+from cluster.disk.run_lock import hold_run, hold_run_for_rank, wait_for_first_rank
 from cluster.environment import World
 from cluster.errors import ClusterError
 from cluster.heartbeat_files import launch_of
@@ -35,14 +35,14 @@ def yaml(tmp_path: Path, run_yaml: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def busy(yaml: Path) -> Iterator[RunPaths]:
-    """A run in which another command is at work, and has written what a training writes."""
+    """A run in which another command is running, and has written what a training writes."""
     paths = RunPaths(yaml.parent / "run")
     paths.heartbeats.mkdir(parents=True)
     for path, text in {paths.config: "name: t\n", paths.plan: "{}", paths.stop_request: ""}.items():
         path.write_text(text)
     (paths.heartbeats / "rank-00000.json").write_text("{}")
     paths.metrics.write_text('{"step": 1}\n')
-    paths.segments.write_text('{"event": "launch", "time": "now", "reached": 0}\n')
+    paths.attempts.write_text('{"event": "launch", "time": "now", "reached": 0}\n')
     with hold_run(paths, Holder.here("shardline train")):
         yield paths
 
@@ -72,7 +72,7 @@ def test_who_comes_second_is_told_who_works_and_leaves_every_byte(
     before = state(busy)
     verb = words[:2] if words[0] == "checkpoint" else words[:1]
     result = shardline(*verb, yaml, *words[len(verb) :])
-    result.assert_refused(f"`shardline train` is at work here already: process {os.getpid()} on ")
+    result.assert_refused(f"`shardline train` is already running here: process {os.getpid()} on ")
     assert f"to save and stop it: touch {busy.stop_request}" in result.err
     assert state(busy) == before
 
@@ -85,27 +85,27 @@ def test_each_rank_of_another_launcher_ends_with_2_by_itself_before_it_touches_a
     world = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512"}
     result = shardline_process("train", yaml, **world)
     assert result.code == 2
-    assert ("is at work here already" in result.err) == (rank == "0")  # the first one says it for all
+    assert ("is already running here" in result.err) == (rank == "0")  # the first one says it for all
     assert state(busy) == before
 
 
 def test_a_rank_whose_launcher_holds_the_run_may_work_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, holder = RunPaths(tmp_path / "run"), Holder.here("shardline train")
     monkeypatch.setenv("SHARDLINE_LOCK", holder.id)
-    with hold_run(paths, holder), held_for_rank(paths, SECOND, "shardline train"):
+    with hold_run(paths, holder), hold_run_for_rank(paths, SECOND, "shardline train"):
         pass
     with (
-        pytest.raises(ClusterError, match="no longer of the command that started this rank"),
-        held_for_rank(paths, SECOND, "shardline train"),
+        pytest.raises(ClusterError, match="the command that started this rank no longer holds it"),
+        hold_run_for_rank(paths, SECOND, "shardline train"),
     ):
         pass
 
 
 def test_the_other_ranks_wait_until_the_first_one_holds_the_run(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
-    with pytest.raises(ClusterError, match="the first rank did not take it in 0 s"):
+    with pytest.raises(ClusterError, match="rank 0 did not take it within 0 s"):
         wait_for_first_rank(paths, launch_of(SECOND), patience_s=0.0)
-    with held_for_rank(paths, FIRST, "shardline train"), held_for_rank(paths, SECOND, "shardline train"):
+    with hold_run_for_rank(paths, FIRST, "shardline train"), hold_run_for_rank(paths, SECOND, "shardline train"):
         assert Holder.read(paths.lock.read_text()).launch == "127.0.0.1:29511"
     assert not paths.lock.exists()
 
@@ -139,7 +139,7 @@ def test_ctrl_c_while_another_host_is_looked_at_ends_with_130(yaml: Path, verb: 
     command = [sys.executable, "-m", "launch", verb, str(yaml)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    while "looking up to 120 s whether it lives" not in process.stderr.readline():
+    while "checking for up to 120 s whether it is alive" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1]

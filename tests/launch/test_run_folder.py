@@ -12,7 +12,7 @@ import pytest
 
 from cluster.errors import ConfigError
 from cluster.paths import RunPaths
-from launch.kept import keep_config, kept_text, load_run
+from launch.saved_config import load_run, save_config, saved_text
 
 Command = Callable[..., Any]  # returns a Result: see conftest.py
 
@@ -43,7 +43,7 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
 def kept(project: Path, *overrides: str) -> Path:
     """Keep the project's configuration in its run's folder, and return that."""
     run = load_run(Path("run.yaml"), overrides)
-    keep_config(run)
+    save_config(run)
     return project / run.paths.root
 
 
@@ -88,11 +88,11 @@ def test_keeping_what_was_kept_changes_nothing(project: Path, monkeypatch: pytes
     folder = kept(project)
     before = (folder / "config.yaml").read_text()
     monkeypatch.chdir("/")
-    assert kept_text(load_run(folder)) == before
+    assert saved_text(load_run(folder)) == before
 
 
 def test_another_folder_than_the_one_that_was_named_is_refused(project: Path) -> None:
-    with pytest.raises(ConfigError, match=r"-o folder: the folder that was named is the run: .*runs/t; name a YAML"):
+    with pytest.raises(ConfigError, match=r"-o folder: the run was named by its folder: .*runs/t; name a YAML"):
         load_run(kept(project), ["folder=elsewhere"])
 
 
@@ -146,7 +146,7 @@ def test_a_run_from_another_one_has_its_export_and_its_shards(project: Path, sha
     shutil.copytree("model", "runs/t/export")
     Path("new.yaml").write_text("{name: second, train: {steps: 3}}")
     run = load_run(Path("new.yaml"), start_from=Path("runs/t"))
-    keep_config(run)
+    save_config(run)
     assert (run.model.path, run.shards, run.data.row_tokens) == ("runs/t/export", Path("runs/t/shards"), 64)
     again = load_run(project / "runs" / "second")
     assert (again.model.path, again.shards) == (f"{project}/runs/t/export", project / "runs/t/shards")
@@ -158,7 +158,7 @@ def test_a_run_from_one_without_an_export_is_told_to_export_first(project: Path,
     Path("new.yaml").write_text("{name: second}")
     refused = shardline("train", "new.yaml", "--from", folder)
     refused.assert_refused(
-        f"no exported model to begin from (an adapter alone is none); first: shardline export '{folder}'"
+        f"no exported model to start from (an adapter alone is not one); first: shardline export '{folder}'"
     )
     assert not Path("runs/second").exists()
 
@@ -166,4 +166,4 @@ def test_a_run_from_one_without_an_export_is_told_to_export_first(project: Path,
 def test_a_run_does_not_begin_from_itself(project: Path, shardline: Command) -> None:
     shutil.copytree("model", kept(project) / "export")
     refused = shardline("train", "run.yaml", "--from", "runs/t")
-    refused.assert_refused("--from runs/t: is this run itself; give the new run another `name` or `folder`")
+    refused.assert_refused("--from runs/t: the same run; give the new run another `name` or `folder`")

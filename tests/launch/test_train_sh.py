@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.disk.locks import Holder
+from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run
 from cluster.paths import RunPaths
 
@@ -109,7 +109,7 @@ def test_ranks_that_fail_are_started_again_until_two_starts_made_no_new_step(
     result = run_job(srun=f"{take_steps(2)}; exit {code}")
     assert (result.code, result.starts, result.requeued) == (2, 3, [])
     assert result.started[1] == "23452"  # a port of its own for each start
-    assert "the last 2 starts made no step beyond step 2; the last one ended with: it was killed, or" in result.stderr
+    assert "the last 2 attempts made no step beyond step 2; the last one ended with: it was killed, or" in result.stderr
     assert run_job(srun="exit 0").code == 0  # a person has looked
 
 
@@ -121,14 +121,14 @@ def test_a_job_is_refused_while_another_one_trains_in_the_folder_and_leaves_its_
         paths.stop_request.touch()
         result = run_job(srun="exit 0")
         assert (result.code, result.starts, paths.stop_request.exists()) == (2, 0, True)
-        assert "`shardline train` is at work here already" in result.stderr
-        assert not paths.segments.exists()
+        assert "`shardline train` is already running here" in result.stderr
+        assert not paths.attempts.exists()
 
 
 def test_ranks_that_fail_once_are_started_again_in_the_same_job(run_job: Callable[..., Result]) -> None:
     result = run_job(srun='[[ $(wc -l <"$FAKES/starts") == 2 ]]')
     assert (result.code, result.starts) == (0, 2)
-    assert "the ranks ended with 1: starting them again" in result.stderr
+    assert "the ranks ended with 1: restarting them" in result.stderr
 
 
 @pytest.mark.parametrize("facts", ["JobState=COMPLETING Reason=None", "JobState=NODE_FAIL Reason=None"])

@@ -7,7 +7,7 @@
 #   cluster.sh on FOLDER HOST COMMAND...    run a command on a host, in the current folder
 #   cluster.sh power-off FOLDER HOST        end every process of a host at once, and unplug it
 #   cluster.sh power-on FOLDER HOST         start it again
-#   cluster.sh unplug FOLDER HOST           pull the network cable of a host that goes on
+#   cluster.sh unplug FOLDER HOST           pull the network cable of a host that keeps running
 #   cluster.sh plug-in FOLDER HOST          put it back
 #
 # A host is a set of namespaces: an address, a name, a process tree and /dev/shm of its own. The disk is shared, as on a

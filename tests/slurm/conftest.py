@@ -108,7 +108,7 @@ class Slurm:
         return text.partition("SlurmdStartTime=")[2].split()[0]
 
     def unplug(self, host: str) -> None:
-        """Pull the network cable of a host; its processes go on, and so does the disk."""
+        """Pull the network cable of a host; its processes and the disk keep running."""
         self.do("unplug", host)
 
     def plug_in(self, host: str) -> None:

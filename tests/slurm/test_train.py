@@ -35,9 +35,9 @@ def losses(job: Any) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines}
 
 
-def segments(job: Any) -> list[tuple[str, int]]:
+def attempts(job: Any) -> list[tuple[str, int]]:
     """Return the starts and ends of the run, each with its step."""
-    lines = read_lines(job.folder / "run" / "segments.jsonl")
+    lines = read_lines(job.folder / "run" / "attempts.jsonl")
     return [(line["event"], line["step"]) for line in lines if line["event"] in ("start", "end")]
 
 
@@ -122,7 +122,7 @@ def test_a_requeued_job_goes_on_where_it_was_with_the_same_losses_to_the_bit(
     job.cluster.on("ctl", "scontrol", "requeue", job.number)
     facts = job.wait()
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1")
-    _, (_, stopped), (_, resumed), _ = segments(job)
+    _, (_, stopped), (_, resumed), _ = attempts(job)
     assert 10 <= stopped < STEPS
     assert resumed == stopped
     assert saved_steps(job) == [stopped, STEPS]
@@ -138,7 +138,7 @@ def test_the_notice_of_the_time_limit_puts_the_job_back_into_the_queue_with_a_ch
     stopped = len(losses(job))
     assert saved_steps(job) == [stopped]
     job.wait_for(lambda: len(metrics(job)) > stopped)
-    assert segments(job) == [("start", 0), ("end", stopped), ("start", stopped)]
+    assert attempts(job) == [("start", 0), ("end", stopped), ("start", stopped)]
     assert "SIGUSR2" in job.log()
 
 
@@ -161,8 +161,8 @@ def test_a_rank_that_hangs_on_one_host_is_named_and_the_ranks_start_again_in_the
     job.cluster.on("node2", "kill", "-STOP", str(rank["pid"]))
     facts = job.wait()
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0")
-    assert "they wait for rank 1 on node2" in job.log() and "starting them again" in job.log()
-    assert [event for event, _ in segments(job)] == ["start", "end", "start", "end"]
+    assert "they wait for rank 1 on node2" in job.log() and "restarting them" in job.log()
+    assert [event for event, _ in attempts(job)] == ["start", "end", "start", "end"]
     assert losses(job) == losses(whole_run[0])
 
 
@@ -180,7 +180,7 @@ def test_a_job_whose_host_loses_its_power_is_requeued_and_goes_on_from_its_newes
         slurm.power_on("node2")
     facts = job.wait()
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "1")
-    assert segments(job)[-2:] == [("start", newest), ("end", STEPS)]
+    assert attempts(job)[-2:] == [("start", newest), ("end", STEPS)]
     assert losses(job) == losses(whole_run[0])
 
 
@@ -200,7 +200,7 @@ def test_a_host_whose_network_cable_is_pulled_is_named_and_once_it_is_back_the_j
     assert "node1 gets no answer from node2 over the network" in reports(job)["node1"]
     assert "node2 gets no answer from node1 over the network" in reports(job)["node2"]
     assert facts["JobState"] == "COMPLETED"  # Slurm may have taken the host for lost by then, and requeued the job
-    assert segments(job)[-2:] == [("start", newest), ("end", STEPS)]
+    assert attempts(job)[-2:] == [("start", newest), ("end", STEPS)]
     assert losses(job) == losses(whole_run[0])
 
 

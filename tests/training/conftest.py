@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from cluster.journal import read_lines
+from cluster.journal import read_events, read_lines
 from cluster.local_launcher import run_ranks
 from cluster.paths import RunPaths
 from data_prep.shards import SPLITS, Manifest, Piece, template_digest, tokenizer_digest
@@ -215,7 +215,7 @@ class Run:
         return [line["step"] for line in self.metrics()]
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        return [line for line in read_lines(self.paths.segments) if line["event"] == name]
+        return [line for line in read_events(self.paths) if line["event"] == name]
 
     def ends(self) -> list[dict[str, Any]]:
         return self.events("end")

@@ -126,7 +126,8 @@ class Saver:
 
     def conclude(self) -> None:
         """Wait for the save that is under way. Raises CheckpointError at the third failure in a row."""
-        assert self.pending is not None
+        if self.pending is None:
+            raise RuntimeError("no save is in flight; begin one before waiting for it")
         problems = self.pending.result()
         self.pending = None
         if not problems:

@@ -188,7 +188,7 @@ PAGE = """<!doctype html>
 killed: no end was written; {{ "{:,}".format(attempt.kept_steps) }} of its steps are kept{% endif %}</tr>{% endfor %}
 </table></div>{% endif %}
 {% if incidents %}<h2>Incidents</h2><p class="muted small">{% if incidents | length > shown %}
-{{ "The newest {} of {:,}".format(shown, incidents | length) }}; all are in segments.jsonl. {% endif %}
+{{ "The newest {} of {:,}".format(shown, incidents | length) }}; all are in attempts.jsonl. {% endif %}
 The documents of a step: <code>{{ commands.inspect }} --step N</code></p>
 <div class="scroll"><table><tr><th>Time (UTC)<th>Step<th>What happened<th>Rows</tr>
 {% for incident in incidents[-shown:] %}<tr><td class="time">{{ incident.time[:19] | replace("T", " ") }}

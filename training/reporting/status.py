@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.config_loading import read_yaml
 from cluster.errors import DataError
-from cluster.journal import read_lines
+from cluster.journal import read_events, read_lines
 from cluster.paths import RunPaths
 from data_prep.shards import MANIFEST
 from training.run_identity import COMMIT, FOLDER
@@ -113,7 +113,7 @@ class RunState:
 def read_state(paths: RunPaths) -> RunState:
     """Read a run's folder; what does not exist yet is empty."""
     lines = read_lines(paths.metrics)
-    plan, events = read_record(paths.plan), read_lines(paths.segments)
+    plan, events = read_record(paths.plan), read_events(paths)
     return RunState(
         total_steps=plan["total_steps"] if plan else None,
         lines=lines,

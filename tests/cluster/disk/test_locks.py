@@ -16,15 +16,17 @@ from typing import Any
 
 import pytest
 
-from cluster.disk.locks import Holder, LockFile, alone
+from cluster.disk.lock_holder import Holder
+from cluster.disk.locks import LockFile, hold_lock
 from cluster.errors import ClusterError
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from cluster.disk.locks import Holder, LockFile, alone
-with alone(LockFile(Path(sys.argv[1]), stale_s=float(sys.argv[2]), holder=Holder.here("shardline train"))):
+from cluster.disk.lock_holder import Holder
+from cluster.disk.locks import LockFile, hold_lock
+with hold_lock(LockFile(Path(sys.argv[1]), stale_s=float(sys.argv[2]), holder=Holder.here("shardline train"))):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -76,8 +78,8 @@ def test_a_second_process_is_told_who_holds_the_lock_and_leaves_every_byte(
     holder = hold()
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
     with (
-        pytest.raises(ClusterError, match=rf"`shardline train` is at work here already: process {holder.pid} on "),
-        alone(LockFile(tmp_path / "lock")),
+        pytest.raises(ClusterError, match=rf"`shardline train` is already running here: process {holder.pid} on "),
+        hold_lock(LockFile(tmp_path / "lock")),
     ):
         pass
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
@@ -89,7 +91,7 @@ def test_a_process_that_was_killed_keeps_nobody_out(
     killed = hold()
     killed.kill()
     killed.wait()
-    with alone(LockFile(tmp_path / "lock")):
+    with hold_lock(LockFile(tmp_path / "lock")):
         assert Holder.read((tmp_path / "lock").read_text()).pid == os.getpid()
     assert not (tmp_path / "lock").exists()
 
@@ -99,7 +101,7 @@ def test_a_stopped_process_of_this_host_keeps_its_lock_however_long_it_was_not_t
 ) -> None:
     hold().send_signal(signal.SIGSTOP)
     os.utime(tmp_path / "lock", (0, 0))
-    with pytest.raises(ClusterError, match="is at work here already"), alone(LockFile(tmp_path / "lock")):
+    with pytest.raises(ClusterError, match="is already running here"), hold_lock(LockFile(tmp_path / "lock")):
         pass
 
 
@@ -114,7 +116,7 @@ def test_a_holder_whose_lock_was_taken_by_another_ends_at_once_with_2(
 
 def test_a_lock_that_was_removed_by_hand_is_made_again_by_its_holder(tmp_path: Path) -> None:
     lock = LockFile(tmp_path / "lock")
-    with alone(lock):
+    with hold_lock(lock):
         (tmp_path / "lock").unlink()
         assert lock.touch()
         assert not LockFile(tmp_path / "lock").try_take()
@@ -125,14 +127,14 @@ def test_a_process_of_another_host_that_touches_its_lock_is_alive(tmp_path: Path
     with (
         touched(tmp_path / "lock"),
         pytest.raises(ClusterError, match=r"process \d+ on elsewhere; wait until it has ended"),
-        alone(LockFile(tmp_path / "lock", stale_s=5.0)),
+        hold_lock(LockFile(tmp_path / "lock", stale_s=5.0)),
     ):
         pass
 
 
 def test_a_process_of_another_host_that_does_not_touch_its_lock_is_dead(tmp_path: Path) -> None:
     elsewhere(tmp_path / "lock")
-    with alone(LockFile(tmp_path / "lock", stale_s=0.3)):
+    with hold_lock(LockFile(tmp_path / "lock", stale_s=0.3)):
         assert Holder.read((tmp_path / "lock").read_text()).host != "elsewhere"
 
 
@@ -140,14 +142,14 @@ def test_a_lock_from_a_clock_that_was_set_back_is_not_waited_for_until_its_date(
     elsewhere(tmp_path / "lock")
     tomorrow = time.time() + 86_400
     os.utime(tmp_path / "lock", (tomorrow, tomorrow))
-    with alone(LockFile(tmp_path / "lock", stale_s=0.3)):
+    with hold_lock(LockFile(tmp_path / "lock", stale_s=0.3)):
         assert Holder.read((tmp_path / "lock").read_text()).host != "elsewhere"
 
 
 def test_a_number_that_another_process_has_by_now_is_not_taken_for_its_former_owner(tmp_path: Path) -> None:
     here = Holder.here("shardline train")
     (tmp_path / "lock").write_text(replace(here, started=here.started - 1).text)
-    with alone(LockFile(tmp_path / "lock")):
+    with hold_lock(LockFile(tmp_path / "lock")):
         assert Holder.read((tmp_path / "lock").read_text()).started == here.started
 
 
@@ -155,7 +157,7 @@ def test_a_number_that_another_process_has_by_now_is_not_taken_for_its_former_ow
 def test_a_lock_whose_text_a_crash_cut_short_is_judged_by_its_age(tmp_path: Path, text: str) -> None:
     (tmp_path / "lock").write_text(text)
     os.utime(tmp_path / "lock", (0, 0))
-    with alone(LockFile(tmp_path / "lock")):
+    with hold_lock(LockFile(tmp_path / "lock")):
         assert Holder.read((tmp_path / "lock").read_text()).pid == os.getpid()
 
 
@@ -176,6 +178,6 @@ def test_an_instance_of_the_same_slurm_job_that_shows_that_it_lives_is_not_pushe
     with (
         touched(tmp_path / "lock"),
         pytest.raises(ClusterError, match="on elsewhere, Slurm job 77"),
-        alone(LockFile(tmp_path / "lock", stale_s=5.0)),
+        hold_lock(LockFile(tmp_path / "lock", stale_s=5.0)),
     ):
         pass

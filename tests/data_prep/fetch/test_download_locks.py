@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parents[3]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from cluster.disk.locks import Holder, LockFile, alone
-with alone(LockFile(Path(sys.argv[1]), holder=Holder.here("shardline prepare"))):
+from cluster.disk.lock_holder import Holder
+from cluster.disk.locks import LockFile, hold_lock
+with hold_lock(LockFile(Path(sys.argv[1]), holder=Holder.here("shardline prepare"))):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -40,7 +41,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_second_preparation_ends_and_names_the_process_that_works(
     corpus: Path, prepared: Callable[..., Manifest], holder: subprocess.Popen[bytes]
 ) -> None:
-    with pytest.raises(ClusterError, match=rf"`shardline prepare` is at work here already: process {holder.pid} on "):
+    with pytest.raises(ClusterError, match=rf"`shardline prepare` is already running here: process {holder.pid} on "):
         prepared(corpus / "books")
 
 

@@ -75,7 +75,7 @@ def run(tmp_path: Path) -> RunPaths:
     paths.plan.write_text(json.dumps(plan.as_record()))
     paths.config.write_text("name: boutique\nmodel:\n  path: HuggingFaceTB/SmolLM2-135M\n")
     write_lines(paths.metrics, [step_line(step) for step in range(1, 11)])
-    write_lines(paths.segments, [event("start", 0, 0), event("start", 30, 5), event("end", 40, 10)])
+    write_lines(paths.attempts, [event("start", 0, 0), event("start", 30, 5), event("end", 40, 10)])
     paths.evaluation.write_text(json.dumps(evaluation()))
     return paths
 
@@ -93,14 +93,14 @@ def test_page_shows_what_came_of_the_run(run: RunPaths) -> None:
         assert fact in page, fact
 
 
-def test_killed_segment_is_called_killed_with_the_steps_that_were_kept(run: RunPaths) -> None:
+def test_a_killed_attempt_is_called_killed_with_the_steps_that_were_kept(run: RunPaths) -> None:
     page = page_of(run)
     assert "0 → ?" in page and "killed: no end was written; 5 of its steps are kept" in page
     assert "running, or killed" not in page
 
 
-def test_last_segment_without_an_end_may_still_run(run: RunPaths) -> None:
-    write_lines(run.segments, [event("start", 0, 0)])
+def test_the_last_attempt_without_an_end_may_still_run(run: RunPaths) -> None:
+    write_lines(run.attempts, [event("start", 0, 0)])
     assert "running, or killed: no end was written; 10 of its steps are kept" in page_of(run)
 
 
@@ -113,7 +113,7 @@ def test_skipped_steps_rollbacks_and_starts_without_a_step_are_listed(run: RunPa
     back = happened("rollback", 5, step=2, failed_step=6, barred=[3, 4, 5, 6])
     refused = happened("no-start", 20, reason="DataError: <a.arrow>: missing", exit_code=2)
     begun, *rest = [event("start", 0, 0), event("start", 30, 5), event("end", 40, 10)]
-    write_lines(run.segments, [begun, *skips, back, refused, *rest])
+    write_lines(run.attempts, [begun, *skips, back, refused, *rest])
     page = page_of(run)
     rows = re.findall(
         r"<tr><td class=\"time\">[^<]*\n<td class=\"time\">(.*?)<td class=\"why\">(.*?)\n<td class=\"why\">(.*?)</tr>",
@@ -136,19 +136,19 @@ def test_a_run_without_incidents_has_no_list_of_them(run: RunPaths) -> None:
 
 def test_only_the_newest_of_many_incidents_are_listed(run: RunPaths) -> None:
     skips = [happened("skip", 4, step=2 * n, reason="loss is nan", rows=[n]) for n in range(1, 101)]
-    write_lines(run.segments, [event("start", 0, 0), *skips])
+    write_lines(run.attempts, [event("start", 0, 0), *skips])
     page = page_of(run)
     assert "The newest 40 of 100" in page and page.count("skipped: loss is nan") == 40 and ">200<" in page
 
 
 def test_validation_loss_is_drawn_and_told(run: RunPaths) -> None:
     told = [happened("validation", 4, step=step, loss=loss) for step, loss in ((4, 3.5), (8, 3.25), (10, math.nan))]
-    write_lines(run.segments, [event("start", 0, 0), *told[:2]])
+    write_lines(run.attempts, [event("start", 0, 0), *told[:2]])
     page = page_of(run)
     assert "Dots: validation loss 3.2500 at step 8; lowest: 3.2500 at step 8." in page
     assert "<dt>Validation loss</dt>" not in page  # the evaluation says more
     before = page.count("<use ")
-    write_lines(run.segments, [event("start", 0, 0), *told])
+    write_lines(run.attempts, [event("start", 0, 0), *told])
     assert page_of(run).count("<use ") == before  # what is no number has no dot
     run.evaluation.unlink()
     assert "<dt>Validation loss</dt><dd>nan</dd><dd>the newest; lowest: 3.250 at step 8</dd>" in page_of(run)
@@ -203,7 +203,7 @@ def test_loss_that_is_no_number_does_not_hide_the_others(run: RunPaths, loss: fl
 
 
 def test_run_planned_but_without_a_step_has_a_page(run: RunPaths) -> None:
-    for path in (run.metrics, run.segments, run.evaluation):
+    for path in (run.metrics, run.attempts, run.evaluation):
         path.write_text("") if path is run.metrics else path.unlink()
     page = page_of(run)
     assert "never trained" in page and "<svg" not in page

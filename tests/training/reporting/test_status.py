@@ -32,7 +32,7 @@ def write_run(paths: RunPaths, events: list[dict[str, Any]], steps: int) -> RunP
     paths.plan.write_text(json.dumps({"total_steps": 20}))
     lines = [{"step": n, "loss": 2.5, "tokens_per_s": 640.4, "step_s": 1.0} for n in range(1, steps + 1)]
     paths.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    paths.segments.write_text("".join(json.dumps(event) + "\n" for event in events))
+    paths.attempts.write_text("".join(json.dumps(event) + "\n" for event in events))
     written = BEGIN.timestamp() + steps
     os.utime(paths.metrics, (written, written))
     return paths
@@ -160,7 +160,7 @@ def test_only_committed_checkpoints_are_counted(paths: RunPaths) -> None:
     assert facts(paths)["checkpoints"] == "2, newest at step 8, 2.0 MB on disk"
 
 
-def test_steps_taken_again_count_for_the_segment_that_kept_them(paths: RunPaths) -> None:
+def test_steps_taken_again_count_for_the_attempt_that_kept_them(paths: RunPaths) -> None:
     write_run(paths, [start(0, 0), start(30, 5), end(40, 15, "STOP exists", 75), start(50, 15)], steps=18)
     state = read_state(paths)
     assert [attempt.kept_steps for attempt in state.attempts] == [5, 10, 3]
@@ -195,3 +195,12 @@ def test_command_quotes_a_folder_with_spaces(tmp_path: Path) -> None:
 )
 def test_duration_is_said_in_its_two_largest_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_run_that_an_earlier_version_began_shows_its_attempts_too(paths: RunPaths) -> None:
+    write_run(paths, [start(0, 0), end(10, 10, "signal SIGTERM", 75)], steps=10)
+    paths.attempts.rename(paths.root / "segments.jsonl")
+    assert facts(paths)["starts"] == "1, restarts: 0"
+    write_run(paths, [start(20, 10)], steps=13)
+    assert [attempt.kept_steps for attempt in read_state(paths).attempts] == [10, 3]
+    assert facts(paths)["starts"] == "2, restarts: 1"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from cluster.hangs.hang_report import process_state
-from launch.kept import load_run
+from cluster.processes import process_state
+from launch.saved_config import load_run
 from tests.training.rank_programs.bits import exact, weights
 from training.checkpoints.layout import newest_checkpoint, read_commit
 
@@ -57,7 +57,7 @@ def test_a_second_training_is_refused_while_one_runs_and_starts_at_once_after_it
         run.watch(first, lambda run: len(run.steps()) > steps)  # it has gone on
         assert state(run) == before
         assert [len(run.events(name)) for name in ("launch", "start", "no-start", "end")] == [1, 1, 0, 0]
-        assert run.log.read_text().count(f"is at work here already: process {first.pid} on ") == 2
+        assert run.log.read_text().count(f"is already running here: process {first.pid} on ") == 2
         run.kill(first, under_way)
     with started(run, ranks=1) as again:
         run.watch(again, lambda run: len(run.events("start")) == 2)

@@ -132,7 +132,7 @@ def test_a_run_stopped_by_signals_has_the_bits_of_one_never_stopped(
 
 
 def assert_saved_where_it_ended(run: Any) -> None:
-    """The last step that was taken is the one that was saved, and the one that the segment ended with."""
+    """The last step that was taken is the one that was saved, and the one that the attempt ended with."""
     last = run.steps()[-1]
     assert last < STEPS
     assert run.ends()[-1]["step"] == last
@@ -156,11 +156,11 @@ def test_a_run_goes_on_on_a_host_of_another_name_whose_clock_is_a_day_behind(
 
 def date_ahead(folder: Path, ahead: timedelta) -> None:
     """Let everything in a run's folder be written so much later: what a clock that is then set back leaves."""
-    segments = folder / "segments.jsonl"
-    events = read_lines(segments)
+    attempts = folder / "attempts.jsonl"
+    events = read_lines(attempts)
     for event in events:
         event["time"] = (datetime.fromisoformat(event["time"]) + ahead).isoformat()
-    segments.write_text("".join(json.dumps(event) + "\n" for event in events))
+    attempts.write_text("".join(json.dumps(event) + "\n" for event in events))
     for path in folder.rglob("*"):
         written = path.stat().st_mtime + ahead.total_seconds()
         os.utime(path, (written, written))

@@ -33,7 +33,7 @@ def test_a_run_proves_that_it_resumes_and_writes_the_bits_down(
     command = [sys.executable, "-m", "launch", "verify-resume", str(run.yaml), "--steps", "6", "--ranks", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "killed after step 3 of 6 and started again on 2 ranks" in done.stdout
+    assert "killed after step 3 of 6 and resumed on 2 ranks" in done.stdout
     assert "the same to the bit" in done.stdout
     certificate = json.loads(run.paths.certificate.read_text())
     once, again = certificate["undisturbed"], certificate["killed_and_started_again"]
