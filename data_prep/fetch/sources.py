@@ -34,7 +34,7 @@ from data_prep.read.byte_ranges import HashedFile, Told, hashed_file
 from data_prep.read.column_choice import find_columns
 from data_prep.read.parts import Columns, FilePart
 from data_prep.read.text_layouts import check_header, header_hint, with_layout
-from data_prep.rows.record_shapes import shortened
+from data_prep.rows.record_shapes import name_list
 from data_prep.shards import SourceFile
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def check_any_readable(files: Sequence[CorpusFile]) -> None:
 def read_as(corpus: Corpus, label: str) -> str:
     """Say what a source's files were taken for: how many are texts, and which columns make pairs or conversations."""
     kinds = Counter(
-        f"{SHAPES[file.columns.shape]}" + (f" from {shortened(file.columns.names)}" if file.columns.names else "")
+        f"{SHAPES[file.columns.shape]}" + (f" from {name_list(file.columns.names)}" if file.columns.names else "")
         for file in corpus.files
         if file.info.source == label and file.columns.format.kind != "refused"
     )
@@ -165,7 +165,7 @@ def not_read(corpus: Corpus, label: str) -> list[str]:
 
 def notes_of(corpus: Corpus, label: str) -> list[str]:
     """Return what a person is to know of how a source's files are read."""
-    unused = [f"columns with text that are not used: {shortened(names)}"] if (names := not_read(corpus, label)) else []
+    unused = [f"columns with text that are not used: {name_list(names)}"] if (names := not_read(corpus, label)) else []
     told = (note for file in corpus.files if file.info.source == label for note in file.columns.notes)
     return list(dict.fromkeys([*unused, *told]))
 

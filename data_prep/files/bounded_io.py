@@ -27,11 +27,11 @@ TOO_LONG = f"longer than {DOCUMENT_BYTES >> 20} MiB"
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # OSError: gzip's and zstd's name for wrong bytes
 
 
-class ObjectionError(Exception):
+class RecordError(Exception):
     """Why a record is rejected; raised and caught inside the reading of documents."""
 
 
-class DamageError(ObjectionError):
+class DamageError(RecordError):
     """Why nothing follows in a file."""
 
 
@@ -52,7 +52,7 @@ class Expanding(io.RawIOBase):
     """The bytes of a compressed file, up to what an honest file expands to.
 
     A damaged file ends where the damage begins, once, as if it were whole, so that a reader has what stands before it;
-    the next read raises ObjectionError. `require_whole` tells the two ends apart.
+    the next read raises RecordError. `require_whole` tells the two ends apart.
     """
 
     def __init__(self, path: Path, opener: Callable[[Any], Any]) -> None:
@@ -80,7 +80,7 @@ class Expanding(io.RawIOBase):
         self.given += len(data)
         self.left -= len(data)
         if self.left < 0:
-            raise ObjectionError(f"expands more than {EXPANSION_RATIO}-fold")
+            raise RecordError(f"expands more than {EXPANSION_RATIO}-fold")
         buffer[: len(data)] = data
         return len(data)
 
@@ -193,7 +193,7 @@ def open_stream(
 ) -> BinaryIO:
     """Open a file for reading what it holds, as UTF-8 if an encoding is given.
 
-    Where its compression is damaged it ends, and reading once more raises ObjectionError, as a bomb does at once.
+    Where its compression is damaged it ends, and reading once more raises RecordError, as a bomb does at once.
     """
     if compression is None:
         stream: BinaryIO = path.open("rb", buffering=CHUNK_BYTES)
@@ -205,20 +205,20 @@ def open_stream(
 
 
 def require_whole(stream: BinaryIO) -> None:
-    """Raise ObjectionError if a stream that gave its last byte ended by damage."""
+    """Raise RecordError if a stream that gave its last byte ended by damage."""
     stream.read(1)
 
 
 def read_page(stream: BinaryIO, limit: int) -> bytes:
-    """Return all that a stream holds. Raises ObjectionError if that is more than `limit` bytes, or damaged."""
+    """Return all that a stream holds. Raises RecordError if that is more than `limit` bytes, or damaged."""
     data = stream.read(limit + 1)
     if len(data) > limit:
-        raise ObjectionError(f"page of more than {limit >> 20} MiB")
+        raise RecordError(f"page of more than {limit >> 20} MiB")
     require_whole(stream)
     return data
 
 
-def read_lines(stream: BinaryIO, start: int = 0, end: int = END) -> Iterator[bytes | ObjectionError]:
+def read_lines(stream: BinaryIO, start: int = 0, end: int = END) -> Iterator[bytes | RecordError]:
     """Yield the lines whose first byte lies in `start` to `end`, without their ends; an objection for too long ones."""
     at = start
     if start > 0:  # a line belongs to the part in which its first byte lies
@@ -233,7 +233,7 @@ def read_lines(stream: BinaryIO, start: int = 0, end: int = END) -> Iterator[byt
         at += len(line)
         if len(line) > DOCUMENT_BYTES and not line.endswith(b"\n"):
             at += skip_line(stream)
-            yield ObjectionError(TOO_LONG)
+            yield RecordError(TOO_LONG)
         else:
             yield line.rstrip(b"\r\n")
 

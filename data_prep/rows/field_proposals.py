@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.rows.column_looks import Rows, columns_of, look_of, looks_opened, texts_in, values_of
 from data_prep.rows.fields import PLACEHOLDER
-from data_prep.rows.record_shapes import cut, listed, shortened
+from data_prep.rows.record_shapes import cut, listed, name_list
 from data_prep.rows.roles import known_role, quoted
 from data_prep.rows.row_kinds import (
     ANSWERS,
@@ -94,7 +94,7 @@ def ask(rows: Rows, inner: str | None = None) -> str:
     proposal, markers = propose(rows, inner)
     told = f"{remarks(proposal)}{printed_remark(rows)}{number_remark(rows)}"
     return (
-        f"columns seen: {shortened(columns_of(rows))}. Understood by themselves are {UNDERSTOOD} (docs/rows.md). For "
+        f"columns seen: {name_list(columns_of(rows))}. Understood by themselves are {UNDERSTOOD} (docs/rows.md). For "
         f"others write below this source in data.sources, for example: `{joined(proposal, markers)}`{told}"
     )
 
