@@ -31,7 +31,7 @@ from data_prep.read.byte_ranges import HashedFile, Told, hashed_file
 from data_prep.read.column_choice import find_columns
 from data_prep.read.parts import Columns, FilePart
 from data_prep.read.text_layouts import check_header, header_hint, with_layout
-from data_prep.rows.record_shapes import shortened
+from data_prep.rows.record_shapes import name_list
 from data_prep.shards import SourceFile
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def check_any_readable(files: Sequence[CorpusFile]) -> None:
 def read_as(corpus: Corpus, label: str) -> str:
     """Describe how a source's files are read: how many as texts, and from which columns as pairs or conversations."""
     kinds = Counter(
-        f"{SHAPES[file.columns.shape]}" + (f" from {shortened(file.columns.names)}" if file.columns.names else "")
+        f"{SHAPES[file.columns.shape]}" + (f" from {name_list(file.columns.names)}" if file.columns.names else "")
         for file in corpus.files
         if file.info.source == label and file.columns.format.kind != "refused"
     )
@@ -150,7 +150,7 @@ def not_read(corpus: Corpus, label: str) -> list[str]:
 
 def notes_of(corpus: Corpus, label: str) -> list[str]:
     """Return the remarks on how a source's files are read, for the log."""
-    unused = [f"columns with text that are not used: {shortened(names)}"] if (names := not_read(corpus, label)) else []
+    unused = [f"columns with text that are not used: {name_list(names)}"] if (names := not_read(corpus, label)) else []
     told = (note for file in corpus.files if file.info.source == label for note in file.columns.notes)
     return list(dict.fromkeys([*unused, *told]))
 

@@ -21,7 +21,7 @@ from data_prep.files.bounded_io import (
     CHUNK_BYTES,
     EXPANSION_FREE_BYTES,
     EXPANSION_RATIO,
-    ObjectionError,
+    RecordError,
     open_stream,
     require_whole,
 )
@@ -57,12 +57,12 @@ class Budget:
         self.names: set[str] = set()
 
     def copy(self, source: IO[bytes] | CutMember, target: Path) -> None:
-        """Copy a member. Raises ObjectionError when the archive exceeds its limit."""
+        """Copy a member. Raises RecordError when the archive exceeds its limit."""
         with target.open("wb") as sink:
             while chunk := source.read(CHUNK_BYTES):
                 self.left -= len(chunk)
                 if self.left < 0:
-                    raise ObjectionError(f"expands more than {EXPANSION_RATIO}-fold")
+                    raise RecordError(f"expands more than {EXPANSION_RATIO}-fold")
                 sink.write(chunk)
 
 
@@ -104,7 +104,7 @@ def unpacked(archive: Path, form: Format, folder: Path, given: str | None) -> It
             yield from zip_members(archive, budget, folder)
         else:
             yield from tar_members(archive, form.compression, budget, folder)
-    except ObjectionError as objection:
+    except RecordError as objection:
         yield Member(name="", problem=str(objection))
     except DAMAGE as error:
         yield Member(name="", problem=described(error))
@@ -193,10 +193,10 @@ def described(error: Exception) -> str:
 
 
 def plan_member(name: str, problem: str | None, budget: Budget) -> Member:
-    """Decide where a member is unpacked to. Raises ObjectionError if there are too many."""
+    """Decide where a member is unpacked to. Raises RecordError if there are too many."""
     budget.members += 1
     if budget.members > MEMBERS:
-        raise ObjectionError(f"more than {MEMBERS} members")
+        raise RecordError(f"more than {MEMBERS} members")
     path = PurePosixPath(name.replace("\\", "/"))
     form = format_of(path.name, budget.given)
     if path.is_absolute() or ".." in path.parts:

@@ -27,11 +27,11 @@ TOO_LONG = f"longer than {DOCUMENT_BYTES >> 20} MiB"
 DAMAGE = (EOFError, OSError, zlib.error, lzma.LZMAError)  # OSError: what gzip and zstd raise for damaged bytes
 
 
-class ObjectionError(Exception):
+class RecordError(Exception):
     """Why a record is rejected; raised and caught while documents are read."""
 
 
-class DamageError(ObjectionError):
+class DamageError(RecordError):
     """Why nothing after this point of a file can be read."""
 
 
@@ -52,7 +52,7 @@ class Expanding(io.RawIOBase):
     """The decompressed bytes of a file, up to a limit that only a decompression bomb exceeds.
 
     At damage, the stream first ends as if the file were whole, so that a reader gets everything before the damage; the
-    next read raises ObjectionError. `require_whole` tells the two ends apart.
+    next read raises RecordError. `require_whole` tells the two ends apart.
     """
 
     def __init__(self, path: Path, opener: Callable[[Any], Any]) -> None:
@@ -80,7 +80,7 @@ class Expanding(io.RawIOBase):
         self.given += len(data)
         self.left -= len(data)
         if self.left < 0:
-            raise ObjectionError(f"expands more than {EXPANSION_RATIO}-fold")
+            raise RecordError(f"expands more than {EXPANSION_RATIO}-fold")
         buffer[: len(data)] = data
         return len(data)
 
@@ -193,7 +193,7 @@ def open_stream(
 ) -> BinaryIO:
     """Open a file to read its decompressed content, transcoded to UTF-8 if an encoding is given.
 
-    The stream ends where its compression is damaged, and the next read raises ObjectionError; a bomb raises at once.
+    The stream ends where its compression is damaged, and the next read raises RecordError; a bomb raises at once.
     """
     if compression is None:
         stream: BinaryIO = path.open("rb", buffering=CHUNK_BYTES)
@@ -205,21 +205,21 @@ def open_stream(
 
 
 def require_whole(stream: BinaryIO) -> None:
-    """Raise ObjectionError if a stream that was read to its end ended at damage."""
+    """Raise RecordError if a stream that was read to its end ended at damage."""
     stream.read(1)
 
 
 def read_page(stream: BinaryIO, limit: int) -> bytes:
-    """Return a whole stream. Raises ObjectionError if it is longer than `limit` bytes or damaged."""
+    """Return a whole stream. Raises RecordError if it is longer than `limit` bytes or damaged."""
     data = stream.read(limit + 1)
     if len(data) > limit:
-        raise ObjectionError(f"page of more than {limit >> 20} MiB")
+        raise RecordError(f"page of more than {limit >> 20} MiB")
     require_whole(stream)
     return data
 
 
-def read_lines(stream: BinaryIO, start: int = 0, end: int = END) -> Iterator[bytes | ObjectionError]:
-    """Yield the lines whose first byte lies in [start, end), without line ends; an ObjectionError for one too long."""
+def read_lines(stream: BinaryIO, start: int = 0, end: int = END) -> Iterator[bytes | RecordError]:
+    """Yield the lines whose first byte lies in [start, end), without line ends; an RecordError for one too long."""
     at = start
     if start > 0:  # a line belongs to the range that holds its first byte
         stream.seek(start - 1)
@@ -233,7 +233,7 @@ def read_lines(stream: BinaryIO, start: int = 0, end: int = END) -> Iterator[byt
         at += len(line)
         if len(line) > DOCUMENT_BYTES and not line.endswith(b"\n"):
             at += skip_line(stream)
-            yield ObjectionError(TOO_LONG)
+            yield RecordError(TOO_LONG)
         else:
             yield line.rstrip(b"\r\n")
 

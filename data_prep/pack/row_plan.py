@@ -18,7 +18,7 @@ from data_prep.encode.encoded_slices import EncodedSlice
 from data_prep.fetch.sources import Corpus, Slice
 from data_prep.pack.packing import Packing, pack
 from data_prep.select.dedup_and_split import Documents, collect, drawn_repeats, select_unique, without_crossing
-from data_prep.select.held_out_passages import Stretches, held_out, passages_in, stretches_of, with_one_held_out
+from data_prep.select.held_out_passages import DocumentSpans, held_out, passages_in, spans_to_pack, with_one_held_out
 from data_prep.select.ledger import count_documents, reasons_of
 from data_prep.select.long_documents import Ends, Split, split_document
 from data_prep.select.mixture import mixed
@@ -118,11 +118,11 @@ def make_plan(
     splits = {}
     tokens = trained = 0
     for split, numbers in chosen.items():
-        stretches, cuts = stretches_of(split, numbers, documents, passages, splits_of)
-        packing = pack(method, stretches.tokens, config.row_tokens, seed, cuts)
-        splits[split] = plan_rows(packing, documents, stretches)
-        tokens += int(stretches.tokens.sum())
-        trained += int(stretches.trained.sum())
+        spans, cuts = spans_to_pack(split, numbers, documents, passages, splits_of)
+        packing = pack(method, spans.tokens, config.row_tokens, seed, cuts)
+        splits[split] = plan_rows(packing, documents, spans)
+        tokens += int(spans.tokens.sum())
+        trained += int(spans.trained.sum())
     used = np.concatenate(list(chosen.values()))
     return PackingPlan(
         splits=splits,
@@ -149,7 +149,7 @@ def long_splits(tables: Iterable[EncodedSlice], row_tokens: int, ends: Ends) -> 
     return splits_of
 
 
-def plan_rows(packing: Packing, documents: Documents, chosen: Stretches) -> RowPlan:
+def plan_rows(packing: Packing, documents: Documents, chosen: DocumentSpans) -> RowPlan:
     """Return the plan of a packing of the chosen spans of documents."""
     index = chosen.document[packing.document]
     return RowPlan(

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from data_prep.config import SourceConfig
 from data_prep.fetch.source_files import FoundFile, Named, expanded
 from data_prep.fetch.sources import CorpusFile, look_into
-from data_prep.files.bounded_io import ObjectionError, open_stream
+from data_prep.files.bounded_io import RecordError, open_stream
 from data_prep.files.formats import Format, format_of, suffix_of
 from data_prep.read.byte_ranges import HashedFile
 from data_prep.read.parts import raw_records
@@ -98,7 +98,7 @@ def beginning(file: CorpusFile, folder: Path) -> CorpusFile:
     with open_stream(file.location, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
         try:
             data = stream.read(SAMPLE_BYTES + 1)
-        except ObjectionError:  # reading it reports the same problem
+        except RecordError:  # reading it reports the same problem
             return file
     if len(data) <= SAMPLE_BYTES:
         return file
@@ -149,4 +149,4 @@ def shrinks(file: CorpusFile, piece: CorpusFile) -> float:
 def raw_size(raw: Any) -> int:
     if isinstance(raw, bytes | str):
         return len(raw) + 1
-    return 0 if isinstance(raw, ObjectionError) else sum(len(str(value)) + 1 for value in raw.values())
+    return 0 if isinstance(raw, RecordError) else sum(len(str(value)) + 1 for value in raw.values())

@@ -33,7 +33,7 @@ from data_prep.preview.file_samples import (
     spread,
 )
 from data_prep.progress import amount_of, duration
-from data_prep.rows.record_shapes import shortened
+from data_prep.rows.record_shapes import name_list
 
 START_S = 2.0  # before the first document is encoded
 
@@ -217,7 +217,7 @@ def described(source: SurveyedSource) -> Iterator[str]:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in source.passed_over.items())
         yield f"               skipped, of unknown format or other splits: {listed}"
     made = Counter(
-        SHAPES[file.columns.shape] + (f" from {shortened(file.columns.names)}" if file.columns.names else "")
+        SHAPES[file.columns.shape] + (f" from {name_list(file.columns.names)}" if file.columns.names else "")
         for file in source.sampled
     )
     for line in (*made, *source.notes):

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
-from data_prep.files.bounded_io import ObjectionError, open_stream
+from data_prep.files.bounded_io import RecordError, open_stream
 from data_prep.files.formats import Format
 from data_prep.read.parts import EXCERPT_BYTES, PLAIN, Columns, parsed, row_or_text
 from data_prep.read.records import Raw, raw_records
@@ -33,7 +33,7 @@ def find_columns(location: Path, source: SourceConfig, form: Format = JSONL) -> 
     """
     records = sampled(location, form)
     rows, objections = parsed_rows(records)
-    if not rows and all(isinstance(raw, ObjectionError) for raw in records) and len(records) < SNIFFED_RECORDS:
+    if not rows and all(isinstance(raw, RecordError) for raw in records) and len(records) < SNIFFED_RECORDS:
         return without_rows(objections, location, form)
     inner = wrapping(rows, source, location, form)
     if inner is not None:
@@ -79,7 +79,7 @@ def parsed_rows(records: Iterable[Raw]) -> tuple[list[Mapping[str, Any]], list[s
     for raw in records:
         try:
             found = row_or_text(raw)
-        except ObjectionError as objection:
+        except RecordError as objection:
             objections.append(str(objection))
             continue
         if isinstance(found, str):

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from data_prep.files.bounded_io import DOCUMENT_BYTES, TOO_LONG, ObjectionError, read_lines
+from data_prep.files.bounded_io import DOCUMENT_BYTES, TOO_LONG, RecordError, read_lines
 from data_prep.files.formats import Format
 
 EXCEL_HINT = re.compile(rb"sep=(.)\s*")  # Excel's own first line, which is no row
@@ -19,7 +19,7 @@ ESCAPED = re.compile(r'\\(["\\])')
 STANDS_FOR = {'"': "\ud800", "\\": "\ud801"}  # what no text decodes to
 WRONG_WIDTH = "another number of columns than the header"
 
-Line = str | ObjectionError
+Line = str | RecordError
 
 
 class LineFeed:
@@ -29,14 +29,14 @@ class LineFeed:
         self.lines = self.undamaged(lines)  # one for all readings
         self.back: deque[Line] = deque()
         self.taken: list[str] = []
-        self.objection: ObjectionError | None = None
-        self.damage: ObjectionError | None = None
+        self.objection: RecordError | None = None
+        self.damage: RecordError | None = None
 
     def fed(self) -> Iterator[str]:
         """Yield lines until those of one row are too many."""
         taken = self.taken
         for line in itertools.chain(drained(self.back), self.lines):
-            if isinstance(line, ObjectionError):
+            if isinstance(line, RecordError):
                 self.objection, line = line, " \n"
             taken.append(line)
             yield line
@@ -47,7 +47,7 @@ class LineFeed:
         """Yield the lines before damage, which is kept: lines that were taken before it may come back."""
         try:
             yield from lines
-        except ObjectionError as damage:
+        except RecordError as damage:
             self.damage = damage
 
     def put_back(self) -> str:
@@ -97,13 +97,13 @@ def shown(cell: str) -> str:
     return cell
 
 
-def read_csv(stream: BinaryIO, form: Format) -> Iterator[dict[str, str] | ObjectionError]:
+def read_csv(stream: BinaryIO, form: Format) -> Iterator[dict[str, str] | RecordError]:
     """Yield the rows of a CSV or TSV file."""
     csv.field_size_limit(DOCUMENT_BYTES)
     rows = split_rows(decoded_lines(stream), form)
     names: Sequence[str] = form.names
     for row in rows:
-        if isinstance(row, ObjectionError):
+        if isinstance(row, RecordError):
             yield row
         elif not names:
             names = distinct(row)
@@ -120,15 +120,15 @@ def decoded_lines(stream: BinaryIO) -> Iterator[Line]:
     if first is not None and not (isinstance(first, bytes) and EXCEL_HINT.fullmatch(first)):
         lines = itertools.chain([first], lines)
     for line in lines:
-        yield line if isinstance(line, ObjectionError) else line.decode("utf-8", "surrogateescape") + "\n"
+        yield line if isinstance(line, RecordError) else line.decode("utf-8", "surrogateescape") + "\n"
 
 
-def split_rows(lines: Iterator[Line], form: Format) -> Iterator[list[str] | ObjectionError]:
-    """Yield each row's cells. Where the file is damaged, raises ObjectionError."""
+def split_rows(lines: Iterator[Line], form: Format) -> Iterator[list[str] | RecordError]:
+    """Yield each row's cells. Where the file is damaged, raises RecordError."""
     feed = LineFeed(lines)
     width = 0
     for row in quoted_rows(feed, form) if form.quoted else bare_rows(feed, form.separator):
-        found: list[str] | ObjectionError | csv.Error = row
+        found: list[str] | RecordError | csv.Error = row
         if isinstance(row, csv.Error):
             found = broken_row(feed, form, width, row)
         elif not width:
@@ -140,7 +140,7 @@ def split_rows(lines: Iterator[Line], form: Format) -> Iterator[list[str] | Obje
         raise feed.damage
 
 
-def broken_row(feed: LineFeed, form: Format, width: int, error: csv.Error) -> list[str] | ObjectionError:
+def broken_row(feed: LineFeed, form: Format, width: int, error: csv.Error) -> list[str] | RecordError:
     """Return the first line that was taken as it stands, if that is a row; the lines after it are read anew.
 
     A quote that was meant as a quote is followed by rows, a cell that ends early by the rest of its text: that goes
@@ -156,7 +156,7 @@ def broken_row(feed: LineFeed, form: Format, width: int, error: csv.Error) -> li
     cells = [cell.lstrip(" ") if form.spaced else cell for cell in first.rstrip("\n").split(form.separator)]
     if len(cells) == width and (first.count('"') % 2 == 0 or (follow and all(follow))):
         return cells
-    return ObjectionError(TOO_LONG if "limit" in str(error) else f"bad CSV ({error})")
+    return RecordError(TOO_LONG if "limit" in str(error) else f"bad CSV ({error})")
 
 
 def bare_rows(feed: LineFeed, separator: str) -> Iterator[list[str]]:
@@ -176,12 +176,12 @@ def distinct(names: Sequence[str]) -> list[str]:
     return result
 
 
-def named_row(names: Sequence[str], values: Sequence[str]) -> dict[str, str] | ObjectionError:
+def named_row(names: Sequence[str], values: Sequence[str]) -> dict[str, str] | RecordError:
     """Return a row's values by column, or why it is no row."""
     if not values:
-        return ObjectionError("blank line")
+        return RecordError("blank line")
     if len(values) != len(names):
-        return ObjectionError(WRONG_WIDTH)
+        return RecordError(WRONG_WIDTH)
     if any("\udc80" <= character <= "\udcff" for value in values if not value.isascii() for character in value):
-        return ObjectionError("invalid UTF-8")
+        return RecordError("invalid UTF-8")
     return dict(zip(names, values, strict=True))

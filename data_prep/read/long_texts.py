@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from data_prep.files.bounded_io import DOCUMENT_BYTES, ObjectionError, require_whole, valid_beginning
+from data_prep.files.bounded_io import DOCUMENT_BYTES, RecordError, require_whole, valid_beginning
 
 WINDOW_BYTES = 4 * 2**20  # a text file of more than DOCUMENT_BYTES is read in pieces of about this size
 REACH_BYTES = 64 * 2**10  # how far past a window the end of a paragraph is looked for
@@ -15,7 +15,7 @@ def read_texts(stream: BinaryIO, start: int, end: int, *, is_long: bool = False)
     """Yield a text whole, or, if it is too long for one document, the pieces whose window lies in the range.
 
     `is_long` is what the file's size tells. Of a damaged file, what stands before the damage, up to its last whole
-    paragraph; then it raises ObjectionError.
+    paragraph; then it raises RecordError.
     """
     if not is_long:
         data, problem = filled(stream, b"", DOCUMENT_BYTES + 1)
@@ -56,14 +56,14 @@ def read_pieces(stream: BinaryIO, start: int, end: int, ahead: bytes = b"") -> I
         raise problem
 
 
-def filled(stream: BinaryIO, data: bytes, size: int) -> tuple[bytes, ObjectionError | None]:
+def filled(stream: BinaryIO, data: bytes, size: int) -> tuple[bytes, RecordError | None]:
     """Return data with what follows it, up to `size` bytes; where that is damaged, up to a boundary, and the reason."""
     data += stream.read(max(size - len(data), 0))
     if len(data) >= size:
         return data, None
     try:
         require_whole(stream)
-    except ObjectionError as problem:
+    except RecordError as problem:
         data = valid_beginning(data)  # what follows was unpacked wrong before that was noticed
         ends = (data.rfind(mark) + len(mark) for mark in (b"\n\n", b"\n", b" ") if mark in data)
         return data[: next(ends, 0)], problem

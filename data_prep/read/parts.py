@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.documents import Document, Shape, Turn
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 from data_prep.files.file_stamps import Stamp
 from data_prep.files.formats import Format
 from data_prep.read.records import Raw, raw_records
@@ -112,7 +112,7 @@ def document_of(record: int, raw: Raw, columns: Columns) -> Document | Rejected:
         if layout.text:
             return Document(record, "text", turns_of_row(row, layout))
         return Document(record, layout.shape, turns_of_row(row, layout), variables_of_row(row, layout))
-    except ObjectionError as objection:
+    except RecordError as objection:
         reason = str(objection)
         if reason == "invalid UTF-8" and columns.format.encoding is not None:
             reason = f"invalid {columns.format.encoding}"
@@ -123,45 +123,45 @@ def excerpt_of(raw: Raw) -> str:
     """Return the beginning of a record, for a person to look at."""
     if isinstance(raw, bytes):
         return raw[:EXCERPT_BYTES].decode("utf-8", "replace")
-    return "" if isinstance(raw, ObjectionError) else str(raw)[:EXCERPT_BYTES]
+    return "" if isinstance(raw, RecordError) else str(raw)[:EXCERPT_BYTES]
 
 
 def text_of(raw: Raw) -> str:
-    """Return a record as a text. Raises ObjectionError."""
-    if isinstance(raw, ObjectionError):
+    """Return a record as a text. Raises RecordError."""
+    if isinstance(raw, RecordError):
         raise raw
     return decoded(raw) if isinstance(raw, bytes) else str(raw)
 
 
 def parsed(raw: Raw) -> Mapping[str, Any]:
-    """Return a record as a row; a text alone is the row {text: ...}. Raises ObjectionError."""
+    """Return a record as a row; a text alone is the row {text: ...}. Raises RecordError."""
     row = row_or_text(raw)
     return {"text": row} if isinstance(row, str) else row
 
 
 def row_or_text(raw: Raw) -> Mapping[str, Any] | str:
-    """Return a record as a row or, of JSON, as the text alone that it is. Raises ObjectionError."""
-    if isinstance(raw, ObjectionError):
+    """Return a record as a row or, of JSON, as the text alone that it is. Raises RecordError."""
+    if isinstance(raw, RecordError):
         raise raw
     if isinstance(raw, Mapping):
         return {name: without_nulls(value) if isinstance(value, list | dict) else value for name, value in raw.items()}
     text = decoded(raw) if isinstance(raw, bytes) else raw
     if not text.strip():
-        raise ObjectionError("blank line")
+        raise RecordError("blank line")
     try:
         row = json.loads(text)
     except RecursionError:
-        raise ObjectionError("nested too deeply") from None
+        raise RecordError("nested too deeply") from None
     except ValueError:
-        raise ObjectionError("bad JSON") from None
+        raise RecordError("bad JSON") from None
     if not isinstance(row, dict | str):
-        raise ObjectionError("not a JSON object")
+        raise RecordError("not a JSON object")
     return row
 
 
 def decoded(raw: bytes) -> str:
-    """Return bytes as text, without a byte order mark. Raises ObjectionError if they are not UTF-8."""
+    """Return bytes as text, without a byte order mark. Raises RecordError if they are not UTF-8."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ObjectionError("invalid UTF-8") from None
+        raise RecordError("invalid UTF-8") from None

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 from data_prep.read.parts import FilePart, records_of
 from data_prep.read.records import Raw
 from data_prep.read.tables import parquet_batches, rows_of
@@ -56,7 +56,7 @@ def read_blocks(part: FilePart) -> Iterator[Texts | Iterable[Raw]]:
             yield json_texts(lines, column) or lines
     elif column is not None and columns.format.kind == "parquet":
         for batch in parquet_batches(Path(part.location), part.start, part.end, columns.wanted):
-            yield [batch] if isinstance(batch, ObjectionError) else table_texts(batch, column) or rows_of(batch)
+            yield [batch] if isinstance(batch, RecordError) else table_texts(batch, column) or rows_of(batch)
     else:
         yield records
     part.check_unchanged()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_prep.files.bounded_io import DOCUMENT_BYTES, END, ObjectionError, open_stream, read_lines, read_page
+from data_prep.files.bounded_io import DOCUMENT_BYTES, END, RecordError, open_stream, read_lines, read_page
 from data_prep.files.formats import Format
 from data_prep.read.delimited import read_csv
 from data_prep.read.long_texts import read_texts
@@ -15,7 +15,7 @@ from data_prep.read.pages.extraction import extract_text, limit_of
 from data_prep.read.pages.notebooks import notebook_text
 from data_prep.read.tables import read_arrow, read_parquet, split_json
 
-Raw = bytes | str | Mapping[str, Any] | ObjectionError  # bytes: JSON of a row, or a text; str: an extracted text
+Raw = bytes | str | Mapping[str, Any] | RecordError  # bytes: JSON of a row, or a text; str: an extracted text
 
 XML_DECLARATION = re.compile(rb"\A\s*<\?xml[^>]*\?>")
 
@@ -27,14 +27,14 @@ def raw_records(path: Path, form: Format, start: int, end: int, wanted: tuple[st
     """
     try:
         if form.kind == "refused":
-            yield ObjectionError(str(form.note))
+            yield RecordError(str(form.note))
         elif form.kind == "parquet":
             yield from read_parquet(path, start, end, wanted)
         elif form.kind == "arrow":
             yield from read_arrow(path, wanted)
         else:
             yield from streamed_records(path, form, start, end)
-    except ObjectionError as objection:
+    except RecordError as objection:
         yield objection
 
 

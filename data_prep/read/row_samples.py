@@ -9,12 +9,12 @@ from typing import Any
 
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 from data_prep.rows.column_looks import Rows, columns_of, look_of, texts_in, values_of
 from data_prep.rows.field_proposals import ask, conversation_hint, number_remark, written
 from data_prep.rows.grouping import columns_read
 from data_prep.rows.messages import CONTENT_KEYS, KNOWN_KEYS, MASK_KEY, NOT_MESSAGES, ROLE_KEYS, UNTOLD_MASK
-from data_prep.rows.record_shapes import listed, shortened, turns_of_row, variables_of_row
+from data_prep.rows.record_shapes import listed, name_list, turns_of_row, variables_of_row
 from data_prep.rows.roles import known_role, line_to_write
 from data_prep.rows.row_kinds import Kind, kinds_of, opened_safely
 from data_prep.rows.row_layouts import THINKING, VARIABLES, Layout, layout_from
@@ -63,7 +63,7 @@ def decide(rows: Rows, source: SourceConfig, place: str) -> Decision:
     if idle:
         notes.append(f"roles: nobody in the rows looked at is called {', '.join(idle)}")
     if others:
-        notes.append(f"other columns that are not used: {shortened(others)}")
+        notes.append(f"other columns that are not used: {name_list(others)}")
     return Decision(layout, texts, tuple(filter(None, notes)))
 
 
@@ -95,7 +95,7 @@ def single_kind(rows: Rows, place: str, inner: str | None = None) -> Kind:
     if found:
         lines = " or ".join(f"`{written(replace(kind.layout, rows=inner), rows)}`" for kind in found)
         raise DataError(
-            f"{place}: its columns can be read in {len(found)} ways; columns seen: {shortened(columns_of(rows))}. "
+            f"{place}: its columns can be read in {len(found)} ways; columns seen: {name_list(columns_of(rows))}. "
             f"Write below this source in data.sources which is meant: {lines}"
         )
     raise DataError(f"{place}: cannot tell what its columns are; {ask(rows, inner)}")
@@ -133,7 +133,7 @@ def named_layout(rows: Rows, source: SourceConfig, place: str) -> Layout:
             if absent[0] in layout.system
             else ""
         )
-        raise DataError(f"{place}: no columns {', '.join(absent)}; columns seen: {shortened(seen)}{hint}")
+        raise DataError(f"{place}: no columns {', '.join(absent)}; columns seen: {name_list(seen)}{hint}")
     check_keys(rows, layout, place)
     return layout
 
@@ -235,7 +235,7 @@ def rejections_of(rows: Rows, layout: Layout) -> Mapping[str, int]:
         try:
             turns_of_row(row, layout)
             variables_of_row(row, layout)
-        except ObjectionError as objection:
+        except RecordError as objection:
             reasons[str(objection)] += 1
     return reasons
 
@@ -250,7 +250,7 @@ def check_rejections(reasons: Mapping[str, int], rows: Rows, layout: Layout, pla
     told = ", ".join(f"{reason}: {count}" for reason, count in unfit.items())
     raise DataError(
         f"{place}: {sum(unfit.values())} of the {len(rows)} rows looked at would be rejected ({told}), if "
-        f"{shortened(read)} is read; columns seen: {shortened(names)}{number_remark(rows)}. Fix the rows, or write "
+        f"{name_list(read)} is read; columns seen: {name_list(names)}{number_remark(rows)}. Fix the rows, or write "
         "below this source in data.sources which columns are meant: `fields: {...}` (docs/rows.md)"
     )
 

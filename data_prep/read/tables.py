@@ -15,7 +15,7 @@ from data_prep.files.bounded_io import (
     CHUNK_BYTES,
     DOCUMENT_BYTES,
     TOO_LONG,
-    ObjectionError,
+    RecordError,
     raise_if_disk,
     require_whole,
 )
@@ -41,7 +41,7 @@ class JsonSplitter:
         self.element = bytearray()
         self.bytes = 0
 
-    def feed(self, chunk: bytes) -> Iterator[bytes | ObjectionError]:
+    def feed(self, chunk: bytes) -> Iterator[bytes | RecordError]:
         """Yield the elements that end in a chunk; a chunk must not end with a backslash."""
         begin = at = 0
         while at < len(chunk):
@@ -81,7 +81,7 @@ class JsonSplitter:
         if self.bytes <= DOCUMENT_BYTES:
             self.element += data
 
-    def take(self) -> Iterator[bytes | ObjectionError]:
+    def take(self) -> Iterator[bytes | RecordError]:
         """Yield the element read so far, if it is more than blank."""
         raw, too_long = bytes(self.element), self.bytes > DOCUMENT_BYTES
         self.element.clear()
@@ -89,12 +89,12 @@ class JsonSplitter:
         if self.depth == 0:
             self.in_array = False
         if too_long:
-            yield ObjectionError(TOO_LONG)
+            yield RecordError(TOO_LONG)
         elif raw := raw.strip(BLANK):
             yield raw
 
 
-def split_json(stream: BinaryIO) -> Iterator[bytes | ObjectionError]:
+def split_json(stream: BinaryIO) -> Iterator[bytes | RecordError]:
     """Yield the raw elements of a JSON array, or the raw objects of a file that holds one after the other."""
     splitter = JsonSplitter()
     while chunk := stream.read(CHUNK_BYTES):
@@ -105,10 +105,10 @@ def split_json(stream: BinaryIO) -> Iterator[bytes | ObjectionError]:
     yield from splitter.take()  # what is left if the file ends early
 
 
-def read_parquet(path: Path, start: int, end: int, wanted: Sequence[str] | None) -> Iterator[Record | ObjectionError]:
+def read_parquet(path: Path, start: int, end: int, wanted: Sequence[str] | None) -> Iterator[Record | RecordError]:
     """Yield the rows of the row groups whose first byte lies in `start` to `end`; only the `wanted` columns."""
     for batch in parquet_batches(path, start, end, wanted):
-        if isinstance(batch, ObjectionError):
+        if isinstance(batch, RecordError):
             yield batch
         else:
             yield from rows_of(batch)
@@ -116,7 +116,7 @@ def read_parquet(path: Path, start: int, end: int, wanted: Sequence[str] | None)
 
 def parquet_batches(
     path: Path, start: int, end: int, wanted: Sequence[str] | None
-) -> Iterator[pa.RecordBatch | ObjectionError]:
+) -> Iterator[pa.RecordBatch | RecordError]:
     """Yield BATCH_ROWS rows at a time of the row groups whose first byte lies in `start` to `end`."""
     try:
         with mapped(path) as source, pq.ParquetFile(source) as file:
@@ -126,7 +126,7 @@ def parquet_batches(
                 yield from file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise_if_disk(error)
-        yield ObjectionError(f"damaged Parquet ({type(error).__name__})")
+        yield RecordError(f"damaged Parquet ({type(error).__name__})")
 
 
 def mapped(path: Path) -> Any:
@@ -141,7 +141,7 @@ def group_start(file: Any, group: int) -> int:
     return int(first.dictionary_page_offset or first.data_page_offset)
 
 
-def read_arrow(path: Path, wanted: Sequence[str] | None) -> Iterator[Record | ObjectionError]:
+def read_arrow(path: Path, wanted: Sequence[str] | None) -> Iterator[Record | RecordError]:
     """Yield the rows of an Arrow IPC stream or file; only the `wanted` columns."""
     try:
         with mapped(path) as source:
@@ -151,7 +151,7 @@ def read_arrow(path: Path, wanted: Sequence[str] | None) -> Iterator[Record | Ob
                     yield from rows_of(columns.slice(first, BATCH_ROWS))
     except (pa.ArrowException, OSError) as error:
         raise_if_disk(error)
-        yield ObjectionError(f"damaged Arrow ({type(error).__name__})")
+        yield RecordError(f"damaged Arrow ({type(error).__name__})")
 
 
 def arrow_batches(source: Any) -> Iterator[Any]:
@@ -170,13 +170,13 @@ def chosen(names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     return [name for name in names if wanted is None or name in wanted]
 
 
-def rows_of(batch: Any) -> Iterator[Record | ObjectionError]:
+def rows_of(batch: Any) -> Iterator[Record | RecordError]:
     """Yield a batch's rows; a row with text that is no UTF-8 as an objection."""
     try:
         yield from batch.to_pylist()
     except UnicodeDecodeError:
         if batch.num_rows == 1:
-            yield ObjectionError("invalid UTF-8")
+            yield RecordError("invalid UTF-8")
             return
         for n in range(batch.num_rows):
             yield from rows_of(batch.slice(n, 1))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
-from data_prep.files.bounded_io import ObjectionError, open_stream, require_whole, valid_beginning
+from data_prep.files.bounded_io import RecordError, open_stream, require_whole, valid_beginning
 from data_prep.files.folders import readable_name
 from data_prep.files.formats import ENCODED_KINDS, LINE_KINDS, TABLE_KINDS, Format
 from data_prep.read.delimited import decoded_lines
@@ -79,7 +79,7 @@ def with_layout(form: Format, location: Path, name: str, source: SourceConfig) -
         return form
     try:
         data, is_whole = beginning(location, form)
-    except ObjectionError:
+    except RecordError:
         return form  # a bomb; reading meets it too, and counts it
     if form.compression is None and (note := packed_note(data, location.name)):
         return replace(form, kind="refused", note=note)
@@ -115,7 +115,7 @@ def beginning(location: Path, form: Format) -> tuple[bytes, bool]:
         data = stream.read(LOOK_BYTES)
         try:
             require_whole(stream)
-        except ObjectionError:
+        except RecordError:
             is_marked = any(data.startswith(mark) for mark, _ in BYTE_ORDER_MARKS)
             return data if is_marked else valid_beginning(data), False  # what follows may have been unpacked wrong
     return data, len(data) < LOOK_BYTES
@@ -247,13 +247,13 @@ def looked_at_lines(location: Path, form: Format) -> list[str]:
     try:
         with open_stream(location, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
             for line in decoded_lines(stream):
-                if isinstance(line, ObjectionError):
+                if isinstance(line, RecordError):
                     continue
                 lines.append(line)
                 size += len(line)
                 if size > LOOK_BYTES or len(lines) == LOOK_LINES:
                     break
-    except ObjectionError:
+    except RecordError:
         return lines  # what stands before the damage, which reading counts
     return lines
 

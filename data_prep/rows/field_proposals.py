@@ -10,7 +10,7 @@ from typing import Any
 from data_prep.rows.column_looks import Rows, columns_of, looks_opened, values_of
 from data_prep.rows.field_guesses import Proposal, marked_column, propose, rows_at
 from data_prep.rows.fields import PLACEHOLDER
-from data_prep.rows.record_shapes import cut, listed, shortened
+from data_prep.rows.record_shapes import cut, listed, name_list
 from data_prep.rows.roles import quoted
 from data_prep.rows.row_kinds import ANSWERS, ONLY_TOGETHER, QUESTIONS, kinds_of, opened_safely
 from data_prep.rows.row_layouts import Layout, as_fields, layout_from
@@ -45,7 +45,7 @@ def joined(proposal: Proposal, markers: Markers = ()) -> str:
 
 
 def short_value(value: Any) -> Any:
-    """Return a column's name, or a list of them, shortened for a message."""
+    """Return a column's name, or a list of them, name_list for a message."""
     if isinstance(value, list):
         return [short_value(item) for item in value]
     return cut(value, LINE_NAME) if isinstance(value, str) and len(value) > LINE_NAME else value
@@ -74,7 +74,7 @@ def ask(rows: Rows, inner: str | None = None) -> str:
     proposal, markers = propose(rows, inner)
     told = f"{remarks(proposal)}{printed_remark(rows)}{number_remark(rows)}"
     return (
-        f"columns seen: {shortened(columns_of(rows))}. Recognized without settings: {UNDERSTOOD} (docs/rows.md). For "
+        f"columns seen: {name_list(columns_of(rows))}. Recognized without settings: {UNDERSTOOD} (docs/rows.md). For "
         f"other columns write below this source in data.sources, for example: `{joined(proposal, markers)}`{told}"
     )
 

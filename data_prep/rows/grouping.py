@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 from data_prep.rows.messages import KNOWN_KEYS
 from data_prep.rows.record_shapes import ROWS
 from data_prep.rows.roles import known_role, speaker
@@ -24,10 +24,10 @@ Record = Mapping[str, Any]
 Parse = Callable[[Any], Record]
 
 
-def joined(records: Iterable[Any], layout: Layout, parse: Parse) -> Iterator[Record | ObjectionError]:
+def joined(records: Iterable[Any], layout: Layout, parse: Parse) -> Iterator[Record | RecordError]:
     """Yield the documents of a file's records: grouped conversations, or the rows nested in each value.
 
-    A row that belongs to no conversation is yielded as an ObjectionError, so that it is counted.
+    A row that belongs to no conversation is yielded as an RecordError, so that it is counted.
     """
     if layout.rows is not None:
         yield from inner_rows(records, layout.rows, parse)
@@ -37,10 +37,10 @@ def joined(records: Iterable[Any], layout: Layout, parse: Parse) -> Iterator[Rec
         try:
             row = parse(record)
             if row.get(DELETED) is True:
-                raise ObjectionError("marked as deleted")
+                raise RecordError("marked as deleted")
             kept = (*columns_read(layout, tuple(row)), *(name for name in EXTRA_COLUMNS if name in row))
             rows.append({name: row[name] for name in kept})
-        except ObjectionError as objection:
+        except RecordError as objection:
             yield objection
     yield from grouped(rows, layout) if layout.group_by is not None else paths_of_trees(rows, layout)
 
@@ -52,27 +52,27 @@ def columns_read(layout: Layout, seen: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*layout.columns(seen), *keys]))
 
 
-def inner_rows(records: Iterable[Any], path: str, parse: Parse) -> Iterator[Record | ObjectionError]:
+def inner_rows(records: Iterable[Any], path: str, parse: Parse) -> Iterator[Record | RecordError]:
     """Yield the items of the list at a path of each record."""
     for record in records:
         try:
             rows = value_at(parse(record), path)
-        except ObjectionError as objection:
+        except RecordError as objection:
             yield objection
             continue
         if not isinstance(rows, list):
-            yield ObjectionError("no list of rows")
+            yield RecordError("no list of rows")
             continue
-        yield from (row if isinstance(row, dict) else ObjectionError("not a JSON object") for row in rows)
+        yield from (row if isinstance(row, dict) else RecordError("not a JSON object") for row in rows)
 
 
-def grouped(rows: Iterable[Record], layout: Layout) -> Iterator[Record | ObjectionError]:
+def grouped(rows: Iterable[Record], layout: Layout) -> Iterator[Record | RecordError]:
     """Yield the conversations of rows grouped by a column, in the order of their first rows."""
     groups: dict[Any, list[Record]] = defaultdict(list)
     for row in rows:
         key = key_at(row, layout.group_by)
         if key is None:
-            yield ObjectionError("missing column")
+            yield RecordError("missing column")
         else:
             groups[key].append(row)
     for members in groups.values():
@@ -87,16 +87,16 @@ def key_at(row: Record, path: str | None) -> str | None:
     return str(value).removesuffix(".0")  # pandas writes integers as floats if a column has gaps
 
 
-def ordered(rows: list[Record], order_by: str | None) -> Record | ObjectionError:
+def ordered(rows: list[Record], order_by: str | None) -> Record | RecordError:
     """Return rows as one conversation, sorted by `order_by`: numbers first, texts of digits as numbers, then texts."""
     if order_by is None:
         return conversation(rows)
     places = [value_at(row, order_by) for row in rows]
     if any(place is MISSING or place is None for place in places):
-        return ObjectionError("a row of the conversation without its position")
+        return RecordError("a row of the conversation without its position")
     keys = [order_key(place) for place in places]
     if len(set(keys)) < len(keys):
-        return ObjectionError("two rows of the conversation with the same position")
+        return RecordError("two rows of the conversation with the same position")
     return conversation([row for _, row in sorted(zip(keys, rows, strict=True), key=lambda pair: pair[0])])
 
 
@@ -115,16 +115,16 @@ def conversation(rows: list[Record]) -> Record:
     return {**head, ROWS: rows}
 
 
-def paths_of_trees(rows: list[Record], layout: Layout) -> Iterator[Record | ObjectionError]:
+def paths_of_trees(rows: list[Record], layout: Layout) -> Iterator[Record | RecordError]:
     """Yield conversations from trees of messages: from each tree the path of the best-ranked answers, or every path.
 
-    Without ranks, the first answer counts as the best. A row that no root message leads to is an ObjectionError.
+    Without ranks, the first answer counts as the best. A row that no root message leads to is an RecordError.
     """
     by_name: dict[Any, Record] = {}
     for row in rows:
         name = key_at(row, layout.id)
         if name is None or name in by_name:  # a duplicate id could form a cycle
-            yield ObjectionError("missing column" if name is None else "duplicate id")
+            yield RecordError("missing column" if name is None else "duplicate id")
         else:
             by_name[name] = row
     answers: dict[Any, list[Any]] = defaultdict(list)
@@ -136,12 +136,12 @@ def paths_of_trees(rows: list[Record], layout: Layout) -> Iterator[Record | Obje
     for root in answers.get(None, ()):
         yield from paths_from(root, answers, by_name, layout)
     reached = below(answers.get(None, ()), answers)
-    yield from (ObjectionError("not reachable from a root message") for name in by_name if name not in reached)
+    yield from (RecordError("not reachable from a root message") for name in by_name if name not in reached)
 
 
 def paths_from(
     root: Any, answers: Mapping[Any, list[Any]], by_name: Mapping[Any, Record], layout: Layout
-) -> Iterator[Record | ObjectionError]:
+) -> Iterator[Record | RecordError]:
     """Yield the paths from a tree's root message to its last answers, the best first."""
     done: set[Any] = set()
     left = [[root]]
@@ -157,7 +157,7 @@ def paths_from(
             done.add(path[-1])
             yield conversation([by_name[name] for name in path])
     if not done:
-        yield ObjectionError("no answer in the tree")
+        yield RecordError("no answer in the tree")
 
 
 def asks(row: Record, layout: Layout) -> bool:

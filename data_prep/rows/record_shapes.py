@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_prep.documents import Turn
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 from data_prep.rows.column_looks import is_gap
 from data_prep.rows.messages import NEEDS_MEDIA, NOT_MESSAGES, ROLE_KEYS, turns_of_message
 from data_prep.rows.row_layouts import MEDIA, THINKING, VARIABLES, Layout, Names
@@ -25,13 +25,13 @@ NO_VARIABLES: Mapping[str, Any] = {}
 
 
 def turns_of_row(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
-    """Return the turns of a row. Raises ObjectionError."""
+    """Return the turns of a row. Raises RecordError."""
     if any(row.get(name) for name in MEDIA) and any(row.get(name) for name in MEDIA if name not in layout.columns(row)):
-        raise ObjectionError(NEEDS_MEDIA)
+        raise RecordError(NEEDS_MEDIA)
     if layout.text:
         return (Turn("text", BETWEEN.join(texts_at(row, layout.text))),)
     if layout.label is not None and not wanted(value_at(row, layout.label)):
-        raise ObjectionError("not wanted, by its label")
+        raise RecordError("not wanted, by its label")
     if layout.prompt:
         turns = pair_of(row, layout)
     else:
@@ -40,7 +40,7 @@ def turns_of_row(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
 
 
 def variables_of_row(row: Mapping[str, Any], layout: Layout) -> Mapping[str, Any]:
-    """Return the chat template's inputs other than the messages. Raises ObjectionError."""
+    """Return the chat template's inputs other than the messages. Raises RecordError."""
     found: dict[str, Any] = {}
     if settings := in_form(row.get(VARIABLES), Mapping, f"{VARIABLES} is not a JSON object"):
         found |= settings
@@ -53,13 +53,13 @@ def variables_of_row(row: Mapping[str, Any], layout: Layout) -> Mapping[str, Any
 
 
 def in_form(value: Any, form: Any, objection: str) -> Any:
-    """Return a value, parsed if it is JSON text, that must be of type `form`; None if empty. Raises ObjectionError."""
+    """Return a value, parsed if it is JSON text, that must be of type `form`; None if empty. Raises RecordError."""
     if isinstance(value, str):
         value = opened(value) if value.strip() else None
     if value is None or value is MISSING or value in ([], {}):
         return None
     if not isinstance(value, form):
-        raise ObjectionError(objection)
+        raise RecordError(objection)
     return value
 
 
@@ -68,16 +68,16 @@ def as_function(tool: Any) -> Any:
     if isinstance(tool, str):
         tool = opened(tool)
     if not isinstance(tool, Mapping):
-        raise ObjectionError("tools are not JSON")
+        raise RecordError("tools are not JSON")
     return tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool}
 
 
 def truth(value: Any, objection: str) -> bool:
-    """Return a value as a bool: true, false, 1, 0 or their text. Raises ObjectionError for anything else."""
+    """Return a value as a bool: true, false, 1, 0 or their text. Raises RecordError for anything else."""
     if isinstance(value, str):
         value = {"true": True, "false": False, "1": True, "0": False}.get(value.strip().lower())
     if not isinstance(value, bool | int | float) or value not in (0, 1):
-        raise ObjectionError(objection)
+        raise RecordError(objection)
     return bool(value)
 
 
@@ -86,7 +86,7 @@ def wanted(label: Any) -> bool:
 
 
 def pair_of(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
-    """Return a question and its answer, after the earlier turns. Raises ObjectionError."""
+    """Return a question and its answer, after the earlier turns. Raises RecordError."""
     asked = required_texts(row, layout.prompt)
     answer = BETWEEN.join(required_texts(row, layout.completion))
     asked = [*optional_texts(row, layout.context), *asked, *optional_texts(row, layout.input)]
@@ -104,7 +104,7 @@ def history_at(row: Mapping[str, Any], path: str | None) -> Any:
 
 
 def required_texts(row: Mapping[str, Any], names: Names) -> list[str]:
-    """Return the texts of the columns that a row has. Raises ObjectionError if it has none of them."""
+    """Return the texts of the columns that a row has. Raises RecordError if it has none of them."""
     found = texts_at(row, names)
     return [text for text in found if text] or found[:1]
 
@@ -112,22 +112,22 @@ def required_texts(row: Mapping[str, Any], names: Names) -> list[str]:
 def texts_at(row: Mapping[str, Any], names: Names) -> list[str]:
     """Return the texts of the columns that a row has; the columns of a pattern are joined, one per line.
 
-    Raises ObjectionError if it has none of them.
+    Raises RecordError if it has none of them.
     """
     found = []
     for pattern in names:
         values = [value_at(row, name) for name in matching(pattern, row)]
         there = [value for value in values if value is not MISSING and (value is not None or len(names) == 1)]
         if not all(isinstance(value, str) for value in there):
-            raise ObjectionError("not text")
+            raise RecordError("not text")
         found += ["\n".join(there)] if there else []
     if not found:
-        raise ObjectionError("missing column")
+        raise RecordError("missing column")
     return found
 
 
 def optional_texts(row: Mapping[str, Any], names: Names) -> list[str]:
-    """Return the texts of the columns that a row has and that are not blank. Raises ObjectionError."""
+    """Return the texts of the columns that a row has and that are not blank. Raises RecordError."""
     values = [(name, value_at(row, name)) for name in names]
     there = [text_beside(name, value) for name, value in values if value is not MISSING and not is_gap(value)]
     return [text for text in there if text.strip()]
@@ -136,7 +136,7 @@ def optional_texts(row: Mapping[str, Any], names: Names) -> list[str]:
 def text_beside(name: str, value: Any) -> str:
     """Return an optional value as text: several texts joined by blank lines, a number as it is written.
 
-    Raises ObjectionError.
+    Raises RecordError.
     """
     if isinstance(value, str):
         return value
@@ -144,20 +144,20 @@ def text_beside(name: str, value: Any) -> str:
         return BETWEEN.join(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise ObjectionError(f"not text in {name}")
+    raise RecordError(f"not text in {name}")
 
 
 def conversation_of(row: Mapping[str, Any], layout: Layout) -> tuple[Turn, ...]:
-    """Return the turns of a row, or of the rows of one conversation. Raises ObjectionError."""
+    """Return the turns of a row, or of the rows of one conversation. Raises RecordError."""
     if layout.is_joined:
         turns = tuple(turn for message in row[ROWS] for turn in turns_of_message(message, layout))
     else:
         values = [value_at(row, name) for pattern in layout.messages for name in matching(pattern, row)]
         if not values or any(value is MISSING for value in values):
-            raise ObjectionError("missing column")
+            raise RecordError("missing column")
         turns = tuple(conversation_turns(values, layout))
     if not turns:
-        raise ObjectionError("empty")
+        raise RecordError("empty")
     return turns
 
 
@@ -182,10 +182,10 @@ def conversation_turns(values: Sequence[Any], layout: Layout) -> Iterator[Turn]:
 
 
 def check_gaps(values: Sequence[Any]) -> None:
-    """Raise ObjectionError if a text other than the last is empty: the next one's speaker would be unknown."""
+    """Raise RecordError if a text other than the last is empty: the next one's speaker would be unknown."""
     are_blank = [isinstance(value, str) and not value.strip() for value in values]
     if any(before and not after for before, after in itertools.pairwise(are_blank)):
-        raise ObjectionError("an empty turn between others")
+        raise RecordError("an empty turn between others")
 
 
 def opened_conversation(text: str, *, is_alone: bool) -> Any:
@@ -193,7 +193,7 @@ def opened_conversation(text: str, *, is_alone: bool) -> Any:
     value = opened(text)
     if is_alone:
         if isinstance(value, str):
-            raise ObjectionError(NOT_MESSAGES)
+            raise RecordError(NOT_MESSAGES)
         return value
     items = value if isinstance(value, list) else [value]
     is_said = all(isinstance(item, Mapping) and not item.keys().isdisjoint(ROLE_KEYS) for item in items)
@@ -201,7 +201,7 @@ def opened_conversation(text: str, *, is_alone: bool) -> Any:
 
 
 def turns_of_item(value: Any, last: str, layout: Layout) -> Iterator[Turn]:
-    """Yield the turns of a text, a message, a question with its answer, or a list of these. Raises ObjectionError."""
+    """Yield the turns of a text, a message, a question with its answer, or a list of these. Raises RecordError."""
     if isinstance(value, str):
         if value.strip():
             yield Turn(SAID_ROLES[last == "user"], value)
@@ -212,13 +212,13 @@ def turns_of_item(value: Any, last: str, layout: Layout) -> Iterator[Turn]:
         for item in value:
             is_exchange = isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item)
             if isinstance(item, list) and not is_exchange:
-                raise ObjectionError(NOT_MESSAGES)
+                raise RecordError(NOT_MESSAGES)
             exchange = (Turn(*said) for said in zip(SAID_ROLES, item, strict=True)) if is_exchange else None
             for turn in exchange or turns_of_item(item, last, layout):
                 yield turn
                 last = turn.role
     else:
-        raise ObjectionError(NOT_MESSAGES)
+        raise RecordError(NOT_MESSAGES)
 
 
 def with_system(turns: tuple[Turn, ...], told: str, said: str | None) -> tuple[Turn, ...]:
@@ -237,12 +237,12 @@ def with_system(turns: tuple[Turn, ...], told: str, said: str | None) -> tuple[T
 
 
 def with_context(turns: tuple[Turn, ...], context: Sequence[str]) -> tuple[Turn, ...]:
-    """Return a conversation with the context before its first question. Raises ObjectionError if there is none."""
+    """Return a conversation with the context before its first question. Raises RecordError if there is none."""
     if not context:
         return turns
     first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
     if first is None:
-        raise ObjectionError("a context without a question")
+        raise RecordError("a context without a question")
     asked = replace(turns[first], text=BETWEEN.join([*context, turns[first].text]))
     return *turns[:first], asked, *turns[first + 1 :]
 
@@ -253,7 +253,7 @@ def folded(turns: Sequence[Turn]) -> tuple[Turn, Turn]:
     return Turn("user", BETWEEN.join(turn.text for turn in asked if turn.text)), answer
 
 
-def shortened(names: Iterable[str]) -> str:
+def name_list(names: Iterable[str]) -> str:
     """Return column names for a message: names that differ only in their number are one entry, with a count."""
     families = Counter(re.sub(r"\d+$", "*", name) for name in names)
     return listed(
@@ -269,7 +269,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def cut(name: str, length: int = NAME_LENGTH) -> str:
-    """Return a name for a message: on one line, shortened, and never empty."""
+    """Return a name for a message: on one line, name_list, and never empty."""
     plain = " ".join(name[: 4 * length].split())
     if not plain:
         return "(unnamed)"

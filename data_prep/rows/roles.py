@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Literal
 
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 
 Role = Literal["system", "user", "assistant", "tool"]
 Own = tuple[tuple[str, str], ...]  # a source's `roles`: name, role
@@ -29,10 +29,10 @@ UNKNOWN = "unknown role"
 
 
 def role_of(name: str, own: Own) -> str:
-    """Return the role of the speaker `name`. Raises ObjectionError if it is unknown."""
+    """Return the role of the speaker `name`. Raises RecordError if it is unknown."""
     role = known_role(name, own)
     if role is None:
-        raise ObjectionError(UNKNOWN)
+        raise RecordError(UNKNOWN)
     return role
 
 

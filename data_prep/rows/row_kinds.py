@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 from data_prep.rows.column_looks import Rows, are_texts, columns_of, is_messages, texts_in, values_of
 from data_prep.rows.roles import known_role
 from data_prep.rows.row_layouts import Layout, Names
@@ -170,7 +170,7 @@ def never_answers(rows: Rows, name: str) -> bool:
 def opened_safely(value: Any) -> Any:
     try:
         return opened(value) if isinstance(value, str) else value
-    except ObjectionError:
+    except RecordError:
         return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 from data_prep.rows.column_looks import Rows
 from data_prep.rows.messages import ROLE_KEYS
 from data_prep.rows.roles import known_role, speaker
@@ -23,7 +23,7 @@ def messages_of(rows: Rows, layout: Layout) -> Iterator[Mapping[str, Any]]:
         for value in (*(value_at(row, name) for name in names), row.get(layout.history or "")):
             try:
                 held = opened(value) if isinstance(value, str) and not layout.markers else value
-            except ObjectionError:
+            except RecordError:
                 continue
             items = held if isinstance(held, list) else [held]
             yield from (item for item in items if isinstance(item, Mapping))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from data_prep.documents import Turn
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 from data_prep.rows.fields import PLACEHOLDER
 from data_prep.rows.roles import known_role
 
@@ -47,7 +47,7 @@ CAPITALS = re.compile(r"^([A-Z][A-Z]+(?:[ _][A-Z]+){0,2}):", re.MULTILINE)  # FU
 def marked_turns(text: str, markers: Markers) -> Iterator[Turn]:
     """Yield the turns of a text; the text before the first marker is a system turn.
 
-    A marker that begins with a newline also matches at the beginning of the text. Raises ObjectionError if the text
+    A marker that begins with a newline also matches at the beginning of the text. Raises RecordError if the text
     contains no marker.
     """
     roles, ignored = parts_of(markers)
@@ -56,7 +56,7 @@ def marked_turns(text: str, markers: Markers) -> Iterator[Turn]:
     pieces = split(text, tuple(roles))
     before = pieces[0].strip()
     if len(pieces) == 1:
-        raise ObjectionError("none of the markers in the text")
+        raise RecordError("none of the markers in the text")
     if before:
         yield Turn("system", before)
     said = [(roles[mark], piece.strip()) for mark, piece in zip(pieces[1::2], pieces[2::2], strict=True)]
@@ -64,7 +64,7 @@ def marked_turns(text: str, markers: Markers) -> Iterator[Turn]:
         if not piece and role == "user" and following == "system":
             continue  # [INST] <<SYS>>: a system turn inside the user's turn
         if not piece and role == "assistant":
-            raise ObjectionError("a marker with nothing after it")
+            raise RecordError("a marker with nothing after it")
         yield Turn(role, piece)
 
 
@@ -100,7 +100,7 @@ def has_marks(text: str, markers: Markers) -> bool:
     """Return whether a text contains marked turns of both user and assistant."""
     try:
         roles = [turn.role for turn in marked_turns(text, markers)]
-    except ObjectionError:
+    except RecordError:
         return False
     return "assistant" in roles and "user" in roles
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 
 STEP = re.compile(r"\.?([^.\[\]]+)|\[(-?\d+)\]")
 GLUED = re.compile(r"""['"]\s+['"]""")  # in a list printed by numpy, without commas, or inside a text
@@ -87,7 +87,7 @@ def opened(text: str) -> Any:
     try:
         return json.loads(plain)
     except RecursionError:
-        raise ObjectionError("nested too deeply") from None
+        raise RecordError("nested too deeply") from None
     except ValueError:
         return python_value(plain, text)
 
@@ -104,7 +104,7 @@ def python_value(plain: str, text: str) -> Any:
     if not isinstance(value, list | dict):
         return text
     if GLUED.search(plain) and has_glued_texts(plain):
-        raise ObjectionError("a list without commas between its items")
+        raise RecordError("a list without commas between its items")
     return value
 
 

@@ -47,7 +47,7 @@ class Passage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretches:
+class DocumentSpans:
     """Documents, or spans of them: which document, from which of its tokens, how many, how many are trained."""
 
     document: Integers
@@ -153,9 +153,9 @@ def with_one_held_out(
     return selection
 
 
-def stretches_of(
+def spans_to_pack(
     split: str, numbers: Integers, documents: Documents, passages: Mapping[int, Passage], splits_of: Mapping[int, Split]
-) -> tuple[Stretches, dict[int, Split]]:
+) -> tuple[DocumentSpans, dict[int, Split]]:
     """Return what of the chosen documents is packed in a split, and how those longer than a row are cut, by place.
 
     In train the passages are missing, in validation they stand alone behind the whole documents. `splits_of` cuts whole
@@ -180,4 +180,4 @@ def stretches_of(
         values = [numbers, np.zeros(len(numbers), np.int64), *counted]
     else:
         values = list(np.array(columns, np.int64).reshape(-1, 4).T)
-    return Stretches(**dict(zip(("document", "start", "tokens", "trained"), values, strict=True))), cuts
+    return DocumentSpans(**dict(zip(("document", "start", "tokens", "trained"), values, strict=True))), cuts

@@ -13,7 +13,7 @@ from cluster.errors import DataError
 from data_prep.clean.cleaning import C4_COUNTS
 from data_prep.clean.privacy import KINDS
 from data_prep.fetch.sources import Corpus, not_read
-from data_prep.rows.record_shapes import shortened
+from data_prep.rows.record_shapes import name_list
 from data_prep.select.dedup_and_split import Documents, Records, Selection
 from data_prep.shards import Manifest, ShardInfo
 
@@ -124,7 +124,7 @@ def summary(manifest: Manifest) -> str:
         table.append("changed: " + changes_of(changed))
     for label, entry in manifest.documents.items():
         if entry.get("unused"):
-            table.append(f"columns not used of {label}: {shortened(entry['unused'])}")
+            table.append(f"columns not used of {label}: {name_list(entry['unused'])}")
     rows = {split: manifest.rows(split) for split in manifest.splits}
     hint = f"; few documents fit together into {manifest.row_tokens} tokens: a larger data.row_tokens leaves less empty"
     used = manifest.tokens["trained"] + manifest.tokens["masked"]

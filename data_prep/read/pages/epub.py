@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 from data_prep.read.pages.markup import decoded_page, html_text
 
 NOT_TEXT = ("image/", "audio/", "video/", "font/", "text/css", "application/pdf")  # a spine may also list images
@@ -36,7 +36,7 @@ class Item:
 def book_chapters(book: zipfile.ZipFile) -> Iterator[str]:
     """Yield the text of each chapter in reading order, auxiliary ones (`linear="no"`) last.
 
-    Raises ObjectionError for a book that is encrypted or lacks a listed chapter.
+    Raises RecordError for a book that is encrypted or lacks a listed chapter.
     """
     package = package_path(book)
     spine = spine_of(ElementTree.fromstring(book.read(package)), posixpath.dirname(package))
@@ -45,11 +45,11 @@ def book_chapters(book: zipfile.ZipFile) -> Iterator[str]:
     for item in spine:
         name = names.get(item.path.casefold())
         if name is None:
-            raise ObjectionError(LACKING)
+            raise RecordError(LACKING)
         if name in locked:
-            raise ObjectionError("encrypted EPUB")
+            raise RecordError("encrypted EPUB")
         if book.getinfo(name).file_size > CHAPTER_BYTES:
-            raise ObjectionError(f"EPUB with a chapter of more than {CHAPTER_BYTES >> 20} MiB")
+            raise RecordError(f"EPUB with a chapter of more than {CHAPTER_BYTES >> 20} MiB")
         page = decoded_page(book.read(name))
         yield html_text(ENDED.sub(r"<\1\2></\1>", page), NAVIGATION)
 
@@ -71,7 +71,7 @@ def spine_of(package: Element, folder: str) -> list[Item]:
     }
     references = sorted(named(package, "itemref"), key=lambda reference: reference.get("linear") == "no")
     if any(reference.attrib["idref"] not in items for reference in references):
-        raise ObjectionError(LACKING)
+        raise RecordError(LACKING)
     listed = dict.fromkeys(items[reference.attrib["idref"]] for reference in references)
     pages = [item for item in listed if not item.kind.startswith(NOT_TEXT)]
     contents = {

@@ -13,7 +13,7 @@ from html.entities import html5
 from typing import Any
 from xml.etree import ElementTree
 
-from data_prep.files.bounded_io import DOCUMENT_BYTES, TOO_LONG, ObjectionError
+from data_prep.files.bounded_io import DOCUMENT_BYTES, TOO_LONG, RecordError
 from data_prep.read.pages import pdf_text
 from data_prep.read.pages.epub import book_chapters
 from data_prep.read.pages.markup import article_paragraphs, decoded_page, html_text
@@ -31,17 +31,17 @@ PDF_MEMORY_BYTES = 4 * 2**30
 
 
 def extract_text(kind: str, data: bytes) -> str:
-    """Return the text of a page. Raises ObjectionError if it has none or is damaged."""
+    """Return the text of a page. Raises RecordError if it has none or is damaged."""
     try:
         text = str(EXTRACTORS[kind](data))
-    except ObjectionError:
+    except RecordError:
         raise
     except Exception as error:  # noqa: BLE001  # parsers raise anything on unknown files; the file is counted
-        raise ObjectionError(f"damaged {NAMES[kind]} ({type(error).__name__})") from None
+        raise RecordError(f"damaged {NAMES[kind]} ({type(error).__name__})") from None
     if not text.strip():
-        raise ObjectionError(f"{NAMES[kind]} without text")
+        raise RecordError(f"{NAMES[kind]} without text")
     if len(text) > DOCUMENT_BYTES:
-        raise ObjectionError(TOO_LONG)
+        raise RecordError(TOO_LONG)
     return text
 
 
@@ -56,7 +56,7 @@ def article_of(data: bytes) -> str:
 
     try:
         page: str | bytes = decoded_page(data)
-    except ObjectionError:  # no declared encoding, or a wrong one: trafilatura detects it
+    except RecordError:  # no declared encoding, or a wrong one: trafilatura detects it
         page = data
     found = trafilatura.extract(page, include_comments=False, favor_precision=True) or ""
     return whole_article(found, page) if isinstance(page, str) else found
@@ -100,11 +100,11 @@ def pdf_of(data: bytes) -> str:
     limits = map(str, (cpu_s, PDF_MEMORY_BYTES, DOCUMENT_BYTES))
     done = subprocess.run([sys.executable, "-P", pdf_text.__file__, *limits], input=data, capture_output=True)
     if done.returncode == -signal.SIGXCPU:
-        raise ObjectionError(f"PDF that takes more than {cpu_s} s")
+        raise RecordError(f"PDF that takes more than {cpu_s} s")
     if done.returncode == pdf_text.OBJECTION:
-        raise ObjectionError(done.stdout.decode())
+        raise RecordError(done.stdout.decode())
     if done.returncode != 0:
-        raise ObjectionError(f"damaged PDF (exit code {done.returncode})")
+        raise RecordError(f"damaged PDF (exit code {done.returncode})")
     return done.stdout.decode()
 
 
@@ -129,20 +129,20 @@ def epub_of(data: bytes) -> str:
 
 
 def opened_archive(data: bytes) -> zipfile.ZipFile:
-    """Open a document that is a zip file. Raises ObjectionError if it unpacks to more than BOOK_BYTES."""
+    """Open a document that is a zip file. Raises RecordError if it unpacks to more than BOOK_BYTES."""
     archive = zipfile.ZipFile(io.BytesIO(data))
     if sum(member.file_size for member in archive.infolist()) > BOOK_BYTES:
-        raise ObjectionError(f"unpacks to more than {BOOK_BYTES >> 20} MiB")
+        raise RecordError(f"unpacks to more than {BOOK_BYTES >> 20} MiB")
     return archive
 
 
 def within_limit(texts: Iterator[str]) -> Iterator[str]:
-    """Yield the texts that are not blank. Raises ObjectionError once they are too long for one document."""
+    """Yield the texts that are not blank. Raises RecordError once they are too long for one document."""
     total = 0
     for text in texts:
         total += len(text)
         if total > DOCUMENT_BYTES:
-            raise ObjectionError(TOO_LONG)
+            raise RecordError(TOO_LONG)
         if text.strip():
             yield text
 

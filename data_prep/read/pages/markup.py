@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 
 Display = Literal["block", "inline", "break", "space", "cell", "row", "note", "preformatted", "skip"]
 
@@ -256,7 +256,7 @@ def note_mark(link: Any) -> str | None:
 def decoded_page(data: bytes) -> str:
     """Decode a page as UTF-8, or with the encoding that it declares.
 
-    Raises ObjectionError if neither fits: a guess could silently produce wrong letters.
+    Raises RecordError if neither fits: a guess could silently produce wrong letters.
     """
     mark = next((mark for mark in BYTE_ORDER_MARKS if data.startswith(mark)), b"")
     try:
@@ -264,14 +264,14 @@ def decoded_page(data: bytes) -> str:
     except UnicodeDecodeError:
         declared = DECLARED.search(data, 0, DECLARED_WITHIN)
     if declared is None:
-        raise ObjectionError("invalid UTF-8")
+        raise RecordError("invalid UTF-8")
     return decoded_as(data, declared[1].decode())
 
 
 def decoded_as(data: bytes, encoding: str) -> str:
-    """Decode a page with an encoding, as browsers do. Raises ObjectionError if it does not fit."""
+    """Decode a page with an encoding, as browsers do. Raises RecordError if it does not fit."""
     try:
         name = codecs.lookup(encoding).name
         return data.decode(AS_BROWSERS_READ.get(name, name))
     except (LookupError, UnicodeDecodeError):
-        raise ObjectionError("page that is not in its declared encoding") from None
+        raise RecordError("page that is not in its declared encoding") from None

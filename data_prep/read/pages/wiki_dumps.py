@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
-from data_prep.files.bounded_io import ObjectionError, require_whole
+from data_prep.files.bounded_io import RecordError, require_whole
 
 MARKUP_BYTES = 4 * 2**20  # of one article; Wikipedia's longest have 2 MiB and take seconds
 FED_BYTES = 2**18
@@ -28,10 +28,10 @@ CUT_SPACES = {"6", "14"}  # images and categories, by namespace number
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*")  # [[de:Gans]]: the same article elsewhere
 
 
-def read_dump(stream: BinaryIO) -> Iterator[str | ObjectionError]:
+def read_dump(stream: BinaryIO) -> Iterator[str | RecordError]:
     """Yield the text of each article of a dump: pages of the main namespace that do not redirect.
 
-    Only one page at a time is in memory. Raises ObjectionError where the file is damaged.
+    Only one page at a time is in memory. Raises RecordError where the file is damaged.
     """
     parser: Any = ElementTree.XMLPullParser(["start", "end"])
     stack: list[Any] = []
@@ -46,11 +46,11 @@ def read_dump(stream: BinaryIO) -> Iterator[str | ObjectionError]:
                 if is_article(page):
                     yield article_of(page, spaces)
             if since_page > PAGE_BYTES:
-                raise ObjectionError(f"page of more than {PAGE_BYTES >> 20} MiB")
+                raise RecordError(f"page of more than {PAGE_BYTES >> 20} MiB")
         require_whole(stream)
         parser.close()
     except ElementTree.ParseError:
-        raise ObjectionError("damaged XML (ParseError)") from None
+        raise RecordError("damaged XML (ParseError)") from None
 
 
 def pages(parser: Any, stack: list[Any], spaces: set[str]) -> Iterator[Any]:
@@ -86,19 +86,19 @@ def is_article(page: Any) -> bool:
     return (namespace is None or namespace.text == "0") and child(page, "redirect") is None
 
 
-def article_of(page: Any, spaces: set[str]) -> str | ObjectionError:
+def article_of(page: Any, spaces: set[str]) -> str | RecordError:
     """Return an article's title and text, or why it has none."""
     revision = child(page, "revision")
     text = child(revision, "text") if revision is not None else None
     markup = (text.text or "") if text is not None else ""
     if len(markup) > MARKUP_BYTES:
-        return ObjectionError(f"page of more than {MARKUP_BYTES >> 20} MiB")
+        return RecordError(f"page of more than {MARKUP_BYTES >> 20} MiB")
     try:
         plain = plain_text(markup, spaces)
     except Exception as error:  # noqa: BLE001  # parsers raise anything on unknown markup; the page is counted
-        return ObjectionError(f"damaged wikitext ({type(error).__name__})")
+        return RecordError(f"damaged wikitext ({type(error).__name__})")
     if not plain:
-        return ObjectionError("wiki page without text")
+        return RecordError("wiki page without text")
     title = child(page, "title")
     return f"{title.text}\n\n{plain}" if title is not None and title.text else plain
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.files.bounded_io import ObjectionError
+from data_prep.files.bounded_io import RecordError
 from data_prep.read.pages.extraction import extract_text, whole_article
 from data_prep.read.pages.markup import html_text
 
@@ -95,9 +95,9 @@ def test_a_page_is_read_in_the_encoding_that_it_declares_or_not_at_all() -> None
     assert extract_text("page", "<p>café".encode("utf-16")) == "café"
     assert extract_text("page", '<?xml version="1.0" encoding="gb2312"?><p>囧镕'.encode("gbk")) == "囧镕"
     assert extract_text("xml", '<?xml version="1.0" encoding="gb2312"?><p>你好</p>'.encode("gb2312")) == "你好"
-    with pytest.raises(ObjectionError, match="invalid UTF-8"):
+    with pytest.raises(RecordError, match="invalid UTF-8"):
         extract_text("page", b"<p>caf\xe9")
-    with pytest.raises(ObjectionError, match="page that is not in its declared encoding"):
+    with pytest.raises(RecordError, match="page that is not in its declared encoding"):
         extract_text("page", b'<meta charset="UTF-8"><p>caf\xe9')
 
 
@@ -210,5 +210,5 @@ def test_a_book_of_version_3_is_read_without_its_contents_page() -> None:
 def test_a_book_of_which_a_chapter_cannot_be_read_is_told(
     names: tuple[str, ...], manifest: str, more: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(ObjectionError, match=reason):
+    with pytest.raises(RecordError, match=reason):
         extract_text("epub", book({"a": "<p>Text.</p>"}, spine(*names), manifest, **more))
