@@ -1,4 +1,4 @@
-"""English text of any size: stretches of real books, a few words of each changed so that none repeats another."""
+"""English text of any size: passages of real books, a few words of each changed so that none repeats another."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def shardline(source: str, tokenizer: str, output: str, **cleaning: str) -> None
 
 
 def shardline_light(source: str, tokenizer: str, output: str) -> None:
-    """Mend and look for equal documents, but not for nearly equal ones: no peer here does either."""
+    """Clean and look for equal documents, but not for nearly equal ones: no peer here does either."""
     shardline(source, tokenizer, output, near_duplicates="off")
 
 
