@@ -94,12 +94,16 @@ def write_model(folder: Path, size: str, files: int) -> int:
     config.save_pretrained(folder)
     shapes = {name: parameter.shape for name, parameter in skeleton_of(config).named_parameters()}
     generator = torch.Generator().manual_seed(0)
+    file_of: dict[str, str] = {}
     for number in range(files):
+        file = f"model-{number + 1:05d}-of-{files:05d}.safetensors"
         tensors = {
             name: torch.empty(shapes[name], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
             for name in list(shapes)[number::files]
         }
-        save_file(tensors, folder / f"model-{number + 1:05d}-of-{files:05d}.safetensors")
+        save_file(tensors, folder / file)
+        file_of |= dict.fromkeys(tensors, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": file_of}))
     return sum(shape.numel() for shape in shapes.values())
 
 
