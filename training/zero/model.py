@@ -50,7 +50,7 @@ def layers_after_trained(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def give_back_memory() -> None:
-    """Give the memory back to the system that building the model has freed: glibc keeps pieces of less than 32 MB.
+    """Give the memory back to the system that building the model has freed: glibc keeps blocks of less than 32 MB.
 
     Every parameter was whole for a moment before it was partitioned, and its part alone before all were put together.
     """

@@ -1,4 +1,4 @@
-"""Every template trains the same model, and what one leaves is what another goes on with."""
+"""Every template trains the same model, and a run resumes under another with every bit."""
 
 from __future__ import annotations
 
