@@ -23,8 +23,9 @@ import torch
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.shared_view import POLL_S, SharedView
 from cluster.hangs.watchdog import HostWatch
-from cluster.heartbeat_files import Beat, RankFile, local_folders, started_at
+from cluster.heartbeat_files import Beat, RankFile, local_folders
 from cluster.paths import RunPaths
+from cluster.processes import started_at
 from training.checkpoints import layout
 from training.checkpoints.shard_files import Span, rank_file_name, write_rank_file
 from training.checkpoints.span_index import rank_spans, runs_of

@@ -263,11 +263,3 @@ def count_start(descriptor: int) -> int:
 def starts_so_far(descriptor: int) -> int:
     text = os.pread(descriptor, 16, 0)
     return int(text) if text.strip().isdigit() else 0
-
-
-def started_at(pid: int) -> int | None:
-    """Return when a process of this host was started, in clock ticks since boot; None if there is none."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError):
-        return None

@@ -15,19 +15,12 @@ from cluster.hangs.reachability import unreachable
 from cluster.heartbeat import STACKS
 from cluster.heartbeat_files import Beat, stacks_path
 from cluster.paths import RunPaths
+from cluster.processes import process_state
 
 log = logging.getLogger("cluster.hangs.watchdog")
 
 COLLECTIVE = ("torch/distributed/", "deepspeed/comm/")
 STACKS_S = 1.0
-
-
-def process_state(pid: int) -> str:
-    """Return the state letter of a process: R, S, D, T (stopped) ...; X if there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
 
 
 def stacks_of(folder: Path, ranks: Mapping[int, Beat]) -> dict[int, str]:

@@ -20,11 +20,12 @@ from pathlib import Path
 from cluster.environment import host_name
 from cluster.errors import EXIT_FAILED, ClusterError
 from cluster.hangs.hang_detection import Watch
-from cluster.hangs.hang_report import process_state, write_report
+from cluster.hangs.hang_report import write_report
 from cluster.hangs.shared_view import POLL_S, SharedView
-from cluster.heartbeat_files import Beat, local_folders, read_local_beats, started_at
+from cluster.heartbeat_files import Beat, local_folders, read_local_beats
 from cluster.journal import last_step, set_up_logging, write_event
 from cluster.paths import RunPaths
+from cluster.processes import process_state, started_at
 
 log = logging.getLogger("cluster.hangs.watchdog")  # not __name__: it is run as a program
 
