@@ -32,12 +32,12 @@ from cluster.heartbeat_files import (
     read_local_beats,
     replace_file,
     stacks_path,
-    started_at,
     starts_so_far,
     sweep_local_folders,
 )
 from cluster.local_launcher import die_with_parent
 from cluster.paths import RunPaths
+from cluster.processes import started_at
 
 log = logging.getLogger(__name__)
 
