@@ -114,12 +114,14 @@ def test_a_killed_watchdog_is_replaced_by_one_that_writes_the_host_s_file_again(
     path = beating.paths.heartbeats / f"host-{host_name()}.json"
     beating.start_watchdog(None)
     until(path.exists)
-    assert beating.watchdog is not None
-    first = beating.watchdog.process
+    watchdog = beating.watchdog
+    assert watchdog is not None
+    first = watchdog.process
     assert isinstance(first, subprocess.Popen)
     first.send_signal(signal.SIGKILL)
-    until(lambda: beating.watchdog.process is not first)
+    until(lambda: watchdog.process is not first)
     path.unlink()
     until(path.exists)
-    beating.watchdog.process.kill()
+    assert watchdog.process is not None
+    watchdog.process.kill()
     assert "no watchdog on" in caplog.text

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from data_prep.clean.language import find_language
-from data_prep.clean.quality import apply_rules, repeated_runs
+from data_prep.clean.quality import Rule, apply_rules, repeated_runs
 
 PROSE = (
     "The sea was calm that morning, and the fishermen of the village had already gone out with their boats. "
@@ -15,7 +15,7 @@ PROSE = (
 
 
 @pytest.mark.parametrize("rule", ["gopher", "repetition", "c4", "fineweb"])
-def test_prose_passes_every_rule(rule):
+def test_prose_passes_every_rule(rule: Rule) -> None:
     assert apply_rules(PROSE, [rule]) == (PROSE, None)
 
 
@@ -39,7 +39,7 @@ def test_prose_passes_every_rule(rule):
         ("fineweb", "\n".join([PROSE, PROSE]), "repeated lines"),
     ],
 )
-def test_a_poor_page_is_rejected_with_the_rule_and_what_is_poor(rule, text, reason):
+def test_a_poor_page_is_rejected_with_the_rule_and_what_is_poor(rule: Rule, text: str, reason: str) -> None:
     assert apply_rules(text, [rule])[1] == f"quality: {rule}: {reason}"
 
 
@@ -49,7 +49,7 @@ def test_gopher_keeps_a_novel() -> None:
     assert len(novel.split()) > 100_000 and apply_rules(novel, ["gopher"]) == (novel, None)
 
 
-def test_c4_removes_lines_that_are_no_sentences():
+def test_c4_removes_lines_that_are_no_sentences() -> None:
     text, reason = apply_rules(f"Menu\n{PROSE}\nThis page uses cookies.\nRead more...", ["c4"])
 
     assert (text, reason) == (PROSE, None)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
+from data_prep.config import DataConfig
 from data_prep.encode import backend_parity as proof
 from data_prep.encode import backends as engines
 from data_prep.encode import parity_sample
@@ -142,9 +143,9 @@ def test_ids_that_do_not_spell_a_text_are_told_wherever_they_are(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=6), st.sampled_from([2, 4, 8, 64]))
-def test_each_first_meeting_of_kinds_is_found_once(raws, chunk):
+def test_each_first_meeting_of_kinds_is_found_once(raws: list[bytes], chunk: int) -> None:
     sample = parity_sample.ParitySample()
-    met = set()
+    met: set[tuple[int, int]] = set()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parity_sample, "CHUNK", chunk)
         for raw in raws:
@@ -156,7 +157,9 @@ def test_each_first_meeting_of_kinds_is_found_once(raws, chunk):
             met |= set(pairs)
 
 
-def test_an_engine_that_fails_the_hard_set_is_not_used(rules, monkeypatch, caplog):
+def test_an_engine_that_fails_the_hard_set_is_not_used(
+    rules: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setitem(engines.ENGINES, "gigatoken", lambda rules: Planted(rules, "\u0301", "lost"))
     engines.open_backend.cache_clear()
 
@@ -189,8 +192,13 @@ def test_both_engines_make_the_same_shards(corpus: Path, prepared: Callable[...,
 
 
 def test_an_engine_caught_while_encoding_is_replaced_before_a_shard_is_written(
-    corpus, config_of, tmp_path, prepared, monkeypatch, caplog
-):
+    corpus: Path,
+    config_of: Callable[..., DataConfig],
+    tmp_path: Path,
+    prepared: Callable[..., Manifest],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     (corpus / "books" / "99.txt").write_text("one line that ends with a trap ⌘ and continues")
     right = prepared(corpus, into="right", engine="tokenizers")
     monkeypatch.setitem(engines.ENGINES, "gigatoken", lambda rules: Planted(rules, " trap ⌘ and", "swapped"))

@@ -222,7 +222,7 @@ def test_the_lock_of_a_dead_process_is_broken_and_a_fresh_one_is_not(server: Ser
     assert not lock.exists()
 
 
-def test_an_address_without_a_scheme_is_refused(tmp_path):
+def test_an_address_without_a_scheme_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected an address such as https://"):
         cache_path(tmp_path, "example.org/books.txt")
 

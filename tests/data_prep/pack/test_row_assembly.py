@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
@@ -29,7 +30,7 @@ print(len(list((Path(sys.argv[2]) / "work").glob("*.arrow"))), manifest.content_
 """
 
 
-def test_rows_are_written_from_more_slices_than_descriptors_and_are_the_same(tmp_path):
+def test_rows_are_written_from_more_slices_than_descriptors_and_are_the_same(tmp_path: Path) -> None:
     with (tmp_path / "text.jsonl").open("w") as stream:
         for number in range(500):
             stream.write(json.dumps({"text": f"document {number} of many says {number * number}. " * 2}) + "\n")
@@ -47,15 +48,17 @@ def test_rows_are_written_from_more_slices_than_descriptors_and_are_the_same(tmp
     assert prepared("many", 1024) == [slices, digest]
 
 
-def test_rows_that_are_gathered_in_several_goes_are_those_of_the_plan():
+def test_rows_that_are_gathered_in_several_goes_are_those_of_the_plan() -> None:
     row_tokens, vocab_size = GATHER_TOKENS // (2 * BATCH_ROWS), 300
     rows = 4 * BATCH_ROWS + 3  # the first 128 at once, the next 128, the last 3
     random = np.random.default_rng(0)
     slices = [slice_of(random, lengths) for lengths in ([40, 7, 900], [3, 500], [row_tokens])]
     documents = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)]
     lengths = [40, 7, 3, 500, 900, row_tokens]
-    chosen = random.permuted(np.tile(np.arange(5), (rows, 1)), axis=1)
-    chosen = [[5] if number % 5 == 0 else row[: 1 + number % 5].tolist() for number, row in enumerate(chosen)]
+    shuffled = random.permuted(np.tile(np.arange(5), (rows, 1)), axis=1)
+    chosen: list[list[int]] = [
+        [5] if number % 5 == 0 else row[: 1 + number % 5].tolist() for number, row in enumerate(shuffled)
+    ]
     every = [document for row in chosen for document in row]
 
     plan = RowPlan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def part_of(path: Path, kind: Any) -> FilePart:
     return FilePart(file=0, location=str(path), start=0, end=size, columns=replace(TEXTS_ALONE, format=form))
 
 
-def as_documents(part):
+def as_documents(part: FilePart) -> Iterator[Document | Rejected]:
     number = itertools.count()
     for block in read_blocks(part):
         if isinstance(block, Texts):
@@ -63,7 +63,9 @@ def as_documents(part):
 
 
 @pytest.mark.parametrize("line", PECULIAR)
-def test_json_lines_give_the_same_documents_by_the_column_as_one_by_one(tmp_path, line, monkeypatch):
+def test_json_lines_give_the_same_documents_by_the_column_as_one_by_one(
+    tmp_path: Path, line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(record_blocks, "BLOCK_BYTES", 100)
     lines = [json.dumps({"text": text, "id": n}).encode() for n, text in enumerate(TEXTS)]
     path = tmp_path / "a.jsonl"

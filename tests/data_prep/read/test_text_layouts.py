@@ -152,7 +152,7 @@ def test_xml_is_read_in_the_encoding_that_the_source_gives(tmp_path: Path) -> No
     assert read(tmp_path / "a.xml", encoding="cp1252") == ([("Gänse",)], {})
 
 
-def test_an_encoding_that_does_not_exist_is_refused_with_the_configuration():
+def test_an_encoding_that_does_not_exist_is_refused_with_the_configuration() -> None:
     with pytest.raises(ValidationError, match="'latin-nine' is not a known encoding; expected one such as latin-1"):
         SourceConfig(path="x", encoding="latin-nine")
 

@@ -78,7 +78,9 @@ def test_a_conversation_that_was_joined_is_found_again_by_its_number(
     assert [row["content"] for row in shown["rows"]] == ["y user", "y assistant"]
 
 
-def test_a_file_that_would_not_fit_into_memory_is_refused_before_it_is_read(lines_file, monkeypatch):
+def test_a_file_that_would_not_fit_into_memory_is_refused_before_it_is_read(
+    lines_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("data_prep.read.column_choice.JOINED_BYTES", 10)
 
     with pytest.raises(DataError, match="held in memory"):

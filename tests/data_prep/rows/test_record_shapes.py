@@ -222,7 +222,9 @@ def test_a_weight_that_is_neither_0_nor_1_is_rejected(lines_file: Callable[..., 
         {**SAY, "content": [{"type": "text", "text": "a", "train": False}, {"type": "text", "text": "b"}]},
     ],
 )
-def test_a_turn_of_which_only_parts_are_trained_is_rejected(lines_file, message):
+def test_a_turn_of_which_only_parts_are_trained_is_rejected(
+    lines_file: Callable[..., Path], message: dict[str, Any]
+) -> None:
     assert turns(lines_file, {"messages": [ASK, message]}) == ["a turn that is only partly trained"]
 
 

@@ -76,7 +76,7 @@ def test_a_manifest_of_a_billion_rows_is_opened_and_gives_the_rows_of_any_step(t
 
 
 @pytest.fixture(scope="module")
-def many_shards(tmp_path_factory) -> Path:
+def many_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data of more shards and blocks than a reader keeps open: row r begins with its number in two ids."""
     folder = tmp_path_factory.mktemp("many")
     schema = row_schema(ROW_TOKENS, 32_000)
@@ -109,7 +109,7 @@ def block_of_rows(rows: np.ndarray) -> PackedRows:
     )
 
 
-def test_more_shards_than_descriptors_are_read_and_no_more_stay_mapped_than_are_allowed(many_shards):
+def test_more_shards_than_descriptors_are_read_and_no_more_stay_mapped_than_are_allowed(many_shards: Path) -> None:
     command = [sys.executable, "-c", READ_ALL_WITH_FEW_DESCRIPTORS, str(many_shards)]
 
     said = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -121,7 +121,9 @@ def test_more_shards_than_descriptors_are_read_and_no_more_stay_mapped_than_are_
     assert maps <= OPEN_SHARDS + OPEN_BLOCKS and descriptors < 16
 
 
-def test_rows_read_by_several_threads_from_shards_that_are_closed_meanwhile_are_the_rows_asked_for(many_shards):
+def test_rows_read_by_several_threads_from_shards_that_are_closed_meanwhile_are_the_rows_asked_for(
+    many_shards: Path,
+) -> None:
     manifest = read_manifest(many_shards)
     reader = ShardReader(many_shards, manifest, "train")
     random = np.random.default_rng(0)
@@ -132,23 +134,27 @@ def test_rows_read_by_several_threads_from_shards_that_are_closed_meanwhile_are_
 
     for rows, batch in zip(asked, found, strict=True):
         assert (batch.input_ids[:, 0] + 1000 * batch.input_ids[:, 1] == rows).all()
-        assert reader.trained_tokens(rows) == batch.loss_mask.sum() == (ROW_TOKENS - 1 - rows % ROW_TOKENS).sum()
+        assert (
+            reader.trained_tokens(rows.tolist()) == batch.loss_mask.sum() == (ROW_TOKENS - 1 - rows % ROW_TOKENS).sum()
+        )
         assert [lengths.tolist() for lengths in batch.piece_tokens] == [[ROW_TOKENS]] * len(rows)
     assert reader.pieces(int(asked[0][0]))[0].position == asked[0][0]
 
 
-def test_a_block_is_hashed_once_though_its_shard_was_closed_meanwhile(many_shards):
+def test_a_block_is_hashed_once_though_its_shard_was_closed_meanwhile(many_shards: Path) -> None:
     reader = ShardReader(many_shards, read_manifest(many_shards), "train")
     reader.rows(range(len(reader)))
 
     reader.shard.cache_clear()
 
     assert len(reader.checked) == SMALL_SHARDS
-    assert all(block in reader.open_shard(number).checked for number in (0, SMALL_SHARDS - 1) for block in range(5))
+    for number in (0, SMALL_SHARDS - 1):
+        checked = reader.open_shard(number).checked
+        assert checked is not None and all(block in checked for block in range(5))
 
 
 @pytest.mark.parametrize("row", [-1, SMALL_SHARDS * BLOCKS * BLOCK_ROWS])
-def test_a_row_that_the_split_does_not_have_is_an_error(many_shards, row):
+def test_a_row_that_the_split_does_not_have_is_an_error(many_shards: Path, row: int) -> None:
     reader = ShardReader(many_shards, read_manifest(many_shards), "train")
 
     for read in (reader.rows, reader.trained_tokens):

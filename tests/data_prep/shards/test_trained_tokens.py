@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,14 @@ import numpy as np
 import pytest
 
 from cluster.errors import DataError
-from data_prep.shards import ShardReader, read_manifest
+from data_prep.shards import Manifest, ShardReader, read_manifest
 from data_prep.shards.trained_tokens import NAME
 from data_prep.shards.writing import write_manifest
 from data_prep.verify import verify
 
 
 @pytest.fixture
-def data(prepared, corpus, tmp_path) -> Path:
+def data(prepared: Callable[..., Manifest], corpus: Path, tmp_path: Path) -> Path:
     prepared(corpus, shard_rows=16)
     return tmp_path / "data"
 
@@ -36,7 +37,7 @@ def counts_of(folder: Path) -> list[int]:
     return [reader.trained_tokens([row]) for row in range(len(reader))]
 
 
-def test_the_file_has_the_trained_tokens_of_every_row_and_is_listed(data):
+def test_the_file_has_the_trained_tokens_of_every_row_and_is_listed(data: Path) -> None:
     manifest = read_manifest(data)
     masks = ShardReader(data, manifest, "train").rows(range(manifest.rows("train"))).loss_mask
 
@@ -44,7 +45,9 @@ def test_the_file_has_the_trained_tokens_of_every_row_and_is_listed(data):
     assert f"train/{NAME}" in {item.path for item in manifest.others}
 
 
-def test_older_data_without_the_file_has_the_same_counts_and_is_not_prepared_again(data, prepared, corpus):
+def test_older_data_without_the_file_has_the_same_counts_and_is_not_prepared_again(
+    data: Path, prepared: Callable[..., Manifest], corpus: Path
+) -> None:
     counts = counts_of(data)
     make_older(data)
     before = (data / "manifest.json").read_bytes()
@@ -55,7 +58,7 @@ def test_older_data_without_the_file_has_the_same_counts_and_is_not_prepared_aga
     assert (data / "manifest.json").read_bytes() == before
 
 
-def test_a_wrong_count_is_noticed_when_its_row_is_read_and_verify_names_the_file(data):
+def test_a_wrong_count_is_noticed_when_its_row_is_read_and_verify_names_the_file(data: Path) -> None:
     path = data / "train" / NAME
     counts = np.load(path, mmap_mode="r+")
     counts[17] += 1
@@ -78,7 +81,9 @@ def test_a_wrong_count_is_noticed_when_its_row_is_read_and_verify_names_the_file
         (lambda whole: whole.replace(b"), }", b"),  "), "not an array of"),
     ],
 )
-def test_a_file_that_is_cut_or_of_another_kind_is_named_when_the_split_is_opened(data, damage, says):
+def test_a_file_that_is_cut_or_of_another_kind_is_named_when_the_split_is_opened(
+    data: Path, damage: Callable[[bytes], bytes], says: str
+) -> None:
     path = data / "train" / NAME
     path.write_bytes(damage(path.read_bytes()))
 
@@ -86,7 +91,9 @@ def test_a_file_that_is_cut_or_of_another_kind_is_named_when_the_split_is_opened
         ShardReader(data, read_manifest(data), "train")
 
 
-def test_a_file_that_is_missing_is_written_again_by_preparing(data, prepared, corpus):
+def test_a_file_that_is_missing_is_written_again_by_preparing(
+    data: Path, prepared: Callable[..., Manifest], corpus: Path
+) -> None:
     path = data / "train" / NAME
     whole = path.read_bytes()
     path.unlink()
