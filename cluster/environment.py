@@ -1,6 +1,6 @@
 """What the environment and the host say: this process's rank, its GPUs, CPUs and memory, its Slurm job.
 
-No other module but cluster/ray_cluster.py reads environment variables: Ray takes its own from there.
+No other module but cluster/launching/ray_cluster.py reads environment variables: Ray takes its own from there.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from cluster.heartbeat_files import (
     starts_so_far,
     sweep_local_folders,
 )
-from cluster.local_launcher import die_with_parent
+from cluster.launching.local_launcher import die_with_parent
 from cluster.paths import RunPaths
 from cluster.processes import started_at
 

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from cluster.errors import ClusterError, ShardlineError
-from cluster.ray_cluster import ray_cluster
+from cluster.launching.ray_cluster import ray_cluster
 
 log = logging.getLogger(__name__)
 

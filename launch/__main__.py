@@ -15,7 +15,7 @@ from typing import NoReturn
 from cluster.environment import World, read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, DamagedRowsError, ShardlineError, exit_code_of
 from cluster.journal import set_up_logging
-from cluster.stop_request import ignore_signals
+from cluster.launching.stop_request import ignore_signals
 from cluster.versions import as_text, versions
 from launch.wording import with_run_named
 

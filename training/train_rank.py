@@ -15,8 +15,8 @@ from cluster.environment import World, free_memory_bytes
 from cluster.errors import EXIT_FAILED, ClusterError, ConfigError, DamagedRowsError, exit_code_of
 from cluster.heartbeat import Heartbeat
 from cluster.journal import Journal
+from cluster.launching.stop_request import StopFlag
 from cluster.paths import RunPaths
-from cluster.stop_request import StopFlag
 from cluster.versions import as_text, versions
 from data_prep.shards import ShardReader, check_shards, read_manifest
 from training.checkpoints.async_save import SavePolicy

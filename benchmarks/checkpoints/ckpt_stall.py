@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cluster.local_launcher import run_ranks
+from cluster.launching.local_launcher import run_ranks
 
 RANKS, ROUNDS = 2, 5
 

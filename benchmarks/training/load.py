@@ -28,7 +28,7 @@ SMALL_BUCKETS = 1_000_000  # the templates' own are for GPUs: gigabytes
 
 
 def main() -> None:
-    from cluster.local_launcher import run_ranks
+    from cluster.launching.local_launcher import run_ranks
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

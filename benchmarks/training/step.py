@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.training.step_work import SHAPES
-from cluster.local_launcher import run_ranks
+from cluster.launching.local_launcher import run_ranks
 
 VARIANTS = ("shardline", "shardline as before", "trainer", "ddp")
 RANKS, ROUNDS, STEPS, FIRST = 2, 3, 4, 1  # the first steps of a start are not counted

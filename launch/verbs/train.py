@@ -12,9 +12,9 @@ from cluster.disk.run_lock import hold_run, hold_run_for_rank
 from cluster.environment import LOCK, World, allocation_end, cpu_count, enter_world, gpu_count, read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
 from cluster.journal import world_size_at
-from cluster.local_launcher import run_ranks
+from cluster.launching.local_launcher import run_ranks
+from cluster.launching.stop_request import StopFlag
 from cluster.restart_limit import note_interruption, note_launch
-from cluster.stop_request import StopFlag
 from data_prep.shards import check_shards, read_manifest
 from launch.config import RunConfig
 from launch.saved_config import saved_text

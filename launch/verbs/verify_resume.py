@@ -23,7 +23,7 @@ from cluster.config_loading import dump_yaml
 from cluster.disk.atomic_files import digest_of, write_json, write_text
 from cluster.errors import ConfigError
 from cluster.journal import read_lines
-from cluster.local_launcher import die_with_parent
+from cluster.launching.local_launcher import die_with_parent
 from cluster.paths import RunPaths
 from data_prep.shards import read_manifest
 from launch.config import RunConfig

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cluster.local_launcher import run_ranks
+from cluster.launching.local_launcher import run_ranks
 from data_prep.config import DataConfig
 from data_prep.prepare import prepare
 from data_prep.shards import read_manifest

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import settings
 
 from cluster.journal import read_events, read_lines
-from cluster.local_launcher import run_ranks
+from cluster.launching.local_launcher import run_ranks
 from cluster.paths import RunPaths
 from data_prep.shards import SPLITS, Manifest, Piece, template_digest, tokenizer_digest
 from data_prep.shards.writing import PackedRow, PackedRows, row_schema, write_manifest, write_shard, write_split_files
@@ -30,7 +30,7 @@ settings.load_profile("no clock")
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).parent / "rank_programs"
 FAULTY = PROGRAMS / "faulty.py"
-TWO_RANKS = "import sys; from cluster.local_launcher import run_ranks; sys.exit(run_ranks(sys.argv[1:], 2))"
+TWO_RANKS = "import sys; from cluster.launching.local_launcher import run_ranks; sys.exit(run_ranks(sys.argv[1:], 2))"
 ROW_TOKENS = 64
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from cluster.errors import CheckpointError
 from cluster.journal import read_lines
-from cluster.local_launcher import run_ranks
+from cluster.launching.local_launcher import run_ranks
 from data_prep.shards import ShardReader, read_manifest
 from launch.__main__ import main
 from tests.training.rank_programs.bits import read_weights

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.stop_request import MARGIN_S, SIGNALS, StopFlag
+from cluster.launching.stop_request import MARGIN_S, SIGNALS, StopFlag
 
 
 @pytest.fixture(autouse=True)

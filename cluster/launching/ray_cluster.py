@@ -17,7 +17,7 @@ from cluster.errors import ClusterError
 
 CONNECT_TIMEOUT_S = 10.0
 JOIN_TIMEOUT_S = 300.0  # of all hosts: a loaded file system can take minutes to import Ray on many
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OBJECT_STORE_BYTES = 256 * 2**20  # only plans travel through it; the data goes over the disk
 
 

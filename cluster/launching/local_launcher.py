@@ -16,7 +16,7 @@ from types import FrameType
 
 from cluster.environment import World, child_environment, free_port, rank_variables
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION
-from cluster.stop_request import SIGNALS
+from cluster.launching.stop_request import SIGNALS
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local_launcher import combined, run_ranks, start_rank
+from cluster.launching.local_launcher import combined, run_ranks, start_rank
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def ranks(code: str, size: int) -> int:
@@ -23,7 +23,7 @@ def ranks(code: str, size: int) -> int:
 
 def launcher_of(rank_code: str) -> subprocess.Popen[bytes]:
     """Start a process that runs `rank_code` as two ranks."""
-    code = f"import sys; from cluster.local_launcher import run_ranks; run = [sys.executable, '-c', {rank_code!r}]"
+    code = f"import sys; from cluster.launching.local_launcher import run_ranks; run = [sys.executable, '-c', {rank_code!r}]"
     return subprocess.Popen([sys.executable, "-c", f"{code}; sys.exit(run_ranks(run, 2))"], cwd=ROOT)
 
 
@@ -43,7 +43,7 @@ def test_one_exit_code_says_most_about_all_ranks(codes: list[int], expected: int
 
 
 def test_a_rank_that_dies_takes_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.local_launcher.GRACE_S", 0.2)
+    monkeypatch.setattr("cluster.launching.local_launcher.GRACE_S", 0.2)
     assert ranks("rank == 1 and os.kill(os.getpid(), signal.SIGKILL); time.sleep(600)", 2) == 1
 
 
@@ -85,7 +85,7 @@ def test_a_signal_while_ranks_are_started_ends_those_that_are_there(monkeypatch:
         os.kill(os.getpid(), signal.SIGUSR2)
         return started[-1]
 
-    monkeypatch.setattr("cluster.local_launcher.start_rank", start_one)
+    monkeypatch.setattr("cluster.launching.local_launcher.start_rank", start_one)
     assert ranks("signal.pause()", 3) == 75
     assert len(started) == 1 and started[0].returncode is not None
 
