@@ -23,7 +23,8 @@ def ranks(code: str, size: int) -> int:
 
 def launcher_of(rank_code: str) -> subprocess.Popen[bytes]:
     """Start a process that runs `rank_code` as two ranks."""
-    code = f"import sys; from cluster.launching.local_launcher import run_ranks; run = [sys.executable, '-c', {rank_code!r}]"
+    imports = "import sys; from cluster.launching.local_launcher import run_ranks"
+    code = f"{imports}; run = [sys.executable, '-c', {rank_code!r}]"
     return subprocess.Popen([sys.executable, "-c", f"{code}; sys.exit(run_ranks(run, 2))"], cwd=ROOT)
 
 
