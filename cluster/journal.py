@@ -190,11 +190,11 @@ class Journal:
         if self.stream is not None:
             log.info("step %d/%d  validation loss %.4f", step, self.total_steps, loss)
 
-    def roll_back(self, to_step: int, failed_step: int, barred: Sequence[int]) -> None:
-        """Report a rollback from `failed_step` to `to_step`; `barred` steps (from 0) are excluded from now on."""
+    def roll_back(self, to_step: int, failed_step: int, excluded: Sequence[int]) -> None:
+        """Report a rollback from `failed_step` to `to_step`; the `excluded` steps (from 0) are never taken again."""
         self.reopen(to_step)
-        numbers = [step + 1 for step in barred]
-        self.event("rollback", step=to_step, failed_step=failed_step, barred=numbers)
+        numbers = [step + 1 for step in excluded]
+        self.event("rollback", step=to_step, failed_step=failed_step, barred=numbers)  # the key in the file's format
         if self.stream is not None:
             log.warning("rolled back from step %d to step %d; excluded steps: %s", failed_step, to_step, numbers)
         self.phase("data", to_step)

@@ -68,7 +68,7 @@ def test_a_rollback_takes_back_the_lines_of_the_steps_and_tells_which_were_left_
     for step in (1, 2, 3):
         journal.step(line(step))
     journal.skip(3, "loss is nan", rows=[7, 4])
-    journal.roll_back(1, failed_step=3, barred=[1, 2])
+    journal.roll_back(1, failed_step=3, excluded=[1, 2])
     journal.step(line(2, loss=9.0))
     assert [(entry["step"], entry["loss"]) for entry in read_lines(paths.metrics)] == [(1, 1.0), (2, 9.0)]
     _, skip, rollback = read_events(paths)
@@ -109,7 +109,7 @@ def test_only_the_first_rank_writes(tmp_path: Path) -> None:
     journal.begin(first_step=0, total_steps=2)
     journal.step(line(1))
     journal.skip(2, "loss is nan", rows=[3])
-    journal.roll_back(0, failed_step=2, barred=[1])
+    journal.roll_back(0, failed_step=2, excluded=[1])
     journal.end("done", exit_code=0)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Long work tells how far it is; Ctrl-C ends it with one line, and nothing of it goes on."""
+"""Long work reports its progress; Ctrl-C ends it with one line, and no process of it remains."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_lines(folder / "run" / "metrics.jsonl")]
 
 
-def test_a_run_killed_on_the_gpu_goes_on_as_the_one_that_was_not(
+def test_a_run_killed_on_the_gpu_continues_as_the_one_that_was_not(
     tmp_path: Path, run_yaml: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Any] = {"steps": 16, "save_every_steps": 4, "validation_rows": 4}

@@ -321,7 +321,7 @@ ANSWER_TOKENS = 64
 def answers_of(folder: Path) -> list[list[int]]:
     """Return what a user's transformers makes of the folder's prompts: their ids and a greedy answer's, in fp32.
 
-    A prompt is a text to go on from, or the messages of a chat. What ends an answer is the folder's own.
+    A prompt is a text to continue, or the messages of a chat. What ends an answer is the folder's own.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -114,7 +114,7 @@ def test_a_job_trains_one_run_on_both_hosts_to_its_last_step(whole_run: tuple[An
     assert len(losses(job)) == STEPS
 
 
-def test_a_requeued_job_goes_on_where_it_was_with_the_same_losses_to_the_bit(
+def test_a_requeued_job_continues_where_it_was_with_the_same_losses_to_the_bit(
     start: Callable[..., Any], whole_run: tuple[Any, str]
 ) -> None:
     job = start(steps=STEPS)
@@ -166,7 +166,7 @@ def test_a_rank_that_hangs_on_one_host_is_named_and_the_ranks_start_again_in_the
     assert losses(job) == losses(whole_run[0])
 
 
-def test_a_job_whose_host_loses_its_power_is_requeued_and_goes_on_from_its_newest_checkpoint(
+def test_a_job_whose_host_loses_its_power_is_requeued_and_continues_from_its_newest_checkpoint(
     slurm: Any, start: Callable[..., Any], whole_run: tuple[Any, str]
 ) -> None:
     job = start(steps=STEPS, save_every_steps=5, hang_timeout_s=5.0)
@@ -184,7 +184,7 @@ def test_a_job_whose_host_loses_its_power_is_requeued_and_goes_on_from_its_newes
     assert losses(job) == losses(whole_run[0])
 
 
-def test_a_host_whose_network_cable_is_pulled_is_named_and_once_it_is_back_the_job_goes_on(
+def test_a_host_whose_network_cable_is_pulled_is_named_and_once_it_is_back_the_job_continues(
     slurm: Any, start: Callable[..., Any], whole_run: tuple[Any, str]
 ) -> None:
     job = start(steps=STEPS, save_every_steps=5, hang_timeout_s=5.0)

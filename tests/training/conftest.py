@@ -99,7 +99,7 @@ def uneven_shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @dataclass(frozen=True)
 class Trial:
-    """What the ranks of one world left behind: see ranks.py."""
+    """What the ranks of one world wrote: see ranks.py."""
 
     folder: Path
     world_size: int

@@ -137,7 +137,7 @@ ODD = [empty, half, binary, deep, folder, fifo, dangling, other_types, ahead]
 
 @pytest.mark.parametrize("name", ["host-h0.json", "host-h1.json", ALL_RANKS, "host-h9.json", "host-h1.json.new"])
 @pytest.mark.parametrize("spoil", ODD, ids=lambda spoil: spoil.__name__)
-def test_whatever_lies_under_a_heartbeat_s_name_the_watch_goes_on(
+def test_whatever_lies_under_a_heartbeat_s_name_the_watch_continues(
     hosts: Hosts, spoil: Callable[[Path], None], name: str
 ) -> None:
     hosts.look()

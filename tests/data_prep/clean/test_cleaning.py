@@ -97,7 +97,7 @@ def test_private_data_is_kept_replaced_or_dropped_by_kind() -> None:
     assert cleaner.changed == {"email": 2, "documents with private data": 1}
 
 
-def test_what_is_mended_in_a_rejected_document_is_not_counted() -> None:
+def test_what_is_repaired_in_a_rejected_document_is_not_counted() -> None:
     cleaner = Cleaner(CleaningConfig.model_validate({"private": {"email": "replace"}, "min_chars": 30}))
 
     cleaner.cleaned(Document(0, "text", (Turn("text", "itâ€™s me@x.org"),)))

@@ -59,7 +59,7 @@ def test_a_file_arrives_whole_whatever_the_server_does_first(
     assert server.requests == len(faults) + (0 if faults[-1:] in (["whole"], ["changed"]) else 1)
 
 
-def test_an_attempt_goes_on_where_the_last_one_ended(server: Server, download: Download) -> None:
+def test_an_attempt_continues_where_the_last_one_ended(server: Server, download: Download) -> None:
     server.faults = ["short", "short"]
 
     fetch(download)

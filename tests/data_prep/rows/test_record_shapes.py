@@ -324,7 +324,7 @@ def test_numbered_columns_that_are_called_something_said_are_a_dialogue(
 
 
 @pytest.mark.parametrize("row", [{"turn1": "a", "turn2": " ", "turn3": "c"}, {"dialog": ["a", "", "c"]}])
-def test_an_empty_turn_between_others_is_rejected_for_nobody_knows_who_goes_on(
+def test_an_empty_turn_between_others_is_rejected_for_nobody_knows_who_continues(
     lines_file: Callable[..., Path], row: dict[str, Any]
 ) -> None:
     assert turns(lines_file, row) == ["an empty turn between others"]

@@ -81,7 +81,7 @@ FAULTS = {  # and what is said of each
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.slow
-def test_a_save_that_fails_is_told_and_leaves_nothing_and_training_goes_on_to_the_next(
+def test_a_save_that_fails_is_told_and_leaves_nothing_and_training_continues_to_the_next(
     faulty: Told, fault: str
 ) -> None:
     notes = faulty.notes()
@@ -109,7 +109,7 @@ def test_a_checkpoint_that_cannot_be_removed_has_lost_its_name_all_the_same(faul
 
 
 @pytest.mark.slow
-def test_training_goes_on_while_nothing_moves_on_the_disk_and_the_save_that_was_due_follows(
+def test_training_continues_while_nothing_moves_on_the_disk_and_the_save_that_was_due_follows(
     tell: Callable[..., Told], tmp_path: Path
 ) -> None:
     told = tell(tmp_path, "slow")
@@ -127,7 +127,7 @@ def test_the_third_save_in_a_row_that_fails_ends_the_run_on_all_ranks(
 ) -> None:
     told = tell(tmp_path, "broken")
     assert told.code == 2
-    assert [note["name"] for note in told.notes()] == ["went on", "went on"]
+    assert [note["name"] for note in told.notes()] == ["resumed", "resumed"]
     assert told.log.count("3 saves in a row have failed; make room or fix the disk") == 2  # by both ranks
 
 

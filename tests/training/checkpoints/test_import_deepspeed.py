@@ -63,7 +63,7 @@ def test_weights_and_moments_are_those_that_deepspeed_says_it_has(native: Path, 
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_deepspeeds_checkpoint_on_another_number_of_ranks(
+def test_a_run_continues_from_deepspeeds_checkpoint_on_another_number_of_ranks(
     native: Path, tmp_path: Path, run_yaml: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     yaml = run_yaml(tmp_path, steps=5, precision="fp32")

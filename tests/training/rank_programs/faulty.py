@@ -44,7 +44,7 @@ IN_FORWARD: dict[str, Callable[[Any], Any]] = {
     "leave": leave,
 }
 SLOW_SAVE_S = 8.0
-STEP_S = 0.1  # a beat comes each second: steps must be seen to go on before something happens to one
+STEP_S = 0.1  # a beat comes each second: steps must be seen to advance before something happens to one
 
 
 def plant(fault: str, first: int, last: int) -> None:

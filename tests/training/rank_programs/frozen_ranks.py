@@ -35,7 +35,7 @@ def whole_weights(engine: Any) -> dict[str, Any]:
 
 
 def steps(trials: Trials, trial: str, template: Mapping[str, Any], train: Mapping[str, Any]) -> None:
-    """Keep a start, two steps, and the next step of a second engine that goes on from a checkpoint."""
+    """Keep a start, two steps, and the next step of a second engine that resumes from a checkpoint."""
     from training.checkpoints.async_save import SavePolicy
     from training.checkpoints.checkpoint import Checkpoints
     from training.config import LoraConfig

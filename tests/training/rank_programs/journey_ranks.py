@@ -1,4 +1,4 @@
-"""One rank of a life in a run that goes on in another world, under another template: see test_journey.
+"""One rank of an attempt of a run that resumes with another world size, under another template: see test_journey.
 
 python tests/training/rank_programs/journey_ranks.py OUTPUT MODEL SHARDS CHECKPOINTS TEMPLATE STEPS
 """
@@ -17,7 +17,7 @@ GLOBAL_BATCH = 12  # for 1, 2, 3 and 4 ranks
 
 
 def main(output: str, model: str, shards: str, checkpoints: str, template: str, steps: str) -> None:
-    """Go on for some steps, and keep the whole state as it was loaded and as it was saved."""
+    """Take some steps, and keep the whole state as it was loaded and as it was saved."""
     world = read_world()
     assert world is not None
     enter_world(world)

@@ -112,7 +112,7 @@ def begin_life(place: Place, rank: int, size: int, number: int) -> tuple[PlainEn
 
 
 def live(place: Place, rank: int, size: int, number: int) -> None:
-    """Go on from the newest checkpoint to the last step."""
+    """Resume from the newest checkpoint and train to the last step."""
     engine, checkpoints = begin_life(place, rank, size, number)
     engines: Any = engine
     progress = checkpoints.restore(engines)
@@ -275,7 +275,7 @@ def broken(place: Place, rank: int) -> None:
     trial.rule("write .safetensors errno 28 0")
     while True:
         trial.save()
-        trial.note("went on")
+        trial.note("resumed")
 
 
 def broken_at_the_end(place: Place, rank: int) -> None:

@@ -57,7 +57,7 @@ def collect(engine: Any) -> dict[str, Any]:
 
 
 def put(engine: Any, whole: Mapping[str, Any], updates: int) -> None:
-    """Go on from another engine's state."""
+    """Resume from another engine's state."""
     for part in engine.parts(writing=True):
         for kind in KINDS:
             part.values[kind].copy_(whole[f"{kind}.{part.name}"][part.start : part.stop])
@@ -87,7 +87,7 @@ def begin(trials: Trials, trial: str, engine: Any, batches: Any, origin: Any) ->
 
 
 def switches(trials: Trials, chosen: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, Any], precision: str) -> None:
-    """Keep what happens to a run that begins under one template and goes on under another."""
+    """Keep what happens to a run that begins under one template and resumes under another."""
     new = {"new": {"model_type": "gpt2", "config": sizes}}
     train = {"micro_batch_rows": 1, "global_batch_rows": ROWS, "precision": precision, "weight_decay": 0.1}
     engines = {name: trials.engine(new, template, **train) for name, template in chosen.items()}

@@ -99,7 +99,7 @@ def test_restarted_run_is_not_quiet_while_it_loads(paths: RunPaths) -> None:
     assert found["state"].startswith("running or killed") and found["starts"] == "2, restarts: 1"
 
 
-def test_stopped_run_says_why_and_goes_on(paths: RunPaths) -> None:
+def test_stopped_run_says_why_and_continues(paths: RunPaths) -> None:
     write_run(paths, [start(0, 0), end(9, 8, "signal SIGUSR2", 75)], steps=8)
     found = facts(paths, at=9)
     assert found["state"].startswith("ended early: signal SIGUSR2 (exit code 75)")

@@ -55,7 +55,7 @@ def test_a_step_whose_loss_leaps_is_skipped_with_its_rows_named(short_run: Calla
     assert [line["step"] for line in run.metrics() if "skipped" in line] == [21]
 
 
-def test_a_rank_that_leaves_ends_the_others_and_the_next_start_goes_on(short_run: Callable[..., Any]) -> None:
+def test_a_rank_that_leaves_ends_the_others_and_the_next_start_continues(short_run: Callable[..., Any]) -> None:
     run = short_run(steps=STEPS, save_every_steps=8)
     assert run.start_with("leave", 12, 12).wait() == 1
     assert "rank 1 ended with exit code 3" in run.log.read_text()

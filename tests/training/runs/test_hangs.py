@@ -29,7 +29,7 @@ def report_of(run: Any) -> str:
     return str(path.read_text())
 
 
-def test_a_stopped_rank_is_named_and_ended_and_the_run_goes_on_as_if_nothing_had_been(
+def test_a_stopped_rank_is_named_and_ended_and_the_run_continues_as_if_nothing_had_been(
     short_run: Callable[..., Any], undisturbed: Any
 ) -> None:
     run = short_run(steps=STEPS, save_every_steps=10, hang_timeout_s=TIMEOUT_S)

@@ -139,7 +139,7 @@ def assert_saved_where_it_ended(run: Any) -> None:
     assert newest_checkpoint(run.paths.checkpoints).name == f"step-{last:06d}"
 
 
-def test_a_run_goes_on_on_a_host_of_another_name_whose_clock_is_a_day_behind(
+def test_a_run_continues_on_a_host_of_another_name_whose_clock_is_a_day_behind(
     new_run: Callable[..., Any], undisturbed_fp32: Any
 ) -> None:
     run = new_run("fp32")
@@ -166,7 +166,7 @@ def date_ahead(folder: Path, ahead: timedelta) -> None:
         os.utime(path, (written, written))
 
 
-def test_a_run_goes_on_with_fewer_and_with_more_ranks(new_run: Callable[..., Any], undisturbed_fp32: Any) -> None:
+def test_a_run_continues_with_fewer_and_with_more_ranks(new_run: Callable[..., Any], undisturbed_fp32: Any) -> None:
     run = new_run("fp32")
     run.kill_when(saved(4), ranks=2)
     run.kill_when(saved(8), ranks=1)

@@ -87,7 +87,9 @@ def test_what_is_trained_takes_the_steps_of_plain_torch(
 
 @pytest.mark.parametrize("template", ["zero3", "zero3_offload_cpu"])
 @pytest.mark.parametrize("kind", ["freeze", "lora"])
-def test_a_run_goes_on_from_a_checkpoint_that_holds_only_what_is_trained(trial: Any, kind: str, template: str) -> None:
+def test_a_run_continues_from_a_checkpoint_that_holds_only_what_is_trained(
+    trial: Any, kind: str, template: str
+) -> None:
     undisturbed, continued = trial.facts(f"{kind}-{template}")["next"]
     assert continued == undisturbed
 

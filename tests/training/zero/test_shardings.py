@@ -78,7 +78,7 @@ def test_a_step_that_is_refused_changes_not_a_bit(trial: Any, ranks: int, templa
 
 @pytest.mark.parametrize("switch", EVERY_SWITCH, ids="-to-".join)
 @pytest.mark.parametrize("precision", TOLERANCE)
-def test_a_run_goes_on_under_another_template_with_every_bit(
+def test_a_run_continues_under_another_template_with_every_bit(
     trial: Any, ranks: int, switch: tuple[str, str], precision: str
 ) -> None:
     first, second = switch
