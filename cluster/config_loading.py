@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from cluster.errors import ConfigError
+from cluster.wording import count_of
 
 PathValue = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
 
@@ -44,7 +45,7 @@ def validate(model: type[Model], values: Mapping[str, Any], source: str) -> Mode
         return model.model_validate(values)
     except ValidationError as error:
         lines = [describe(problem, model) for problem in error.errors()]
-        raise ConfigError("\n  ".join([f"{source}: {count_of(len(lines))} to fix", *lines])) from None
+        raise ConfigError("\n  ".join([f"{source}: {count_of(len(lines), 'problem')} to fix", *lines])) from None
 
 
 def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -158,7 +159,3 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := section_of(part))), None)
-
-
-def count_of(problems: int) -> str:
-    return "1 problem" if problems == 1 else f"{problems} problems"

@@ -135,7 +135,7 @@ def disk_line(root: Path, plan: Plan) -> str:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise ConfigError(
-            f"train.keep_last, train.keep_every_steps: {saves} checkpoints at a time take {needed / 1e9:.1f} GB,"
+            f"train.keep_last, train.keep_every_steps: {count_of(saves, 'checkpoint')} at a time take {needed / 1e9:.1f} GB,"
             f" {there} has {free / 1e9:.1f} GB free; keep fewer, or choose another folder"
         )
-    return f"disk           {saves} checkpoints at a time take {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free"
+    return f"disk           {count_of(saves, 'checkpoint')} at a time take {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free"

@@ -9,6 +9,7 @@ from cluster.disk.atomic_files import PARTIAL, fsync_path
 from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run
 from cluster.errors import EXIT_DONE, EXIT_USER_ACTION, CheckpointError
+from cluster.wording import count_of
 from data_prep.shards import read_manifest
 from launch.config import RunConfig
 from launch.saved_config import origin_of, save_config
@@ -75,7 +76,9 @@ def verify(run: RunConfig, options: argparse.Namespace) -> int:
             if isinstance(error, DamagedError):
                 say(f"  next: `shardline train {as_typed(options)}` sets it aside and uses an older one")
         else:
-            say(f"{folder}: {commit.bytes:,} bytes in {len(commit.files)} files, every byte is as it was committed")
+            say(
+                f"{folder}: {commit.bytes:,} bytes in {count_of(len(commit.files), 'file')}, every byte is as it was committed"
+            )
     return code
 
 
