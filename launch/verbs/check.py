@@ -133,9 +133,10 @@ def disk_line(root: Path, plan: Plan) -> str:
     needed = saves * plan.checkpoint_bytes
     there = next(folder for folder in [root, *root.absolute().parents] if folder.exists())
     free = shutil.disk_usage(there).free
+    kept = count_of(saves, "checkpoint")
     if needed > free:
         raise ConfigError(
-            f"train.keep_last, train.keep_every_steps: {count_of(saves, 'checkpoint')} at a time take {needed / 1e9:.1f} GB,"
+            f"train.keep_last, train.keep_every_steps: {kept} at a time take {needed / 1e9:.1f} GB,"
             f" {there} has {free / 1e9:.1f} GB free; keep fewer, or choose another folder"
         )
-    return f"disk           {count_of(saves, 'checkpoint')} at a time take {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free"
+    return f"disk           {kept} at a time take {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free"

@@ -76,9 +76,8 @@ def verify(run: RunConfig, options: argparse.Namespace) -> int:
             if isinstance(error, DamagedError):
                 say(f"  next: `shardline train {as_typed(options)}` sets it aside and uses an older one")
         else:
-            say(
-                f"{folder}: {commit.bytes:,} bytes in {count_of(len(commit.files), 'file')}, every byte is as it was committed"
-            )
+            files = count_of(len(commit.files), "file")
+            say(f"{folder}: {commit.bytes:,} bytes in {files}, every byte is as it was committed")
     return code
 
 
