@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from cluster.errors import ClusterError, ShardlineError
@@ -206,16 +206,32 @@ def stalled_on_ray(stall_s: float) -> str:
 
 
 def submit(pool: ProcessPoolExecutor, function: Callable[[Item], Result], item: Item) -> Future[Result]:
-    """Submit an item to a pool; a process that the pool starts for it ignores Ctrl-C.
-
-    A terminal sends SIGINT to every process, and each worker would print a traceback. A process inherits its blocked
-    signals from the thread that starts it, so a worker never receives SIGINT; in this process it is only delayed.
-    """
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    """Submit an item to a pool; a process that the pool starts for it ignores Ctrl-C."""
+    with delayed_interrupt():
         return pool.submit(function, item)
+
+
+@contextmanager
+def delayed_interrupt() -> Iterator[None]:
+    """Delay Ctrl-C until the end of the block; processes that are started in it never receive it.
+
+    A terminal sends SIGINT to every process, and each worker would print a traceback. A process inherits the blocked
+    signals of the thread that starts it, so blocking SIGINT here keeps it from the workers. It does not keep it from
+    this process: the kernel may deliver it to another thread, and Python then runs the handler in the main thread, in
+    the middle of starting a worker. So the handler is replaced as well.
+    """
+    received: list[tuple[int, FrameType | None]] = []
+    is_main = threading.current_thread() is threading.main_thread()  # only it may set handlers, and only it runs them
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, lambda *received_now: received.append(received_now)) if is_main else None
+    try:
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if received and callable(handler):
+            handler(*received[0])
 
 
 def in_order(
