@@ -15,7 +15,7 @@ Ends = Callable[[], npt.NDArray[np.uint8]]  # `line_ends` of a tokenizer, when i
 
 LINE, PARAGRAPH = 1, 2  # what the text of a token ends
 NEWLINES = ("Ċ", "\n", "<0x0A>")  # as byte-level, plain and byte-fallback vocabularies write it
-TURN_SHARE = 2  # of a row: so much a split leaves empty to end at a turn, for an answer belongs to what was asked
+TURN_SHARE = 2  # of a row: a split may leave so much empty to end at a turn, since an answer belongs with its question
 NEAR_SHARE = 128  # of a row
 
 
@@ -80,7 +80,7 @@ def best_places(after_lines: Integers, paragraphs: npt.NDArray[np.bool_], near: 
 
 
 def next_start(limit: int, choices: list[tuple[Integers, int]]) -> int:
-    """Return the last place up to `limit` of the first kind of places that has one near enough to it."""
+    """Return the last place up to `limit`, of the first kind that has one near enough to it; else `limit`."""
     for places, near in choices:
         found = int(np.searchsorted(places, limit, side="right")) - 1
         if found >= 0 and limit - int(places[found]) < near:

@@ -29,7 +29,7 @@ class KindState:
 
 
 class Staging:
-    """One flat fp32 buffer as long as the rank's state, its pages already there."""
+    """One flat fp32 buffer as long as the rank's state, with its pages already allocated."""
 
     def __init__(self, numel: int, device: torch.device) -> None:
         self.buffer = torch.empty(len(KINDS) * numel, dtype=torch.float32, pin_memory=device.type == "cuda")

@@ -1,4 +1,4 @@
-"""Row numbers to tensors, one step ahead of the engine."""
+"""Row numbers to tensors, up to two steps ahead of the engine."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Batches:
         )
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
-        """Yield the batches of steps first..stop, the next one being read on a thread meanwhile."""
+        """Yield the batches of steps first..stop; a thread reads the next two meanwhile."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
             ahead = [thread.submit(self.for_step, step) for step in range(first, min(first + 2, stop))]
             for step in range(first, stop):
