@@ -176,6 +176,6 @@ def check_languages(codes: Sequence[str]) -> None:
     unknown = [code for code in codes if code not in known_languages()]
     if unknown:
         raise ConfigError(
-            f"data.cleaning.languages: {', '.join(unknown)}: not among the languages that can be told: "
+            f"data.cleaning.languages: {', '.join(unknown)}: not among the languages that can be detected: "
             f"{', '.join(sorted(known_languages()))}"
         )

@@ -72,7 +72,7 @@ def open_data_tokenizer(config: DataConfig, model_path: str | None) -> Any:
     is_kept = isinstance(tokenizer, KeptTokenizer)
     if not (tokenizer.facts.follows_file if is_kept else follows_rules(tokenizer, folder / RULES)):
         log.warning(
-            "the tokenizer %s: transformers opens it as a %s, which makes other ids of a text than its %s says; "
+            "the tokenizer %s: transformers opens it as a %s, which gives other token ids than its %s; "
             "to follow the file, set tokenizer_class to PreTrainedTokenizerFast in its tokenizer_config.json",
             folder,
             tokenizer.facts.class_name if is_kept else type(tokenizer).__name__,
@@ -119,8 +119,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
             return
         if tokenizer_digest(open_tokenizer(partial)) != tokenizer_digest(tokenizer):
             raise DataError(
-                f"the tokenizer {tokenizer.name_or_path} is another one after transformers has saved and opened it "
-                "again, so the model would not see the ids that the rows are made of; set tokenizer_class to "
+                f"the tokenizer {tokenizer.name_or_path} changes when transformers saves it and opens it "
+                "again, so the model would not see the token ids of the rows; set tokenizer_class to "
                 "PreTrainedTokenizerFast in its tokenizer_config.json"
             )
 
@@ -132,7 +132,7 @@ def add_chatml_tokens(tokenizer: Any, *, may_add_tokens: bool) -> list[str]:
     if missing and not may_add_tokens:
         raise ConfigError(
             f"data.chat_template: chatml needs {' and '.join(missing)}, which the tokenizer {tokenizer.name_or_path} "
-            "has not, so the model would never learn to stop; write `chat_template: plain`, which needs no new tokens, "
+            "lacks, so the model would never learn to stop; write `chat_template: plain`, which needs no new tokens, "
             "or `resize_embeddings: true` below model, which adds them to the tokenizer and the model"
         )
     return add_tokens(tokenizer, missing)
@@ -225,7 +225,7 @@ def encoder_spec(tokenizer: Any, corpus: Corpus, train_on: TrainOn = "all") -> E
     for file in corpus.files:
         if template is None and file.columns.shape == "messages":
             raise DataError(
-                f"{file.info.path}: holds conversations, and the tokenizer has no chat template to write them with; "
+                f"{file.info.path}: holds conversations, and the tokenizer has no chat template to render them with; "
                 "write `chat_template: plain`, `chat_template: chatml` or `chat_template: FILE.jinja` below data"
             )
         layout = file.columns.layout
@@ -235,8 +235,8 @@ def encoder_spec(tokenizer: Any, corpus: Corpus, train_on: TrainOn = "all") -> E
             and (layout.said or {*layout.system, layout.history} & {*file.columns.names})
         ):
             log.warning(
-                "%s: no chat template: what the system says and what was said before stands before the prompt, with an "
-                "empty line between them",
+                "%s: no chat template: the system text and earlier turns are put before the prompt, separated by empty "
+                "lines",
                 file.info.path,
             )
     if template is not None and not corpus.is_text:
@@ -284,9 +284,9 @@ def choose_template(tokenizer: Any) -> tuple[str | None, str]:
         try:
             check_template(own, tokens_by_role(tokenizer), controls)
         except DataError:
-            reason = "the tokenizer has a template that does not tell what the assistant says"
+            reason = "the tokenizer has a template that does not show what the assistant says"
         else:
-            return None, "the tokenizer's own tells what the assistant says"
+            return None, "the tokenizer's own shows what the assistant says"
     if set(CHATML_TOKENS) <= set(controls):
         return "chatml", reason
     return "plain", f"{reason}, and no tokens for ChatML"

@@ -119,13 +119,13 @@ def held_out(
     split[list(passages)] = TRAIN
     passages = {number: one for number, one in passages.items() if number not in elsewhere}
     log.info(
-        "validation: a passage of each of %d long texts, about %g of it, for there are %d texts (data.validation)",
+        "validation: a passage of each of %d long texts, about %g of it, since there are %d texts (data.validation)",
         len(passages),
         config.validation_fraction,
         texts,
     )
     if elsewhere:
-        log.info("validation: %d passages stand in other texts too and are not held out", len(elsewhere))
+        log.info("validation: %d passages also occur in other texts and are not held out", len(elsewhere))
     return replace(selection, split=split), passages
 
 

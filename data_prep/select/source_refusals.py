@@ -34,8 +34,8 @@ def check_refused(corpus: Corpus, records: Records) -> None:
             ((reason, count),) = found.most_common(1)
             raise DataError(
                 f"{label}: {found.total():,} of {read[label]:,} records cannot be trained on, {count:,} of them: "
-                f"{reason}{first_place(corpus, records, label, reason)}; fix them, or what data says of their columns "
-                "and of chat_template"
+                f"{reason}{first_place(corpus, records, label, reason)}; fix them, or the settings under data for "
+                "their columns and chat_template"
             )
 
 

@@ -151,7 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     found = digest_of({name: value for name, value in values.items() if name != "digest"})
     if found != values.get("digest"):
-        raise DataError(f"{path}: its digest does not fit its content; run `shardline prepare RUN.yaml` again")
+        raise DataError(f"{path}: its digest does not match its content; run `shardline prepare RUN.yaml` again")
     try:
         values["files"] = [SourceFile(**item) for item in values["files"]]
         values["others"] = [ListedFile(**item) for item in values.get("others", [])]

@@ -247,7 +247,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged:
-            raise CheckpointError(f"{path}: damaged: {damaged} does not fit its checksum; copy it again")
+            raise CheckpointError(f"{path}: damaged: {damaged} does not match its checksum; copy it again")
         inert: list[Any] = [(Inert, name) for name in get_unsafe_globals_in_checkpoint(path)]
         with safe_globals(inert):
             values = torch.load(path, map_location="cpu", mmap=True, weights_only=True)

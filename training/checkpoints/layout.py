@@ -130,7 +130,7 @@ def read_commit_file(folder: Path) -> Commit:
             " wrote it, or give the run another name"
         )
     if digest_of({name: value for name, value in values.items() if name != "digest"}) != values.get("digest"):
-        raise DamagedError(f"{path}: its digest does not fit its content")
+        raise DamagedError(f"{path}: its digest does not match its content")
     commit = Commit(**{item.name: values[item.name] for item in fields(Commit) if item.name in values})
     if commit.step != step_of(folder):
         raise DamagedError(f"{path}: says step {commit.step}, the folder is {folder.name}")
