@@ -44,7 +44,7 @@ def found_folder(path: str, key: str = MODEL_KEY, *, weights: bool = False) -> P
 
 
 def looks_local(path: str) -> bool:
-    """Tell whether a path can only be meant for a folder here, not for a repository of the hub."""
+    """Return whether a path can only be meant for a folder here, not for a repository of the hub."""
     return path.startswith(("/", ".", "~")) or path.endswith("/") or path.count("/") > 1
 
 

@@ -55,7 +55,7 @@ def all_gather_text(mine: list[str], group: dist.ProcessGroup) -> list[str]:
 
 
 class Saver:
-    """Writes the checkpoints of one run. Collective, but for what is said to be of one rank."""
+    """Writes the checkpoints of one run. Collective, except for methods marked as of one rank."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], policy: SavePolicy, group: dist.ProcessGroup) -> None:
         """`group` is a gloo group that nothing else uses while a save is under way."""

@@ -29,7 +29,7 @@ WRITING_TIMEOUT = timedelta(hours=6)  # a rank's disk may be that much slower th
 
 
 class Checkpoints:
-    """Restores a run and saves it. Collective, but for `choose`, which the first rank calls."""
+    """Restores a run and saves it. Collective, except for `choose`, which rank 0 calls."""
 
     def __init__(
         self,

@@ -215,7 +215,7 @@ def spans(kind: str, groups: list[Shapes], rank: int, world_size: int) -> Iterat
 
 
 def read_rank(path: Path, world_size: int) -> RankState:
-    """Read a rank's optimizer file, and check that it is one of so many."""
+    """Read a rank's optimizer file, and check that it is one of `world_size` files."""
     try:
         values = read_pickle(path)["optimizer_state_dict"]
         count = values["partition_count"]

@@ -71,7 +71,7 @@ def trained_tokens(input_ids: torch.Tensor, loss_mask: torch.Tensor) -> Trained:
 
 
 def nothing_of(batch: MicroBatch) -> MicroBatch:
-    """Return a micro batch of which no token is trained: what a rank takes that has none left."""
+    """Return a micro batch without a trained token, for a rank that has no rows left."""
     mask = torch.zeros_like(batch.loss_mask)
     return replace(batch, loss_mask=mask, trained=trained_tokens(batch.input_ids, mask))
 
