@@ -81,7 +81,7 @@ def other_places(data: Bytes, compatible: bool) -> list[Places]:
     beyond = np.flatnonzero(data >= 0x80)
     if compatible or not len(beyond):
         return [beyond]
-    # Characters are told by up to three bytes of UTF-8, read at every byte beyond ASCII: one that continues a
+    # Characters are recognized by up to three bytes of UTF-8, read at every byte beyond ASCII: one that continues a
     # character is let through (`following`), since the lead byte before it has decided. Three zeros end the last one.
     padded = np.concatenate([data[beyond[0] :], np.zeros(3, np.uint8)])
     at = beyond - beyond[0]

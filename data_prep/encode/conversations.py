@@ -139,7 +139,7 @@ def prompt_written(template: ChatTemplate, messages: Messages, variables: Mappin
 
 
 def said_after(before: str, through: str, messages: Messages) -> str | None:
-    """Return what the model is to say after `before`, some form of which `through` contains; None if it is not found."""
+    """Return what the model is to say after `before`, some form of which is in `through`; None if it is not found."""
     if through.startswith(before):
         return through[len(before) :]
     opened = before.rstrip()
@@ -250,7 +250,7 @@ def common(one: str, other: str) -> int:
 
 
 def turn_tokens(template: str, tokens: Mapping[str, str], added: Sequence[str]) -> frozenset[str]:
-    """Return which of a tokenizer's added tokens the template begins and ends turns with; all if it cannot be told.
+    """Return which of a tokenizer's added tokens the template begins and ends turns with; all if that is not clear.
 
     They are in a conversation whatever is said in it, unlike tokens inside an answer, such as `<tool_call>`.
     """

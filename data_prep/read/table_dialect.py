@@ -1,4 +1,4 @@
-"""How a CSV or TSV file is written, told from its first lines: its separator, and what its quotes and backslashes mean.
+"""How a CSV or TSV file is written, detected from its first lines: separator, quotes, backslashes.
 
 Each way to read the lines leaves some of them unexplained: rows of another width, broken quotes, lines inside of a cell
 that look like rows. The way that leaves the fewest is taken.

@@ -17,7 +17,7 @@ from data_prep.rows.record_shapes import name_list
 from data_prep.select.dedup_and_split import Documents, Records, Selection
 from data_prep.shards import Manifest, ShardInfo
 
-FULL, MANY_ROWS = 0.9, 20  # of many rows that are less full, a person is told what would fill them
+FULL, MANY_ROWS = 0.9, 20  # if many rows are less full than that, the summary says what would fill them
 
 
 def count_documents(

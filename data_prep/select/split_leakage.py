@@ -204,7 +204,7 @@ def marked(
 
 
 class Finds:
-    """The held-out documents that are still looked for, and the pairs found: the places in the corpus of both."""
+    """The held-out documents that are still in the index, and the pairs found: the places of both in the corpus."""
 
     def __init__(self, held: Marked) -> None:
         self.index = Index(held)
@@ -232,7 +232,7 @@ class Finds:
             self.degree, self.like = self.degree[documents], self.like[documents]
 
     def note_templates(self) -> Flags:
-        """Note what is a template, and return which in the index are."""
+        """Record the templates, and return which documents in the index they are."""
         is_template: Flags = self.degree > TEMPLATE
         self.templates.append(self.index.held.number[is_template])
         self.of_templates.append(self.like[is_template])
