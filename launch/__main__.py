@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         help="the kind of your data; default: found by reading some of it",
     )
     found["init"].add_argument("--data", default="data", help="your file, folder or glob (default: %(default)s)")
-    found["init"].add_argument("--model", help="a Hugging Face folder or hub id to fine-tune; default: a new small one")
+    found["init"].add_argument("--model", help="a Hugging Face folder or Hub id to fine-tune; default: a new small one")
     found["init"].add_argument("--output", type=Path, default=Path("run.yaml"), help="default: %(default)s")
     for name in VERBS.keys() - {"init", "checkpoint"}:
         add_run(found[name])
