@@ -24,7 +24,7 @@ help: ## print this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 12
 	@echo 'TIER=fast (default), slow, slurm, gpu or all; ARGS=... goes to pytest; TORCH=torch==2.12.0 picks another torch'
 
-demo: $(VENV)/.run ## the whole line on this machine, in minutes
+demo: $(VENV)/.run ## the whole pipeline on this machine, in minutes
 	@rm -rf runs/demo-base runs/demo runs/demo-corpus
 	$(BIN)/python examples/demo.py
 

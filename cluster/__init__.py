@@ -1,1 +1,1 @@
-"""What a process needs around it: its rank, paths, files, locks, journal, signals, Ray, errors and exit codes."""
+"""What every process needs around it: rank, paths, files, locks, journal, heartbeat, Ray, errors and exit codes."""

@@ -41,7 +41,7 @@ IN_THE_WAY = {errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ELOOP}
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """What a rank does at one moment; beats of an earlier launch are told by their `launch`.
+    """What a rank does at one moment; `launch` tells it from the beats of an earlier launch.
 
     `started` is the process's start in clock ticks: the kernel may give its number to another process. `count` grows
     while the process lives.

@@ -1,4 +1,4 @@
-"""Where the files of a model or a tokenizer lie: in a folder here, or in a repository of the hub.
+"""Where the files of a model or a tokenizer lie: in a folder here, or in a repository of the Hub.
 
 Part of the contract between preparation and training, for both must open the same files. Imports no torch.
 """
@@ -24,9 +24,9 @@ HUB_TIMEOUT_S = 1.5  # until a hub that does not answer counts as out of reach; 
 
 
 def found_folder(path: str, key: str = MODEL_KEY, *, weights: bool = False) -> Path:
-    """Return the folder that `path` names, fetched from the hub unless it lies here; `key` is where it was written.
+    """Return the folder that `path` names, fetched from the Hub unless it lies here; `key` is where it was written.
 
-    From the hub come the small files, and with `weights` those that transformers would load. What an earlier call has
+    From the Hub come the small files, and with `weights` those that transformers would load. What an earlier call has
     fetched is used as it is, so that a run sees one model from its preparation to its export.
     Raises ConfigError, within seconds, if there is no such folder or repository.
     """
@@ -38,13 +38,13 @@ def found_folder(path: str, key: str = MODEL_KEY, *, weights: bool = False) -> P
     if looks_local(path):
         raise ConfigError(f"{key}: {path!r} is no folder here; {what_is_near(folder)}")
     if not HUB_NAME.fullmatch(path):
-        raise ConfigError(f"{key}: {path!r} is neither a folder here nor a name of the hub, which are like OWNER/NAME")
+        raise ConfigError(f"{key}: {path!r} is neither a folder here nor a name of the Hub, which are like OWNER/NAME")
     cached = cached_folder(path, weights=weights)
     return fetched_folder(path, key, weights=weights) if cached is None else cached
 
 
 def looks_local(path: str) -> bool:
-    """Tell whether a path can only be meant for a folder here, not for a repository of the hub."""
+    """Return whether a path can only be meant for a folder here, not for a repository of the Hub."""
     return path.startswith(("/", ".", "~")) or path.endswith("/") or path.count("/") > 1
 
 
@@ -60,7 +60,7 @@ def what_is_near(folder: Path) -> str:
 
 
 def no_folder(name: str) -> str:
-    """Return the beginning of a message about a repository of the hub that may have been meant for a folder here."""
+    """Return the beginning of a message about a repository of the Hub that may have been meant for a folder here."""
     path = Path(name)
     is_likely = path.parent != Path() and path.parent.is_dir()
     return f"{name} is no folder here ({what_is_near(path)})" if is_likely else f"{name} is no folder here"
@@ -90,14 +90,14 @@ def fetched_folder(name: str, key: str, *, weights: bool) -> Path:
             snapshot_download(name, allow_patterns=weight_files(folder), ignore_patterns=IN_FOLDERS)
     except Exception as error:  # noqa: BLE001  # the HTTP library's own, and another library in each version
         raise ConfigError(
-            f"{key}: {name} could not be fetched from the hub: {reason_of(error)}; run the command again, what has "
+            f"{key}: {name} could not be fetched from the Hub: {reason_of(error)}; run the command again, what has "
             "been fetched is kept"
         ) from None
     return folder
 
 
 def files_on_hub(name: str, key: str) -> set[str]:
-    """Return the names of a repository's files. Raises ConfigError if the hub does not have it, or does not answer."""
+    """Return the names of a repository's files. Raises ConfigError if the Hub does not have it, or does not answer."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -108,10 +108,10 @@ def files_on_hub(name: str, key: str) -> set[str]:
     try:
         siblings = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).siblings or []
     except HfHubHTTPError as error:
-        raise ConfigError(f"{key}: {no_folder(name)}, and the hub says: {reason_of(error)}") from None
+        raise ConfigError(f"{key}: {no_folder(name)}, and the Hub says: {reason_of(error)}") from None
     except Exception as error:  # noqa: BLE001  # as above
         reason = reason_of(error)
-        raise ConfigError(f"{key}: {no_folder(name)}, and the hub cannot be reached ({reason}); {elsewhere}") from None
+        raise ConfigError(f"{key}: {no_folder(name)}, and the Hub cannot be reached ({reason}); {elsewhere}") from None
     return {file.rfilename for file in siblings}
 
 
@@ -121,7 +121,7 @@ def require_weights(names: set[str], name: str, key: str) -> None:
         others = sorted(file for file in names if file.endswith((".bin", ".gguf", ".pth", ".h5", ".safetensors")))
         has = f"only {', '.join(others[:3])}" if others else "no weights at all"
         raise ConfigError(
-            f"{key}: {name} of the hub has no {WEIGHTS}, {has}; fetch it, save it with transformers' save_pretrained, "
+            f"{key}: {name} of the Hub has no {WEIGHTS}, {has}; fetch it, save it with transformers' save_pretrained, "
             "and name that folder"
         )
 

@@ -38,7 +38,7 @@ def library_version(name: str) -> str | None:
 
 
 def described_commit(root: Path) -> str | None:
-    """Return the commit of a checkout, with '-dirty' behind it if files were changed; None if git cannot tell.
+    """Return the commit of a checkout, with '-dirty' appended if files were changed; None if git cannot say.
 
     That is where there is no git, or the folder is not a checkout of its own, or belongs to another user, or the disk
     does not answer: no reason for a run not to start.

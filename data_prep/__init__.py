@@ -1,1 +1,1 @@
-"""Corpus to shards: sources, documents, encoding, packing, shards and their manifest."""
+"""Corpus to shards: start at prepare.py. Along its way: fetch, read, rows, clean, encode, select, pack, shards."""

@@ -1,4 +1,4 @@
-"""Arrays that many stations work on, and the one hash of numbers that they share."""
+"""The types of arrays that many rooms of data_prep use, and the one hash of numbers that they share."""
 
 from __future__ import annotations
 

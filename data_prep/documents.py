@@ -75,7 +75,7 @@ def map_texts(value: Any, change: Callable[[str], str], kept: frozenset[str]) ->
 
 
 def shortened(text: str, characters: int) -> str:
-    """Return a text, or as much of its beginning as `characters` hold with the dots that say so."""
+    """Return a text, or its beginning with three dots, in at most `characters`."""
     return text if len(text) <= characters else f"{text[: characters - 3]}..."
 
 

@@ -1,4 +1,4 @@
-"""Every byte of a data folder against its manifest."""
+"""Check every byte of a data folder against its manifest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ THREADS = 4  # hashing releases the interpreter
 def verify(folder: Path) -> list[str]:
     """Return what is wrong with a data folder: one line each, with the file and the bytes; nothing if it is whole.
 
-    Found are damaged, cut, missing and exchanged files, files that do not belong there, and a damaged manifest.
+    It finds damaged, truncated, missing and swapped files, files that do not belong there, and a damaged manifest.
     """
     try:
         manifest = read_manifest(folder)
@@ -34,7 +34,7 @@ def listed(manifest: Manifest) -> list[ShardInfo | ListedFile]:
 
 
 def manifest_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Yield a problem if the manifest says the right thing in other bytes."""
+    """Yield a problem if the manifest is valid but not byte for byte as it was written."""
     path = folder / MANIFEST
     written = json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n"
     if path.read_bytes() != written.encode():
@@ -58,7 +58,7 @@ def content_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def file_problems(folder: Path, item: ShardInfo | ListedFile) -> Iterator[str]:
-    """Yield what is wrong with one file, as narrowly as can be told."""
+    """Yield what is wrong with one file, down to its damaged blocks if it is a shard."""
     path = folder / item.path
     try:
         check_size(folder, item.path, item.bytes)

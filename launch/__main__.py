@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser: the first argument of every verb but `init` is a run's YAML or its folder."""
     top = argparse.ArgumentParser(prog="shardline", description=__doc__)
     top.add_argument(
-        "--version", action=VersionAction, nargs=0, help="say the versions of this program and its libraries"
+        "--version", action=VersionAction, nargs=0, help="print the versions of this program and its libraries"
     )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     found = {name: verbs.add_parser(name, help=text, description=text) for name, text in VERBS.items()}
@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         help="the kind of your data; default: found by reading some of it",
     )
     found["init"].add_argument("--data", default="data", help="your file, folder or glob (default: %(default)s)")
-    found["init"].add_argument("--model", help="a Hugging Face folder or hub id to fine-tune; default: a new small one")
+    found["init"].add_argument("--model", help="a Hugging Face folder or Hub id to fine-tune; default: a new small one")
     found["init"].add_argument("--output", type=Path, default=Path("run.yaml"), help="default: %(default)s")
     for name in VERBS.keys() - {"init", "checkpoint"}:
         add_run(found[name])
@@ -145,7 +145,11 @@ def add_checkpoint_actions(command: argparse.ArgumentParser) -> None:
     for name in ("keep", "unkeep"):
         found[name].add_argument("step", type=positive, help="the step of the checkpoint")
     found["convert"].add_argument(
-        "--from-deepspeed", type=Path, required=True, metavar="FOLDER", help="where DeepSpeed's `latest` and tags are"
+        "--from-deepspeed",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="the folder of DeepSpeed's `latest` and tags",
     )
     found["convert"].add_argument("--tag", help="the tag, such as global_step500; default: what `latest` says")
 

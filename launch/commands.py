@@ -6,10 +6,8 @@ Modules that import torch are imported inside the verb that needs them: `shardli
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cluster.disk.atomic_files import full_disk_named, write_json
 from cluster.disk.lock_holder import Holder
@@ -21,13 +19,6 @@ from launch.saved_config import load_run, origin_of, save_config
 from launch.verbs.check import check_fits, check_source
 from launch.verbs.train import local_ranks, replay, train_run
 from launch.wording import named, say, with_run_named
-
-if TYPE_CHECKING:
-    pass
-
-log = logging.getLogger(__name__)
-
-TRAINING = "shardline train"  # what the run's lock says of who holds it
 
 
 def load(options: argparse.Namespace) -> RunConfig:

@@ -1,1 +1,1 @@
-"""Shards to weights: plan, order, batches, engine, checkpoint, loop, evaluation, export."""
+"""Shards to weights; start at loop.py. Rooms: models, step, zero, checkpoints, outcome, reporting."""

@@ -19,7 +19,7 @@ class NewModel(Section):
 
 
 class ModelConfig(Section):
-    """The model to train: pretrained weights from a Hugging Face folder or hub id, or a new model."""
+    """The model to train: pretrained weights from a Hugging Face folder or Hub id, or a new model."""
 
     path: str | None = None
     new: NewModel | None = None
@@ -29,7 +29,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def check_one_origin(self) -> Self:
         if (self.path is None) == (self.new is None):
-            raise ValueError("give exactly one of 'path' (a Hugging Face folder or hub id) and 'new'")
+            raise ValueError("give exactly one of 'path' (a Hugging Face folder or Hub id) and 'new'")
         if self.new is not None and self.resize_embeddings:
             raise ValueError("'resize_embeddings' needs a 'path'; a new model already has its tokenizer's tokens")
         return self

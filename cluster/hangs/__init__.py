@@ -1,1 +1,1 @@
-"""Which rank the others wait for, found by a process beside the ranks."""
+"""The watchdog, a process beside the ranks: finds that they hang, names the one they wait for, and ends them."""

@@ -1,1 +1,1 @@
-"""Start the processes of a run on this machine, and stop them together."""
+"""Start the ranks of a run, or a Ray cluster, on this machine, and stop them together."""

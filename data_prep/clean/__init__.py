@@ -1,1 +1,1 @@
-"""Which documents are worth training on, what is repaired in them, and which resemble each other."""
+"""Repair documents, reject poor ones, replace private data, and find near duplicates."""

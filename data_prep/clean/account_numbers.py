@@ -51,7 +51,7 @@ def iban_spans(text: bytes, begin: int, end: int) -> list[Span]:
 
 
 def is_iban(written: bytes) -> bool:
-    """Tell whether check digits hold, and small letters stand without gaps or in groups of four, as people write."""
+    """Return whether check digits hold, and small letters stand without gaps or in groups of four, as people write."""
     value = bytes(char for char in written if chr(char).isalnum() and char < 128)
     if sum(48 <= char <= 57 for char in value[4:]) < IBAN_DIGITS or int_of(value) % 97 != 1:
         return False
@@ -69,7 +69,7 @@ def card_spans(text: bytes, begin: int, end: int) -> list[Span]:
 
 
 def is_card(value: bytes) -> bool:
-    """Tell whether digits are of an issuer's and pass Luhn's check (US patent 2,950,048)."""
+    """Return whether digits are of an issuer's and pass Luhn's check (US patent 2,950,048)."""
     number = re.sub(rb"[^0-9]", b"", value)
     if not ISSUED.fullmatch(number):
         return False

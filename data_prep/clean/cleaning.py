@@ -1,4 +1,4 @@
-"""What every document goes through before it is hashed and encoded: repaired, then checked against the rules."""
+"""Clean a document before it is hashed and encoded: repair it, then check it against the rules."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ C4_COUNTS = ("quality c4: documents", "quality c4: lines", "quality c4: characte
 
 
 class Cleaner:
-    """Repairs documents and rejects some, as the configuration says, whose languages `check_languages` has checked.
+    """Repairs documents and rejects some, as the configuration says; `check_languages` has accepted its languages.
 
-    `changed` counts what was changed in those that are kept: occurrences of each kind of private data, lines and
-    characters, and documents of all else.
+    `changed` counts what was changed in the kept documents: occurrences of each kind of private data, lines and
+    characters that quality rules removed, and documents for everything else.
     """
 
     def __init__(self, config: CleaningConfig) -> None:
         self.config = config
         self.changed: Counter[str] = Counter()
-        self.pending: Counter[str] = Counter()  # of the document that is looked at, which may yet be rejected
+        self.pending: Counter[str] = Counter()  # of the current document, which may still be rejected
         private = config.private.model_dump()
         self.private = [kind for kind in KINDS if private[kind] != "keep"]
         self.dropped = [kind for kind in KINDS if private[kind] == "drop"]
@@ -51,7 +51,7 @@ class Cleaner:
         return self.checked(document, turns)
 
     def without_spaces(self, document: Document) -> Document | Rejected:
-        """Return a running text, in order but for spaces at the ends of its lines, as `cleaned` does."""
+        """Do what `cleaned` does for a running text in which only spaces at the ends of lines are to be removed."""
         text = document.turns[0].text
         text = without_trailing_spaces(text) if self.config.whitespace else text
         return self.checked(document, (Turn("text", text),))
@@ -72,7 +72,7 @@ class Cleaner:
         return replace(document, turns=turns)
 
     def without_poor_lines(self, text: str) -> tuple[tuple[Turn, ...], str | None]:
-        """Return a running text as the rules of quality leave it, and why it is rejected, or None."""
+        """Return a running text as the quality rules leave it, and why it is rejected, or None."""
         left, reason = apply_rules(text, self.config.quality)
         if len(left) < len(text):
             removed = (1, text.count("\n") - left.count("\n"), len(text) - len(left))
@@ -80,7 +80,7 @@ class Cleaner:
         return (Turn("text", left),), reason
 
     def repaired(self, text: str, is_running: bool) -> str:
-        """Return a text repaired and in its normal form; in a prompt, spaces can be meant, and stay."""
+        """Return a text repaired and in its normal form; trailing spaces stay in prompts: they may be meant."""
         if self.config.repair and not text.isascii():
             text = self.without_mojibake(text)
         if self.config.control_characters:
@@ -144,7 +144,7 @@ class Cleaner:
         return result, None if dropped is None else f"private data: {dropped}"
 
     def without_private(self, rejected: Rejected) -> Rejected:
-        """Return what could not be read with its excerpt scrubbed: samples are kept."""
+        """Return a record that could not be read with its excerpt scrubbed, since samples of it are kept."""
         return replace(rejected, excerpt=scrub(rejected.excerpt, self.private)[0]) if self.private else rejected
 
 
@@ -155,7 +155,7 @@ def reasoning_of(turn: Turn) -> str:
 
 def repaired_line(line: str) -> str:
     """Return a line with its mojibake undone, as ftfy does."""
-    from ftfy import fix_encoding  # 0.1 s to import, and most corpora need it nowhere
+    from ftfy import fix_encoding  # takes 0.1 s to import, and most corpora never need it
 
     return fix_encoding(line)
 
@@ -172,10 +172,10 @@ def excerpt(turns: Sequence[Turn]) -> str:
 
 
 def check_languages(codes: Sequence[str]) -> None:
-    """Raise ConfigError if one of the codes is of no language that can be told."""
+    """Raise ConfigError if one of the codes is of no language that can be detected."""
     unknown = [code for code in codes if code not in known_languages()]
     if unknown:
         raise ConfigError(
-            f"data.cleaning.languages: {', '.join(unknown)}: not among the languages that can be told: "
+            f"data.cleaning.languages: {', '.join(unknown)}: not among the languages that can be detected: "
             f"{', '.join(sorted(known_languages()))}"
         )

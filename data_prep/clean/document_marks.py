@@ -1,8 +1,8 @@
 """Documents by their marks, and whether two of them cross.
 
-Two documents cross if their shingles have a Jaccard similarity of JACCARD, or if as much as CONTAINMENT of those of the
-one with fewer stand in the other. Two short ones tell it by all their shingles, others by their marks, as well as a
-sample can.
+Two documents cross if their shingles have a Jaccard similarity of JACCARD or more, or if at least CONTAINMENT of those
+of the one with fewer are in the other. For two short ones this follows from all their shingles, for others from their
+marks, as well as a sample can show it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ Flags = npt.NDArray[np.bool_]
 
 
 def needed(fewer: Integers, more: Integers) -> npt.NDArray[np.float64]:
-    """Return how many common shingles make two documents cross that have so many."""
+    """Return how many common shingles make two documents with `fewer` and `more` shingles cross."""
     count: npt.NDArray[np.float64] = np.minimum(CONTAINMENT * fewer, JACCARD / (1 + JACCARD) * (fewer + more))
     return count
 
 
 def enough(fewer: Integers, more: Integers) -> npt.NDArray[np.float64]:
-    """Return how many common marks make two documents cross that have so many marks.
+    """Return how many common marks make two documents with `fewer` and `more` marks cross.
 
-    Marks are a sample of the shingles, and the fewer the less sure: what is taken off was measured on planted pairs, so
-    that of those exactly at the bounds hardly one in a hundred is missed.
+    Marks are a sample of the shingles, and the fewer there are the less certain: the allowance was measured on planted
+    pairs, so that fewer than one in a hundred of those exactly at the bounds is missed.
     """
     return needed(fewer, more) - 0.45 * np.sqrt(fewer) - 0.07 * fewer
 
@@ -196,7 +196,7 @@ def marks_cross(one: Marked, left: Integers, other: Marked, right: Integers) -> 
 def in_common(left: tuple[Hashes, Integers, Integers], right: tuple[Hashes, Integers, Integers]) -> Integers:
     """Return how many hashes two sets have in common, pair by pair; a side is all hashes, and where its sets lie."""
     # Both sides of many pairs are sorted together as one number, the pair above the hash: a hash that both sets of a
-    # pair have then stands twice in a row, for each set has it once.
+    # pair have then occurs twice in a row, since each set has it once.
     result = np.zeros(len(left[1]), np.int64)
     for begin, end in batches(left[2] + right[2], np.arange(len(result))):
         keys = []

@@ -89,13 +89,13 @@ def ip_v6_spans(text: bytes, begin: int, end: int) -> list[Span]:
 
 
 def is_version(text: bytes, begin: int, end: int) -> bool:
-    """Tell by what stands beside four numbers whether they are of a version, a section or a package."""
+    """Return whether four numbers are of a version, a section or a package, by the text around them."""
     before = text[max(0, begin - CONTEXT_BYTES) : begin]
     return VERSION_BEFORE.search(before) is not None or VERSION_BEHIND.match(text, end) is not None
 
 
 def is_public_address(value: bytes) -> bool:
-    """Tell whether an address can be reached on the internet: one of a home network identifies nobody."""
+    """Return whether an address can be reached on the internet: one of a home network identifies nobody."""
     try:
         address = ipaddress.ip_address(value.decode())
     except ValueError:

@@ -12,7 +12,7 @@ LANGUAGE_VERSION = 2  # part of every slice's digest: raise it when the model or
 EXCERPT_CHARS = 400  # looked at in each of the EXCERPTS of a long text
 EXCERPTS = 3
 NO_LANGUAGE = "zxx"  # ISO 639-2: no linguistic content
-LEAST_BYTES = 20  # of prose: from "ok" and "thanks" no language can be told
+LEAST_BYTES = 20  # of prose: "ok" and "thanks" show no language
 LEAST_SHARE = 0.6  # of a text that is prose: what is left of code are its keywords
 FENCED = re.compile(r"^[ \t]*(```|~~~).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)", re.M | re.S)
 SIGN = re.compile(r"[0-9{}\[\]<>=_/\\|@#$^&*+~`.(:]")

@@ -1,13 +1,13 @@
-"""Near duplicates: a small signature of each document, and the documents whose signatures say that they are alike.
+"""Near duplicates: a small signature of each document, and the documents with similar signatures.
 
-Two documents are alike as far as they share shingles (Broder 1997, "On the resemblance and containment of documents").
+Documents are similar as far as they share shingles (Broder 1997, "On the resemblance and containment of documents").
 A signature holds the smallest hash in each of BINS classes of shingles (one permutation hashing: Li, Owen, Zhang 2012),
 empty classes filled from others (optimal densification: Shrivastava 2017), and keeps one byte of each (b-bit minwise
 hashing: Li, König 2010). The share of equal bytes estimates the Jaccard similarity of the two sets of shingles. A text
 of fewer than MIN_WORDS words has none: its few shingles would say little, and its neighbours differ in what matters.
 
-A sketch holds the marks of a document, and all shingles of a short one, by which `crossing` finds what stands in two
-splits.
+A sketch holds the marks of a document, and all shingles of a short one, by which `crossing` finds documents of
+different splits that are similar.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Sketches:
 
 @dataclass(frozen=True, slots=True)
 class Summaries:
-    """What near duplicates are told by: [documents, BINS] bytes, and the sketches."""
+    """What near duplicates are found by: signatures [documents, BINS], and the sketches."""
 
     signature: Bytes
     sketches: Sketches
@@ -144,7 +144,7 @@ def summaries_of_batch(texts: Sequence[bytes]) -> Summaries:
 
 
 def sketches_of(hashes: Hashes, owner: Integers, sizes: Integers) -> Sketches:
-    """Return the sketches of texts of so many shingles, of hashes in any order."""
+    """Return the sketches of texts with `sizes` shingles, from hashes in any order."""
     order = np.argsort(owner, kind="stable")
     order = order[sizes[owner[order]] > MIN_SKETCHED_WORDS - SHINGLE_WORDS]
     counts = np.bincount(owner[order], minlength=len(sizes))
@@ -178,12 +178,12 @@ def probes() -> Integers:
 
 
 def clusters(signature: Bytes, threshold: float, chosen: Integers | None = None) -> Integers:
-    """Return for each document the first of those that it is alike, or itself: that one is itself no other's.
+    """Return for each document the first one that it is similar to, its leader, or itself; a leader's is itself.
 
-    Two documents are alike if as many bytes of their signatures are equal as `threshold` says. What agrees in a band of
-    its signature is compared, and what is alike is put together, directly or through others; whoever is not alike the
-    first of what it was put into is put together with others like it, again and again. `chosen` are the documents to
-    look at, in their order; the others stay alone.
+    Two documents are similar if the share of equal bytes in their signatures is at least `threshold`. Documents that
+    agree in a band of their signatures are compared, and similar ones are grouped, directly or through others; those
+    not similar to the first of their group are grouped again among themselves, up to ROUNDS times. `chosen` are the
+    documents to look at, in their order; the others stay alone.
     """
     label = np.arange(len(signature))
     left = np.arange(len(signature)) if chosen is None else chosen
@@ -202,7 +202,7 @@ def is_signed(signature: Bytes) -> npt.NDArray[np.bool_]:
 
 
 def put_together(signature: Bytes, chosen: Integers, threshold: float, label: Integers) -> Integers:
-    """Note in `label` the first of what each of the chosen is alike; return those that are not alike their first."""
+    """Set `label` of each of the chosen to the first of its group; return those that are not similar to it."""
     # Locality-sensitive hashing by bands (Indyk, Motwani 1998; for minhash: Leskovec, Rajaraman, Ullman, "Mining of
     # Massive Datasets", 3.4): what agrees in all bytes of one band is a candidate. Then union-find: `place` is the
     # first of what each document was put together with so far.
@@ -221,7 +221,7 @@ def put_together(signature: Bytes, chosen: Integers, threshold: float, label: In
 
 
 def band_rows(threshold: float) -> int:
-    """Return the longest band that finds pairs as similar as the threshold but for MISSED_AT_THRESHOLD."""
+    """Return the longest band that misses at most MISSED_AT_THRESHOLD of the pairs as similar as the threshold."""
     for rows in range(BINS, 1, -1):
         if (1 - threshold**rows) ** (BINS // rows) <= MISSED_AT_THRESHOLD:
             return rows
@@ -231,7 +231,7 @@ def band_rows(threshold: float) -> int:
 def candidates(signature: Bytes, chosen: Integers, first: int, rows: int) -> tuple[Integers, Integers]:
     """Return pairs of places in `chosen` that agree in a band: each with the one before it and the first of its group.
 
-    There may be strangers among them, which are compared in vain.
+    Some may differ in the band all the same: low bits of its hash are lost.
     """
     key = np.empty(len(chosen), np.uint64)
     for begin in range(0, len(chosen), PAIRS):

@@ -1,7 +1,7 @@
-"""Which texts cleaning would not change: told from the bytes of many at once, so that only the others are cleaned.
+"""Which texts cleaning would not change, found from the bytes of many at once, so that only the others are cleaned.
 
-The answer errs on one side: a text that is told to change may be in order all the same, one that is told not to change
-is in order by every rule of `cleaning`. So a new rule there needs its bytes here; a property test compares the two.
+The answer errs on one side: a text that may change can turn out to be clean, but one that may not change is clean by
+every rule of `cleaning`. So a new rule there must be reflected here; a property test compares the two.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ PUNCTUATION = 0xE2  # the first byte of U+2000 to U+2FFF
 
 
 def may_change(texts: Texts, config: CleaningConfig, end: bytes) -> npt.NDArray[np.uint8]:
-    """Return of each text what cleaning may change: NOTHING, SPACES at the ends of its lines, or ANYTHING.
+    """Return for each text what cleaning may change: NOTHING, SPACES at the ends of its lines, or ANYTHING.
 
-    ANYTHING also stands for what may be left out, and for texts that may end with the mark `end`.
+    ANYTHING also stands for texts that may be rejected, and for those that may end with the end token `end`.
     """
     if config.languages or config.quality or set(config.private.model_dump().values()) != {"keep"}:
         return np.full(len(texts), ANYTHING, np.uint8)
@@ -64,7 +64,7 @@ def ascii_places(data: Bytes, ends: Places) -> tuple[Places, list[Places]]:
 
 
 def ends_with_space(last: Bytes, before: Bytes) -> Flags:
-    """Tell of the last two bytes of characters which may be of a space: U+0085, U+00A0, U+1680, U+2000 to U+205F.
+    """Return which characters, by their last two bytes, may be spaces: U+0085, U+00A0, U+1680, U+2000 to U+205F.
 
     Dashes and quotation marks, U+2010 to U+201E, end lines of books by the thousand; no space ends with their bytes.
     """
@@ -73,7 +73,7 @@ def ends_with_space(last: Bytes, before: Bytes) -> Flags:
 
 
 def other_places(data: Bytes, compatible: bool) -> list[Places]:
-    """Return where characters are that cleaning may change, but for Latin letters and common signs in good order.
+    """Return where there are characters that cleaning may change: not Latin letters and common signs in good order.
 
     All below U+0300 and the signs from U+2002 to U+203F are in normal form NFC and never combine; a Latin letter before
     another character beyond ASCII may be mojibake. With `compatible`, the form is NFKC, and none is let through.
@@ -81,8 +81,8 @@ def other_places(data: Bytes, compatible: bool) -> list[Places]:
     beyond = np.flatnonzero(data >= 0x80)
     if compatible or not len(beyond):
         return [beyond]
-    # Characters are told by up to three bytes of UTF-8, read at every byte beyond ASCII: one that continues a
-    # character is let through (`following`), for the lead byte before it has decided. Three zeros end the last one.
+    # Characters are recognized by up to three bytes of UTF-8, read at every byte beyond ASCII: one that continues a
+    # character is let through (`following`), since the lead byte before it has decided. Three zeros end the last one.
     padded = np.concatenate([data[beyond[0] :], np.zeros(3, np.uint8)])
     at = beyond - beyond[0]
     lead, second, third = padded[at], padded[at + 1], padded[at + 2]

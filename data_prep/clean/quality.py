@@ -66,7 +66,7 @@ def gopher_reason(text: str) -> str | None:
 
 
 def has_letter(word: str) -> bool:
-    """Tell whether a word has a letter of any script."""
+    """Return whether a word has a letter of any script."""
     return word.isalpha() or LETTER.search(word) is not None
 
 
@@ -139,7 +139,7 @@ def without_broken_lines(text: str) -> str:
 
 
 def is_sentence_line(line: str) -> bool:
-    """Tell whether C4 keeps a line: a sentence of three words or more that is no notice of scripts or cookies."""
+    """Return whether C4 keeps a line: a sentence of three words or more that is no notice of scripts or cookies."""
     end = line.rstrip()
     if not end.endswith(SENTENCE_ENDS) or end.endswith("...") or len(end.split(maxsplit=3)) < 3:
         return False

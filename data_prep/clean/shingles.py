@@ -3,7 +3,7 @@
 A word is a run of letters and digits, without case and punctuation; in scripts that put no spaces between words, one
 character. Marks are chosen by winnowing (Schleimer, Wilkerson, Aiken 2003): of every WINDOW shingles in a row the one
 with the smallest hash. So two texts with a run of WINDOW shingles in common, SHINGLE_WORDS + WINDOW - 1 words, have a
-mark in common, wherever the run stands, and of one in three shingles a mark is kept.
+mark in common, wherever the run is, and one in three shingles is kept as a mark.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ JOINERS = (0x8C, 0x8D)  # the last bytes of U+200C and U+200D, which stand insid
 
 
 def lowered(text: bytes) -> bytes:
-    """Return a text whose letters beyond ASCII are small; what ASCII's are does not matter, see `byte_table`."""
+    """Return a text with its letters beyond ASCII in lower case; case in ASCII does not matter, see `byte_table`."""
     if text.isascii():
         return text
     leads = np.count_nonzero(np.frombuffer(text, dtype=np.uint8) >= 0xC3)

@@ -58,7 +58,7 @@ def phone_spans(text: bytes, begin: int, end: int) -> list[Span]:
 
 
 def is_international(written: bytes) -> bool:
-    """Tell whether digits are a country's code and as many more as its plan has.
+    """Return whether digits are a country's code and as many more as its plan has.
 
     Powers of two, which programs write with a plus, are none; a trunk prefix in brackets does not count.
     """
@@ -74,17 +74,17 @@ def is_international(written: bytes) -> bool:
 
 
 def is_near_power_of_two(number: int) -> bool:
-    """Tell whether a number is a power of two or one less."""
+    """Return whether a number is a power of two or one less."""
     return number & (number - 1) == 0 or number & (number + 1) == 0
 
 
 def is_area(digits: str) -> bool:
-    """Tell whether digits can be an area code of the North American plan: 211 to 911 are services, 200 is none."""
+    """Return whether digits can be an area code of the North American plan: 211 to 911 are services, 200 is none."""
     return digits[0] >= "2" and digits[1] != "9" and digits[1:] != "11" and (digits[1:] != "00" or digits[0] in "5789")
 
 
 def is_north_american(text: bytes, begin: int, end: int) -> bool:
-    """Tell whether digits in that plan's form are one of its numbers, and no row of a table."""
+    """Return whether digits in that plan's form are one of its numbers, and no row of a table."""
     digits = re.sub(rb"[^0-9]", b"", text[begin:end]).decode()[-10:]
     if not is_area(digits[:3]) or digits[4:6] == "11":
         return False

@@ -1,1 +1,1 @@
-"""From documents to token ids and loss mask."""
+"""From documents to token ids and loss mask, by tokenizer and chat template; one Arrow file per slice of the corpus."""

@@ -1,10 +1,10 @@
-"""The proof that an engine gives the ids that `tokenizers` gives: before it is used, and again in every slice.
+"""The parity check: an engine must give the ids that `tokenizers` gives, before it is used and again in every slice.
 
-A fixed hard set decides whether it is used at all. Then every token of every text must have the bytes of its place: as
-many as take it to the next token, and the first and the last of them. And of each slice the two engines are compared
-where any two kinds of characters meet for the first time, so that a kind of text which one document in ten thousand
-holds is compared too, and at places that grow sparser as the slice grows longer: the comparison has a bounded cost
-however large a slice is.
+A fixed set of hard texts decides whether it is used at all. Then the tokens of every text must spell it: each must be
+as long as the bytes up to the next token, and begin and end with the same bytes. In each slice the two engines are also
+compared wherever two kinds of characters meet for the first time, so that a kind of text found in one document of ten
+thousand is compared too, and at places that grow sparser as the slice grows longer, so that the cost is bounded however
+large a slice is.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from data_prep.encode.parity_sample import ParitySample, excerpts_at
 log = logging.getLogger(__name__)
 
 PROOF_VERSION = 3  # part of the manifest: raise it when the hard set or the sampling changes
-FAST_FROM_BYTES = 4 * 2**20  # of the corpus; below it the proof takes longer than the encoding
+FAST_FROM_BYTES = 4 * 2**20  # of the corpus; below it the check takes longer than the encoding
 WHOLE = 1024  # bytes up to which a text is compared whole
 
 SENTENCES = (

@@ -55,7 +55,7 @@ class TokenizerBackend(Protocol):
         """Return the ids of texts with control tokens in them, and each token's span: [tokens, 2] characters."""
 
     def spells(self, ids: Ids, text: bytes) -> bool:
-        """Tell whether ids stand for the bytes of a text, as far as the engine can tell quickly."""
+        """Return whether ids spell the bytes of a text, as far as the engine can check quickly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ class GigatokenBackend:
         return [self.with_spans(*item, encoded[index]) for index, item in enumerate(zip(texts, raw, strict=True))]
 
     def spells(self, ids: Ids, text: bytes) -> bool:
-        """Tell whether each id has as many bytes as take it to the next, and the first and the last of them."""
+        """Return whether each id is as long as the bytes up to the next one, with the same first and last byte."""
         raw = np.frombuffer(text, np.uint8)
         begin = 0
         for at in range(0, len(ids), CHUNK):
@@ -226,7 +226,7 @@ class GigatokenBackend:
 ENGINES: dict[str, Callable[[str], TokenizerBackend]] = {FAST: GigatokenBackend, REFERENCE: HuggingFaceBackend}
 
 
-@lru_cache(maxsize=2)  # the one that was proved also encodes, where that is the same process
+@lru_cache(maxsize=2)  # the engine that passed the parity check also encodes, if that is the same process
 def open_backend(name: str, rules: str) -> TokenizerBackend:
     """Return an engine by the name, or name and version, that `engine_version` gives."""
     return ENGINES[name.split()[0]](rules)
@@ -248,7 +248,7 @@ def open_gigatoken(rules: dict[str, Any]) -> Any:
 
 
 def spellings(tokenizer: Any) -> list[bytes]:
-    """Return the bytes that each of gigatoken's ids stands for; nothing for ids that there are not."""
+    """Return the bytes of each of gigatoken's ids; nothing for ids that do not exist."""
     vocab: dict[int, bytes] = tokenizer.vocab
     return [vocab.get(number, b"") for number in range(max(vocab) + 1)]
 

@@ -1,9 +1,9 @@
 """What of a conversation is trained: each answer in exactly the text that a server would have had.
 
-A template may write earlier turns otherwise once others follow: Qwen 3 and DeepSeek R1 leave out what was thought
-before, gpt-oss ends answers otherwise, Mistral moves the tools. A server renders the conversation anew for each answer,
-so each answer is trained in the rendering of what stands before it. Answers whose rendering continues another's share
-one sequence; where the template writes turn after turn, that is the whole conversation.
+A template may render earlier turns differently once others follow: Qwen 3 and DeepSeek R1 drop earlier reasoning,
+gpt-oss ends answers differently, Mistral moves the tools. A server renders the conversation again for each answer, so
+each answer is trained in the rendering that ends with it. Answers whose renderings extend one another share a sequence;
+if the template renders each turn independently, that is the whole conversation.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def answer_written(template: ChatTemplate, messages: Messages, variables: Mappin
 
 def prompt_written(template: ChatTemplate, messages: Messages, variables: Mapping[str, Any], through: str) -> str:
     """Return what a model is given to answer. Before a first answer many templates refuse, or write no system's turn:
-    there it is what `through` holds up to the end of the first prompt."""
+    there it is the beginning of `through`, up to the end of the first prompt."""
     try:
         before = template.write(messages[:-1], variables, ask=True)
     except RefusedError:
@@ -139,7 +139,7 @@ def prompt_written(template: ChatTemplate, messages: Messages, variables: Mappin
 
 
 def said_after(before: str, through: str, messages: Messages) -> str | None:
-    """Return what the model is to say after `before`, which `through` holds in some way; None if it cannot be told."""
+    """Return what the model is to say after `before`, some form of which is in `through`; None if it is not found."""
     if through.startswith(before):
         return through[len(before) :]
     opened = before.rstrip()
@@ -168,7 +168,7 @@ def said_after_prompt(
 
 
 def reasoning_of(message: Mapping[str, Any]) -> str:
-    """Return the reasoning of an answer, from where it stands; nothing if there is none."""
+    """Return the reasoning of an answer, from its own key or its content; empty if there is none."""
     reasoning = next((message[key] for key in REASONING if message.get(key)), None)
     content = message.get("content")
     if reasoning is None and isinstance(content, str) and CLOSED in content:
@@ -177,7 +177,7 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
 
 
 def joined(answers: Iterable[Written]) -> Iterator[Written]:
-    """Yield answers in as few sequences: one continues with the next if that holds all that is trained in it."""
+    """Yield answers in as few sequences as possible: an answer extends the one before if it begins with its text."""
     current: Written | None = None
     size = 0
     for answer in answers:
@@ -195,7 +195,7 @@ def joined(answers: Iterable[Written]) -> Iterator[Written]:
 
 
 def with_rest(last: Written, template: ChatTemplate, messages: Messages, variables: Mapping[str, Any]) -> Written:
-    """Return the last sequence with the turns that follow its answers, if the template writes those as they are."""
+    """Return the last sequence with the turns that follow its answers, if the rendering with them extends it."""
     try:
         whole = template.write(messages, variables)
     except RefusedError:
@@ -204,14 +204,14 @@ def with_rest(last: Written, template: ChatTemplate, messages: Messages, variabl
 
 
 def check_said(text: str, messages: Messages) -> None:
-    """Raise UnusableError unless all that the messages say stands in the text, if as JSON or code spells it."""
+    """Raise UnusableError unless the text contains all that the messages say, plain or escaped as in JSON or code."""
     for said in (said for message in messages for said in texts_said(message)):
         if said not in text and not any(spelled in text for spelled in spellings(said)):
             raise UnusableError(LEFT_OUT, shortened(said, DETAIL_CHARS))
 
 
 def spellings(said: str) -> Iterator[str]:
-    """Yield a text as it may stand between quotation marks."""
+    """Yield a text as it may be escaped between quotation marks."""
     yield from (json.dumps(said, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True))
     yield said.replace("\\", r"\\").replace("'", r"\'")
 
@@ -250,9 +250,9 @@ def common(one: str, other: str) -> int:
 
 
 def turn_tokens(template: str, tokens: Mapping[str, str], added: Sequence[str]) -> frozenset[str]:
-    """Return which of a tokenizer's added tokens the template begins and ends turns with; all if it cannot be told.
+    """Return which of a tokenizer's added tokens the template begins and ends turns with; all if that is not clear.
 
-    They are what stands in a conversation whatever is said in it: not what an answer may hold, as `<tool_call>`.
+    They are in a conversation whatever is said in it, unlike tokens inside an answer, such as `<tool_call>`.
     """
     chat, (user, answer) = ChatTemplate(template, tokens), (USER, ANSWER)
     try:
@@ -264,9 +264,9 @@ def turn_tokens(template: str, tokens: Mapping[str, str], added: Sequence[str]) 
 
 
 def check_template(template: str, tokens: Mapping[str, str], controls: Sequence[str]) -> None:
-    """Raise DataError unless the template tells what the assistant says and ends it with one of `controls`.
+    """Raise DataError unless the template shows what the assistant says and ends it with one of `controls`.
 
-    Conversations of several kinds are tried, for rows need only what is in them.
+    Conversations of several kinds are tried, since one kind that works is enough.
     """
     chat = ChatTemplate(template, tokens)
     asked: list[list[dict[str, Any]]] = [
@@ -288,7 +288,7 @@ def check_template(template: str, tokens: Mapping[str, str], controls: Sequence[
     ends = [sequence.text[start:end].rstrip() for sequence in sequences for start, end in sequence.spans]
     if len(ends) < len(answers):
         raise DataError(f"the chat template marks {len(ends)} of {len(answers)} assistant turns; {FIX}")
-    for end in ends if len(ends) == len(answers) else ends[-1:]:  # markers may stand around parts of an answer
+    for end in ends if len(ends) == len(answers) else ends[-1:]:  # markers may enclose only parts of an answer
         if not end.endswith(tuple(controls)):
             raise DataError(
                 f"the chat template ends what the assistant says with {end[-16:]!r}, which is no special "

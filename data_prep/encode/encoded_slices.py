@@ -1,10 +1,10 @@
 """A slice of the corpus as one Arrow file of encoded documents, named by the digest of all it depends on.
 
-A line is a sequence. A document is one sequence, or several where its chat template writes the turns before an answer
-otherwise than it did before: those stand one after the other, with the same part, record, key and signature.
+Each line of the table is one sequence. A document is one sequence, or several if its chat template renders the turns
+before an answer differently once others follow: these are consecutive, with the same part, record, key and signature.
 
 Columns: part (index in the slice), record (in the part), key (16 bytes: the hash of the cleaned content), signature
-and sketch (0 bytes if near duplicates are not looked for), trained (tokens), ids, mask (empty if all the documents are
+and sketch (0 bytes if near duplicates are not searched for), trained (tokens), ids, mask (empty if all documents are
 running text, of which everything is trained). The schema's metadata counts, for each part, the records, the rejected
 ones by reason and what was changed, and holds samples of what was rejected.
 """
@@ -60,16 +60,16 @@ class SliceTask:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedSlice:
-    """The documents of one slice, one after the other; document i's ids are ids[first[i]:first[i + 1]]."""
+    """The sequences of one slice, one after the other; sequence i's ids are ids[first[i]:first[i + 1]]."""
 
     part: npt.NDArray[np.int32]
     record: npt.NDArray[np.int64]
-    key: npt.NDArray[np.uint64]  # [documents, 2]
+    key: npt.NDArray[np.uint64]  # [sequences, 2]
     first: npt.NDArray[np.int64]
     ids: npt.NDArray[np.uint16 | np.uint32]
-    trained: npt.NDArray[np.int64]  # tokens of each document
+    trained: npt.NDArray[np.int64]  # tokens of each sequence
     mask: Mask
-    signature: npt.NDArray[np.uint8]  # [documents, BINS], or [documents, 0]
+    signature: npt.NDArray[np.uint8]  # [sequences, BINS], or [sequences, 0]
     sketches: Sketches
     records: list[int]
     rejected: list[dict[str, int]]
@@ -78,7 +78,7 @@ class EncodedSlice:
 
 
 def slice_digests(slices: Sequence[Slice], corpus: Corpus, spec: EncoderSpec, cleaning: CleaningConfig) -> list[str]:
-    """Return for each slice the digest of everything that its encoded documents follow from."""
+    """Return for each slice the digest of everything that its encoded documents depend on."""
     of_any, of_text = spec.digests()
     steps = cleaning.model_dump(mode="json", exclude={"duplicates", "near_duplicates", "near_threshold"})
     signed = SIGNATURE_VERSION if cleaning.near_duplicates != "off" else None
@@ -92,7 +92,7 @@ def slice_digests(slices: Sequence[Slice], corpus: Corpus, spec: EncoderSpec, cl
 
 
 def encode_slice(task: SliceTask) -> Path:
-    """Read, clean and encode one slice into its file, whole or not at all; a file that is there is left alone."""
+    """Read, clean and encode one slice into its file, whole or not at all; an existing file is left alone."""
     if not task.target.exists():
         encoded = encode_parts(task.parts, cached_encoder(task.spec), task.cleaning)
         write_slice(task.target, encoded)
@@ -107,9 +107,9 @@ def cached_encoder(spec: Path) -> Encoder:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPart:
-    """The sequences of a part, one after the other; `document` says of which of the part's usable documents each is.
+    """The sequences of a part, one after the other; `document` has, for each, the index of its usable document.
 
-    `mask` tells which tokens are trained; None: all but the first of each sequence.
+    `mask` says which tokens are trained; None: all but the first of each sequence.
     """
 
     tokens: Ragged
@@ -122,7 +122,7 @@ class EncodedPart:
 def encode_parts(
     parts: Sequence[FilePart], encoder: Encoder, cleaning: CleaningConfig, limit: int | None = None
 ) -> EncodedSlice:
-    """Read, clean and encode the documents of a slice, of each part up to `limit` records."""
+    """Read, clean and encode the documents of a slice, up to `limit` records of each part."""
     read = [read_usable(part, encoder, cleaning, limit) for part in parts]
     encoder.begin_slice()
     encoded = [encode_part(one, encoder) for one in read]
@@ -161,13 +161,13 @@ def keys_of(read: ReadPart) -> npt.NDArray[np.uint64]:
 
 
 def unsigned(read: ReadPart) -> Summaries:
-    """Return empty summaries, where near duplicates are not looked for."""
+    """Return empty summaries, for when near duplicates are not searched for."""
     count = len(read.records)
     return Summaries(np.empty((count, 0), np.uint8), Sketches(np.empty(0, np.uint8), np.zeros(count + 1, np.int64)))
 
 
 def encode_part(read: ReadPart, encoder: Encoder) -> EncodedPart:
-    """Return the sequences of a part's usable records, and those of which there are none."""
+    """Return the sequences of a part's usable records, and those without a sequence as rejected."""
     encoder.changed.clear()
     if read.texts is not None:
         return encode_texts(read, read.texts, encoder)
@@ -187,7 +187,7 @@ def encode_part(read: ReadPart, encoder: Encoder) -> EncodedPart:
 
 
 def encode_texts(read: ReadPart, texts: list[bytes], encoder: Encoder) -> EncodedPart:
-    """Return the sequences of a part's running texts, and those of which the tokenizer makes no token."""
+    """Return the sequences of a part's running texts, and those that give no token as rejected."""
     tokens = encoder.encode_texts(texts)
     is_usable = np.diff(tokens.first) >= len(encoder.start) + len(encoder.end) + 1
     document = np.flatnonzero(is_usable)
@@ -208,9 +208,9 @@ def trained_tokens(encoded: Ragged, mask: Mask | None) -> npt.NDArray[np.int64]:
 
 
 def whole_mask(masks: Sequence[Mask | None], lengths: Sequence[int]) -> Mask:
-    """Return the masks of the parts one after the other; of running text alone, a mask that takes no space.
+    """Return the masks of the parts one after the other; for running text alone, a mask that takes no space.
 
-    Of running text the first token counts as trained here: `gather_rows` masks the first of every piece.
+    In running text the first token counts as trained here: `gather_tokens` masks the first of every segment.
     """
     if all(mask is None for mask in masks):
         return np.broadcast_to(np.uint8(1), sum(lengths))
@@ -228,7 +228,7 @@ def write_slice(path: Path, encoded: EncodedSlice) -> None:
             "samples": [asdict(sample) for sample in encoded.samples],
         }
     )
-    stored = encoded.mask.strides != (0,)  # else it is of running text
+    stored = encoded.mask.strides != (0,)  # else all of it is running text
     columns = {
         "part": arrow_array(encoded.part),
         "record": arrow_array(encoded.record),
@@ -265,7 +265,7 @@ def narrowed(ids: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 @dataclass(frozen=True, slots=True)
 class SliceTokens:
-    """The tokens of one slice's documents; document i's are ids[first[i]:first[i + 1]]."""
+    """The tokens of one slice's sequences; sequence i's are ids[first[i]:first[i + 1]]."""
 
     first: npt.NDArray[np.int64]
     ids: npt.NDArray[np.uint16 | np.uint32]
@@ -273,7 +273,7 @@ class SliceTokens:
 
 
 def read_slice(path: Path) -> EncodedSlice:
-    """Map a slice's file; its ids and mask are read when they are used. Raises DataError if it is damaged."""
+    """Map a slice's file; its ids and mask are read only when used. Raises DataError if it is damaged."""
     batch = map_batch(path)
     counts = json.loads(batch.schema.metadata[b"counts"])
     tokens = tokens_of(batch)
@@ -318,14 +318,14 @@ def tokens_of(batch: pa.RecordBatch) -> SliceTokens:
 
 @dataclass(frozen=True, slots=True)
 class SliceFiles(Sequence[EncodedSlice]):
-    """The slices in these files, each mapped when it is looked at and no longer."""
+    """The slices in these files, each mapped only while it is used."""
 
     paths: Sequence[Path]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> EncodedSlice:  # type: ignore[override]  # no part of it is ever asked for
+    def __getitem__(self, index: int) -> EncodedSlice:  # type: ignore[override]  # it is never sliced
         return read_slice(self.paths[index])
 
     def __iter__(self) -> Iterator[EncodedSlice]:

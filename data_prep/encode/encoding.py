@@ -1,4 +1,4 @@
-"""From documents to token ids and a loss mask, by an engine that can be exchanged."""
+"""From documents to token ids and a loss mask, with an exchangeable tokenizer backend (`data.engine`)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from data_prep.rows.record_shapes import folded
 from data_prep.shards.writing import id_type
 
 BATCH = 256  # documents handed to the engine at once
-MAY_MARK = ("assistant", "system", "developer")  # who may write tokens that mark what is inside a turn
-BATCH_BYTES = 2 * 2**20  # likewise of running text: what the proof looks at stays in the processor's cache
+MAY_MARK = ("assistant", "system", "developer")  # roles that may write tokens that mark parts of a turn
+BATCH_BYTES = 2 * 2**20  # likewise of running text: what is compared with the reference stays in the processor's cache
 
 
 TrainOn = Literal["all", "last"]
@@ -51,7 +51,7 @@ UNMARKED = "flags of training on turns that are no answers, which are never trai
 class EncoderSpec:
     """All that encoding depends on. `bos` is None unless the tokenizer adds it by itself; `engine` has its version.
 
-    `control_tokens` may stand in no message, but for the `marker_tokens` among them, which the system and the
+    No message may contain a control token, except for the `marker_tokens` among them, which the system and the
     assistant may write.
     """
 
@@ -68,7 +68,7 @@ class EncoderSpec:
     engine: str = REFERENCE
 
     def digests(self) -> tuple[str, str]:
-        """Return the digest of all that encoding depends on, and of what the encoding of running text does."""
+        """Return the digest of all that encoding depends on, and of what that of running text depends on."""
         described = {**asdict(self), "rules": hashlib.sha256(self.rules.encode()).hexdigest()}
         of_turns = dict.fromkeys(("chat_template", "control_tokens", "marker_tokens", "train_on"))
         return digest_of(described), digest_of({**described, **of_turns})
@@ -96,14 +96,14 @@ def read_spec(path: Path) -> EncoderSpec:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A document's ids and which of them are trained; the first never is, for nothing precedes it."""
+    """A sequence's ids and which of them are trained; the first never is, since nothing precedes it."""
 
     input_ids: npt.NDArray[np.uint32]
     loss_mask: npt.NDArray[np.bool_]
 
 
 class Encoder:
-    """Encodes documents of every shape with one engine; `changed` counts what is not written as rows have it."""
+    """Encodes documents of every shape with one engine; `changed` counts what is encoded differently from the rows."""
 
     def __init__(self, spec: EncoderSpec, engine: TokenizerBackend | None = None) -> None:
         self.spec = spec
@@ -115,20 +115,20 @@ class Encoder:
 
     @cached_property
     def forms(self) -> Forms:
-        """What the chat template takes; made when the first conversation comes, for it renders probes."""
+        """The forms that the chat template accepts; created for the first conversation, since it renders probes."""
         return Forms(ChatTemplate(str(self.spec.chat_template), self.spec.special_tokens), self.changed)
 
     def is_conversation(self, document: Document) -> bool:
-        """Tell whether the chat template writes the document."""
+        """Return whether the document is rendered by the chat template."""
         return document.shape == "messages" or (document.shape == "pair" and self.spec.chat_template is not None)
 
     def usable(self, document: Document) -> Document | Rejected:
-        """Return the document as it is encoded, or why it is not.
+        """Return the document as it is encoded, or why it is rejected.
 
-        An end token that the source spells after the last text goes: the encoder writes the real one. Any other control
-        token that a message spells would end its turn, or let a user speak as somebody else, so such a conversation is
-        not used. Tokens that mark what is inside an answer (`<tool_call>` in some tokenizers) are no such thing where
-        the system or the assistant writes them.
+        An end token that the source spells after the last text is removed: the encoder appends the real one. Any other
+        control token in a message would end its turn, or let a user speak as somebody else, so such a conversation is
+        rejected. Tokens that mark parts of an answer (`<tool_call>` in some tokenizers) are allowed where the system or
+        the assistant writes them.
         """
         if document.shape == "pair" and self.spec.chat_template is None:
             if document.variables.get("tools"):
@@ -146,7 +146,7 @@ class Encoder:
         return document
 
     def holds_control(self, document: Document) -> bool:
-        """Tell whether a control token stands where none may."""
+        """Return whether a control token stands where none is allowed."""
         if document.variables and any(token in canonical(document.variables) for token in self.boundaries):
             return True
         for turn in document.turns:
@@ -157,7 +157,7 @@ class Encoder:
         return False
 
     def begin_slice(self) -> None:
-        """Begin a slice: its sample for the engine's proof depends on nothing before it."""
+        """Begin a slice: which of its texts are compared with the reference depends on nothing before it."""
         if isinstance(self.engine, CheckedBackend):
             self.engine.begin()
 
@@ -181,7 +181,7 @@ class Encoder:
         return Ragged(np.concatenate([batch.ids for batch in batches]), np.concatenate([[0], np.cumsum(counts)]))
 
     def bounded(self, texts: Ragged) -> Ragged:
-        """Return texts' ids with the ids that begin and end a text."""
+        """Return texts' ids with the begin and end tokens added."""
         ids = np.insert(texts.ids.astype(id_type(self.spec.vocab_size)), texts.first[1:], self.spec.eos)
         first = texts.first + np.arange(len(texts.first))
         if self.spec.bos is not None:
@@ -190,9 +190,9 @@ class Encoder:
         return Ragged(ids, first)
 
     def encode_pairs(self, documents: Sequence[Document]) -> list[list[Encoded] | Rejected]:
-        """Prompt and completion as one text, and its end; what holds a character of the completion is trained.
+        """Encode prompt and completion as one text, and its end; a token with a character of the completion is trained.
 
-        Parts that are encoded one by one would not be what the model meets: SentencePiece puts a space before each.
+        Parts encoded one by one would not be what the model meets: SentencePiece puts a space before each.
         """
         prompts = ["\n\n".join(turn.text for turn in document.turns[:-1]).encode() for document in documents]
         texts = [prompt + document.turns[-1].text.encode() for prompt, document in zip(prompts, documents, strict=True)]
@@ -211,7 +211,7 @@ class Encoder:
         return result
 
     def encode_conversations(self, documents: Sequence[Document]) -> list[list[Encoded] | Rejected]:
-        """The chat template's text; what the assistant says and its stop token are trained."""
+        """Encode the chat template's text; what the assistant says and its stop token are trained."""
         written_as = [self.written(document) for document in documents]
         sequences = [one for several in written_as if not isinstance(several, Rejected) for one in several]
         encodings = iter(self.engine.encode_marked([sequence.text for sequence in sequences]))
@@ -232,7 +232,7 @@ class Encoder:
         return result
 
     def written(self, document: Document) -> list[Written] | Rejected:
-        """Return a conversation's sequences as text, or why it has none."""
+        """Return a conversation's sequences as text, or why it is rejected."""
         try:
             fed = self.forms.fed(document)
             answers = self.trained_answers(fed)
@@ -246,9 +246,9 @@ class Encoder:
         return sequences
 
     def trained_answers(self, fed: Fed) -> list[int]:
-        """Return the places of the answers to train: those that the row does not exclude, as `train_on` says.
+        """Return the places of the answers to train: those that `train_on` selects and the row does not exclude.
 
-        One that the row includes by name is trained whatever `train_on` says. Raises UnusableError.
+        An answer that the row's own flag includes is trained whatever `train_on` says. Raises UnusableError.
         """
         answers = [place for place, message in enumerate(fed.messages) if message["role"] == "assistant"]
         if not answers:
@@ -270,7 +270,7 @@ class Encoder:
 
 
 def runs_together(pair: Document) -> bool:
-    """Tell whether the last word of the prompt and the first of the completion would be read as one."""
+    """Return whether the last word of the prompt and the first of the completion would be read as one."""
     met = pair.turns[-2].text[-1:] + pair.turns[-1].text[:1]
     return len(met) == 2 and met.isalnum()
 
@@ -283,12 +283,12 @@ def begun_before(spans: Sequence[Span], offsets: npt.NDArray[np.int64]) -> int:
 
 
 def checked(encoded: list[Encoded], record: int) -> list[Encoded] | Rejected:
-    """Return the sequences in which something is trained, or that there is none."""
+    """Return the sequences in which something is trained; a rejection if there are none."""
     return [one for one in encoded if one.loss_mask.any()] or Rejected(record, NO_TOKEN)
 
 
 def batches_of(texts: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """Yield texts until they are about BATCH_BYTES, at least one at a time."""
+    """Yield batches of texts of about BATCH_BYTES, at least one text each."""
     begin = size = 0
     for index, text in enumerate(texts):
         size += len(text)

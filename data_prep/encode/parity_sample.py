@@ -1,7 +1,7 @@
 """Where the ids of an engine are compared with those of `tokenizers` in a slice: a sample with a bounded cost.
 
 Pre-tokenizers differ at the borders between kinds of characters, so a text is compared where any two kinds meet for the
-first time in the slice; and at places that grow sparser, whatever stands there.
+first time in the slice; and at places that grow sparser, whatever is there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Pairs = npt.NDArray[np.uint16]
 
 WINDOW = 64  # bytes around a meeting of kinds that are compared
 CHUNK = 2**15  # bytes looked at together, an even number: their pairs stay in the cache
-FIRST_STRIDE, GROWTH = 4096, 1.05  # bytes between the places that are compared whatever stands there, and their growth
+FIRST_STRIDE, GROWTH = 4096, 1.05  # bytes between the places that are compared in any case, and their growth
 
 
 class ParitySample:
@@ -29,7 +29,7 @@ class ParitySample:
         self.stride = float(FIRST_STRIDE)
 
     def places(self, texts: Sequence[bytes], joined: bytes) -> Iterator[tuple[int, list[int]]]:
-        """Yield the texts to compare and where: near each new meeting of kinds, and now and then."""
+        """Yield the texts to compare and where: near each new meeting of kinds, and at places ever further apart."""
         # The stride grows by GROWTH with each place, so the places of a slice grow as the logarithm of its bytes.
         regular = []
         while self.next_place < self.position + len(joined):

@@ -1,4 +1,4 @@
-"""In which form a chat template is given what a conversation holds: found by rendering small probes, each only once."""
+"""The forms in which a chat template accepts the parts of a conversation, found by rendering small probes once each."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class CallForm:
 
 @dataclass(frozen=True, kw_only=True)
 class Fed:
-    """A conversation as its template is given it; `flags` is what the row says of the training of each message."""
+    """A conversation as it is given to its template; `flags` says for each message whether the row wants it trained."""
 
     messages: list[Message]
     flags: list[bool | None]
@@ -67,7 +67,7 @@ class Fed:
 
 
 class Forms:
-    """What a template takes as it is. `changed` is where it counts what is given to it in another form."""
+    """The forms that a template accepts. `changed` counts what had to be converted."""
 
     def __init__(self, template: ChatTemplate, changed: Counter[str]) -> None:
         self.template, self.changed = template, changed
@@ -133,13 +133,13 @@ class Forms:
         return self.shows_result({})
 
     def shows_result(self, named: Message) -> bool:
-        """Tell whether the template writes what a tool returned."""
+        """Return whether the template writes what a tool returned."""
         call = ANSWER if self.calls is None else probe_call(self.calls, "a" * SHORT_ID)
         result = {"role": "tool", **named, "tool_call_id": "a" * SHORT_ID, "content": "probe result"}
         return bool(self.shows([USER, call, result], "probe result"))
 
     def fed(self, document: Document) -> Fed:
-        """Return a document as the template takes it, and count what had to take another form."""
+        """Return a document in the forms that the template accepts, and count the conversions."""
         variables = {key: value for key, value in document.variables.items() if key != "tools" or value}
         lines = [(self.message(turn), turn.is_trained) for turn in document.turns]
         if any(message["role"] == "tool" for message, _ in lines) and not (self.calls and self.writes_results):
@@ -238,7 +238,7 @@ class Forms:
         return hashlib.sha256(call_id.encode()).hexdigest()[:SHORT_ID]
 
     def told_results(self, lines: Sequence[Line]) -> Iterator[Line]:
-        """Yield the messages, each run of tools' results as one that tells them as text."""
+        """Yield the messages, each run of tools' results as one message with them as text."""
         for is_result, run in itertools.groupby(lines, key=lambda line: line[0]["role"] == "tool"):
             if not is_result:
                 yield from run

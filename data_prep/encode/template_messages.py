@@ -1,4 +1,4 @@
-"""Messages as chat templates get them, and what stands in their texts where a template has no form for it."""
+"""Messages as chat templates get them, and the texts that replace what a template has no form for."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ def load_tokenizer(
 ) -> DataTokenizer:
     """Return the data's tokenizer, its chat template and pad token set.
 
-    A trained one is kept in `work` under a digest of what it was trained on. With `may_add_tokens` it gets the tokens
-    of the template that it lacks. Raises ConfigError if none is named or its template needs other tokens, DataError if
+    A trained one is kept in `work` under a digest of what it was trained on. With `may_add_tokens`, the template's
+    tokens that it lacks are added. Raises ConfigError if none is named or its template needs other tokens, DataError if
     it cannot be used.
     """
     if config.tokenizer is not None and config.tokenizer.train is not None:
@@ -66,13 +66,13 @@ def load_tokenizer(
 
 
 def open_data_tokenizer(config: DataConfig, model_path: str | None) -> Any:
-    """Open the tokenizer of the configuration or the model, and say if its class changes its rules."""
+    """Open the tokenizer of the configuration or the model, and warn if its class changes its rules."""
     folder = tokenizer_folder(config, model_path)
     tokenizer = open_kept(folder)
     is_kept = isinstance(tokenizer, KeptTokenizer)
     if not (tokenizer.facts.follows_file if is_kept else follows_rules(tokenizer, folder / RULES)):
         log.warning(
-            "the tokenizer %s: transformers opens it as a %s, which makes other ids of a text than its %s says; "
+            "the tokenizer %s: transformers opens it as a %s, which gives other token ids than its %s; "
             "to follow the file, set tokenizer_class to PreTrainedTokenizerFast in its tokenizer_config.json",
             folder,
             tokenizer.facts.class_name if is_kept else type(tokenizer).__name__,
@@ -82,7 +82,7 @@ def open_data_tokenizer(config: DataConfig, model_path: str | None) -> Any:
 
 
 def with_template(tokenizer: Any, config: DataConfig, *, is_text: bool, may_add_tokens: bool) -> DataTokenizer:
-    """Return a tokenizer with the template of the configuration, what that needs, and a pad token."""
+    """Return a tokenizer with the configured template, the tokens that the template needs, and a pad token."""
     tokenizer.chat_template = read_template(config.chat_template, single_template(tokenizer.chat_template))
     if tokenizer.eos_token_id is None:
         raise DataError(
@@ -93,7 +93,7 @@ def with_template(tokenizer: Any, config: DataConfig, *, is_text: bool, may_add_
         tokenizer.pad_token = tokenizer.eos_token
     added: list[str] = []
     if config.chat_template == "chatml" and not is_text and lacks_chatml(tokenizer):
-        if isinstance(tokenizer, KeptTokenizer):  # which cannot be added to
+        if isinstance(tokenizer, KeptTokenizer):  # to which nothing can be added
             opened = open_tokenizer(Path(tokenizer.name_or_path))
             opened.chat_template, opened.pad_token = tokenizer.chat_template, tokenizer.pad_token
             tokenizer = opened
@@ -102,25 +102,25 @@ def with_template(tokenizer: Any, config: DataConfig, *, is_text: bool, may_add_
 
 
 def lacks_chatml(tokenizer: Any) -> bool:
-    """Tell whether a tokenizer has not all tokens of ChatML."""
+    """Return whether a tokenizer lacks a token of ChatML."""
     return any(tokenizer.backend_tokenizer.token_to_id(token) is None for token in CHATML_TOKENS)
 
 
 def digest_of_rules(tokenizer: Any) -> str:
-    """Return what `tokenizer_digest` gives for a tokenizer, without the work if it was kept."""
+    """Return what `tokenizer_digest` gives for a tokenizer, without computing it for a kept one."""
     return tokenizer.facts.digest if isinstance(tokenizer, KeptTokenizer) else tokenizer_digest(tokenizer)
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write a tokenizer's folder, whole or not at all. Raises DataError if it would be opened as another one."""
+    """Write a tokenizer's folder, whole or not at all. Raises DataError if it would not be opened as the same one."""
     with whole_folder(folder) as partial:
         tokenizer.save_pretrained(partial)
-        if isinstance(tokenizer, KeptTokenizer):  # then that was tried when it was kept
+        if isinstance(tokenizer, KeptTokenizer):  # then this was checked when it was kept
             return
         if tokenizer_digest(open_tokenizer(partial)) != tokenizer_digest(tokenizer):
             raise DataError(
-                f"the tokenizer {tokenizer.name_or_path} is another one after transformers has saved and opened it "
-                "again, so the model would not see the ids that the rows are made of; set tokenizer_class to "
+                f"the tokenizer {tokenizer.name_or_path} changes when transformers saves it and opens it "
+                "again, so the model would not see the token ids of the rows; set tokenizer_class to "
                 "PreTrainedTokenizerFast in its tokenizer_config.json"
             )
 
@@ -132,7 +132,7 @@ def add_chatml_tokens(tokenizer: Any, *, may_add_tokens: bool) -> list[str]:
     if missing and not may_add_tokens:
         raise ConfigError(
             f"data.chat_template: chatml needs {' and '.join(missing)}, which the tokenizer {tokenizer.name_or_path} "
-            "has not, so the model would never learn to stop; write `chat_template: plain`, which needs no new tokens, "
+            "lacks, so the model would never learn to stop; write `chat_template: plain`, which needs no new tokens, "
             "or `resize_embeddings: true` below model, which adds them to the tokenizer and the model"
         )
     return add_tokens(tokenizer, missing)
@@ -180,7 +180,7 @@ def trained_tokenizer(corpus: Corpus, vocab_size: int, work: Path) -> Any:
 
 
 def sample(corpus: Corpus, limit_bytes: int) -> Iterator[str]:
-    """Yield cleaned texts: of each file its first part, in the proportion that the limit is to the corpus."""
+    """Yield cleaned texts: the beginning of each file, the same share of all, so that they are about `limit_bytes`."""
     share = min(1.0, limit_bytes / corpus.bytes)
     cleaner = Cleaner(CleaningConfig())
     for file in corpus.files:
@@ -218,14 +218,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
 def encoder_spec(tokenizer: Any, corpus: Corpus, train_on: TrainOn = "all") -> EncoderSpec:
     """Return what the workers need of a tokenizer. Raises DataError if its template cannot serve the corpus.
 
-    The template gets the date of today where it writes one.
+    A template that writes the date writes today's.
     """
     controls, tokens, template = control_tokens(tokenizer), tokens_by_role(tokenizer), tokenizer.chat_template
     markers: tuple[str, ...] = ()
     for file in corpus.files:
         if template is None and file.columns.shape == "messages":
             raise DataError(
-                f"{file.info.path}: holds conversations, and the tokenizer has no chat template to write them with; "
+                f"{file.info.path}: holds conversations, and the tokenizer has no chat template to render them with; "
                 "write `chat_template: plain`, `chat_template: chatml` or `chat_template: FILE.jinja` below data"
             )
         layout = file.columns.layout
@@ -235,8 +235,8 @@ def encoder_spec(tokenizer: Any, corpus: Corpus, train_on: TrainOn = "all") -> E
             and (layout.said or {*layout.system, layout.history} & {*file.columns.names})
         ):
             log.warning(
-                "%s: no chat template: what the system says and what was said before stands before the prompt, with an "
-                "empty line between them",
+                "%s: no chat template: the system text and earlier turns are put before the prompt, separated by empty "
+                "lines",
                 file.info.path,
             )
     if template is not None and not corpus.is_text:
@@ -266,13 +266,13 @@ def control_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 
 def added_tokens(tokenizer: Any) -> dict[str, bool]:
-    """Return the tokens that are looked for in a text first, in the order of their ids, and which are special."""
+    """Return the tokens that are matched in a text before all others, by id, each with whether it is special."""
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     return {added[i].content: bool(added[i].special) for i in sorted(added)}
 
 
 def tokens_by_role(tokenizer: Any) -> dict[str, str]:
-    """Return the special tokens by the names that templates call them."""
+    """Return the special tokens by the names that templates use for them."""
     return {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
 
 
@@ -284,16 +284,16 @@ def choose_template(tokenizer: Any) -> tuple[str | None, str]:
         try:
             check_template(own, tokens_by_role(tokenizer), controls)
         except DataError:
-            reason = "the tokenizer has a template that does not tell what the assistant says"
+            reason = "the tokenizer has a template that does not show what the assistant says"
         else:
-            return None, "the tokenizer's own tells what the assistant says"
+            return None, "the tokenizer's own shows what the assistant says"
     if set(CHATML_TOKENS) <= set(controls):
         return "chatml", reason
     return "plain", f"{reason}, and no tokens for ChatML"
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Tell whether the tokenizer begins every text with its bos token by itself."""
+    """Return whether the tokenizer adds its bos token to every text by itself."""
     if isinstance(tokenizer, KeptTokenizer):
         return tokenizer.facts.adds_bos
     ids = tokenizer("a")["input_ids"]

@@ -58,7 +58,7 @@ class Facts:
 
 
 class KeptTokenizer:
-    """A tokenizer by its rules and its facts, with as much of the manners of transformers' as preparation needs."""
+    """A tokenizer by its rules and its facts, with as much of transformers' interface as preparation needs."""
 
     def __init__(self, name_or_path: str, facts: Facts, rules: str) -> None:
         self.name_or_path, self.facts, self.rules = name_or_path, facts, rules
@@ -121,7 +121,7 @@ def open_kept(folder: Path, kept: Path | None = None) -> Any:
     try:
         write_kept(place, made)
     except OSError as error:  # a home that is full or read-only costs the next start some seconds, nothing else
-        log.info("%s: %s: the tokenizer is opened anew at each start", place, error.strerror)
+        log.info("%s: %s: the tokenizer is opened by transformers at each start", place, error.strerror)
     return made
 
 
@@ -137,17 +137,17 @@ def described(folder: Path) -> dict[str, Any]:
 
 
 def read_kept(place: Path, name_or_path: str) -> KeptTokenizer | None:
-    """Return what is kept, None if nothing whole is."""
+    """Return the kept tokenizer; None if none is kept whole."""
     try:
         facts = Facts(**json.loads((place / FACTS).read_text(encoding="utf-8")))
         raw = (place / RULES).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError) as error:
-        log.warning("%s: damaged (%s): the tokenizer is opened anew", place, error)
+        log.warning("%s: damaged (%s): the tokenizer is opened again", place, error)
         return None
     if hashlib.sha256(raw).hexdigest() != facts.rules_sha256:
-        log.warning("%s: damaged (other bytes than were written): the tokenizer is opened anew", place)
+        log.warning("%s: damaged (other bytes than were written): the tokenizer is opened again", place)
         return None
     return KeptTokenizer(name_or_path, facts, raw.decode())
 
@@ -179,7 +179,7 @@ def kept_form(tokenizer: Any, source: Path) -> KeptTokenizer | None:
 
 
 def quick_facts_of(tokenizer: Any) -> dict[str, Any]:
-    """Return those facts of a tokenizer opened by transformers that are quick to read."""
+    """Return the facts of a tokenizer opened by transformers that are quick to read."""
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     return {
         "length": len(tokenizer),
@@ -198,9 +198,9 @@ def rules_of(tokenizer: Any) -> str:
 
 
 def follows_rules(tokenizer: Any, rules: Path) -> bool:
-    """Tell whether a tokenizer makes the ids of a text that the file of its rules says, as far as a probe tells.
+    """Return whether a tokenizer gives the ids that the file of its rules gives, as far as a probe shows.
 
-    transformers 5 builds the rules of its classes anew and takes only the vocabulary from the file.
+    transformers 5 builds the rules of its classes itself and takes only the vocabulary from the file.
     """
     if type(tokenizer).__name__ in GENERIC_CLASSES or not rules.is_file():
         return True
@@ -219,4 +219,4 @@ def write_kept(place: Path, tokenizer: KeptTokenizer) -> None:
         (partial / FACTS).write_text(json.dumps(asdict(tokenizer.facts), ensure_ascii=False), encoding="utf-8")
     others = sorted((path for path in place.parent.iterdir() if path != place), key=lambda path: path.stat().st_mtime)
     for path in others[: max(0, len(others) + 1 - KEPT_AT_MOST)]:
-        shutil.rmtree(path, ignore_errors=True)  # another process may be at it
+        shutil.rmtree(path, ignore_errors=True)  # another process may be removing it too

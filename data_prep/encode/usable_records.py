@@ -1,7 +1,7 @@
 """What is usable of a part of a file: each record read, cleaned, and either kept or rejected with a reason.
 
-One way down for every record: `read_blocks` gives it as bytes or as a row, `may_change` tells which texts of a column
-are clean as they are, `document_of` makes a document of any other, the `Cleaner` cleans it and the `Encoder` says
+Every record takes the same way: `read_blocks` gives it as bytes or as a row; `may_change` tells which texts of a column
+are clean as they are; `document_of` makes a document of any other, the `Cleaner` cleans it and the `Encoder` says
 whether it can be encoded.
 """
 
@@ -26,7 +26,7 @@ from data_prep.read.record_blocks import Texts, read_blocks
 class ReadPart:
     """What reading and cleaning made of a part's records, and how often it changed what.
 
-    The usable ones are `texts` in UTF-8, of a part of running text, or else `documents`.
+    The usable ones are `texts` in UTF-8 if the part is running text, else `documents`.
     """
 
     records: list[int]
@@ -42,7 +42,7 @@ class ReadPart:
         return map(text_key, self.texts)
 
     def summaries(self) -> Summaries:
-        """Return what near duplicates are told by."""
+        """Return the signatures and sketches by which near duplicates are found."""
         if self.texts is None:
             said = ["\n".join(turn.said() for turn in document.turns) for document in self.documents]
             return summaries([text.encode("utf-8", "replace") for text in said])
@@ -80,8 +80,8 @@ def read_usable(part: FilePart, encoder: Encoder, config: CleaningConfig, limit:
 def outcomes_of(part: FilePart, encoder: Encoder, cleaner: Cleaner) -> Iterator[bytes | Document | Rejected]:
     """Yield what becomes of each record of a part: a document, or why it is not used.
 
-    A text of a column that cleaning cannot change comes as its bytes: most of a corpus of running text never becomes a
-    document, which is what makes it fast.
+    A text of a column that cleaning cannot change stays bytes: most of a corpus of running text never becomes a
+    `Document`, which makes it fast.
     """
     end_token = encoder.spec.special_tokens.get("eos_token", "").encode()
     record = itertools.count()  # last in each zip, which then takes no number for the end of a block
@@ -128,7 +128,7 @@ def text_key(text: bytes) -> bytes:
 
 def hashed(shape: str, parts: Sequence[bytes]) -> bytes:
     """Return the first 128 bits of the SHA-256 of a shape and parts, each with its length: no two lists hash alike."""
-    digest = hashlib.sha256(shape.encode())  # in the processor's own instructions twice as fast as BLAKE2
+    digest = hashlib.sha256(shape.encode())  # with the processor's SHA instructions twice as fast as BLAKE2
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)

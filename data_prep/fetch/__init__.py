@@ -1,1 +1,1 @@
-"""From a source to files on this machine, and from files to slices of work."""
+"""From sources to files on this machine, and from files to slices of work."""

@@ -11,7 +11,7 @@ from data_prep.arrays import Integers, mix
 from data_prep.pack.tail_filling import LengthBuckets, Tail, fill_with_tails
 from data_prep.select.long_documents import Split, cut_tolerance
 
-PACKING_VERSION = 3  # part of the configuration's digest: raise it when rows come out otherwise
+PACKING_VERSION = 3  # part of the configuration's digest: raise it when the same documents give other rows
 
 PAIR_TRIES = 200  # of lengths, for two items that end a row
 
@@ -46,7 +46,7 @@ def pack(
 
 
 def concat(lengths: Integers, row_tokens: int) -> Packing:
-    """Let documents follow each other, cut where a row ends; only the last row can have padding."""
+    """Join documents end to end and cut where a row ends; only the last row can have padding."""
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     begins = ends - lengths
@@ -142,7 +142,7 @@ def best_fit_rows(lengths: Integers, capacity: int, seed: int) -> Integers:
     queue = iter(lengths[np.argsort(shuffled_ranks(len(lengths), seed))].tolist())
     result = np.empty(len(lengths), dtype=np.int64)
     row = 0
-    # `bits` has a bit for each length that is left, and so has `fitting`, for each that fits into the row's room: see
+    # `bits` has a bit for each length that is left, and `fitting` for each of these that fits into the row's room: see
     # LengthBuckets. The queue holds lengths in the seeded order, not items, so a length that it names may be gone.
     while left.bits:
         longest = left.bits.bit_length() - 1

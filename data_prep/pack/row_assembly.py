@@ -1,4 +1,4 @@
-"""From the plan to shards: the tokens of each row's segments are copied from the slices and written."""
+"""From the plan to shards: copy the tokens of each row's segments from the slices, and write them."""
 
 from __future__ import annotations
 

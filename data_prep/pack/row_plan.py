@@ -169,7 +169,7 @@ def check_splits(sizes: dict[str, int], counts: dict[str, dict[str, Any]], confi
         reasons = "; ".join(f"{label}: {reasons_of(entry) or 'none'}" for label, entry in counts.items())
         raise DataError(
             f"no document is left to train on ({sizes['validation']} held out for validation; rejected of {reasons}); "
-            "fix the sources, lower data.validation_fraction, or see what data.cleaning leaves out"
+            "fix the sources, lower data.validation_fraction, or see what data.cleaning rejects"
         )
     if sizes["validation"] == 0 and config.validation_fraction > 0:
         log.warning(

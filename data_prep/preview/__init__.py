@@ -1,1 +1,1 @@
-"""Inspect a corpus, and see its rows, before it is prepared."""
+"""Look at a corpus and its rows before it is prepared: for `check`, `init` and `prepare --preview`."""

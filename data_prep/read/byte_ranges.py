@@ -1,9 +1,9 @@
 """What a part of a file depends on: the digests of its byte ranges, hashed in the same pass as the file.
 
 A part of JSON lines reads past its end to the end of the line that its last byte lies in, and looks at the byte before
-its first one; a part of a long text reads past its last window as far as a paragraph's end is looked for; a part of a
-Parquet file reads its row groups and the file's footer. What it reads is hashed, and nothing else: then a byte that
-changed elsewhere leaves the part's digest, and with it its encoded documents, as they are.
+its first one; a part of a long text reads past its last window as far as it searches for the end of a paragraph; a part
+of a Parquet file reads its row groups and the file's footer. Only what it reads is hashed, so a byte that changed
+elsewhere leaves the part's digest, and with it its encoded documents, as they are.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def hashed_range(read: Callable[[int], bytes], step: int) -> HashedRange | None:
 
 
 def content_of(part: FilePart, file: HashedFile) -> list[Any]:
-    """Return what tells the bytes that reading a part depends on, as JSON; for a file in one part its digest."""
+    """Return what identifies the bytes that a part is read from, as JSON; for a file in one part, its digest."""
     if not file.ranges or part.start % file.step or part.end not in (file.bytes, part.start + file.step):
         return [file.sha256, part.start, part.end]
     kinds = {"jsonl": of_lines, "text": of_text, "parquet": of_table}
@@ -101,7 +101,7 @@ def of_lines(part: FilePart, file: HashedFile) -> Iterator[Any]:
     yield file.ranges[number].sha256
     if file.ranges[number].last == ord("\n"):
         return
-    furthest = number + 1 + -(-(DOCUMENT_BYTES + 1) // file.step)  # of a longer line no more is read
+    furthest = number + 1 + -(-(DOCUMENT_BYTES + 1) // file.step)  # no more than this is read of a longer line
     for following in file.ranges[number + 1 : furthest + 1]:
         yield following.head
         if following.has_line_end:
@@ -109,7 +109,7 @@ def of_lines(part: FilePart, file: HashedFile) -> Iterator[Any]:
 
 
 def of_text(part: FilePart, file: HashedFile) -> Iterator[Any]:
-    """Yield what the pieces of a long text depend on whose windows begin in the part."""
+    """Yield what those pieces of a long text depend on whose windows begin in the part."""
     first = -(-part.start // WINDOW_BYTES) * WINDOW_BYTES
     last = (part.end - 1) // WINDOW_BYTES * WINDOW_BYTES
     if first < part.end:

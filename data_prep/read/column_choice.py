@@ -1,4 +1,4 @@
-"""How a file of rows is read, told from a sample of them: where its rows lie, and which columns make a document."""
+"""How a file of rows is read, decided from a sample: where its rows are, and which columns make a document."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def with_rows(source: SourceConfig, path: str) -> SourceConfig:
 
 
 def is_array(location: Path, form: Format) -> bool:
-    """Tell whether a JSON file is a list: then what is in it are rows, if only one."""
+    """Return whether a JSON file is a list: then what is in it are rows, if only one."""
     with open_stream(location, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
         return stream.read(EXCERPT_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 

@@ -14,8 +14,8 @@ REACH_BYTES = 64 * 2**10  # how far past a window the end of a paragraph is look
 def read_texts(stream: BinaryIO, start: int, end: int, *, is_long: bool = False) -> Iterator[bytes]:
     """Yield a text whole, or, if it is too long for one document, the pieces whose window lies in the range.
 
-    `is_long` is what the file's size tells. Of a damaged file, what stands before the damage, up to its last whole
-    paragraph; then it raises RecordError.
+    `is_long` follows from the file's size. Of a damaged file, yields what is before the damage, up to its last whole
+    paragraph; then raises RecordError.
     """
     if not is_long:
         data, problem = filled(stream, b"", DOCUMENT_BYTES + 1)

@@ -55,7 +55,7 @@ class Columns:
 
     @property
     def may_be_cut(self) -> bool:
-        """Whether several tasks may read a large file."""
+        """Whether a large file may be cut, so that several tasks read it."""
         return self.format.may_be_cut and not (self.layout is not None and self.layout.is_whole)
 
 
@@ -69,17 +69,17 @@ class FilePart:
     end: int
     columns: Columns
     stamp: Stamp | None = None
-    """What the file was when it was hashed; not part of what a slice is."""
+    """The file's size and time when it was hashed; not part of a slice's digest."""
 
     def check_unchanged(self) -> None:
-        """Raise DataError if the file is no longer the one that was hashed; asked before and after it is read."""
+        """Raise DataError if the file is no longer the one that was hashed; called before and after it is read."""
         if self.stamp is not None:
             self.stamp.check()
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A record that is left out, why, and how it begins."""
+    """A record that is rejected, why, and how it begins."""
 
     record: int
     reason: str
@@ -103,7 +103,7 @@ def records_of(path: Path, columns: Columns, start: int, end: int) -> Iterator[R
 
 
 def document_of(record: int, raw: Raw, columns: Columns) -> Document | Rejected:
-    """Return what a record is: a document, or why it is none."""
+    """Return a record as a document, or why it is rejected."""
     layout = columns.layout
     try:
         if layout is None:
@@ -140,7 +140,7 @@ def parsed(raw: Raw) -> Mapping[str, Any]:
 
 
 def row_or_text(raw: Raw) -> Mapping[str, Any] | str:
-    """Return a record as a row or, of JSON, as the text alone that it is. Raises RecordError."""
+    """Return a record as a row, or as a text if its JSON is a lone string. Raises RecordError."""
     if isinstance(raw, RecordError):
         raise raw
     if isinstance(raw, Mapping):

@@ -1,7 +1,7 @@
-"""The records of a part in blocks: running text by the column where the file's format allows it, else one by one.
+"""The records of a part in blocks: running text as a whole column where the file's format allows it, else one by one.
 
-A column needs no object for each of its texts, so it is taken wherever every record of a block is a row with its text
-and nothing to object to. Both ways give the same texts.
+A column needs no Python object for each of its texts, so it is used wherever every record of a block is a row with a
+valid text. Both ways give the same texts.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Texts:
 
 
 def read_blocks(part: FilePart) -> Iterator[Texts | Iterable[Raw]]:
-    """Yield the records of a part in order, as texts of one column or as they stand in the file.
+    """Yield the records of a part in order, as texts of one column or as they are in the file.
 
-    Each block is to be used up before the next one is asked for. Raises DataError if the file has changed since it was
+    Each block must be consumed before the next one is requested. Raises DataError if the file has changed since it was
     hashed; damage is the last record of the file.
     """
     columns = part.columns
@@ -63,7 +63,7 @@ def read_blocks(part: FilePart) -> Iterator[Texts | Iterable[Raw]]:
 
 
 def blocks_of_lines(lines: Iterable[Raw]) -> Iterator[list[Raw]]:
-    """Yield JSON lines by about BLOCK_BYTES."""
+    """Yield JSON lines in blocks of about BLOCK_BYTES."""
     block: list[Raw] = []
     size = 0
     for line in lines:
@@ -79,7 +79,7 @@ def blocks_of_lines(lines: Iterable[Raw]) -> Iterator[list[Raw]]:
 def json_texts(lines: Sequence[Raw], column: str) -> Texts | None:
     """Return the texts in a column of JSON lines; None unless each line is one object that has it and no other medium.
 
-    orjson is stricter than Python's own parser, so that what it reads is read alike record by record.
+    orjson is stricter than Python's own parser, so what it accepts is read the same record by record.
     """
     texts: list[bytes] = []
     try:

@@ -1,4 +1,4 @@
-"""From the bytes of a file to its records: rows, pages and texts, as they stand in it."""
+"""From the bytes of a file to its records: rows, pages and texts, as they are in the file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ XML_DECLARATION = re.compile(rb"\A\s*<\?xml[^>]*\?>")
 
 
 def raw_records(path: Path, form: Format, start: int, end: int, wanted: tuple[str, ...] | None = None) -> Iterator[Raw]:
-    """Yield the records of a range of a file, of tables only the `wanted` columns.
+    """Yield the records of a range of a file; of tables, only the `wanted` columns.
 
-    An objection stands for a record that cannot be read, or for all that follows where a file is damaged.
+    A RecordError stands for a record that cannot be read, or for everything after the damage in a damaged file.
     """
     try:
         if form.kind == "refused":
@@ -39,7 +39,7 @@ def raw_records(path: Path, form: Format, start: int, end: int, wanted: tuple[st
 
 
 def streamed_records(path: Path, form: Format, start: int, end: int) -> Iterator[Raw]:
-    """Yield the records of a file that is read from its beginning to its end, or of a range of its bytes."""
+    """Yield the records of a file that is read as a stream: all of it, or a range of its bytes."""
     if not form.is_plain:
         start, end = 0, END
     with open_stream(path, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
@@ -69,5 +69,5 @@ def extracted_records(stream: BinaryIO, form: Format) -> Iterator[Raw]:
         return
     data = read_page(stream, limit_of(form.kind))
     if form.kind == "xml" and form.encoding is not None:
-        data = XML_DECLARATION.sub(b"", data, count=1)  # it names an encoding that the data is in no longer
+        data = XML_DECLARATION.sub(b"", data, count=1)  # it names the encoding before the data was converted to UTF-8
     yield notebook_text(data) if form.kind == "notebook" else extract_text(form.kind, data)

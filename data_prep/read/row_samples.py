@@ -1,4 +1,4 @@
-"""How a file's rows are read, decided from a sample of them: by the source's `fields`, or by what kind they are."""
+"""What the columns of a sample of rows mean: by the source's `fields`, or by the kind of rows detected."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def named_layout(rows: Rows, source: SourceConfig, place: str) -> Layout:
 
 
 def is_there(row: Mapping[str, Any], path: str, seen: Sequence[str]) -> bool:
-    """Tell whether a row has any of the columns that a path or pattern names."""
+    """Return whether a row has any of the columns that a path or pattern names."""
     return any(value_at(row, name) is not MISSING for name in matching(path, seen))
 
 
@@ -204,7 +204,7 @@ def unused_columns(rows: Rows, layout: Layout) -> tuple[tuple[str, ...], tuple[s
 
 
 def holds_prose(rows: Rows, name: str, look: str) -> bool:
-    """Tell whether a column of lists or objects holds texts of several words."""
+    """Return whether a column of lists or objects holds texts of several words."""
     return look in ("list", "object") and any(
         len(text.split()) > 2 for value in values_of(rows, name) for text in texts_in(value)
     )

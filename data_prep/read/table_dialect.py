@@ -1,4 +1,4 @@
-"""How a CSV or TSV file is written, told from its first lines: its separator, and what its quotes and backslashes mean.
+"""How a CSV or TSV file is written, detected from its first lines: separator, quotes, backslashes.
 
 Each way to read the lines leaves some of them unexplained: rows of another width, broken quotes, lines inside of a cell
 that look like rows. The way that leaves the fewest is taken.
@@ -78,7 +78,7 @@ def unexplained_quoted(lines: Sequence[str], form: Format) -> int:
 
 
 def is_quoted(lines: Sequence[str], separator: str) -> bool:
-    """Tell whether quotes enclose cells.
+    """Return whether quotes enclose cells.
 
     In CSV they do, unless none that is opened in a line is closed in it and every line has the header's number of
     separators. In TSV they rarely do: there it takes signs of a program that encloses.
@@ -123,7 +123,7 @@ def with_quoting(form: Format, lines: Sequence[str]) -> Format:
 
 
 def is_spaced(lines: Sequence[str], form: Format) -> bool:
-    """Tell whether in nearly every row below the header a space follows the first cell's separator."""
+    """Return whether in nearly every row below the header a space follows the first cell's separator."""
     feed = LineFeed(iter(lines))
     mark = re.escape(form.separator)
     begins = re.compile(f' *(?:"(?:[^"]|"")*"|[^"{mark}][^{mark}]*)?{mark} ')

@@ -1,7 +1,7 @@
-"""How a text file is laid out, told by a look at its beginning: encoding, ends of lines, what separates its cells.
+"""How a text file is laid out, detected from its beginning: encoding, line ends, and what separates its cells.
 
-Nothing is guessed in silence: without a byte order mark and an `encoding` a text is UTF-8, or it is said that it is
-not, and what to write.
+Nothing is guessed in silence: without a byte order mark and an `encoding` a text must be UTF-8; if it is not, the
+message says so, and what to write.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def looked_at_lines(location: Path, form: Format) -> list[str]:
 
 
 def is_pointer(location: Path) -> bool:
-    """Tell whether Git LFS left a pointer in the place of a file, whatever the file is named."""
+    """Return whether Git LFS left a pointer in the place of a file, whatever the file is named."""
     if location.stat().st_size > LFS_BYTES:
         return False
     with location.open("rb") as file:
@@ -290,7 +290,7 @@ def check_header(location: Path, form: Format, columns: Sequence[str]) -> None:
 
 
 def is_data(cells: Sequence[str]) -> bool:
-    """Tell whether a first line is plainly a row: names are short, distinct, and neither numbers nor sentences."""
+    """Return whether a first line is plainly a row: names are short, distinct, and neither numbers nor sentences."""
     if len(set(cells)) < len(cells):
         return True
     return any(
@@ -300,7 +300,7 @@ def is_data(cells: Sequence[str]) -> bool:
 
 
 def is_number(cell: str) -> bool:
-    """Tell whether a cell is a number, with a sign or one point or comma."""
+    """Return whether a cell is a number, with a sign or one point or comma."""
     return cell.strip().lstrip("+-").replace(".", "", 1).replace(",", "", 1).isdigit()
 
 

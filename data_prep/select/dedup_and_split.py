@@ -2,14 +2,14 @@
 
 A document's split follows from the hash of its own content and from nothing else, so whatever is added to a corpus, no
 document moves from one split to another. That alone would let near duplicates lie in different splits. So of two
-documents that cross (see `crossing`) the later in the order of the corpus is left out, with the reason `near duplicate
-of validation` (or of train, of test), and a held-out one that crosses with many (a template) with the reason `near
-duplicate of many`. Nothing leaks, and still nothing moves. What is added can make an old document the near duplicate of
-another and drop it, which is counted, but only if it stands before it, is like the first of what the old one is like,
-or makes a template of it: what is added at the end leaves the rest alone.
+documents that cross (near duplicates in different splits, see `crossing`) the later in the order of the corpus is
+dropped, with the reason `near duplicate of validation` (or of train, of test), and a held-out one that crosses with
+many (a template) with the reason `near duplicate of many`. Nothing leaks, and still nothing moves. Added data can make
+an old document a near duplicate and so drop it, which is counted, but only if the added document comes before it, is
+similar to the first of its near duplicates, or makes a template of it: data added at the end leaves the rest alone.
 
-A document may be several sequences, lines of a slice that follow each other: a conversation of which each answer is
-trained in a row of its own. What becomes of a document is decided by its first line, its head; the others follow it.
+A document may be several sequences, consecutive lines of a slice: a conversation whose answers are trained in separate
+sequences. What becomes of a document is decided by its first line, its head; the others follow it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Documents:
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
-    """How many records each file has, how many of them were rejected, by reason, and what was changed in them."""
+    """By file: how many records were read, and rejected by reason, and what was changed; samples of the rejected."""
 
     read: list[int]
     rejected: list[Counter[str]]
@@ -72,9 +72,9 @@ class Records:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which lines are used, and in which split: `split` counts SPLITS.
+    """Which lines are used, and in which split: `split` indexes SPLITS.
 
-    `dropped` tells by reason which are not; `leader` is the line that each is a duplicate of, or itself.
+    `dropped` says, by reason, which are not; `leader` is the line that each is a duplicate of, or itself.
     """
 
     split: npt.NDArray[np.int8]
@@ -117,7 +117,7 @@ def collect(slices: Sequence[Slice], tables: Sequence[EncodedSlice], files: int)
 
 
 def no_documents(count: int) -> Documents:
-    """Return the columns of `count` lines, to be filled: joined from pieces they would be there twice for a while."""
+    """Return empty columns of `count` lines, to be filled: joining pieces would need twice the memory for a while."""
     small = {name: np.empty(count, np.int32) for name in ("slice", "number", "file", "tokens", "trained")}
     return Documents(
         **small,
@@ -128,7 +128,7 @@ def no_documents(count: int) -> Documents:
 
 
 def heads(table: EncodedSlice) -> Flags:
-    """Return which lines of a slice are the first of their document. Raises DataError if another has another key."""
+    """Return which lines of a slice are the first of their document. Raises DataError if a document has two keys."""
     is_head = np.ones(len(table.part), np.bool_)
     is_head[1:] = (table.part[1:] != table.part[:-1]) | (table.record[1:] != table.record[:-1])
     changes = (table.key[1:] != table.key[:-1]).any(axis=1)
@@ -140,14 +140,14 @@ def heads(table: EncodedSlice) -> Flags:
 def select(
     documents: Documents, tables: Sequence[EncodedSlice], is_text: Callable[[Integers], Flags], config: DataConfig
 ) -> Selection:
-    """Return which documents are used, and where. `is_text` tells which of some lines are running text."""
+    """Return which documents are used, and in which split. `is_text` says which of some lines are running text."""
     return without_crossing(documents, tables, select_unique(documents, tables, is_text, config), config)
 
 
 def select_unique(
     documents: Documents, tables: Sequence[EncodedSlice], is_text: Callable[[Integers], Flags], config: DataConfig
 ) -> Selection:
-    """Return which documents repeat no other, and their splits by their own hashes; those are not compared yet."""
+    """Return which documents repeat no other, and their splits by their own hashes; splits are not compared yet."""
     head = np.flatnonzero(documents.is_head)
     split = splits_of(documents.key[head], (config.validation_fraction, config.test_fraction)).astype(np.int8)
     leader = first_equal(documents.key[head]) if config.cleaning.duplicates else np.arange(len(head))
@@ -162,7 +162,7 @@ def select_unique(
 def without_crossing(
     documents: Documents, tables: Sequence[EncodedSlice], selection: Selection, config: DataConfig
 ) -> Selection:
-    """Return the selection without what stands in another split too, unless near duplicates are not looked for."""
+    """Return the selection without documents that cross, unless near duplicates are not searched for."""
     if config.cleaning.near_duplicates == "off":
         return selection
     head = np.flatnonzero(documents.is_head)
@@ -177,7 +177,7 @@ def without_crossing(
 def drop_near(
     tables: Sequence[EncodedSlice], head: Integers, leader: Integers, may_drop: Flags, threshold: float
 ) -> Flags:
-    """Return which documents are nearly an earlier one and may be dropped; note in `leader` which one that is."""
+    """Return which documents are near duplicates of an earlier one and may be dropped; set `leader` to that one."""
     near = np.zeros(len(leader), np.bool_)
     unique = leader == np.arange(len(leader))
     if not (may_drop & unique).any():
@@ -207,7 +207,7 @@ def signatures_of(tables: Sequence[EncodedSlice], lines: Integers) -> npt.NDArra
 def drop_crossing(
     tables: Sequence[EncodedSlice], head: Integers, leader: Integers, split: npt.NDArray[np.int8], wanted: Flags
 ) -> dict[str, Flags]:
-    """Return, by reason, which of the wanted documents are dropped; note in `leader` on account of which."""
+    """Return, by reason, which of the wanted documents are dropped; set `leader` to the one that each crosses with."""
     lines = sum(len(table.part) for table in tables)
     dropped = {f"{NEAR_DUPLICATE} of {name}": np.zeros(len(head), np.bool_) for name in SPLITS}
     dropped[OF_MANY] = np.zeros(len(head), np.bool_)
@@ -227,7 +227,7 @@ def drop_crossing(
 
 
 def spread(selection: Selection, is_head: Flags, head: Integers) -> Selection:
-    """Return what becomes of all lines, each line's fate being its document's."""
+    """Return the selection for all lines: each line follows its document."""
     if len(head) == len(is_head):
         return selection
     # `of` is the number of the document that each line is of; `leader` counts documents and becomes a line again.

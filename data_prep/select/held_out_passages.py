@@ -1,9 +1,9 @@
-"""What is held out where documents are few: a passage of each long text, or at least one document.
+"""What is held out if there are few documents: a passage of each long text, or at least one document.
 
-Books by the dozen cannot spare one for validation, and a hash that picks one in fifty picks none. So of each long text
-one span of tokens is held out, and the two around it are trained on; nothing is in both. Where the span lies
-follows from the document's own hash, and it begins and ends where a paragraph or a line does if one is near. What the
-rest of the same book repeats of it, nobody takes out: such a validation loss is of text by an author who is known.
+A corpus of a dozen books cannot spare one for validation, and a hash that picks one document in fifty may pick none. So
+one span of tokens of each long text is held out, and the two around it are trained on; no token is in both. Where the
+span lies follows from the document's own hash, and it begins and ends with a paragraph or a line if one ends nearby.
+Repetitions of it elsewhere in the same book are not removed: the validation loss is that of an author seen in training.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 HELD_OUT_VERSION = 1  # part of the manifest's config digest: raise it when other documents or passages are held out
 FEW_DOCUMENTS = 200  # texts: fewer hold out passages
 LEAST_TOKENS = 64  # of a passage
-TRIED = 20  # documents, for one that no other is like
-LEAST_DOCUMENTS = 10  # of which one is held out whatever the hashes say
+TRIED = 20  # documents, until one is similar to no other
+LEAST_DOCUMENTS = 10  # from which on one is held out whatever the hashes say
 SNAP_SHARE = 4  # of a passage: so far back a paragraph's end is looked for
 TRAIN, VALIDATION = SPLITS.index("train"), SPLITS.index("validation")
 
@@ -59,9 +59,9 @@ class DocumentSpans:
 def passages_in(
     tables: Iterable[EncodedSlice], slices: Sequence[Slice], is_text: Flags, config: DataConfig, ends: Ends
 ) -> dict[int, Passage]:
-    """Return, by the document's number, what each long text may hold out.
+    """Return, by the document's number, the passage that each long text may hold out.
 
-    `is_text` is of the files. Where there may be many texts and none is asked for, nothing is looked at.
+    `is_text` is by file. Empty if the configuration, or the number of texts, rules passages out.
     """
     passages: dict[int, Passage] = {}
     if config.validation == "documents" or config.validation_fraction == 0:
@@ -103,9 +103,9 @@ def held_out(
     config: DataConfig,
     found: Mapping[int, Passage],
 ) -> tuple[Selection, dict[int, Passage]]:
-    """Return the selection with long texts in train, and the passages of theirs that are held out; say what was done.
+    """Return the selection with long texts in train, and their passages that are held out; log what was done.
 
-    `is_text` is of the documents. A passage that stands in another text too is not held out.
+    `is_text` is by document. A passage that also stands in another text is not held out.
     """
     kept = selection.kept & documents.is_head
     texts = int(np.count_nonzero(kept & is_text))
@@ -119,22 +119,22 @@ def held_out(
     split[list(passages)] = TRAIN
     passages = {number: one for number, one in passages.items() if number not in elsewhere}
     log.info(
-        "validation: a passage of each of %d long texts, about %g of it, for there are %d texts (data.validation)",
+        "validation: a passage of each of %d long texts, about %g of it, since there are %d texts (data.validation)",
         len(passages),
         config.validation_fraction,
         texts,
     )
     if elsewhere:
-        log.info("validation: %d passages stand in other texts too and are not held out", len(elsewhere))
+        log.info("validation: %d passages also occur in other texts and are not held out", len(elsewhere))
     return replace(selection, split=split), passages
 
 
 def with_one_held_out(
     documents: Documents, tables: Sequence[EncodedSlice], selection: Selection, config: DataConfig
 ) -> Selection:
-    """Return the selection with a document in validation, if it has none and could spare one; say so.
+    """Return the selection with a document in validation, if it has none and can spare one; log that.
 
-    It is the one with the smallest hash of those that no other is like.
+    It is the one with the smallest hash of those that are similar to no other.
     """
     kept = selection.kept & documents.is_head
     is_wanted = config.validation_fraction > 0 and np.count_nonzero(kept) >= LEAST_DOCUMENTS
@@ -156,9 +156,9 @@ def with_one_held_out(
 def spans_to_pack(
     split: str, numbers: Integers, documents: Documents, passages: Mapping[int, Passage], splits_of: Mapping[int, Split]
 ) -> tuple[DocumentSpans, dict[int, Split]]:
-    """Return what of the chosen documents is packed in a split, and how those longer than a row are cut, by place.
+    """Return the spans of the chosen documents to pack in a split and, by place, how those longer than a row are cut.
 
-    In train the passages are missing, in validation they stand alone behind the whole documents. `splits_of` cuts whole
+    In train the passages are left out; in validation they follow the whole documents. `splits_of` cuts whole
     documents.
     """
     columns: list[tuple[int, int, int, int]] = []

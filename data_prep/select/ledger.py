@@ -17,7 +17,7 @@ from data_prep.rows.record_shapes import name_list
 from data_prep.select.dedup_and_split import Documents, Records, Selection
 from data_prep.shards import Manifest, ShardInfo
 
-FULL, MANY_ROWS = 0.9, 20  # of many rows that are less full, a person is told what would fill them
+FULL, MANY_ROWS = 0.9, 20  # if many rows are less full than that, the summary says what would fill them
 
 
 def count_documents(
@@ -26,7 +26,7 @@ def count_documents(
     """Return, by source: files, files passed over by suffix, documents read, kept, rejected by reason, what was
     changed, and tokens.
 
-    `trained_tokens` is before packing, which masks the first token of each piece that a row's end cuts off.
+    `trained_tokens` is before packing, which masks the first token of each segment that a cut begins.
     Raises DataError if a document is unaccounted for.
     """
 
@@ -68,7 +68,7 @@ def count_documents(
 def count_tokens(shards: Sequence[ShardInfo], row_tokens: int, expected: int, trained: range) -> dict[str, int]:
     """Return the tokens of all rows by use. Raises DataError unless they are exactly the kept documents'.
 
-    `trained` is how many may be trained: packing masks the first token of a piece that begins inside a document.
+    `trained` is how many may be trained: packing masks the first token of a segment that begins inside a document.
     """
     rows = sum(shard.rows for shard in shards)
     tokens = sum(shard.tokens for shard in shards)
@@ -100,7 +100,7 @@ def balance(what: str, expected: int, found: int) -> None:
     if expected != found:
         raise DataError(
             f"the ledger does not balance: {expected} {what} went in, {found} came out; delete the folder `work` "
-            "beside the shards and run the command again; if this stays, it is a bug: please report it"
+            "beside the shards and run the command again; if this persists, it is a bug: please report it"
         )
 
 

@@ -15,7 +15,7 @@ Ends = Callable[[], npt.NDArray[np.uint8]]  # `line_ends` of a tokenizer, when i
 
 LINE, PARAGRAPH = 1, 2  # what the text of a token ends
 NEWLINES = ("Ċ", "\n", "<0x0A>")  # as byte-level, plain and byte-fallback vocabularies write it
-TURN_SHARE = 2  # of a row: so much a split leaves empty to end at a turn, for an answer belongs to what was asked
+TURN_SHARE = 2  # of a row: a split may leave so much empty to end at a turn, since an answer belongs with its question
 NEAR_SHARE = 128  # of a row
 
 
@@ -26,9 +26,9 @@ def cut_tolerance(row_tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Where the pieces of a document that is longer than a row begin; the first begins at 0.
+    """Where the segments of a document that is longer than a row begin; the first begins at 0.
 
-    `places` are where its last piece is best cut once more if that fills a row up; None: it stays whole.
+    `places` are where its last segment is best cut once more if that fills a row up; None: it stays whole.
     """
 
     starts: Integers
@@ -48,7 +48,7 @@ def line_ends(tokenizer: Any) -> npt.NDArray[np.uint8]:
 def split_document(
     ids: npt.NDArray[Any], mask: npt.NDArray[np.uint8], row_tokens: int, ends: npt.NDArray[np.uint8]
 ) -> Split:
-    """Return where one document is split into pieces, none of them longer than a row.
+    """Return where one document is split into segments, none of them longer than a row.
 
     Only running text, all of which is trained, may be cut once more: an answer stays with what was asked.
     """
@@ -71,7 +71,7 @@ def split_document(
 
 
 def best_places(after_lines: Integers, paragraphs: npt.NDArray[np.bool_], near: int) -> Integers:
-    """Return one place of each `near` tokens: behind the last paragraph that ends in them, or else line."""
+    """Return one place of each `near` tokens: after the last paragraph that ends in them, or else the last line."""
     # Sorted by span of `near` tokens, then lines before paragraphs, then place: the last of each span is the one.
     span = after_lines // near
     order = np.lexsort((after_lines, paragraphs[after_lines - 1], span))
@@ -80,7 +80,7 @@ def best_places(after_lines: Integers, paragraphs: npt.NDArray[np.bool_], near: 
 
 
 def next_start(limit: int, choices: list[tuple[Integers, int]]) -> int:
-    """Return the last place up to `limit` of the first kind of places that has one near enough to it."""
+    """Return the last place up to `limit`, of the first kind that has one near enough to it; else `limit`."""
     for places, near in choices:
         found = int(np.searchsorted(places, limit, side="right")) - 1
         if found >= 0 and limit - int(places[found]) < near:

@@ -1,4 +1,4 @@
-"""Passages that stand in another document too: an anthology, another edition, a book that quotes at length.
+"""Passages that also occur in another document: an anthology, another edition, a book that quotes at length.
 
 A passage is part of a document and has no sketch of its own, so it is compared by its tokens: the share of its runs of
 RUN_TOKENS tokens that another document has (containment: Broder 1997). What is copied word for word has the same tokens
@@ -27,7 +27,7 @@ Hashes = npt.NDArray[np.uint64]
 def quoted(
     tables: Sequence[EncodedSlice], passages: Mapping[int, tuple[int, int]], kept: npt.NDArray[np.bool_]
 ) -> set[int]:
-    """Return the passages of which half stands in another kept document, or that hold half of one.
+    """Return the passages of which half occurs in another kept document, or that contain half of one.
 
     A passage is given by its document's number, and where it begins and ends. Takes 8 bytes for each of their tokens,
     and looks once at every token of the corpus.

@@ -1,4 +1,4 @@
-"""When so many records cannot be trained on, or look so, that the settings are wrong, not the rows."""
+"""Refuse a source, or warn of it, if so many records are unusable that the settings must be wrong, not the rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MOST = 0.5
 def check_refused(corpus: Corpus, records: Records) -> None:
     """Raise DataError if most records of a source cannot be trained on: it says why, and where the first one stands.
 
-    One that cannot is counted and left out. A slice cannot tell, for it knows a part of a source only.
+    Fewer are only counted and rejected. A slice cannot decide this, since it has only a part of a source.
     """
     read: Counter[str] = Counter()
     refused: dict[str, Counter[str]] = {}
@@ -34,8 +34,8 @@ def check_refused(corpus: Corpus, records: Records) -> None:
             ((reason, count),) = found.most_common(1)
             raise DataError(
                 f"{label}: {found.total():,} of {read[label]:,} records cannot be trained on, {count:,} of them: "
-                f"{reason}{first_place(corpus, records, label, reason)}; fix them, or what data says of their columns "
-                "and of chat_template"
+                f"{reason}{first_place(corpus, records, label, reason)}; fix them, or the settings under data for "
+                "their columns and chat_template"
             )
 
 

@@ -1,10 +1,11 @@
-"""What stands in two splits: documents that are alike, or of which one holds the other, as `marked` tells.
+"""Leakage between splits: documents in two splits that are similar, or of which one contains the other.
 
-Only the held-out documents are indexed; the others pass by, slice after slice. Most have no mark of a held-out
-document and are done with. The rest are not compared with whatever has a mark in common, but with what has a rare one:
-of two documents that cross, any marks of the one with fewer include a common one if there are more of them than it may
-lack (prefix filtering: Bayardo, Ma, Srikant 2007). A held-out document that crosses with more than TEMPLATE others is a
-template rather than a document, and leaves the index.
+Such documents are said to cross; `do_cross` decides it by their marks (see `document_marks`). Only the held-out
+documents are indexed; the others are looked up, slice after slice. Most have no mark of a held-out document and are
+done. The rest are compared only with documents that share a rare mark: of two documents that cross, any marks of the
+one with fewer include a shared one if there are more of them than it may lack (prefix filtering: Bayardo, Ma, Srikant
+2007). A held-out document that crosses with more than TEMPLATE others is a template rather than a document, and leaves
+the index.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ def marked(
 
 
 class Finds:
-    """The held-out documents that are still looked for, and the pairs found: the places in the corpus of both."""
+    """The held-out documents that are still in the index, and the pairs found: the places of both in the corpus."""
 
     def __init__(self, held: Marked) -> None:
         self.index = Index(held)
@@ -231,7 +232,7 @@ class Finds:
             self.degree, self.like = self.degree[documents], self.like[documents]
 
     def note_templates(self) -> Flags:
-        """Note what is a template, and return which in the index are."""
+        """Record the templates, and return which documents in the index they are."""
         is_template: Flags = self.degree > TEMPLATE
         self.templates.append(self.index.held.number[is_template])
         self.of_templates.append(self.like[is_template])

@@ -227,7 +227,7 @@ def block_range(table: BlockTable, block: int) -> tuple[int, int]:
 
 
 def is_as_written(data: pa.Buffer | bytes, table: BlockTable, block: int) -> bool:
-    """Tell whether a block's bytes hash to what the table says."""
+    """Return whether a block's bytes hash to what the table says."""
     return hashlib.sha256(data).digest() == table.sha256[32 * block : 32 * (block + 1)]
 
 

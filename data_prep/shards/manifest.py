@@ -151,7 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     found = digest_of({name: value for name, value in values.items() if name != "digest"})
     if found != values.get("digest"):
-        raise DataError(f"{path}: its digest does not fit its content; run `shardline prepare RUN.yaml` again")
+        raise DataError(f"{path}: its digest does not match its content; run `shardline prepare RUN.yaml` again")
     try:
         values["files"] = [SourceFile(**item) for item in values["files"]]
         values["others"] = [ListedFile(**item) for item in values.get("others", [])]
@@ -203,7 +203,7 @@ def kind_of(found: os.stat_result) -> str:
 def check_size(folder: Path, relative: str, size: int) -> None:
     """Raise DataError if a file that the manifest lists is missing, is no file or has another size.
 
-    One `stat`, for every rank asks it of every shard that it opens, and a shared disk answers all of them.
+    A single `stat`: every rank calls this for every shard it opens, and one shared disk answers them all.
     """
     path = folder / relative
     found = stat_of(path)

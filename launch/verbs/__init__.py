@@ -1,1 +1,1 @@
-"""The verbs of the command that are more than a call."""
+"""The verbs of the `shardline` command that are more than one call in launch/commands.py."""

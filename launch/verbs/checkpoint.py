@@ -126,7 +126,7 @@ def convert(run: RunConfig, options: argparse.Namespace) -> int:
     again = named(options, run.paths)
     say(f"{folder}: DeepSpeed's weights and moments; learning rate, decay and the order of the data are this run's")
     if step_of(folder) < total_steps:
-        say(f"next: shardline train {again}, on to step {total_steps:,}")
+        say(f"next: shardline train {again}, up to step {total_steps:,}")
     else:
         say(f"train.steps: the run ends at {total_steps:,}; raise it to train further, or: shardline export {again}")
     return EXIT_DONE

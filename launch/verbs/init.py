@@ -29,7 +29,7 @@ data:
       # {shape}
 {fields}  row_tokens: {row_tokens}                  # tokens the model sees at a time
   validation_fraction: 0.05        # held out, to be scored before and after
-  # cleaning:                      # texts are repaired, repeated and nearly repeated ones left out; more by choice:
+  # cleaning:                      # texts are repaired, duplicates and near duplicates removed; also:
   #   private: {{email: replace, phone: replace}}
   #   languages: [en]
 {tokenizer}
@@ -46,10 +46,10 @@ train:
 
 NEW_TOKENIZER = """\
   tokenizer:
-    train: {vocab_size: 8192}      # made from the corpus itself
+    train: {vocab_size: 8192}      # trained on the corpus itself
 """
 NEW_MODEL = """\
-  new:                             # a small model made from nothing
+  new:                             # a small model with random weights
     model_type: llama
     config: {hidden_size: 384, intermediate_size: 1024, num_hidden_layers: 6, num_attention_heads: 6,
              num_key_value_heads: 6, tie_word_embeddings: true}
@@ -61,8 +61,8 @@ PLAIN = """\
                                    # or, with new tokens: chatml, and resize_embeddings: true below model
 """
 UNSEEN = """\
-  # chat_template: plain           # {model} is not on this machine: whether its tokenizer has a chat template of
-                                   # its own is told by shardline check, which fetches it; without one, write this line
+  # chat_template: plain           # {model} is not on this machine: shardline check fetches it and says whether its
+                                   # tokenizer has a chat template of its own; if it has none, write this line
 """
 TEMPLATE_LINES = {None: OWN_TEMPLATE, "chatml": CHATML, "plain": PLAIN}
 
@@ -75,8 +75,8 @@ def write_init(kind: str | None, data: str, model: str | None, output: Path) -> 
     kind = kind or found.kind
     if kind is None:
         raise ConfigError(
-            f"--data {data}: the kind of your data cannot be told; name an existing file or folder, or give the kind: "
-            f"`shardline init {' | '.join(SHAPES)}`"
+            f"--data {data}: the kind of your data cannot be detected; name an existing file or folder, or give the "
+            f"kind: `shardline init {' | '.join(SHAPES)}`"
         )
     folder = folder_here(model) if model else None
     text = TEMPLATE.format(

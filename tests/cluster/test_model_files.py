@@ -72,7 +72,7 @@ def asked_for(name: str, home: Path, **environment: str) -> str:
 def test_a_hub_that_does_not_answer_is_told_with_a_way_out(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
         said = asked_for("a/b", tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
-    assert "ConfigError" in said and "the hub cannot be reached" in said and "`hf download a/b`" in said
+    assert "ConfigError" in said and "the Hub cannot be reached" in said and "`hf download a/b`" in said
 
 
 def test_without_the_network_what_was_fetched_before_is_used(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def test_a_repository_without_safetensors_is_refused_before_anything_is_fetched() -> None:
-    with pytest.raises(ConfigError, match=r"a/b of the hub has no model.safetensors, only pytorch_model.bin; fetch it"):
+    with pytest.raises(ConfigError, match=r"a/b of the Hub has no model.safetensors, only pytorch_model.bin; fetch it"):
         require_weights({"config.json", "pytorch_model.bin"}, "a/b", "model.path")
     require_weights({"tokenizer.json"}, "a/b", "data.tokenizer.path")
 

@@ -173,7 +173,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path, run_yaml: Callable[..., Pat
     manifest = tmp_path / "shards" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"row_tokens": 64', '"row_tokens": 72'))
     result = shardline("train", path, "-o", f"data.folder={tmp_path / 'shards'}")
-    result.assert_refused("manifest.json: its digest does not fit its content", "run `shardline prepare")
+    result.assert_refused("manifest.json: its digest does not match its content", "run `shardline prepare")
 
 
 def test_init_in_a_folder_that_has_a_run_leaves_it_alone(tmp_path: Path, shardline: Command) -> None:

@@ -135,7 +135,7 @@ def test_init_leaves_a_chat_model_its_own_template(tmp_path: Path, tiny_model: P
     train_tokenizer(["what ends"], 300).save_pretrained(tmp_path / "chat")
     text, run = init(tmp_path, str(tmp_path / "chat"))
     assert run.data.chat_template is None
-    assert "# the tokenizer's own tells what the assistant says" in text
+    assert "# the tokenizer's own shows what the assistant says" in text
 
 
 def test_init_guesses_no_template_for_a_model_that_it_cannot_see(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What a checkpoint is on disk, and how it is written beside the steps and read again."""
+"""What a checkpoint is on disk, how it is written while training continues, and how it is restored."""

@@ -1,8 +1,8 @@
-"""Save a run over all its ranks, beside its steps.
+"""Save a run from all its ranks, while its steps continue.
 
 Training waits for a copy of its state in the host's memory; a thread writes the copy during the next steps, and talks
-to the other ranks' threads over a gloo group of its own. Never two saves at once: with a disk that is slower than the
-saves come, saves come later, and steps do not.
+to the other ranks' threads over a gloo group of its own. There are never two saves at once: if the disk is too slow for
+the saves that are due, saves are delayed and steps are not.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def all_gather_text(mine: list[str], group: dist.ProcessGroup) -> list[str]:
 
 
 class Saver:
-    """Writes the checkpoints of one run. Collective, but for what is said to be of one rank."""
+    """Writes the checkpoints of one run. Collective, except for methods marked as of one rank."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], policy: SavePolicy, group: dist.ProcessGroup) -> None:
         """`group` is a gloo group that nothing else uses while a save is under way."""
@@ -69,7 +69,7 @@ class Saver:
         self.owed = False
 
     def settle(self) -> None:
-        """Wait for a save that is under way; what was saved before does not count any more."""
+        """Wait for a save that is under way, and forget which checkpoint was saved last."""
         if self.pending is not None:
             self.conclude()
         self.saved_step = None
@@ -163,7 +163,7 @@ class Saver:
             problem = f"rank {rank} on {host_name()} cannot write {path}: {error.strerror or error}"
         told = (facts, rank_spans(state[0].kind, state[0].spans), problem)
         everyone: list[Any] | None = [None] * commit.world_size if rank == 0 else None
-        dist.gather_object(told, everyone, dst=0, group=self.group)  # to one rank: all that the others want is the end
+        dist.gather_object(told, everyone, dst=0, group=self.group)  # to one rank: the others need only the outcome
         verdict: list[Any] = [None]
         if everyone is not None:
             problems = [text for *_, text in everyone if text]
@@ -203,7 +203,7 @@ class Saver:
         return []
 
     def retire(self) -> None:
-        """Remove the checkpoints that need not stay. On the first rank."""
+        """Remove the checkpoints that are no longer needed. On the first rank."""
         committed = layout.committed_folders(self.folder)
         for folder in layout.expired(committed, self.policy.keep_last, self.policy.keep_every_steps):
             try:

@@ -29,7 +29,7 @@ WRITING_TIMEOUT = timedelta(hours=6)  # a rank's disk may be that much slower th
 
 
 class Checkpoints:
-    """Restores a run and saves it. Collective, but for `choose`, which the first rank calls."""
+    """Restores a run and saves it. Collective, except for `choose`, which rank 0 calls."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Checkpoints:
     def choose(self, last: int | None, refused: set[Path]) -> tuple[Path, Commit] | CheckpointError | None:
         """Return the newest checkpoint of this run with all its files, None for a run without one, or an error.
 
-        Not collective. A damaged one is set aside, unless only a look is taken at those up to step `last`.
+        Not collective. A damaged one is set aside, unless `last` is given: then nothing on the disk is changed.
         """
         for folder in reversed(layout.candidate_folders(self.folder)):
             if folder in refused or (last is not None and layout.step_of(folder) > last):

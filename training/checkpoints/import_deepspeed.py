@@ -215,7 +215,7 @@ def spans(kind: str, groups: list[Shapes], rank: int, world_size: int) -> Iterat
 
 
 def read_rank(path: Path, world_size: int) -> RankState:
-    """Read a rank's optimizer file, and check that it is one of so many."""
+    """Read a rank's optimizer file, and check that it is one of `world_size` files."""
     try:
         values = read_pickle(path)["optimizer_state_dict"]
         count = values["partition_count"]
@@ -247,7 +247,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged:
-            raise CheckpointError(f"{path}: damaged: {damaged} does not fit its checksum; copy it again")
+            raise CheckpointError(f"{path}: damaged: {damaged} does not match its checksum; copy it again")
         inert: list[Any] = [(Inert, name) for name in get_unsafe_globals_in_checkpoint(path)]
         with safe_globals(inert):
             values = torch.load(path, map_location="cpu", mmap=True, weights_only=True)

@@ -1,4 +1,4 @@
-"""What a run's checkpoints are on disk: which are whole, which is used, which are kept, and how they leave.
+"""What a run's checkpoints are on disk: which are whole, which is used, which are kept, and how they are removed.
 
     checkpoints/step-000500/
         master-00000-of-00002.safetensors ...      one file per rank: its span of each 'master.NAME', flat
@@ -50,7 +50,7 @@ class Commit:
     """What a checkpoint's commit file says.
 
     `identity` is what a run must not change between two starts; `shapes` are those of the trained parameters; `spans`
-    are the runs of equal spans of span_index, by parameter: none in a commit of version 3, whose files tell them.
+    are the runs of equal spans (see span_index), by parameter; empty in version 3, where the files' headers have them.
     `digest` is over all the rest.
     """
 
@@ -130,7 +130,7 @@ def read_commit_file(folder: Path) -> Commit:
             " wrote it, or give the run another name"
         )
     if digest_of({name: value for name, value in values.items() if name != "digest"}) != values.get("digest"):
-        raise DamagedError(f"{path}: its digest does not fit its content")
+        raise DamagedError(f"{path}: its digest does not match its content")
     commit = Commit(**{item.name: values[item.name] for item in fields(Commit) if item.name in values})
     if commit.step != step_of(folder):
         raise DamagedError(f"{path}: says step {commit.step}, the folder is {folder.name}")
@@ -156,7 +156,7 @@ def file_size(path: Path) -> int | None:
 
 
 def files_of_rank(commit: Commit, rank: int, world_size: int) -> list[str]:
-    """Return the files that one rank of those that load a checkpoint checks for all."""
+    """Return the files that one of the loading ranks checks for all."""
     return list(commit.files)[rank::world_size]
 
 
@@ -253,9 +253,9 @@ def remove(folder: Path) -> None:
 
 
 def expired(folders: Sequence[Path], keep_last: int, keep_every_steps: int | None) -> list[Path]:
-    """Return which of the checkpoints, oldest first, may go.
+    """Return which of the checkpoints, given oldest first, may be removed.
 
-    Not the last ones, not those of each Nth step, not those marked, and not the one with the lowest validation loss.
+    Not the last ones, those of every Nth step, those marked as kept, or the one with the lowest validation loss.
     """
     best = best_checkpoint(folders)
     return [
@@ -279,4 +279,4 @@ def validation_loss(folder: Path) -> float | None:
     try:
         return read_commit(folder).resumed().validation_loss
     except CheckpointError:
-        return None  # what is damaged is told, and set aside, when a start wants to use it
+        return None  # a start that wants to use it reports it as damaged and sets it aside

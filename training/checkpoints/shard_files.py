@@ -197,7 +197,9 @@ class StoredState:
             self.fill(span.path, at, memory[(first - start) * ITEM_BYTES : (last - start) * ITEM_BYTES])
             reached = last
         if reached != stop:
-            raise CheckpointError(f"{key}: element {reached} is not stored once; the checkpoint's files do not fit")
+            raise CheckpointError(
+                f"{key}: element {reached} is not stored exactly once; the checkpoint's files do not belong together"
+            )
         if host is not out:
             out.copy_(host)
         return out

@@ -29,7 +29,7 @@ class KindState:
 
 
 class Staging:
-    """One flat fp32 buffer as long as the rank's state, its pages already there."""
+    """One flat fp32 buffer as long as the rank's state, with its pages already allocated."""
 
     def __init__(self, numel: int, device: torch.device) -> None:
         self.buffer = torch.empty(len(KINDS) * numel, dtype=torch.float32, pin_memory=device.type == "cuda")
@@ -43,8 +43,8 @@ class Staging:
         size = len(KINDS) * numel * ITEM_BYTES
         if size > budget_bytes:
             log.warning(
-                "a copy of this rank's state takes %.2f GB, allowed are %.2f GB: training waits while it is written;"
-                " train.save_copy_gb sets what a host may give",
+                "a copy of this rank's state takes %.2f GB, %.2f GB are allowed: training waits while it is written;"
+                " train.save_copy_gb sets how much memory of a host the copies may take",
                 size / 1e9,
                 budget_bytes / 1e9,
             )

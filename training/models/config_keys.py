@@ -24,7 +24,7 @@ def known_keys(default: PretrainedConfig, model_class: type[PreTrainedModel]) ->
     """Return every configuration key that has an effect in an architecture; `default` is its default configuration.
 
     A configuration class of transformers accepts any key, and does not declare all that count: only the model's code
-    reads `head_dim` of a Qwen3-MoE, which every such model on the hub sets.
+    reads `head_dim` of a Qwen3-MoE, which every such model on the Hub sets.
     """
     own = {*default.to_dict(), *inspect.signature(type(default)).parameters, *default.attribute_map}
     read = {key for key in keys_in_code(model_class) if not callable(getattr(default, key, None))}

@@ -1,4 +1,4 @@
-"""The model a run starts from: its configuration, tokenizer and initial weights, from a folder, the hub, or new."""
+"""The model a run starts from: its configuration, tokenizer and initial weights, from a folder, the Hub, or new."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def shortest_names(layers: Collection[str], model: nn.Module) -> list[str]:
 
 
 def name_of(folder: Path) -> str:
-    """Return the hub id of a model in the hub's cache (models--OWNER--NAME/snapshots/COMMIT), else its folder."""
+    """Return the Hub id of a model in the Hub's cache (models--OWNER--NAME/snapshots/COMMIT), else its folder."""
     cached = folder.parent.parent.name
     if folder.parent.name == "snapshots" and cached.startswith("models--"):
         return cached.removeprefix("models--").replace("--", "/")

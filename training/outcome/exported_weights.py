@@ -1,4 +1,4 @@
-"""The safetensors files of an export: written in chunks, in the hub's layout, and checked by digest when read back."""
+"""The safetensors files of an export: written in chunks, in the Hub's layout, and checked by digest when read back."""
 
 from __future__ import annotations
 

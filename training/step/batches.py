@@ -1,4 +1,4 @@
-"""Row numbers to tensors, one step ahead of the engine."""
+"""Row numbers to tensors, up to two steps ahead of the engine."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def trained_tokens(input_ids: torch.Tensor, loss_mask: torch.Tensor) -> Trained:
 
 
 def nothing_of(batch: MicroBatch) -> MicroBatch:
-    """Return a micro batch of which no token is trained: what a rank takes that has none left."""
+    """Return a micro batch without a trained token, for a rank that has no rows left."""
     mask = torch.zeros_like(batch.loss_mask)
     return replace(batch, loss_mask=mask, trained=trained_tokens(batch.input_ids, mask))
 
@@ -139,7 +139,7 @@ class Batches:
         )
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
-        """Yield the batches of steps first..stop, the next one being read on a thread meanwhile."""
+        """Yield the batches of steps first..stop; a thread reads the next two meanwhile."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
             ahead = [thread.submit(self.for_step, step) for step in range(first, min(first + 2, stop))]
             for step in range(first, stop):

@@ -1,4 +1,4 @@
-"""One optimizer step at a time, with an honest loss: what holds whatever computes gradients and updates weights."""
+"""One optimizer step at a time, with an honest loss, whichever backend computes gradients and updates weights."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""DeepSpeed: the engine, and the adapters to what each ZeRO stage keeps where."""
+"""DeepSpeed: the engine, and an adapter for each family of ZeRO stages to where it keeps a rank's partitions."""

@@ -1,4 +1,4 @@
-"""DeepSpeed as the backend of a run's steps: it computes gradients, and updates what each rank holds of the states."""
+"""DeepSpeed as the backend of a run's steps: it computes gradients and updates each rank's partition of the states."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_added_tokens_are_the_last_ids_are_special_and_are_added_once(codeqwen: 
 
 def test_the_template_for_conversations_is_the_tokenizers_own_or_one_it_has_the_tokens_for(codeqwen: Path) -> None:
     chat = train_tokenizer([TEXT], 300)
-    assert choose_template(chat) == (None, "the tokenizer's own tells what the assistant says")
+    assert choose_template(chat) == (None, "the tokenizer's own shows what the assistant says")
 
     chat.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     assert choose_template(chat)[0] == "chatml"
@@ -90,4 +90,4 @@ def test_a_class_that_changes_the_rules_of_its_file_is_told(codeqwen: Path, capl
     for name, told in {"PreTrainedTokenizerFast": 0, "Qwen2Tokenizer": 1}.items():
         (codeqwen / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": name}))
         open_data_tokenizer(config, str(codeqwen))
-        assert caplog.text.count("as a Qwen2Tokenizer, which makes other ids of a text") == told
+        assert caplog.text.count("as a Qwen2Tokenizer, which gives other token ids than") == told

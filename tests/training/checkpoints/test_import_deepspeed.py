@@ -68,7 +68,7 @@ def test_a_run_continues_from_deepspeeds_checkpoint_on_another_number_of_ranks(
 ) -> None:
     yaml = run_yaml(tmp_path, steps=5, precision="fp32")
     assert main(["checkpoint", "convert", str(yaml), "--from-deepspeed", str(native / "fp32")]) == 0
-    assert f"next: shardline train {yaml}, on to step 5" in capsys.readouterr().out
+    assert f"next: shardline train {yaml}, up to step 5" in capsys.readouterr().out
     folder = newest_checkpoint(tmp_path / "run" / "checkpoints")
     weights = read_weights(folder, read_commit(folder).shapes)
     command = [sys.executable, "-m", "launch", "train", str(yaml)]
@@ -157,7 +157,7 @@ halves = change_state(lambda s: s.update(fp32_flat_groups=[flat.half() for flat 
         (lose_latest, "latest: missing; choose with --tag one of global_step3"),
         (point_latest_nowhere, "global_step4: no such checkpoint; choose with --tag one of global_step3"),
         (cut_a_file, f"{OPTIMIZER_FILE}: not a whole file"),
-        (flip_a_bit, f"{OPTIMIZER_FILE}: damaged: .* does not fit its checksum; copy it again"),
+        (flip_a_bit, f"{OPTIMIZER_FILE}: damaged: .* does not match its checksum; copy it again"),
         (add_a_rank, "is one of 2 ranks' files, 3 are here"),
         (take_another_step, r"its files are of different steps: \[3, 4\]"),
         (take_moments_away, "no master weights with Adam's moments"),
