@@ -15,7 +15,10 @@ from cluster import heartbeat
 from cluster.environment import World, host_name
 from cluster.heartbeat import Heartbeat, Watchdog
 from cluster.heartbeat_files import (
+    Beat,
     HostBeats,
+    RankFile,
+    ended_before,
     launch_of,
     local_folders,
     lock_watchdog,
@@ -25,6 +28,7 @@ from cluster.heartbeat_files import (
     read_small,
 )
 from cluster.paths import RunPaths
+from cluster.processes import started_at
 
 WORLD = World(rank=0, size=2, local_rank=0, local_size=2, master=("localhost", 29999))
 LAUNCH = launch_of(WORLD)
@@ -86,6 +90,37 @@ def test_a_watchdog_that_ends_is_started_again_a_bounded_number_of_times(
     starts = [record for record in caplog.records if "no watchdog on" in record.message]
     assert len(starts) == heartbeat.MOST_STARTS - 1
     assert [record.message for record in caplog.records if "a hang of its ranks will not be found" in record.message]
+
+
+def test_a_launch_at_the_same_port_has_all_its_starts_of_the_watchdog_and_no_beat_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "die_with_parent", lambda: None)
+    for _ in range(heartbeat.MOST_STARTS + 1):
+        watchdog = Watchdog(RunPaths(tmp_path), WORLD, None, tmp_path)
+        watchdog.command = ["true"]
+        watchdog.start()
+        assert watchdog.process is not None
+        watchdog.process.wait()
+    for second in (0.0, heartbeat.GONE_S):
+        watchdog.check(second)
+    assert not watchdog.has_given_up
+    watchdog.process.wait()
+    other = Watchdog(RunPaths(tmp_path), WORLD, None, tmp_path)
+    for second in (0.0, heartbeat.FIRST_S - 1):  # the first rank may still import
+        other.check(second)
+    assert other.process is None
+    alive = started_at(os.getpid())
+    assert alive is not None
+    for rank, started in ((0, alive), (1, alive - 1)):
+        file = RankFile(tmp_path, rank)
+        beat = Beat(
+            launch=LAUNCH, rank=rank, host=host_name(), pid=os.getpid(), started=started, phase="step", step=9, count=9
+        )
+        file.write(beat)
+        file.close()
+    before = ended_before([tmp_path], 2, LAUNCH)
+    assert [beat.rank for beat in read_local_beats([tmp_path], 2, LAUNCH, before)] == [0]
 
 
 def test_a_watchdog_that_lives_is_left_alone_and_only_one_lives(tmp_path: Path) -> None:
