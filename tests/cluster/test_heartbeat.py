@@ -105,6 +105,7 @@ def test_a_launch_at_the_same_port_has_all_its_starts_of_the_watchdog_and_no_bea
     for second in (0.0, heartbeat.GONE_S):
         watchdog.check(second)
     assert not watchdog.has_given_up
+    assert watchdog.process is not None
     watchdog.process.wait()
     other = Watchdog(RunPaths(tmp_path), WORLD, None, tmp_path)
     for second in (0.0, heartbeat.FIRST_S - 1):  # the first rank may still import
