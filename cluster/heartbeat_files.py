@@ -181,15 +181,27 @@ class RankFile:
     """A rank's file on its own host. Its bytes are allocated when it is opened: a full disk later stops no beat."""
 
     def __init__(self, folder: Path, rank: int) -> None:
-        self.descriptor = os.open(folder / f"rank-{rank:05d}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.posix_fallocate(self.descriptor, 0, RANK_FILE_BYTES)
+        self.folder, self.rank = folder, rank
+        self.descriptor = self.opened()
+
+    def opened(self) -> int:
+        descriptor = os.open(self.folder / f"rank-{self.rank:05d}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.posix_fallocate(descriptor, 0, RANK_FILE_BYTES)
+        return descriptor
 
     def write(self, beat: Beat) -> None:
-        """Overwrite the file in place; the checksum tells a reader that it came in the middle of this."""
+        """Overwrite the file in place; the checksum tells a reader that it came in the middle of this.
+
+        It is made again if somebody has removed it: systemd empties /dev/shm of a user who logs out (RemoveIPC).
+        """
         text = json.dumps(asdict(beat)).encode()
         content = b"%08x %s" % (zlib.crc32(text), text)
         if len(content) > RANK_FILE_BYTES:
             raise OSError(f"a heartbeat of {len(content)} bytes, a rank's file holds {RANK_FILE_BYTES}")
+        if os.fstat(self.descriptor).st_nlink == 0:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            removed, self.descriptor = self.descriptor, self.opened()
+            os.close(removed)
         os.pwrite(self.descriptor, content.ljust(RANK_FILE_BYTES), 0)
 
     def close(self) -> None:
@@ -272,6 +284,15 @@ def lock_watchdog(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def watchdog_locks(folders: Iterable[Path]) -> set[tuple[Path, int]]:
+    """Return the lock files of the host's watchdog, each with its inode."""
+    found = set()
+    for folder in folders:
+        with suppress(OSError):
+            found.add((folder, (folder / "watchdog.lock").stat().st_ino))
+    return found
 
 
 def note_starts(descriptor: int, starts: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -161,3 +162,26 @@ def test_a_killed_watchdog_is_replaced_by_one_that_writes_the_host_s_file_again(
     assert watchdog.process is not None
     watchdog.process.kill()
     assert "no watchdog on" in caplog.text
+
+
+@pytest.mark.timeout(120)
+def test_heartbeats_that_somebody_removed_are_made_again_and_watched_by_one_process(
+    beating: Heartbeat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "GONE_S", 1.0)
+    folder = local_folders(beating.paths, LAUNCH, host_name())[0]
+    path = beating.paths.heartbeats / f"host-{host_name()}.json"
+    beating.start_watchdog(None)
+    until(path.exists)
+    watchdog = beating.watchdog
+    assert watchdog is not None
+    first = watchdog.process
+    assert isinstance(first, subprocess.Popen)
+    shutil.rmtree(folder)
+    until(lambda: read_local_beats([folder], 2, LAUNCH))
+    until(lambda: watchdog.process is not first)
+    assert first.wait(timeout=30) == 0
+    path.unlink()
+    until(path.exists)
+    assert watchdog.process is not None
+    watchdog.process.kill()
