@@ -22,12 +22,14 @@ from cluster.environment import World, host_name
 from cluster.heartbeat_files import (
     Beat,
     HostBeats,
+    Process,
     RankFile,
-    count_start,
+    ended_before,
     host_path,
     launch_of,
     local_folders,
     lock_watchdog,
+    note_starts,
     open_local_folder,
     read_local_beats,
     replace_file,
@@ -60,6 +62,7 @@ class Heartbeat:
         self.stacks: IO[str] | None = None
         self.local: tuple[Path, RankFile] | None = None
         self.watchdog: Watchdog | None = None
+        self.before: frozenset[Process] = frozenset()
 
     def start(self) -> None:
         """Begin to beat. Raises ClusterError if this host has no place for it."""
@@ -68,6 +71,8 @@ class Heartbeat:
         self.local = open_local_folder(self.paths, launch_of(self.world), self.world.rank)
         if self.world.local_rank == 0:
             sweep_local_folders(self.local[0])
+            launch = launch_of(self.world)
+            self.before = ended_before(local_folders(self.paths, launch, host_name()), self.world.size, launch)
         self.stacks = stacks_path(folder, self.world.rank).open("w")
         faulthandler.register(STACKS, file=self.stacks, all_threads=True)
         self.thread.start()
@@ -101,7 +106,7 @@ class Heartbeat:
 
     def publish_last(self) -> None:
         launch, host = launch_of(self.world), host_name()
-        beats = read_local_beats(local_folders(self.paths, launch, host), self.world.size, launch)
+        beats = read_local_beats(local_folders(self.paths, launch, host), self.world.size, launch, self.before)
         record = HostBeats(launch=launch, host=host, beats=beats).as_record()
         try:
             replace_file(host_path(self.paths.heartbeats, host), record, suffix=".last")
@@ -148,19 +153,23 @@ class Watchdog:
         self.command = [sys.executable, "-m", "cluster.hangs.watchdog", str(paths.root.resolve()), *numbers, *timeout]
         self.process: subprocess.Popen[bytes] | None = None
         self.missed_since: float | None = None
-        self.has_given_up = False
+        self.was_seen = self.has_given_up = False
 
     def start(self) -> None:
-        """Start the process if none lives. It dies with the thread that started it: of a rank, the main one."""
+        """Start the process if none lives, as the first of this launch; an earlier one's may have met at this port.
+
+        It dies with the thread that started it: of a rank, the main one.
+        """
         for _ in range(10):  # another rank that has a look holds the lock for an instant
             descriptor = lock_watchdog(self.folder)
             if descriptor is not None:
-                return self.launch(descriptor)
+                return self.launch(descriptor, before=0)
             time.sleep(0.05)
 
-    def launch(self, descriptor: int) -> None:
+    def launch(self, descriptor: int, before: int) -> None:
+        self.was_seen = True
         try:
-            count_start(descriptor)
+            note_starts(descriptor, before + 1)
             self.process = subprocess.Popen(
                 self.command, cwd=CHECKOUT, preexec_fn=die_with_parent, pass_fds=[descriptor]
             )
@@ -173,11 +182,11 @@ class Watchdog:
             self.process.poll()  # a dead child stays a zombie until it is asked for
         descriptor = lock_watchdog(self.folder)
         if descriptor is None:
-            self.missed_since = None
+            self.missed_since, self.was_seen = None, True
             return
         starts = starts_so_far(descriptor)
         self.missed_since = now if self.missed_since is None else self.missed_since
-        if self.has_given_up or now - self.missed_since < (GONE_S if starts else FIRST_S):
+        if self.has_given_up or now - self.missed_since < (GONE_S if self.was_seen else FIRST_S):
             os.close(descriptor)
         elif starts >= MOST_STARTS:
             os.close(descriptor)
@@ -191,4 +200,4 @@ class Watchdog:
         else:
             log.warning("no watchdog on %s for %.0f s; starting one", host_name(), now - self.missed_since)
             self.missed_since = None
-            self.launch(descriptor)
+            self.launch(descriptor, starts)

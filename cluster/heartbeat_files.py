@@ -22,7 +22,7 @@ import stat
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,11 +31,13 @@ from typing import Any
 from cluster.environment import World, host_name
 from cluster.errors import ClusterError
 from cluster.paths import RunPaths
+from cluster.processes import started_at
 
 PHASES = ("load", "data", "forward-backward", "step", "save", "idle")  # in the order of a step
 RANK_FILE_BYTES = 1024
 MOST_BYTES = 64 << 20  # of a shared file; 100,000 ranks fit
 OLD_S = 86400.0
+Process = tuple[int, int]  # its number, and its start in clock ticks
 IN_THE_WAY = {errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ELOOP}
 
 
@@ -56,9 +58,16 @@ class Beat:
     step: int
     count: int
 
+    @property
+    def process(self) -> Process:
+        return self.pid, self.started
+
 
 def launch_of(world: World) -> str:
-    """Return what tells the ranks that were started together from those before them: where they meet."""
+    """Return what tells the ranks that were started together from those before them: where they meet.
+
+    A fixed port may give it to two launches: what a reader finds when it begins is told by `ended_before`.
+    """
     return f"{world.master[0]}:{world.master[1]}"
 
 
@@ -172,15 +181,27 @@ class RankFile:
     """A rank's file on its own host. Its bytes are allocated when it is opened: a full disk later stops no beat."""
 
     def __init__(self, folder: Path, rank: int) -> None:
-        self.descriptor = os.open(folder / f"rank-{rank:05d}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.posix_fallocate(self.descriptor, 0, RANK_FILE_BYTES)
+        self.folder, self.rank = folder, rank
+        self.descriptor = self.opened()
+
+    def opened(self) -> int:
+        descriptor = os.open(self.folder / f"rank-{self.rank:05d}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.posix_fallocate(descriptor, 0, RANK_FILE_BYTES)
+        return descriptor
 
     def write(self, beat: Beat) -> None:
-        """Overwrite the file in place; the checksum tells a reader that it came in the middle of this."""
+        """Overwrite the file in place; the checksum tells a reader that it came in the middle of this.
+
+        It is made again if somebody has removed it: systemd empties /dev/shm of a user who logs out (RemoveIPC).
+        """
         text = json.dumps(asdict(beat)).encode()
         content = b"%08x %s" % (zlib.crc32(text), text)
         if len(content) > RANK_FILE_BYTES:
             raise OSError(f"a heartbeat of {len(content)} bytes, a rank's file holds {RANK_FILE_BYTES}")
+        if os.fstat(self.descriptor).st_nlink == 0:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            removed, self.descriptor = self.descriptor, self.opened()
+            os.close(removed)
         os.pwrite(self.descriptor, content.ljust(RANK_FILE_BYTES), 0)
 
     def close(self) -> None:
@@ -219,15 +240,27 @@ def open_local_folder(paths: RunPaths, launch: str, rank: int) -> tuple[Path, Ra
     )
 
 
-def read_local_beats(folders: Iterable[Path], world_size: int, launch: str) -> list[Beat]:
-    """Return the newest beat of each rank of a launch on this host, by rank."""
+def read_local_beats(
+    folders: Iterable[Path], world_size: int, launch: str, without: Collection[Process] = ()
+) -> list[Beat]:
+    """Return the last beat of each rank of a launch on this host, by rank; not those of the processes `without`."""
     found: dict[int, Beat] = {}
     for folder in folders:
         for path in sorted(folder.glob("rank-*")):
             beat = read_rank_file(path, world_size)
-            if beat is not None and beat.launch == launch:
+            if beat is not None and beat.launch == launch and beat.process not in without:
                 found[beat.rank] = beat
     return [found[rank] for rank in sorted(found)]
+
+
+def ended_before(folders: Iterable[Path], world_size: int, launch: str) -> frozenset[Process]:
+    """Return the processes that left a beat here and live no more, as one that begins to watch has to know them.
+
+    A launch that meets at the same address and port as an earlier one finds its files: of a rank that is on another
+    host now, or of one that found no room in the first folder then.
+    """
+    left = (beat.process for folder in folders for beat in read_local_beats([folder], world_size, launch))
+    return frozenset(process for process in left if started_at(process[0]) != process[1])
 
 
 def sweep_local_folders(folder: Path, now: float | None = None) -> None:
@@ -253,11 +286,18 @@ def lock_watchdog(folder: Path) -> int | None:
     return descriptor
 
 
-def count_start(descriptor: int) -> int:
-    """Note one more start of the watchdog in its lock file; return how many there were before it."""
-    before = starts_so_far(descriptor)
-    os.pwrite(descriptor, b"%16d" % (before + 1), 0)
-    return before
+def watchdog_locks(folders: Iterable[Path]) -> set[tuple[Path, int]]:
+    """Return the lock files of the host's watchdog, each with its inode."""
+    found = set()
+    for folder in folders:
+        with suppress(OSError):
+            found.add((folder, (folder / "watchdog.lock").stat().st_ino))
+    return found
+
+
+def note_starts(descriptor: int, starts: int) -> None:
+    """Note in the watchdog's lock file how often this launch has started it."""
+    os.pwrite(descriptor, b"%16d" % starts, 0)
 
 
 def starts_so_far(descriptor: int) -> int:

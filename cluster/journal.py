@@ -26,6 +26,15 @@ from cluster.versions import versions
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
+FACTS: Mapping[str, Mapping[str, tuple[type, ...]]] = {  # of each event, what is asked for and its types
+    "launch": {"reached": (int,)},
+    "start": {"step": (int,), "world_size": (int,)},
+    "end": {"reason": (str,), "exit_code": (int,)},
+    "no-start": {"reason": (str,), "exit_code": (int,)},
+    "validation": {"step": (int,), "loss": (int, float)},
+    "skip": {"step": (int,), "reason": (str,), "rows": (list,)},
+    "rollback": {"step": (int,), "failed_step": (int,), "barred": (list,)},
+}
 
 
 def set_up_logging(world: World | None = None) -> None:
@@ -74,8 +83,27 @@ def world_size_at(paths: RunPaths, step: int) -> int:
 
 
 def read_events(paths: RunPaths) -> list[dict[str, Any]]:
-    """Return the events of all attempts, oldest first, those of earlier versions of Shardline included."""
-    return [*read_lines(paths.older_attempts), *read_lines(paths.attempts)]
+    """Return the events of all attempts, oldest first, those of earlier versions of Shardline included.
+
+    Raises ClusterError for a line that is no event as `write_event` writes it.
+    """
+    found = []
+    for path in (paths.older_attempts, paths.attempts):
+        for number, event in enumerate(read_lines(path), start=1):
+            if not is_event(event):
+                told = f"{path}:{number}: damaged: not an event of a run: {json.dumps(event)[:60]}"
+                raise ClusterError(f"{told}; remove the line, or restore the file")
+            found.append(event)
+    return found
+
+
+def is_event(values: Mapping[str, Any]) -> bool:
+    """Return whether an object has the facts that every reader of its kind of event asks for."""
+    try:
+        datetime.fromisoformat(values["time"])
+        return all(type(values[name]) in kinds for name, kinds in FACTS.get(values["event"], {}).items())
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def write_event(paths: RunPaths, event: str, **facts: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from cluster.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, TrainingError
+from cluster.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, TrainingError
 from cluster.journal import last_step, read_events, write_event
 from cluster.paths import RunPaths
 
@@ -53,8 +53,8 @@ def fruitless_launches(events: Sequence[dict[str, Any]], reached: int) -> list[s
     """Return why each launch of the newest series without a new step ended, oldest first.
 
     `reached` is the run's last step now. A launch that was stopped on purpose (75) or by a person (130) does not count.
-    One that got further than all before, or after which a person had to act (2), ends the series. One that recorded no
-    end was killed.
+    One that got further than all before, found the run done (0), or after which a person had to act (2), ends the
+    series. One that recorded no end was killed.
     """
     places = [place for place, event in enumerate(events) if event["event"] == "launch"]
     reasons: list[str] = []
@@ -64,7 +64,7 @@ def fruitless_launches(events: Sequence[dict[str, Any]], reached: int) -> list[s
         after = events[following]["reached"] if following < len(events) else reached
         endings = [event for event in events[place:following] if event["event"] in ENDINGS]
         code = endings[-1]["exit_code"] if endings else None
-        if after > best or code == EXIT_USER_ACTION:
+        if after > best or code in (EXIT_DONE, EXIT_USER_ACTION):
             reasons = []
         elif code not in (EXIT_STOPPED, EXIT_INTERRUPTED):
             reasons.append(endings[-1]["reason"] if endings else "it was killed, or crashed before it could say why")

@@ -16,7 +16,7 @@ script=train.sh python=python command=""
 (($#)) || { echo "usage: launch/$script RUN.yaml [options of shardline train]" >&2 && exit 2; }
 # Slurm runs a copy of this file, so that $0 is in the checkout only without sbatch
 [[ -z ${SLURM_JOB_ID-} ]] || command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
-for checkout in "$(dirname "$0")/.." "${command%%"/launch/$script"*}" "${SLURM_SUBMIT_DIR-}"; do
+for checkout in "$(dirname "$(realpath "$0")")/.." "${command%%"/launch/$script"*}" "${SLURM_SUBMIT_DIR-}"; do
   [[ ! -f $checkout/launch/common.sh ]] || break
 done
 [[ -f $checkout/launch/common.sh ]] ||

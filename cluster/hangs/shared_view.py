@@ -42,8 +42,12 @@ class SharedView:
     stamp: str = ""
     published: int = 0
     period_s: float = field(init=False)
+    found: dict[Path, HostBeats] = field(default_factory=dict)  # the hosts' files as this process first read them
+    has_read_hosts: bool = False
 
     def __post_init__(self) -> None:
+        stamp = parsed_object(read_small(self.folder / ALL_RANKS, MOST_BYTES)).get("stamp")
+        self.stamp = stamp if isinstance(stamp, str) else ""  # perhaps of a launch that met at the same port
         self.period_s = period_for(-(-self.world_size // max(1, self.local_size)))
 
     def write_own(self, own: Sequence[Beat]) -> None:
@@ -95,7 +99,10 @@ class SharedView:
         return [beat for host in found if host is not None and host.launch == self.launch for beat in host.beats]
 
     def read_hosts(self) -> list[HostBeats]:
-        """Return what the other hosts' files say; those that an earlier launch has left are removed."""
+        """Return what the other hosts' files say; those that an earlier launch has left are removed.
+
+        One that has not changed since the first look may be of an earlier launch that met at the same port.
+        """
         own, found = host_path(self.folder, self.host), []
         for path in sorted(self.folder.glob("host-*.json")):
             if path == own:
@@ -103,8 +110,12 @@ class SharedView:
             content = parsed_object(read_small(path, MOST_BYTES))
             host = HostBeats.from_record(content, self.world_size)
             if host is not None and host.launch == self.launch:
-                found.append(host)
+                if not self.has_read_hosts:
+                    self.found[path] = host
+                if self.found.get(path) != host:
+                    found.append(host)
             elif host is not None:
                 with suppress(OSError):  # it is read again, and not taken for one of this launch
                     path.unlink()
+        self.has_read_hosts = True
         return found

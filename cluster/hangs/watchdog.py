@@ -22,7 +22,7 @@ from cluster.errors import EXIT_FAILED, ClusterError
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.hang_report import write_report
 from cluster.hangs.shared_view import POLL_S, SharedView
-from cluster.heartbeat_files import Beat, local_folders, read_local_beats
+from cluster.heartbeat_files import Beat, Process, ended_before, local_folders, read_local_beats, watchdog_locks
 from cluster.journal import last_step, set_up_logging, write_event
 from cluster.paths import RunPaths
 from cluster.processes import process_state, started_at
@@ -40,12 +40,21 @@ class HostWatch:
     due: float = 0.0
     is_failing: bool = False
     folders: list[Path] = field(init=False)  # once: to resolve the run's folder asks the shared disk
+    before: frozenset[Process] = field(init=False)
+    locks: set[tuple[Path, int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.folders = local_folders(self.paths, self.view.launch, self.view.host)
+        view = self.view
+        self.folders = local_folders(self.paths, view.launch, view.host)
+        self.before = ended_before(self.folders, view.world_size, view.launch)
+        self.locks = watchdog_locks(self.folders)
+
+    def has_lost_lock(self) -> bool:
+        """Return whether a lock file was removed, so that the ranks take this process for gone and start another."""
+        return not self.locks <= watchdog_locks(self.folders)
 
     def own_beats(self) -> list[Beat]:
-        return read_local_beats(self.folders, self.view.world_size, self.view.launch)
+        return read_local_beats(self.folders, self.view.world_size, self.view.launch, self.before)
 
     def living(self) -> dict[int, Beat]:
         """Return the last beat of this host's ranks that still live."""
@@ -117,6 +126,9 @@ def main(run: str, world_size: str, local_size: str, launch: str, hang_timeout_s
     timeout_s = float(hang_timeout_s) if hang_timeout_s else None
     host = HostWatch(paths, view, Watch(int(world_size), timeout_s, now, period_s=view.period_s))
     while (culprits := host.poll(time.monotonic())) is None:
+        if host.has_lost_lock():
+            log.warning("the heartbeats of %s were removed: another process takes over the watch", view.host)
+            return
         host.tell_stragglers(time.monotonic())
         time.sleep(POLL_S)
     host.end(culprits, time.monotonic())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -15,7 +16,10 @@ from cluster import heartbeat
 from cluster.environment import World, host_name
 from cluster.heartbeat import Heartbeat, Watchdog
 from cluster.heartbeat_files import (
+    Beat,
     HostBeats,
+    RankFile,
+    ended_before,
     launch_of,
     local_folders,
     lock_watchdog,
@@ -25,6 +29,7 @@ from cluster.heartbeat_files import (
     read_small,
 )
 from cluster.paths import RunPaths
+from cluster.processes import started_at
 
 WORLD = World(rank=0, size=2, local_rank=0, local_size=2, master=("localhost", 29999))
 LAUNCH = launch_of(WORLD)
@@ -88,6 +93,38 @@ def test_a_watchdog_that_ends_is_started_again_a_bounded_number_of_times(
     assert [record.message for record in caplog.records if "a hang of its ranks will not be found" in record.message]
 
 
+def test_a_launch_at_the_same_port_has_all_its_starts_of_the_watchdog_and_no_beat_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "die_with_parent", lambda: None)
+    for _ in range(heartbeat.MOST_STARTS + 1):
+        watchdog = Watchdog(RunPaths(tmp_path), WORLD, None, tmp_path)
+        watchdog.command = ["true"]
+        watchdog.start()
+        assert watchdog.process is not None
+        watchdog.process.wait()
+    for second in (0.0, heartbeat.GONE_S):
+        watchdog.check(second)
+    assert not watchdog.has_given_up
+    assert watchdog.process is not None
+    watchdog.process.wait()
+    other = Watchdog(RunPaths(tmp_path), WORLD, None, tmp_path)
+    for second in (0.0, heartbeat.FIRST_S - 1):  # the first rank may still import
+        other.check(second)
+    assert other.process is None
+    alive = started_at(os.getpid())
+    assert alive is not None
+    for rank, started in ((0, alive), (1, alive - 1)):
+        file = RankFile(tmp_path, rank)
+        beat = Beat(
+            launch=LAUNCH, rank=rank, host=host_name(), pid=os.getpid(), started=started, phase="step", step=9, count=9
+        )
+        file.write(beat)
+        file.close()
+    before = ended_before([tmp_path], 2, LAUNCH)
+    assert [beat.rank for beat in read_local_beats([tmp_path], 2, LAUNCH, before)] == [0]
+
+
 def test_a_watchdog_that_lives_is_left_alone_and_only_one_lives(tmp_path: Path) -> None:
     first, second = (Watchdog(RunPaths(tmp_path), WORLD, None, tmp_path) for _ in range(2))
     first.command = second.command = ["sleep", "60"]
@@ -125,3 +162,26 @@ def test_a_killed_watchdog_is_replaced_by_one_that_writes_the_host_s_file_again(
     assert watchdog.process is not None
     watchdog.process.kill()
     assert "no watchdog on" in caplog.text
+
+
+@pytest.mark.timeout(120)
+def test_heartbeats_that_somebody_removed_are_made_again_and_watched_by_one_process(
+    beating: Heartbeat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "GONE_S", 1.0)
+    folder = local_folders(beating.paths, LAUNCH, host_name())[0]
+    path = beating.paths.heartbeats / f"host-{host_name()}.json"
+    beating.start_watchdog(None)
+    until(path.exists)
+    watchdog = beating.watchdog
+    assert watchdog is not None
+    first = watchdog.process
+    assert isinstance(first, subprocess.Popen)
+    shutil.rmtree(folder)
+    until(lambda: read_local_beats([folder], 2, LAUNCH))
+    until(lambda: watchdog.process is not first)
+    assert first.wait(timeout=30) == 0
+    path.unlink()
+    until(path.exists)
+    assert watchdog.process is not None
+    watchdog.process.kill()

@@ -133,3 +133,23 @@ def test_a_line_that_is_damaged_is_named_and_one_that_was_cut_short_is_left_out(
     (tmp_path / "lines").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     with pytest.raises(ClusterError, match="lines:2: damaged"):
         read_lines(tmp_path / "lines")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {},
+        {"event": "start", "step": 3, "world_size": 2},
+        {"event": "start", "time": "yesterday", "step": 3, "world_size": 2},
+        {"event": "start", "time": "2026-01-01T00:00:00+00:00", "step": "3", "world_size": 2},
+        {"event": "end", "time": "2026-01-01T00:00:00+00:00", "step": 3},
+        {"event": ["end"], "time": "2026-01-01T00:00:00+00:00"},
+    ],
+)
+def test_a_line_of_attempts_that_is_no_event_is_named(tmp_path: Path, line: dict[str, object]) -> None:
+    paths = RunPaths(tmp_path)
+    write_event(paths, "launch", reached=0)
+    with paths.attempts.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    with pytest.raises(ClusterError, match=r"attempts\.jsonl:2: damaged: not an event"):
+        read_events(paths)

@@ -64,6 +64,7 @@ def test_a_start_after_the_refusal_is_that_of_a_person_who_has_looked(paths: Run
         [(10, 1), (10, 1), (11, 1), (11, 1)],  # at least every second
         [(0, 75), (0, 75), (0, 75), (0, 75)],  # sent back to the queue before the first step
         [(0, 1), (0, 2), (0, 1), (0, 2)],  # a person fixes one thing after the other
+        [(10, 0), (10, 0), (10, 0), (10, 0)],  # it was done already
     ],
 )
 def test_a_run_that_comes_on_or_was_stopped_on_purpose_is_started_again(

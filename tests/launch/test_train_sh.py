@@ -243,3 +243,14 @@ def test_every_shell_script_satisfies_shellcheck() -> None:
     assert "launch/train.sh" in scripts
     checked = subprocess.run(["shellcheck", *scripts], cwd=ROOT, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("name", ["train.sh", "prepare.sh"])
+def test_a_link_to_the_script_finds_the_checkout_from_any_folder(tmp_path: Path, name: str) -> None:
+    link = tmp_path / "a link.sh"
+    link.symlink_to(ROOT / "launch" / name)
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    environment.pop("SLURM_JOB_ID", None)
+    ended = subprocess.run([link, "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert f"shardline {name.removesuffix('.sh')}" in ended.stdout

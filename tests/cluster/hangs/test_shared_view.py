@@ -157,3 +157,17 @@ def test_files_of_an_earlier_launch_and_of_an_older_version_are_not_counted(host
         hosts.look()
     assert {seen.beat.step for watch in hosts.watches for seen in watch.ranks.values()} == {5}
     assert not host_path(hosts.folder, "h7").exists()
+
+
+def test_files_of_an_earlier_launch_that_met_at_the_same_port_are_not_counted(tmp_path: Path) -> None:
+    earlier = Hosts(tmp_path)
+    for _ in range(3):
+        earlier.look()
+    gone = Beat(launch=LAUNCH, rank=2, host="h9", pid=1, started=1, phase="step", step=900, count=9)
+    SharedView(tmp_path, "h9", LAUNCH, 8, 2, changed_at=0.0).write_own([gone])
+    later = Hosts(tmp_path, count=100)
+    for _ in range(4):
+        later.look()
+    for watch in later.watches:
+        assert {seen.beat.step for seen in watch.ranks.values()} == {5}
+        assert all(seen.beat.count > 100 for seen in watch.ranks.values()) and len(watch.ranks) == 8

@@ -73,7 +73,9 @@ def test_run_that_wrote_a_step_just_now_is_running_or_killed(paths: RunPaths) ->
 
 
 def test_the_newest_and_the_lowest_validation_loss_are_told(paths: RunPaths) -> None:
-    told = [{"event": "validation", "step": step, "loss": loss} for step, loss in ((1, 3.0), (2, 2.0), (3, 2.5))]
+    time = BEGIN.isoformat()
+    losses = ((1, 3.0), (2, 2.0), (3, 2.5))
+    told = [{"event": "validation", "time": time, "step": step, "loss": loss} for step, loss in losses]
     write_run(paths, [start(0, 0), *told], steps=3)
     assert facts(paths)["validation"] == "loss 2.5000 at step 3; lowest: 2.0000 at step 2"
 
