@@ -79,11 +79,16 @@ class Heartbeat:
 
     def start_watchdog(self, hang_timeout_s: float | None) -> None:
         """Have this host's ranks watched: its first rank starts the process, any of them starts it again."""
-        assert self.local is not None
-        watchdog = Watchdog(self.paths, self.world, hang_timeout_s, self.local[0])
+        watchdog = Watchdog(self.paths, self.world, hang_timeout_s, self.opened()[0])
         if self.world.local_rank == 0:
             watchdog.start()
         self.watchdog = watchdog
+
+    def opened(self) -> tuple[Path, RankFile]:
+        """Return this rank's local folder and its file there. Raises RuntimeError before `start` and after `stop`."""
+        if self.local is None:
+            raise RuntimeError("the heartbeat is not started: call start() first")
+        return self.local
 
     def phase(self, name: str, step: int) -> None:
         """Say what this rank does from now on."""
@@ -114,7 +119,7 @@ class Heartbeat:
             log.warning("the last heartbeat was not written: %s", error)
 
     def write_until_ended(self) -> None:
-        assert self.local is not None
+        file = self.opened()[1]
         pid, host = os.getpid(), host_name()
         started, count, ending, failing = started_at(pid) or 0, 0, False, False
         while not ending:
@@ -132,7 +137,7 @@ class Heartbeat:
                 count=count,
             )
             try:
-                self.local[1].write(beat)
+                file.write(beat)
                 if self.watchdog is not None and not ending:
                     self.watchdog.check(time.monotonic())
                 failing = False

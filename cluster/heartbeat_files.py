@@ -149,11 +149,16 @@ class HostBeats:
 def replace_file(path: Path, values: object, suffix: str = ".new") -> None:
     """Write a JSON file that readers see whole; not made durable, as it is about this moment.
 
-    What is no file of ours under one of the two names is moved out of the way.
+    What is no file of ours under one of the two names is moved out of the way, and a removed folder is made again: else
+    the run would go unwatched. If the folder that it lies in is gone too, that is an OSError.
     """
     partial = path.with_name(path.name + suffix)
     content = json.dumps(values, separators=(",", ":")).encode()
     try:
+        write_whole(partial, content)
+        partial.rename(path)
+    except FileNotFoundError:
+        path.parent.mkdir(exist_ok=True)
         write_whole(partial, content)
         partial.rename(path)
     except OSError as error:

@@ -27,6 +27,7 @@ from cluster.heartbeat_files import (
     read_local_beats,
     read_rank_file,
     read_small,
+    replace_file,
 )
 from cluster.paths import RunPaths
 from cluster.processes import started_at
@@ -143,11 +144,8 @@ def test_a_watchdog_that_lives_is_left_alone_and_only_one_lives(tmp_path: Path) 
     os.close(descriptor)
 
 
-@pytest.mark.timeout(120)
-def test_a_killed_watchdog_is_replaced_by_one_that_writes_the_host_s_file_again(
-    beating: Heartbeat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(heartbeat, "GONE_S", 1.0)
+def watched(beating: Heartbeat) -> tuple[Path, Watchdog, subprocess.Popen[bytes]]:
+    """Start the watchdog; return its host's file, now that it is there, the watchdog and its process."""
     path = beating.paths.heartbeats / f"host-{host_name()}.json"
     beating.start_watchdog(None)
     until(path.exists)
@@ -155,6 +153,15 @@ def test_a_killed_watchdog_is_replaced_by_one_that_writes_the_host_s_file_again(
     assert watchdog is not None
     first = watchdog.process
     assert isinstance(first, subprocess.Popen)
+    return path, watchdog, first
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_watchdog_is_replaced_by_one_that_writes_the_host_s_file_again(
+    beating: Heartbeat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heartbeat, "GONE_S", 1.0)
+    path, watchdog, first = watched(beating)
     first.send_signal(signal.SIGKILL)
     until(lambda: watchdog.process is not first)
     path.unlink()
@@ -170,13 +177,7 @@ def test_heartbeats_that_somebody_removed_are_made_again_and_watched_by_one_proc
 ) -> None:
     monkeypatch.setattr(heartbeat, "GONE_S", 1.0)
     folder = local_folders(beating.paths, LAUNCH, host_name())[0]
-    path = beating.paths.heartbeats / f"host-{host_name()}.json"
-    beating.start_watchdog(None)
-    until(path.exists)
-    watchdog = beating.watchdog
-    assert watchdog is not None
-    first = watchdog.process
-    assert isinstance(first, subprocess.Popen)
+    path, watchdog, first = watched(beating)
     shutil.rmtree(folder)
     until(lambda: read_local_beats([folder], 2, LAUNCH))
     until(lambda: watchdog.process is not first)
@@ -185,3 +186,13 @@ def test_heartbeats_that_somebody_removed_are_made_again_and_watched_by_one_proc
     until(path.exists)
     assert watchdog.process is not None
     watchdog.process.kill()
+
+
+def test_a_removed_folder_of_heartbeats_is_made_again_but_not_that_of_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "heartbeats" / "host-a.json"
+    with pytest.raises(FileNotFoundError):
+        replace_file(path, {"beats": 1})
+    assert not path.parent.parent.exists()
+    path.parent.parent.mkdir()
+    replace_file(path, {"beats": 2})
+    assert path.read_text() == '{"beats":2}'
