@@ -23,7 +23,7 @@ import torch
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.shared_view import POLL_S, SharedView
 from cluster.hangs.watchdog import HostWatch
-from cluster.heartbeat_files import Beat, RankFile, local_folders
+from cluster.heartbeats.heartbeat_files import Beat, RankFile, local_folders
 from cluster.paths import RunPaths
 from cluster.processes import started_at
 from training.checkpoints import layout

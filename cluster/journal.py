@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from cluster.disk.atomic_files import write_text
 from cluster.environment import World, host_name
 from cluster.errors import EXIT_USER_ACTION, ClusterError
-from cluster.heartbeat import Heartbeat
+from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.paths import RunPaths
 from cluster.processes import process_age_s
 from cluster.versions import versions

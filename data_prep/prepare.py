@@ -18,6 +18,7 @@ from typing import Any
 from cluster.disk.atomic_files import full_disk_named
 from cluster.disk.lock_holder import Holder
 from cluster.disk.locks import LockFile, hold_lock
+from cluster.progress import counted
 from data_prep.clean.cleaning import check_languages
 from data_prep.clean.rejected_samples import FOLDER as REJECTED
 from data_prep.clean.rejected_samples import write_rejected
@@ -32,7 +33,6 @@ from data_prep.fetch.provenance import document_place
 from data_prep.fetch.sources import Corpus, Slice, cut_slices
 from data_prep.finished_data import config_digest, finished_manifest
 from data_prep.pack.row_plan import PackingPlan, make_plan
-from data_prep.progress import counted
 from data_prep.select.long_documents import line_ends
 from data_prep.shards import Manifest
 from data_prep.shards.writing import list_others, write_manifest

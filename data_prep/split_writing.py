@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.disk.atomic_files import fsync_path
+from cluster.progress import counted
 from data_prep.config import DataConfig
 from data_prep.encode.encoding import EncoderSpec
 from data_prep.encode.tokenizer import DataTokenizer, digest_of_rules
 from data_prep.fetch.sources import Corpus
 from data_prep.pack.row_assembly import RowFormat, ShardTask, write_rows
 from data_prep.pack.row_plan import PackingPlan, packing_method, shard_plans
-from data_prep.progress import counted
 from data_prep.select.ledger import count_tokens
 from data_prep.shards import FORMAT_VERSION, MANIFEST, SPLITS, Manifest, ShardInfo, template_digest
 from data_prep.shards.tokenizer_files import vocabulary_size

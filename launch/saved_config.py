@@ -7,6 +7,7 @@ folder that a name is relative to is saved beside it.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -50,6 +51,11 @@ def load_run(named: Path, overrides: Sequence[str] = (), start_from: Path | None
     if other is not None and run.paths.root.resolve() == other.paths.root.resolve():
         raise ConfigError(f"--from {start_from}: the same run; give the new run another `name` or `folder`")
     return run
+
+
+def load(options: argparse.Namespace) -> RunConfig:
+    """Return the run that a command's arguments name."""
+    return load_run(options.run, options.overrides, getattr(options, "from_run", None))
 
 
 def folder_named(named: Path) -> Path | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
-from launch import commands
-from launch.__main__ import VERBS, parser
+from launch.arguments import VERBS, parser
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,13 +19,13 @@ TABLE = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
 def test_the_table_of_verbs_is_the_command_s() -> None:
     in_table = set(re.findall(r"^\| `([\w-]+)", README, re.M))
     assert in_table == set(VERBS)
-    assert all(callable(getattr(commands, verb.replace("-", "_"))) for verb in VERBS)
+    assert all(callable(importlib.import_module(module).run) for module, _ in VERBS.values())
 
 
 @pytest.mark.parametrize("line", sorted(set(re.findall(r"^shardline [^#\n]+", README, re.M))))
 def test_a_command_of_the_readme_is_understood(line: str) -> None:
     words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)[1:]]
-    assert isinstance(parser().parse_args(words), argparse.Namespace)
+    assert isinstance(parser(words).parse_args(words), argparse.Namespace)
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:tests|training|data_prep|launch)/[\w./]+)`", README))))

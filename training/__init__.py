@@ -1,1 +1,1 @@
-"""Shards to weights; start at loop.py. Rooms: models, step, zero, checkpoints, outcome, reporting."""
+"""Shards to weights; start at loop.py. Then models, step, zero, checkpoints; export, generate, evaluate, reporting."""

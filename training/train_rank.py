@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from cluster.disk.atomic_files import write_json, write_text
 from cluster.environment import World, free_memory_bytes
 from cluster.errors import EXIT_FAILED, ClusterError, ConfigError, DamagedRowsError, exit_code_of
-from cluster.heartbeat import Heartbeat
+from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal import Journal
 from cluster.launching.stop_request import StopFlag
 from cluster.paths import RunPaths

@@ -32,8 +32,8 @@ def shardline(size: str, folder: Path, output: Path) -> Work:
     from transformers import AutoTokenizer
 
     from training.config import ExportConfig
+    from training.export.export import export
     from training.models.source import ModelOrigin
-    from training.outcome.export import export
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     origin = ModelOrigin(config=llama(size), tokenizer=tokenizer, folder=None)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cluster.hangs.shared_view import POLL_S
-from cluster.heartbeat import BEAT_S
-from cluster.heartbeat_files import PHASES, Beat
+from cluster.heartbeats.heartbeat import BEAT_S
+from cluster.heartbeats.heartbeat_files import PHASES, Beat
 
 LEAST_S = 20.0  # shorter stops in a step are usual: a slow disk, a garbage collection
 FIRST_STEPS = 3

@@ -12,8 +12,8 @@ from pathlib import Path
 from cluster.environment import host_name
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.reachability import unreachable
-from cluster.heartbeat import STACKS
-from cluster.heartbeat_files import Beat, stacks_path
+from cluster.heartbeats.heartbeat import STACKS
+from cluster.heartbeats.heartbeat_files import Beat, stacks_path
 from cluster.paths import RunPaths
 from cluster.processes import process_state
 

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.heartbeat_files import MOST_BYTES, Beat, HostBeats, host_path, parsed_object, read_small, replace_file
+from cluster.heartbeats.heartbeat_files import (
+    MOST_BYTES,
+    Beat,
+    HostBeats,
+    host_path,
+    parsed_object,
+    read_small,
+    replace_file,
+)
 
 ALL_RANKS = "all-ranks.json"
 POLL_S = 0.5

@@ -22,7 +22,14 @@ from cluster.errors import EXIT_FAILED, ClusterError
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.hang_report import write_report
 from cluster.hangs.shared_view import POLL_S, SharedView
-from cluster.heartbeat_files import Beat, Process, ended_before, local_folders, read_local_beats, watchdog_locks
+from cluster.heartbeats.heartbeat_files import (
+    Beat,
+    Process,
+    ended_before,
+    local_folders,
+    read_local_beats,
+    watchdog_locks,
+)
 from cluster.journal import last_step, set_up_logging, write_event
 from cluster.paths import RunPaths
 from cluster.processes import process_state, started_at

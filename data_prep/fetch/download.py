@@ -18,6 +18,7 @@ import httpx
 from cluster.disk.atomic_files import fsync_path, publish, sha256_of
 from cluster.disk.locks import STALE_S, LockFile, wait_for_lock
 from cluster.errors import ConfigError, DataError
+from cluster.progress import Progress, thread_pool
 from cluster.wording import count_of
 from data_prep.fetch.resumable_transfer import (
     AttemptError,
@@ -28,7 +29,6 @@ from data_prep.fetch.resumable_transfer import (
     receive_fsspec,
     receive_http,
 )
-from data_prep.progress import Progress, thread_pool
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from cluster.errors import DataError
+from cluster.progress import Progress, thread_pool
 from cluster.wording import count_of
 from data_prep.config import SourceConfig
 from data_prep.fetch.source_files import FoundFile, Named, expanded, files_of
@@ -26,7 +27,6 @@ from data_prep.files.formats import (
     format_of,
     with_html,
 )
-from data_prep.progress import Progress, thread_pool
 from data_prep.read.byte_ranges import HashedFile, Told, hashed_file
 from data_prep.read.column_choice import find_columns
 from data_prep.read.parts import Columns, FilePart

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.environment import cpu_count
 from cluster.errors import DataError
+from cluster.progress import amount_of, duration
 from cluster.wording import count_of
 from data_prep.clean.cleaning import check_languages
 from data_prep.config import CleaningConfig, DataConfig, SourceConfig
@@ -32,7 +33,6 @@ from data_prep.preview.file_samples import (
     sampled_file,
     spread,
 )
-from data_prep.progress import amount_of, duration
 from data_prep.rows.record_shapes import name_list
 
 START_S = 2.0  # before the first document is encoded

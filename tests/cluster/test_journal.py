@@ -10,7 +10,7 @@ import pytest
 
 from cluster.environment import World
 from cluster.errors import ClusterError
-from cluster.heartbeat import Heartbeat
+from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal import Journal, read_events, read_lines, write_event
 from cluster.paths import RunPaths
 from cluster.processes import process_age_s

@@ -12,8 +12,8 @@ import pytest
 from cluster.config_loading import load_config
 from cluster.errors import ConfigError
 from launch.config import RunConfig
+from launch.data.init import SHAPES, write_init
 from launch.saved_config import load_run, save_config, saved_text
-from launch.verbs.init import SHAPES, write_init
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))

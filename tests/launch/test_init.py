@@ -13,7 +13,7 @@ import pytest
 from cluster.config_loading import load_config
 from cluster.errors import ConfigError
 from launch.config import RunConfig
-from launch.verbs.init import write_init
+from launch.data.init import write_init
 
 HH = {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"}
 

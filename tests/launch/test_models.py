@@ -17,7 +17,7 @@ from cluster.config_loading import load_config
 from data_prep.encode.conversations import TEMPLATES
 from data_prep.encode.tokenizer import train_tokenizer
 from launch.config import RunConfig
-from launch.verbs.init import write_init
+from launch.data.init import write_init
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 Command = Callable[..., Any]  # returns a Result: see conftest.py

@@ -18,7 +18,7 @@ from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run, hold_run_for_rank, wait_for_first_rank
 from cluster.environment import World
 from cluster.errors import ClusterError
-from cluster.heartbeat_files import launch_of
+from cluster.heartbeats.heartbeat_files import launch_of
 from cluster.paths import RunPaths
 
 Command = Callable[..., Any]  # returns a Result: see conftest.py

@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tests.models.families import FAMILIES, config_of, logits_of
 from training.config import ExportConfig
+from training.export.export import Partial, export
 from training.models.initial_weights import PretrainedWeights
 from training.models.name_conversions import saved_tensors
 from training.models.new_weights import NewWeights
 from training.models.source import ModelOrigin, skeleton_of
-from training.outcome.export import Partial, export
 
 FamilyFolder = Callable[[str], Path]
 

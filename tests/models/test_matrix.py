@@ -23,8 +23,8 @@ from data_prep.shards import read_manifest
 from tests.models.families import FAMILIES, logits_of, make_family
 from tests.models.matrix_ranks import KINDS, STEPS, request_of
 from training.config import ExportConfig
+from training.export.export import Partial, export
 from training.models.source import find_model
-from training.outcome.export import Partial, export
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "models.md"

@@ -25,7 +25,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from launch.__main__ import main
 from tests.models.families import ANSWER_TOKENS, ANSWERS, LAYERS, PROMPTS, answers_of, gpt2_of_the_hub
-from training.outcome.generate import answer, load_export, prompt_ids
+from training.generate.answers import answer
+from training.generate.loading import load_export
+from training.generate.prompts import prompt_ids
+from training.generate.sampling import Sampling
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,7 +206,7 @@ def test_an_export_answers_a_user_of_transformers_as_shardline_generate_does(
     model, tokenizer = load_export(tuned(case).export)
     for prompt, theirs in zip(tuned(case).prompts, answers_of(tuned(case).export), strict=True):
         ids = prompt_ids(tokenizer, prompt if isinstance(prompt, str) else prompt[0]["content"], as_chat=True)
-        reply = answer(model, tokenizer, ids, tokens=ANSWER_TOKENS)
+        reply = answer(model, tokenizer, ids, Sampling(tokens=ANSWER_TOKENS))
         assert theirs[: len(ids)] == ids
         assert tokenizer.decode(theirs[len(ids) :], skip_special_tokens=True).strip() == reply.text
 

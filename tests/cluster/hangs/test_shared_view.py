@@ -12,7 +12,7 @@ import pytest
 
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.shared_view import ALL_RANKS, SharedView
-from cluster.heartbeat_files import Beat, host_path
+from cluster.heartbeats.heartbeat_files import Beat, host_path
 
 LAUNCH = "first:1"
 

@@ -10,7 +10,7 @@ import pytest
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.hang_report import named, waits_in_collective
 from cluster.hangs.shared_view import POLL_S
-from cluster.heartbeat_files import Beat
+from cluster.heartbeats.heartbeat_files import Beat
 
 
 @dataclass

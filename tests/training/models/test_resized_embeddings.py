@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.errors import ConfigError
 from data_prep.shards import Manifest, read_manifest, tokenizer_digest
 from training.config import ModelConfig, TrainConfig
+from training.generate.loading import load_model
 from training.models.resized_embeddings import ResizedWeights
 from training.models.source import ModelOrigin, find_model
-from training.outcome.generate import load_model
 
 CHAT_TOKENS = ["<|im_start|>", "<|im_end|>"]
 

@@ -1,0 +1,1 @@
+"""What each rank does, for whoever looks whether it hangs."""

@@ -1,0 +1,1 @@
+"""The verbs before a run: a first YAML, and the data."""

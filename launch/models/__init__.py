@@ -1,0 +1,1 @@
+"""The verbs after a run: what becomes of the trained weights."""

@@ -1,0 +1,65 @@
+"""`shardline inspect`: show which documents were in a step, with their text, or repeat it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from cluster.errors import EXIT_DONE
+from data_prep.documents import shortened
+from data_prep.fetch.provenance import document_place, read_document
+from data_prep.shards import ShardReader, read_manifest
+from data_prep.shards.tokenizer_files import open_tokenizer
+from launch.arguments import add_run, positive
+from launch.config import RunConfig
+from launch.runs.train import replay
+from launch.saved_config import load
+from launch.wording import say
+from training.order import order_of
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add_run(command)
+    command.add_argument("--step", type=positive, required=True, help="the step, from 1")
+    command.add_argument("--replay", action="store_true", help="repeat the step and compare its loss; changes nothing")
+    command.add_argument("--originals", action="store_true", help="show documents as they are in their files")
+    command.add_argument(
+        "--characters", type=positive, default=200, help="characters shown of each document (default: %(default)s)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show the documents of a step, or repeat it."""
+    run = load(options)
+    if options.replay:
+        return replay(run, options)
+    for line in inspect_step(run, options.step, characters=options.characters, originals=options.originals):
+        say(line)
+    return EXIT_DONE
+
+
+def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool) -> Iterator[str]:
+    """Yield lines about the rows of a step (from 1): each row, and for each segment its document and its text.
+
+    The text is decoded from the tokens that the model saw; with `originals`, it is the document as it is in its file.
+    """
+    manifest = read_manifest(run.shards)
+    reader = ShardReader(run.shards, manifest, "train", verify=False)
+    order = order_of(manifest, run.train.global_batch_rows, run.seed)
+    relative_to = {source.label: source.relative_to for source in run.data.sources}
+    tokenizer = open_tokenizer(run.shards / "tokenizer")
+    for place, row in enumerate(order.rows_of_step(step - 1)):
+        arrays = reader.rows([row])
+        yield f"row {row}, place {place} of the batch, {int(arrays.loss_mask.sum())} trained tokens"
+        first = 0
+        for piece in reader.pieces(row):
+            ids = arrays.input_ids[0, first : first + piece.tokens].tolist()
+            first += piece.tokens
+            start = f", from its token {piece.start}" if piece.start else ""
+            where = document_place(manifest.files[piece.source], piece.position)
+            text = tokenizer.decode(ids)
+            if originals:
+                base = relative_to.get(manifest.files[piece.source].source)
+                text = read_document(run.shards, manifest, piece.source, piece.position, base)
+            shown = shortened(" ".join(text.split()), characters)
+            yield f"  {where}{start}, {piece.tokens} tokens: {shown}"

@@ -1,1 +1,0 @@
-"""The results of a run: evaluation, export, generated text."""
