@@ -6,14 +6,13 @@ import argparse
 import sys
 
 from cluster.errors import EXIT_DONE, ConfigError
-from data_prep.shards import read_manifest
-from launch.arguments import add_run, not_negative, positive
-from launch.saved_config import load
+from launch.arguments import not_negative, positive
+from launch.models.named_model import add_model, named_model
 from launch.wording import say
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    add_run(command)
+    add_model(command)
     command.add_argument("--prompt", action="append", help="repeatable; default: read from standard input")
     command.add_argument("--tokens", type=positive, default=96, help="of the longest answer (default: %(default)s)")
     command.add_argument("--temperature", type=not_negative, default=0.0, help="0 takes the likeliest token (default)")
@@ -26,12 +25,11 @@ def run(options: argparse.Namespace) -> int:
     from training.generate.prompts import prompt_ids
     from training.generate.sampling import Sampling
 
-    run = load(options)
-    model, tokenizer = load_export(run.paths.export)
-    as_chat = read_manifest(run.shards).conversational
+    named = named_model(options)
+    model, tokenizer = load_export(named.folder)
     sampling = Sampling(tokens=options.tokens, temperature=options.temperature)
     for prompt in options.prompt or (line.rstrip("\n") for line in sys.stdin):
-        ids = prompt_ids(tokenizer, prompt, as_chat=as_chat)
+        ids = prompt_ids(tokenizer, prompt, as_chat=named.as_chat is not False)
         if not ids:
             raise ConfigError("--prompt: empty; give the text that the model is to continue")
         reply = answer(model, tokenizer, ids, sampling)
