@@ -125,6 +125,7 @@ class TrainTokenizer(Section):
     """Train a byte-level BPE on the corpus itself."""
 
     vocab_size: int = Field(ge=512, le=262_144)
+    """Number of tokens."""
 
 
 class TokenizerConfig(Section):
@@ -229,6 +230,7 @@ class DataConfig(Section):
     test_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of documents held out for a final test; chosen likewise, from those not in validation."""
     shard_rows: int = Field(default=16_384, gt=0)
+    """Rows in one shard."""
     slice_bytes: int = Field(default=16 * 2**20, ge=1024)
     """Source bytes that one task reads."""
     executor: Literal["auto", "local", "ray"] = "auto"

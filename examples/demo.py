@@ -22,7 +22,7 @@ from pathlib import Path
 
 import shop
 
-BASE, TUNED = Path("examples/pretrain.yaml"), Path("examples/shop.yaml")
+BASE, TUNED = Path("examples/text.yaml"), Path("examples/pairs.yaml")
 CORPUS = Path("runs/demo-corpus")
 TEXTS, QUESTIONS = CORPUS / "texts", CORPUS / "questions.jsonl"
 KILL_AT_STEP = 130  # after the first checkpoint, before the second

@@ -17,9 +17,11 @@ class RunConfig(Section):
     """One run: its data, its model, and how it is trained, evaluated and exported."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The run's name: letters, digits, `.`, `_` and `-`."""
     folder: PathValue | None = None
     """The folder for everything that the run writes; default: runs/NAME."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides new weights, the order of the rows and dropout."""
     data: DataConfig
     model: ModelConfig
     train: TrainConfig = TrainConfig()

@@ -22,6 +22,7 @@ class ModelConfig(Section):
     """The model to train: pretrained weights from a Hugging Face folder or Hub id, or a new model."""
 
     path: str | None = None
+    """A Hugging Face folder, or a name on the Hub: OWNER/NAME."""
     new: NewModel | None = None
     resize_embeddings: bool = False
     """Add embeddings for tokens that the model lacks, such as ChatML's; each starts as the mean of the others."""
@@ -44,6 +45,7 @@ class LoraConfig(Section):
     """Low-rank adapters (LoRA), trained instead of the model's own weights."""
 
     rank: int = Field(default=16, gt=0)
+    """Rank of the adapters' matrices."""
     alpha: float = Field(default=32.0, gt=0)
     """A layer's adapter is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -59,22 +61,29 @@ class TrainConfig(Section):
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the data; give this or `steps`. Default: 1 epoch."""
     steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps; give this or `epochs`."""
     global_batch_rows: int = Field(default=32, gt=0)
     """Rows per optimizer step, over all ranks and accumulation steps."""
     micro_batch_rows: int = Field(default=1, gt=0)
     """Rows per rank in one forward and backward pass."""
     learning_rate: float = Field(default=2e-5, gt=0)
+    """The highest learning rate, reached after the warm-up."""
     warmup_fraction: float = Field(default=0.03, ge=0, le=1)
     """Share of the steps during which the learning rate rises from 0 to `learning_rate`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     final_learning_rate_fraction: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the last step, as a share of `learning_rate`."""
     weight_decay: float = Field(default=0.01, ge=0)
     """For matrices only; norms, biases and other vectors are not decayed."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of Adam's mean of the gradients."""
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of Adam's mean of the squared gradients."""
     adam_epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the squared gradients' mean, against division by zero."""
     clip_gradient_norm: float | None = Field(default=1.0, gt=0)
+    """Larger gradients are scaled down to this norm; null: never."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of the weights in forward and backward; master weights and moments are always fp32."""
     activation_checkpointing: bool = False
@@ -86,6 +95,7 @@ class TrainConfig(Section):
     deepspeed: PathValue | None = None
     """DeepSpeed configuration template; default: ds_configs/zero3.json."""
     save_every_steps: int = Field(default=500, gt=0)
+    """Steps between two checkpoints; the last step is always saved."""
     validation_rows: int = Field(default=64, ge=0)
     """Held-out rows to evaluate before each save; 0: none. The checkpoint with the lowest held-out loss is kept."""
     keep_last: int = Field(default=3, gt=0)
@@ -148,6 +158,8 @@ class ExportConfig(Section):
     """How weights are exported."""
 
     dtype: Literal["bf16", "fp32"] = "bf16"
+    """Precision of the exported weights."""
     lora: Literal["merged", "adapter"] = "merged"
     """Merge low-rank adapters into the model's weights, or export them alone, for peft to load onto `model.path`."""
     shard_bytes: int = Field(default=5 * 10**9, gt=0)
+    """Largest size of one weights file, in bytes."""
