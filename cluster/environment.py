@@ -88,14 +88,20 @@ def enter_world(world: World) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
 
 
-def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment with `changes`, for a process to be started."""
-    return {**os.environ, **changes}
+def child_environment(changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Return this process's environment with `changes`, for a process to be started; None removes a variable."""
+    values = {**os.environ, **changes}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def cache_folder() -> Path:
     """Return the user's cache folder of Shardline."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardline"
+
+
+def wants_colours() -> bool:
+    """Return whether a terminal may be written to in colours: see no-color.org, and TERM of a plain one."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def gpu_count() -> int:
@@ -144,6 +150,11 @@ def slurm_job() -> str | None:
 def allocation_end() -> float | None:
     """Return when Slurm's time limit ends this job, in seconds since 1970; None without one."""
     return float(number(os.environ, "SLURM_JOB_END_TIME")) if "SLURM_JOB_END_TIME" in os.environ else None
+
+
+def terminal_type() -> str | None:
+    """Return what the terminal calls itself; `dumb` if it knows no escape sequences."""
+    return os.environ.get("TERM")
 
 
 def host_name() -> str:

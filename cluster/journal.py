@@ -10,6 +10,7 @@ import logging
 import shlex
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,11 +22,22 @@ from cluster.errors import EXIT_USER_ACTION, ClusterError
 from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.paths import RunPaths
 from cluster.processes import process_age_s
+from cluster.progress import DRAW_S, Waiting, duration
+from cluster.terminal import ERASE, LineInPlace, can_draw_in_place
 from cluster.versions import versions
 
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 5.0
+LOG_S = 5.0  # between two lines of steps in a log
+TERMINAL_S = 30.0  # the same on a terminal, where another line is redrawn at each step
+MOST_S = 60.0  # both grow with the age of the attempt, to this
+RECENT_STEPS = 50  # whose mean time gives the time left
+NEXT = {  # what a rank waits for after each phase of its start-up
+    "imports": "planning the run",
+    "plan": "waiting for the other ranks",
+    "ranks": "building the model and the optimizer",
+    "engine": "loading the weights and checking the model",
+}
 FACTS: Mapping[str, Mapping[str, tuple[type, ...]]] = {  # of each event, what is asked for and its types
     "launch": {"reached": (int,)},
     "start": {"step": (int,), "world_size": (int,)},
@@ -36,12 +48,15 @@ FACTS: Mapping[str, Mapping[str, tuple[type, ...]]] = {  # of each event, what i
     "rollback": {"step": (int,), "failed_step": (int,), "barred": (list,)},
 }
 
+MEASURED = ("step", "loss", "step_s", "tokens_per_s")  # the numbers of a step that its readers ask for
+
 
 def set_up_logging(world: World | None = None) -> None:
     """Log to stderr: INFO from rank 0, WARNING and above from every rank, with rank and host on each line."""
     where = "" if world is None or world.size == 1 else f" [{world.rank}/{world.size} {host_name()}]"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"%(asctime)s{where} %(levelname).1s %(message)s", "%H:%M:%S"))
+    erase = ERASE if can_draw_in_place(sys.stderr) else ""  # the line in place may be drawn by another process
+    handler.setFormatter(logging.Formatter(f"{erase}%(asctime)s{where} %(levelname).1s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -70,9 +85,22 @@ def parsed(line: str, path: Path, number: int) -> dict[str, Any]:
         ) from None
 
 
+def read_metrics(path: Path, asked: Sequence[str] = ("step",)) -> list[dict[str, Any]]:
+    """Return the lines of a metrics file. Raises ClusterError for one that lacks a number that is asked for."""
+    lines = read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        missing = [name for name in asked if type(line.get(name)) not in (int, float)]
+        if missing:
+            raise ClusterError(
+                f"{path}:{number}: damaged: no number under {', '.join(missing)}: {json.dumps(line)[:60]};"
+                " remove the line, or restore the file"
+            )
+    return lines
+
+
 def last_step(path: Path) -> int:
     """Return the step of the last whole line of a metrics file; 0 without one."""
-    lines = read_lines(path)
+    lines = read_metrics(path)
     return int(lines[-1]["step"]) if lines else 0
 
 
@@ -132,13 +160,24 @@ class Journal:
         self.paths, self.world, self.heartbeat = paths, world, heartbeat
         self.stream: TextIO | None = None
         self.started = self.told = time.monotonic()
+        self.waiting = Waiting(NEXT["imports"], is_shown=world.is_first)
+        self.line = LineInPlace(sys.stderr)
+        self.recent_s: deque[float] = deque(maxlen=RECENT_STEPS)
+        self.shown = ""
+        self.drawn = 0.0
         self.last_step = self.total_steps = 0
         self.phases: dict[str, float] = {}  # seconds of each phase of the start-up, imports included
         self.write_accepted: Callable[[], None] = lambda: None
+        self.device = ""  # the model of this rank's GPU or processor, if known
+        self.peak_memory_bytes: Callable[[], int | None] = lambda: None
 
     def mark(self, name: str) -> None:
         """Record that a phase of the start-up has ended."""
         self.phases[name] = round(process_age_s() - sum(self.phases.values()), 3)
+        if name in NEXT and self.world.is_first:
+            self.waiting.turn_to(NEXT[name])
+            if name == "imports":
+                self.waiting.start()
 
     def when_accepted(self, write: Callable[[], None]) -> None:
         """Have rank 0 call `write` once the attempt is accepted: a refused one must not change the run's folder."""
@@ -153,15 +192,18 @@ class Journal:
         if self.world.is_first:
             self.write_accepted()
         self.total_steps = total_steps
+        self.waiting.stop()
         self.reopen(first_step)
         self.mark("weights")
-        facts = {"world_size": self.world.size, "host": host_name(), "phases": self.phases}
+        facts: dict[str, Any] = {"world_size": self.world.size, "host": host_name(), "phases": self.phases}
         if self.world.is_first:
-            facts["versions"] = versions()
+            facts |= {"versions": versions(), "device": self.device}
         self.event("start", step=first_step, **facts)
         if self.stream is not None:
             told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.phases.items())
             log.info("ready after %.1f s: %s", sum(self.phases.values()), told)
+            self.line.open()
+            self.line.draw(f"step {first_step}/{total_steps}  taking the next step")
         self.phase("data", first_step)
 
     def isolation_checked(self, text: str, record: dict[str, Any]) -> None:
@@ -177,22 +219,27 @@ class Journal:
             return
         if self.stream is not None:
             self.stream.close()
-        kept = [line for line in read_lines(self.paths.metrics) if line["step"] <= first_step]
+        kept = [line for line in read_metrics(self.paths.metrics) if line["step"] <= first_step]
         write_text(self.paths.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self.stream = self.paths.metrics.open("a", encoding="utf-8")
 
     def phase(self, name: str, step: int) -> None:
         """Set what this rank does from now on, in which step (from 0). Costs nothing: a thread writes it."""
         self.heartbeat.phase(name, step)
+        if name == "save" and self.shown:
+            self.line.draw(f"{self.shown}  (validating and saving)")
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Write one step's line of metrics; log the first and last step, and one every few seconds."""
         self.last_step = int(record["step"])
         if self.stream is None:
             return
-        self.stream.write(json.dumps(record) + "\n")
+        memory = self.peak_memory_bytes()
+        line = {**record, **({} if memory is None else {"memory_gb": round(memory / 1e9, 3)})}
+        self.stream.write(json.dumps(line) + "\n")
         self.stream.flush()
-        if self.last_step in (1, self.total_steps) or time.monotonic() - self.told >= SECONDS_BETWEEN_LINES:
+        self.draw(record)
+        if self.last_step in (1, self.total_steps) or self.is_line_due(time.monotonic()):
             self.told = time.monotonic()
             log.info(
                 "step %d/%d  loss %.4f  gradient norm %.2f  learning rate %.2e  %.0f tokens/s",
@@ -203,6 +250,24 @@ class Journal:
                 record["learning_rate"],
                 record["tokens_per_s"],
             )
+            self.line.draw(self.shown)
+
+    def is_line_due(self, now: float) -> bool:
+        """Return whether a step's line is due: rarer the older the attempt is, so that a long log stays readable."""
+        least_s = TERMINAL_S if self.line.is_possible else LOG_S
+        return now - self.told >= min(MOST_S, max(least_s, (now - self.started) / 50))
+
+    def draw(self, record: Mapping[str, Any]) -> None:
+        """Draw the step on a terminal, with the time left at the pace of the most recent steps."""
+        self.recent_s.append(record.get("step_s", 0.0))
+        left_s = (self.total_steps - self.last_step) * sum(self.recent_s) / len(self.recent_s)
+        speed = f"{record['tokens_per_s']:,.0f} tokens/s"
+        self.shown = (
+            f"step {self.last_step}/{self.total_steps}  loss {record['loss']:.4f}  {speed}  {duration(left_s)} left"
+        )
+        if time.monotonic() - self.drawn >= DRAW_S:
+            self.drawn = time.monotonic()
+            self.line.draw(self.shown)
 
     def skip(self, step: int, reason: str, rows: Sequence[int]) -> None:
         """Report that a step (from 1) changed no weight, and which rows were in it."""
@@ -257,6 +322,8 @@ class Journal:
         Rank 0 writes it for all. With `is_own`, the error is one that only this rank can see, such as damaged rows: it
         writes the reason itself, before the others fail because it is gone, and rank 0 then adds no second one.
         """
+        self.waiting.stop()
+        self.line.close()
         self.heartbeat.stop()
         writes = self.world.is_first or (is_own and self.has_begun)
         if writes and self.end_by_another_rank() is None:

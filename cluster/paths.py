@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 INSIDE = "./"  # how a saved configuration begins a path inside the run's folder
+CHECKPOINT_FOLDER = re.compile(r"step-(\d{6,})")  # the name of a checkpoint's folder
+COMMIT_FILE = "commit.json"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TextIO, TypeVar
 
+from cluster.terminal import LineInPlace
+
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
@@ -19,7 +21,6 @@ Item = TypeVar("Item")
 QUIET_S = 2.0  # shorter work shows no progress
 LOG_S = 10.0  # between two lines of a log
 DRAW_S = 0.2  # between two redraws of the line on a terminal
-ERASE = "\r\x1b[K"
 UNITS = {"bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes"))}
 
 
@@ -35,27 +36,22 @@ class Progress:
 
     def __init__(self, what: str, total: float | None, unit: str, stream: TextIO | None = None) -> None:
         self.what, self.total, self.unit = what, total, unit
-        self.stream = stream or sys.stderr
-        self.in_place = self.stream.isatty()
+        self.place = LineInPlace(stream or sys.stderr)
         self.done = 0.0
-        self.is_over = self.is_drawn = False
+        self.is_over = False
         self.began = time.monotonic()
-        self.next_told = self.began + (QUIET_S if self.in_place else LOG_S)
+        self.next_told = self.began + (QUIET_S if self.place.is_possible else LOG_S)
         self.mutex = threading.Lock()
 
     def __enter__(self) -> Self:
-        if self.in_place:
-            for handler in logging.getLogger().handlers:
-                handler.addFilter(self.make_room)
+        self.place.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.is_over = True
-        for handler in logging.getLogger().handlers:
-            handler.removeFilter(self.make_room)
-        self.erase()
+        self.place.close()
 
     def advance(self, amount: float = 1) -> None:
         """Add to what is done and show the progress if it is time to. Raises StoppedError when the work is over."""
@@ -66,14 +62,11 @@ class Progress:
             now = time.monotonic()
             if now < self.next_told:
                 return
-            self.next_told = now + (DRAW_S if self.in_place else LOG_S)
-            line = self.line(now)
-            if not self.in_place:
-                log.info("%s", line)
-            elif not self.is_over:
-                self.is_drawn = True
-                self.stream.write(f"{ERASE}{line}")
-                self.stream.flush()
+            self.next_told = now + (DRAW_S if self.place.is_possible else LOG_S)
+            if self.place.is_possible:
+                self.place.draw(self.line(now))
+            else:
+                log.info("%s", self.line(now))
 
     def line(self, now: float) -> str:
         """Return the progress as text: the share, the rate and the time left."""
@@ -86,16 +79,59 @@ class Progress:
         left = f", {duration(max(0.0, self.total - self.done) / rate)} left" if rate else ""
         return f"{self.what}: {share:.0%} of {amount_of(self.total, self.unit)}, {speed}{left}"
 
-    def make_room(self, record: logging.LogRecord) -> bool:
-        """Erase the line before a log record is written; installed as a filter on the root logger's handlers."""
-        self.erase()
-        return True
 
-    def erase(self) -> None:
-        if self.is_drawn:
-            self.is_drawn = False
-            self.stream.write(ERASE)
-            self.stream.flush()
+class Waiting:
+    """Show what the program waits for, and how long already, where the work cannot be counted; a thread redraws it.
+
+    In a log: one line for each thing that takes longer than QUIET_S.
+    """
+
+    def __init__(self, what: str, stream: TextIO | None = None, *, is_shown: bool = True) -> None:
+        self.what = what
+        self.place = LineInPlace(stream or sys.stderr)
+        self.since = time.monotonic()
+        self.told = ""
+        self.is_over = threading.Event()
+        self.mutex = threading.Lock()
+        self.thread = threading.Thread(target=self.show_until_over, name="waiting", daemon=True) if is_shown else None
+
+    def start(self) -> Self:
+        if self.thread is not None:
+            self.place.open()
+            self.thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Erase the line. May be called twice, and before `start`."""
+        self.is_over.set()
+        if self.thread is not None and self.thread.is_alive():
+            self.thread.join()
+        self.place.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def turn_to(self, what: str) -> None:
+        """Say what it waits for from now on."""
+        with self.mutex:
+            self.what, self.since = what, time.monotonic()
+
+    def show_until_over(self) -> None:
+        while not self.is_over.wait(DRAW_S):
+            with self.mutex:
+                what, waited_s = self.what, time.monotonic() - self.since
+            if waited_s < QUIET_S:
+                self.place.erase()
+            elif self.place.is_possible:
+                self.place.draw(f"{what} ({duration(waited_s)})")
+            elif what != self.told:
+                self.told = what
+                log.info("%s", what)
 
 
 def amount_of(value: float, unit: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.disk.atomic_files import sha256_of
 from cluster.errors import DataError
+from cluster.progress import counted
 from data_prep.shards import MANIFEST, SPLITS, ListedFile, Manifest, ShardInfo, check_size, read_manifest
 from data_prep.shards.blocks import damaged_ranges
 
@@ -52,8 +53,10 @@ def unlisted(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 def content_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Yield what is wrong with the listed files."""
+    items = listed(manifest)
     with ThreadPoolExecutor(THREADS) as pool:
-        for problems in pool.map(lambda item: list(file_problems(folder, item)), listed(manifest)):
+        found = pool.map(lambda item: list(file_problems(folder, item)), items)
+        for problems in counted(found, [item.bytes for item in items], "verifying", verified_bytes(manifest), "bytes"):
             yield from problems
 
 

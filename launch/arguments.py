@@ -25,13 +25,19 @@ VERBS = {  # name: (its file, what it does)
         "launch.runs.verify_resume",
         "prove that an interrupted run has the same losses as an uninterrupted one",
     ),
-    "status": ("launch.runs.status", "show the state of a run"),
+    "tune": ("launch.runs.tune", "search hyper-parameters: each trial a normal run on the same shards"),
+    "status": (
+        "launch.runs.status",
+        "show the state of a run, once or until it ends; or list the runs in runs/",
+    ),
     "inspect": ("launch.runs.inspect", "show which documents were in a step"),
     "checkpoint": ("launch.runs.checkpoint", "list, check, show, keep and import checkpoints"),
     "export": ("launch.models.export", "write the newest checkpoint as a Hugging Face folder, and verify it"),
     "evaluate": ("launch.models.evaluate", "score the tuned model beside its base on held-out data"),
     "generate": ("launch.models.generate", "answer prompts with the exported model"),
-    "report": ("launch.runs.report", "write one HTML page about the run"),
+    "chat": ("launch.models.chat", "talk with the exported model in the terminal"),
+    "serve": ("launch.models.serve", "answer over HTTP: a chat page, OpenAI's API and metrics on one port"),
+    "report": ("launch.runs.report", "write one HTML page about the run, or one that compares several"),
 }
 
 
@@ -61,6 +67,11 @@ def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 def add_run(command: argparse.ArgumentParser) -> None:
     """Add the arguments that name a run."""
     command.add_argument("run", type=Path, help="the run's YAML file, or its folder")
+    add_overrides(command)
+
+
+def add_overrides(command: argparse.ArgumentParser) -> None:
+    """Add the option that overrides keys of the run's configuration."""
     command.add_argument(
         "-o", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key of the YAML"
     )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HERE = "."  # the value of `folder` in a saved configuration
 PATHS = (("data", "folder"), ("data", "chat_template"), ("train", "deepspeed"))
 FOLDERS_OR_HUB_IDS = (("data", "tokenizer", "path"), ("model", "path"))
-NO_PATHS = ("chatml",)  # the template of that name
+NO_PATHS = ("plain", "chatml")  # the templates of those names
 
 
 def load_run(named: Path, overrides: Sequence[str] = (), start_from: Path | None = None) -> RunConfig:
@@ -96,6 +96,22 @@ def saved_text(run: RunConfig) -> str:
     return dump_yaml(values)
 
 
+def absolute_values(run: RunConfig) -> dict[str, Any]:
+    """Return the configuration with absolute paths and the shards named, for a YAML file in any folder."""
+    values = run.model_dump(mode="json")
+    values["data"]["folder"] = str(run.shards)
+    change(values, PATHS, lambda text: text if text in NO_PATHS else absolute(text))
+    change(values, FOLDERS_OR_HUB_IDS, lambda text: absolute(text) if Path(text).expanduser().exists() else text)
+    for source in sources_of(values):
+        if source["path"] and not Path(source["path"]).expanduser().is_absolute():
+            source["relative_to"] = absolute(source["relative_to"] or HERE)
+    return values
+
+
+def absolute(text: str) -> str:
+    return os.path.abspath(Path(text).expanduser())  # noqa: PTH100  (resolve would follow links, which may move)
+
+
 def located(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a saved configuration with its paths resolved against `folder`; of others, only `folder` is set."""
     if values.get("folder") == HERE:
@@ -114,7 +130,7 @@ def sources_of(values: dict[str, Any]) -> list[dict[str, Any]]:
 
 def saved_path(text: str, root: Path) -> str:
     """Return a path as it is saved: relative to the run if it is inside of it, else absolute."""
-    path = Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100  (resolve would follow links, which may move)
+    path = Path(absolute(text))
     if path.resolve().is_relative_to(root.resolve()):
         return f"{INSIDE}{path.resolve().relative_to(root.resolve()).as_posix()}"
     return str(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +14,7 @@ from launch.arguments import VERBS, parser
 from launch.config import RunConfig
 from launch.key_reference import reference, sections_in
 from launch.saved_config import load_run
+from tests.floor_plan import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -69,3 +71,22 @@ def test_there_is_an_example_for_each_kind_of_run() -> None:
     assert runs["lora_8b"].train.lora is not None
     assert runs["full_70b"].train.lora is None
     assert len({run.name for run in runs.values()}) == len(runs)  # none writes into another one's folder
+
+
+def told_by_the_program() -> str:
+    """Return all texts in the code, a line each, with … for what is filled in."""
+    found = []
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [part.value if isinstance(part, ast.Constant) else "…" for part in parts]
+            found.append("".join(text for text in texts if isinstance(text, str)))
+    return "\n".join(found)
+
+
+def test_every_message_of_the_troubleshooting_page_is_one_of_the_program() -> None:
+    told = told_by_the_program()
+    firsts = re.findall(r"^\| (?:`` (.+?) ``|`([^`]+)`)", TEXTS["troubleshooting.md"], flags=re.MULTILINE)
+    assert len(firsts) > 15
+    for message in map("".join, firsts):
+        assert message in told, message

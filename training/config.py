@@ -98,6 +98,8 @@ class TrainConfig(Section):
     """Steps between two checkpoints; the last step is always saved."""
     validation_rows: int = Field(default=64, ge=0)
     """Held-out rows to evaluate before each save; 0: none. The checkpoint with the lowest held-out loss is kept."""
+    validate_every_steps: int | None = Field(default=None, gt=0)
+    """Evaluate the held-out rows after every so many steps too; default: before saves only. Changes no weight."""
     keep_last: int = Field(default=3, gt=0)
     """Number of newest checkpoints to keep; a file named 'keep' in a checkpoint's folder keeps that one too."""
     keep_every_steps: int | None = Field(default=None, gt=0)
@@ -147,11 +149,15 @@ class EvaluateConfig(Section):
     """What `shardline evaluate` measures."""
 
     rows: int | None = Field(default=None, gt=0)
-    """Held-out rows to evaluate; default: all."""
-    samples: int = Field(default=8, ge=0)
-    """Held-out prompts that both models answer."""
+    """Held-out rows to score; default: all."""
+    samples: int = Field(default=20, ge=0)
+    """Held-out prompts that both models answer, spread evenly over the held-out rows; 0: none."""
     sample_tokens: int = Field(default=96, gt=0)
     """Longest answer, in tokens."""
+    classified: int = Field(default=200, ge=0)
+    """Held-out documents whose label both models choose, if the replies are few short labels; 0: none."""
+    probed_rows: int = Field(default=2000, ge=0)
+    """Rows of the training split in which names, words for groups and private data are counted; 0: none."""
 
 
 class ExportConfig(Section):

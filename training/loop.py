@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -158,30 +158,34 @@ def train(
     journal.begin(state.steps_done, plan.total_steps)
     journal.isolation_checked(check.as_text(), check.as_record())
     while state.steps_done < plan.total_steps:
-        clock = time.monotonic()
+        clock = ready = time.monotonic()
+        save_s = 0.0
         for batch in batches.steps(state.steps_done, plan.total_steps):
-            waited_s = time.monotonic() - clock
+            times = {"data_wait_s": time.monotonic() - ready, "save_s": save_s}
             rate = plan.learning_rate(batch.step)
             stats = take_step(batch, rate, engine, guards, state, journal)
             state = state.after(batch.step, stats)
             now = time.monotonic()
-            journal.step(metrics_line(plan, batch, stats, rate, seconds=now - clock, waited_s=waited_s))
+            journal.step(metrics_line(plan, batch, stats, rate, {"step_s": now - clock, **times}))
             clock = now
 
             if guards.must_roll_back(state):
                 state = roll_back(state, engine, checkpoints, journal)
                 break  # read the batches again from the restored step
             stopping = stop.agreed(engine.all_reduce_max)
-            due = plan.is_save_due(state.steps_done)
-            if due or stopping:
+            due, evaluating = plan.is_save_due(state.steps_done), plan.is_validation_due(state.steps_done)
+            if evaluating or stopping:
                 journal.phase("save", batch.step)
-            if due:
-                state = evaluate_held_out(state, engine, batches, journal)
+            if evaluating:
+                state, spent_s = evaluate_held_out(state, engine, batches, journal)
+                clock += spent_s  # it is part of no step, and no wait for data
             checkpoints.offer(engine, state, due=due)
             if stopping and state.steps_done < plan.total_steps:
                 checkpoints.complete(engine, state)
                 return Outcome.STOPPED
             journal.phase("data", state.steps_done)
+            ready = time.monotonic()
+            save_s = ready - clock if due else 0.0
     journal.phase("save", state.steps_done)
     checkpoints.complete(engine, state)
     return Outcome.FINISHED
@@ -214,18 +218,25 @@ def roll_back(failed: TrainState, engine: Engine, checkpoints: Checkpoints, jour
     return state
 
 
-def evaluate_held_out(state: TrainState, engine: Engine, batches: Batches, journal: Journal) -> TrainState:
-    """Return the state with the held-out loss, if there are held-out rows, for the checkpoint to carry. Collective."""
+def evaluate_held_out(
+    state: TrainState, engine: Engine, batches: Batches, journal: Journal
+) -> tuple[TrainState, float]:
+    """Return the state with the held-out loss, if there are held-out rows, and the seconds it took. Collective."""
+    began = time.monotonic()
     loss = engine.validation_loss(batches.validation())
     if loss is not None:
         journal.held_out_loss(state.steps_done, loss)
-    return replace(state, validation_loss=loss)
+    return replace(state, validation_loss=loss), time.monotonic() - began
 
 
 def metrics_line(
-    plan: Plan, batch: StepBatch, stats: StepStats, rate: float, *, seconds: float, waited_s: float
+    plan: Plan, batch: StepBatch, stats: StepStats, rate: float, times: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return a step's line of `metrics.jsonl`. `step` counts the steps done, so the first line says 1."""
+    """Return a step's line of `metrics.jsonl`. `step` counts the steps done, so the first line says 1.
+
+    `times` are in seconds: `step_s` is from the end of the step before to the end of this one. Of these, the step
+    waited `data_wait_s` for its batch, and `save_s` passed before it with the held-out loss and a checkpoint.
+    """
     tokens = plan.global_batch_rows * plan.row_tokens
     return {
         "step": batch.step + 1,
@@ -233,9 +244,8 @@ def metrics_line(
         "gradient_norm": stats.gradient_norm,
         "learning_rate": rate,
         "trained_tokens": 0 if stats.skipped else batch.trained_tokens,
-        "tokens_per_s": round(tokens / seconds, 1),
-        "step_s": round(seconds, 4),
-        "data_wait_s": round(waited_s, 4),
+        "tokens_per_s": round(tokens / times["step_s"], 1),
+        **{name: round(seconds, 4) for name, seconds in times.items()},
         **({"auxiliary_loss": stats.auxiliary_loss} if stats.auxiliary_loss is not None else {}),
         **({"skipped": stats.skipped} if stats.skipped else {}),
     }

@@ -74,6 +74,11 @@ class Plan:
     def is_save_due(self, steps_done: int) -> bool:
         return steps_done == self.total_steps or steps_done % self.config.save_every_steps == 0
 
+    def is_validation_due(self, steps_done: int) -> bool:
+        """Return whether held-out rows are evaluated after so many steps: at each save, and as often as asked."""
+        every = self.config.validate_every_steps
+        return self.is_save_due(steps_done) or (every is not None and steps_done % every == 0)
+
     def checkpoints_at_once(self) -> int:
         """Return the largest number of checkpoints on disk at once, including the one being written."""
         saved = [step for step in range(1, self.total_steps + 1) if self.is_save_due(step)]
@@ -114,7 +119,14 @@ def identity_of(config: TrainConfig, data_digest: str, seed: int) -> dict[str, A
     Left out is what changes no result: how ranks share the batch, when to save, what to keep, when to give up.
     """
     free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "activation_checkpointing"}
-    free |= {"save_every_steps", "validation_rows", "keep_last", "keep_every_steps", "save_copy_gb"}
+    free |= {
+        "save_every_steps",
+        "validation_rows",
+        "validate_every_steps",
+        "keep_last",
+        "keep_every_steps",
+        "save_copy_gb",
+    }
     free |= {"max_skipped_steps", "max_rollbacks", "hang_timeout_s"}
     fixed = {f"train.{k}": v for k, v in config.model_dump(mode="json").items() if k not in free}
     return {**fixed, "data": data_digest, "seed": seed}

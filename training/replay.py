@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.environment import World
 from cluster.errors import ConfigError
-from cluster.journal import read_lines, world_size_at
+from cluster.journal import read_metrics, world_size_at
 from cluster.paths import RunPaths
 from training.checkpoints.checkpoint import Checkpoints
 from training.loop import train
@@ -86,7 +86,7 @@ def replay_rank(request: RunRequest, world: World, step: int) -> list[str]:
 
 def recorded(paths: RunPaths, step: int) -> dict[str, Any]:
     """Return the step's line of metrics, or raise ConfigError."""
-    lines = {int(line["step"]): line for line in read_lines(paths.metrics)}
+    lines = {int(line["step"]): line for line in read_metrics(paths.metrics)}
     if step not in lines:
         raise ConfigError(f"--step {step}: {paths.metrics} has steps 1 to {max(lines, default=0)}; give one of them")
     return lines[step]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster.errors import CheckpointError
+from cluster.paths import CHECKPOINT_FOLDER, COMMIT_FILE
 from training.config import TrainConfig
 from training.plan import Schedule, make_schedule
 
 Identity = Mapping[str, Any]
 
-FOLDER = re.compile(r"step-(\d{6,})")  # the name of a checkpoint's folder
-COMMIT = "commit.json"
+FOLDER, COMMIT = CHECKPOINT_FOLDER, COMMIT_FILE
 LENGTH = ("train.epochs", "train.steps", "train.warmup_fraction")  # the only settings that a longer run may change
 
 

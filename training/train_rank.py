@@ -19,9 +19,11 @@ from cluster.launching.stop_request import StopFlag
 from cluster.paths import RunPaths
 from cluster.versions import as_text, versions
 from data_prep.shards import ShardReader, check_shards, read_manifest
+from training.advice.run_warnings import run_warnings
 from training.checkpoints.async_save import SavePolicy
 from training.checkpoints.checkpoint import Checkpoints
 from training.config import ModelConfig, TrainConfig
+from training.device import device_name, peak_memory_bytes
 from training.loop import Outcome, train
 from training.models.source import ModelOrigin, find_model
 from training.order import order_of
@@ -63,6 +65,7 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     heartbeat.start_watchdog(request.train.hang_timeout_s)
     journal = Journal(request.paths, world, heartbeat)
     journal.mark("imports")
+    journal.device, journal.peak_memory_bytes = device_name(), peak_memory_bytes
     if world.is_first:
         log.info("%s", as_text(versions()))  # the first call, so that what is recorded is the code that runs
     try:
@@ -116,6 +119,9 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
         seed=request.seed,
     )
     log.info("plan\n%s", plan.as_text())
+    if world.is_first:
+        for warning in run_warnings(origin, plan, manifest, request.model):
+            log.warning("%s", warning)
     batches = Batches(
         reader=ShardReader(request.shards, manifest, "train"),
         order=order_of(manifest, plan.global_batch_rows, plan.seed),

@@ -10,13 +10,15 @@ import ctypes
 import logging
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from cluster.environment import World, child_environment, free_port, rank_variables
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION
 from cluster.launching.stop_request import SIGNALS
+from cluster.terminal import erase_line
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +31,14 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def run_ranks(command: Sequence[str], size: int, variables: Mapping[str, str] | None = None) -> int:
+def run_ranks(
+    command: Sequence[str], size: int, variables: Mapping[str, str] | None = None, *, stopping: str = ""
+) -> int:
     """Run `command` as `size` ranks; return one exit code for all, as `combined` chooses it.
 
     `variables` are added to the ranks' environment. A signal that asks to stop is forwarded to all ranks. If it comes
     before all are started, they are killed: they cannot agree on a step to stop at yet, and nothing is lost. A second
-    Ctrl-C kills them at once.
+    Ctrl-C kills them at once. `stopping` is logged as soon as the signal comes: what the ranks do then.
     """
     port = free_port()
     ranks: list[subprocess.Popen[bytes]] = []
@@ -50,11 +54,12 @@ def run_ranks(command: Sequence[str], size: int, variables: Mapping[str, str] | 
     try:
         while len(ranks) < size and not asked:
             ranks.append(start_rank(command, len(ranks), size, port, variables or {}))
-        codes = wait_for(ranks) if len(ranks) == size else [-asked[0]]
+        codes = wait_for(ranks, lambda: stopping if asked else "") if len(ranks) == size else [-asked[0]]
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
+        erase_line(sys.stderr)  # a rank that was killed has left what it drew
         for number, handler in old.items():
             signal.signal(number, handler)
     return EXIT_INTERRUPTED if is_impatient(asked) else combined([code_of(code, asked) for code in codes])
@@ -81,13 +86,18 @@ def start_rank(
     return subprocess.Popen(command, env=environment, process_group=0, preexec_fn=die_with_parent)
 
 
-def wait_for(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+def wait_for(ranks: Sequence[subprocess.Popen[bytes]], news: Callable[[], str] = str) -> list[int]:
     """Wait until all ranks have ended; after a failure, wait no longer than GRACE_S for the others.
+
+    The first `news` that is not empty is logged: a signal's handler must not, as it may interrupt another log call.
 
     Returns the codes of the ranks that ended by themselves; the caller kills the rest, and they do not count.
     """
     deadline: float | None = None
+    told = ""
     while None in [rank.poll() for rank in ranks]:  # a list: every rank must be polled to have a returncode
+        if not told and (told := news()):
+            log.info("%s", told)
         if deadline is None and any(failed(rank.returncode) for rank in ranks):
             deadline = time.monotonic() + GRACE_S
         if deadline is not None and time.monotonic() > deadline:

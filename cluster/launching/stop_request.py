@@ -61,6 +61,7 @@ class StopFlag:
         wanted = all_reduce_max(1 if self.reason else 0) == 1
         if wanted:
             self.reason = self.reason or "another rank was asked to stop"
+            log.info("stopping after this step: saving a checkpoint (%s)", self.reason)
         return wanted
 
     def out_of_time(self, now: float) -> str | None:

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from cluster.environment import cpu_count
 from cluster.errors import DataError
 from cluster.progress import amount_of, duration
@@ -64,6 +67,8 @@ class Looked:
     trained: int
     rejected: Counter[str]
     whole: Mapping[str, Estimate]
+    lengths: npt.NDArray[np.int64]
+    """Tokens of each sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +202,7 @@ def look(source: SurveyedSource, encoder: Encoder, cleaning: CleaningConfig) -> 
         trained=sum(int(encoded.trained.sum()) for encoded in found),
         rejected=rejected,
         whole=whole,
+        lengths=np.concatenate([np.zeros(0, np.int64), *(np.diff(encoded.first) for encoded in found)]),
     )
 
 

@@ -1,28 +1,169 @@
-"""`shardline evaluate`: score the base and the tuned model on held-out rows."""
+"""`shardline evaluate`: compare the base and the tuned model on held-out data."""
 
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cluster.disk.atomic_files import write_json
-from cluster.errors import EXIT_DONE
-from data_prep.shards import read_manifest
-from launch.arguments import add_run
+from cluster.environment import World, enter_world, read_world
+from cluster.errors import EXIT_DONE, CheckpointError, ConfigError
+from cluster.launching.local_launcher import run_ranks
+from cluster.paths import RunPaths
+from data_prep.shards import ShardReader, read_manifest
+from data_prep.shards.tokenizer_files import open_tokenizer
+from launch.arguments import add_run, positive
+from launch.config import RunConfig
+from launch.models import data_probes
+from launch.models.named_model import is_model
 from launch.saved_config import load, origin_of
 from launch.wording import named, say
+
+if TYPE_CHECKING:
+    from training.evaluate.evaluate import Request
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     add_run(command)
+    command.add_argument(
+        "--tasks",
+        action="append",
+        default=[],
+        metavar="TASKS",
+        help="also run these tasks of lm-evaluation-harness, offline: names with commas, or a task's own YAML file;"
+        " repeatable",
+    )
+    command.add_argument("--limit", type=positive, help="documents a task, for a first try")
+    command.add_argument(
+        "--ranks", type=positive, help="partition the models over so many processes of this machine (ZeRO-3)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score the base and the tuned model on held-out rows."""
-    from training.evaluate.evaluate import as_text, evaluate
-
+    """Evaluate in this process, as a rank if a launcher made it one, or start the ranks."""
     run = load(options)
-    manifest = read_manifest(run.shards)
-    result = evaluate(origin_of(run), run.paths.export, run.shards, manifest, run.evaluate, run.seed)
-    write_json(run.paths.evaluation, result)
-    say(f"{as_text(result)}\nnext: shardline report {named(options, run.paths)}")
+    world = read_world()
+    if world is None and options.ranks and options.ranks > 1:
+        return run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], options.ranks)
+    tasks = tasks_of(options)
+    if world is not None:
+        enter_world(world)  # before torch is imported
+    request = request_of(run)
+    result = evaluated(run, request, world)
+    if world is None or world.is_first:
+        finish(options, run, request, result, tasks)
     return EXIT_DONE
+
+
+def tasks_of(options: argparse.Namespace) -> list[str]:
+    """Return the tasks, checked before the models are loaded."""
+    if not options.tasks:
+        if options.limit:
+            raise ConfigError("--limit: says how many documents of each of the --tasks; name some, or remove it")
+        return []
+    from training.evaluate.harness import check_tasks
+
+    return check_tasks([task for text in options.tasks for task in text.split(",") if task])
+
+
+def request_of(run: RunConfig) -> Request:
+    """Return what is evaluated. Raises CheckpointError if the export does not fit the rows."""
+    from training.evaluate.evaluate import Request
+    from training.evaluate.models import check_export
+
+    manifest = read_manifest(run.shards)
+    if not is_model(run.paths.export):
+        raise CheckpointError(f"{run.paths.export}: no exported model here; run `shardline export RUN.yaml` first")
+    origin = origin_of(run)
+    check_export(run.paths.export, open_tokenizer(run.paths.export), manifest, origin.tokenizer)
+    warn_if_older(run.paths)
+    return Request(
+        origin=origin,
+        export=run.paths.export,
+        shards=run.shards,
+        manifest=manifest,
+        config=run.evaluate,
+        seed=run.seed,
+    )
+
+
+def evaluated(run: RunConfig, request: Request, world: World | None) -> dict[str, Any]:
+    """Return the evaluation. Collective if there is a world."""
+    from training.evaluate.evaluate import evaluate
+    from training.evaluate.models import LocalModels
+
+    if world is None or world.size == 1:
+        return evaluate(request, LocalModels(request.origin, request.export, request.reader(), run.seed))
+    from training.evaluate.ranks import PartitionedModels
+    from training.zero.engine import join_world, leave_world
+
+    join_world(world)
+    result = evaluate(request, PartitionedModels(request, run.train, world))
+    leave_world()
+    return result
+
+
+def finish(
+    options: argparse.Namespace, run: RunConfig, request: Request, result: dict[str, Any], tasks: list[str]
+) -> None:
+    """Add the probes, the tasks and the verdict; write and print everything."""
+    from training.evaluate.tables import as_text, task_table, write_samples
+
+    result["verdict"] = verdict_of(run.paths)
+    result["data"] = data_probes.probe(
+        ShardReader(run.shards, request.manifest, "train"),
+        request.manifest,
+        request.origin.tokenizer,
+        result["samples"],
+        run.evaluate.probed_rows,
+    )
+    write_json(run.paths.evaluation, result)  # the tasks may take long, and may fail
+    say("\n".join([as_text(result), *data_probes.as_lines(result["data"])]))
+    replies = run.paths.root / "samples.md"
+    if result["samples"]:
+        write_samples(result, replies, replies.with_suffix(".jsonl"))
+        say(f"replies side by side: {replies}, and as JSONL for other judges: {replies.with_suffix('.jsonl')}")
+    if tasks:
+        from training.evaluate.harness import TaskRequest, run_tasks
+
+        log.info("running lm-evaluation-harness on both models, offline: %s", ", ".join(tasks))
+        asked = TaskRequest(tasks=tasks, as_chat=request.manifest.conversational, limit=options.limit)
+        result["tasks"] = run_tasks(asked, request.origin, request.export, run.seed)
+        write_json(run.paths.evaluation, result)
+        say("\n".join(task_table(result["tasks"])))
+    say(f"next: shardline report {named(options, run.paths)}")
+
+
+def verdict_of(paths: RunPaths) -> dict[str, Any]:
+    """Return what is said of the run's own losses."""
+    from training.evaluate.verdict import verdict
+    from training.reporting.status import read_state
+
+    state = read_state(paths)
+    train = [(line["step"], line["loss"]) for line in state.lines if "skipped" not in line]
+    found = verdict(train, sorted(state.validation.items()))
+    return {"kind": found.kind, "text": found.text, "best_step": found.best_step}
+
+
+def warn_if_older(paths: RunPaths) -> None:
+    """Warn if the newest checkpoint was written after the export."""
+    from training.checkpoints.layout import committed_folders
+    from training.run_identity import COMMIT
+
+    checkpoints = committed_folders(paths.checkpoints)
+    newest = checkpoints[-1] if checkpoints else None
+    if newest is not None and modified(newest / COMMIT) > modified(paths.export):
+        log.warning(
+            "the export is older than the checkpoint %s and may be of an earlier step; to score the newest, run"
+            " `shardline export` first",
+            newest.name,
+        )
+
+
+def modified(path: Path) -> float:
+    return path.stat().st_mtime

@@ -7,6 +7,7 @@ import argparse
 from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run
 from cluster.errors import EXIT_DONE
+from cluster.progress import Waiting
 from launch.arguments import add_run
 from launch.config import RunConfig
 from launch.saved_config import load, origin_of
@@ -20,10 +21,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the newest checkpoint as a Hugging Face folder."""
     run = load(options)
-    with hold_run(run.paths, Holder.here("shardline export")):  # before torch is imported, which takes seconds
+    exporting = Waiting("writing the export and verifying it")
+    with (
+        hold_run(run.paths, Holder.here("shardline export")),
+        exporting,
+    ):  # before torch is imported, which takes seconds
         export_run(run)
     again = named(options, run.paths)
-    say(f"{run.paths.export}\nnext: shardline evaluate {again}, or shardline generate {again}")
+    say(f"{run.paths.export}\nnext: shardline evaluate {again}, or shardline chat {again}")
     return EXIT_DONE
 
 

@@ -64,7 +64,8 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     check_shards(run.shards, manifest.trained_from())
     for split, shards in manifest.splits.items():
         yield f"data           {split}: {count_of(manifest.rows(split), 'row')} in {count_of(len(shards), 'shard')}"
-    from training.models.source import find_model  # imports torch
+    from training.advice.run_warnings import run_warnings
+    from training.models.source import find_model  # these import torch
 
     origin = find_model(run.model, run.shards, manifest, weights=is_folder(run.model.path))
     plan = make_plan(
@@ -78,6 +79,8 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     yield plan.as_text()
     yield from resized_line(origin)
     yield disk_line(run.paths.root, plan)
+    for warning in run_warnings(origin, plan, manifest, run.model):
+        yield f"WARNING        {warning}"
 
 
 def check_source(run: RunConfig) -> None:

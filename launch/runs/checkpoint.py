@@ -9,6 +9,7 @@ from cluster.disk.atomic_files import PARTIAL, fsync_path
 from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run
 from cluster.errors import EXIT_DONE, EXIT_USER_ACTION, CheckpointError
+from cluster.progress import Waiting
 from cluster.wording import count_of
 from data_prep.shards import read_manifest
 from launch.arguments import add_run, positive, step_or
@@ -99,7 +100,8 @@ def verify(run: RunConfig, options: argparse.Namespace) -> int:
     code = EXIT_DONE
     for folder in chosen(run, options.step):
         try:
-            commit = verified(folder)
+            with Waiting(f"verifying {folder}"):
+                commit = verified(folder)
         except CheckpointError as error:
             code = EXIT_USER_ACTION
             say(str(error))

@@ -15,11 +15,13 @@ from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPE
 from cluster.journal import world_size_at
 from cluster.launching.local_launcher import run_ranks
 from cluster.launching.stop_request import StopFlag
+from cluster.progress import Waiting
 from cluster.restart_limit import note_interruption, note_launch
 from data_prep.shards import check_shards, read_manifest
 from launch.arguments import add_run, positive
 from launch.config import RunConfig
 from launch.runs.check import check_fits, check_source, local_ranks
+from launch.runs.rank_imports import lean_imports
 from launch.saved_config import load, saved_text
 from launch.wording import as_typed, named, say
 from training.plan import identity_of
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STOPPING = "stopping after this step: saving a checkpoint; Ctrl-C again ends now"
+IMPORTING = "importing torch, transformers and DeepSpeed"
 TRAINING = "shardline train"  # how the run's lock names its holder
 
 
@@ -80,7 +84,8 @@ def train_as_rank(run: RunConfig, world: World) -> int:
     stop = StopFlag(run.paths.stop_request, allocation_end(), looks_for_file=world.is_first)
     stop.install()
     enter_world(world)
-    from training.train_rank import train_rank  # after enter_world: torch reads the environment when imported
+    with Waiting(IMPORTING, is_shown=world.is_first), lean_imports():
+        from training.train_rank import train_rank  # after enter_world: torch reads the environment when imported
 
     return train_rank(rank_request(run), world, stop)
 
@@ -121,7 +126,7 @@ def run_with_restarts(run: RunConfig, ranks: int, holder: Holder, *, restart: bo
     command = [sys.executable, "-m", "launch", *sys.argv[1:]]
     while True:
         note_launch(run.paths)
-        code = run_ranks(command, ranks, {LOCK: holder.id})
+        code = run_ranks(command, ranks, {LOCK: holder.id}, stopping=STOPPING)
         if code == EXIT_INTERRUPTED:
             note_interruption(run.paths)
         if code != EXIT_FAILED or not restart or run.paths.stop_request.exists():

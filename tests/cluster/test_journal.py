@@ -153,3 +153,11 @@ def test_a_line_of_attempts_that_is_no_event_is_named(tmp_path: Path, line: dict
         stream.write(json.dumps(line) + "\n")
     with pytest.raises(ClusterError, match=r"attempts\.jsonl:2: damaged: not an event"):
         read_events(paths)
+
+
+@pytest.mark.parametrize("damaged", ["{}", '{"step": "three"}', '{"step": null}'])
+def test_a_line_of_metrics_without_a_step_is_named(tmp_path: Path, damaged: str) -> None:
+    paths = RunPaths(tmp_path)
+    paths.metrics.write_text(json.dumps(line(1)) + "\n" + damaged + "\n")
+    with pytest.raises(ClusterError, match=r"metrics.jsonl:2: damaged: no number under step"):
+        Journal(paths, WORLD, Heartbeat(paths, WORLD)).begin(first_step=1, total_steps=4)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import time
+from collections.abc import Callable
 
 import pytest
 
-from cluster.progress import QUIET_S, Progress, StoppedError, counted, duration, thread_pool
+from cluster.progress import QUIET_S, Progress, StoppedError, Waiting, counted, duration, thread_pool
 
 
 class Terminal(io.StringIO):
@@ -82,3 +83,28 @@ def count_on(progress: Progress) -> None:
 @pytest.mark.parametrize(("seconds", "words"), [(0, "0 s"), (59.4, "59 s"), (185, "3:05 min"), (7805, "2:10 h")])
 def test_a_time_is_read_at_a_glance(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_what_is_waited_for_is_told_once_in_a_log_and_only_if_it_takes_long(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO), Waiting("importing", io.StringIO()) as waiting:
+        waiting.since -= QUIET_S
+        wait_until(lambda: bool(caplog.messages))
+        waiting.turn_to("planning")
+    assert caplog.messages == ["importing"]
+
+
+def test_a_terminal_sees_what_is_waited_for_until_it_is_over() -> None:
+    terminal = Terminal()
+    with Waiting("importing", terminal) as waiting:
+        waiting.since -= 7
+        wait_until(lambda: "importing (7 s)" in terminal.getvalue())
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -6,14 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
-from cluster.config_loading import load_config
+from cluster.config_loading import load_config, validate
 from cluster.errors import ConfigError
+from data_prep.preview.document_sizes import DocumentSizes
 from launch.config import RunConfig
 from launch.data.init import write_init
+from launch.first_run.choices import choose
+from launch.first_run.facts import DataFacts, Machine, ModelFacts
+from launch.first_run.run_yaml import as_yaml
 
 HH = {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"}
 
@@ -138,3 +146,49 @@ def test_a_line_that_begins_like_a_row_is_told_of_in_a_comment_of_one_line(tmp_p
     assert "# Its first line is no header but a row (Do you ship abroad? | " in text
     with pytest.raises(ConfigError, match="is a placeholder"):
         load_config(RunConfig, tmp_path / "run.yaml")
+
+
+def facts_of(kind: str, documents: int, length: int) -> DataFacts:
+    sizes = DocumentSizes(documents=documents, tokens=float(documents * length), lengths=np.full(50, length))
+    return DataFacts(kind=kind, bytes=4 * documents * length, sizes=sizes)
+
+
+@given(
+    kind=st.sampled_from(["text", "pairs", "conversations"]),
+    documents=st.integers(1, 10**7),
+    length=st.integers(1, 10**5),
+    parameters=st.none() | st.integers(10**5, 10**12),
+    positions=st.none() | st.integers(16, 10**6),
+    ranks=st.integers(1, 64),
+    lora=st.booleans(),
+)
+def test_the_numbers_for_any_data_model_and_machine_are_a_valid_run(
+    kind: str, documents: int, length: int, parameters: int | None, positions: int | None, ranks: int, lora: bool
+) -> None:
+    facts = facts_of(kind, documents, length)
+    model = ModelFacts(name="m", folder=Path("m"), parameters=parameters, positions=positions)
+    for origin in (model, None):
+        it = choose(facts, origin, Machine(ranks, ranks), lora=lora and origin is not None)
+        text = as_yaml(Path("run.yaml"), "data", (), facts, origin, it)
+        run = validate(RunConfig, YAML(typ="safe", pure=True).load(text), source="run.yaml")
+        assert run.train.global_batch_rows % (ranks * run.train.micro_batch_rows) == 0
+        assert run.data.row_tokens <= ((origin and origin.positions) or 10**9)
+
+
+def test_few_rows_get_smaller_batches_then_more_epochs_and_at_most_ten() -> None:
+    chosen = {n: choose(facts_of("pairs", n, 128), None, Machine(1, 1), lora=False) for n in (3, 100, 1000, 10**6)}
+    assert [(it.batch.value, it.epochs.value) for it in chosen.values()] == [(4, 10), (4, 9), (8, 3), (128, 1)]
+    assert "more than 10 epochs over so few rows would mostly memorize them" in chosen[3].epochs.reason
+
+
+def test_what_is_longer_than_a_row_is_said() -> None:
+    lengths = np.array([100] * 96 + [5000] * 4)
+    facts = DataFacts(kind="pairs", bytes=1, sizes=DocumentSizes(documents=100, tokens=29600, lengths=lengths))
+    it = choose(facts, None, Machine(1, 1), lora=False)
+    assert it.row_tokens.value == 128
+    assert "4.0% are longer and are cut" in it.row_tokens.reason
+
+
+def test_lora_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="adapters need a model"):
+        write_init("text", "data", None, tmp_path / "run.yaml", lora=True)

@@ -38,7 +38,7 @@ ASKED = 3  # rows at the end of each file that are not trained on, but asked
 POSITIONS = 512
 END = "<|endoftext|>"
 LEARNT_NATS = 0.5  # half of the least that was measured: 6.7 before, 5.6 after, by additions to the untrained GPT-2
-FEW = 20  # conversations: three epochs of them are one step of 32 rows
+FEW = 60  # conversations
 EPOCHS = {
     ("stories260k", "conversations"): 5,
     ("gpt2", "conversations"): 3,
@@ -211,9 +211,7 @@ def test_an_export_answers_a_user_of_transformers_as_shardline_generate_does(
         assert tokenizer.decode(theirs[len(ids) :], skip_special_tokens=True).strip() == reply.text
 
 
-@pytest.mark.parametrize("model", ["stories260k", "gpt2"])
-def test_what_init_writes_runs_as_it_stands(
-    model: str,
+def test_what_init_writes_lowers_the_held_out_loss_as_it_stands(
     rows: dict[str, list[dict[str, Any]]],
     model_folders: dict[str, Path],
     tmp_path: Path,
@@ -222,7 +220,8 @@ def test_what_init_writes_runs_as_it_stands(
     monkeypatch.chdir(tmp_path)
     few = rows["conversations"][:FEW]
     Path("chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few), encoding="utf-8")
-    assert main(["init", "conversations", "--data", "chats.jsonl", "--model", str(model_folders[model])]) == 0
-    for verb in ("check", "prepare", "train", "export"):
+    assert main(["init", "conversations", "--data", "chats.jsonl", "--model", str(model_folders["stories260k"])]) == 0
+    for verb in ("check", "prepare", "train", "export", "evaluate"):
         assert shardline(verb, Path("run.yaml")) == 0, verb
-    assert (tmp_path / "runs" / "run" / "export" / "model.safetensors").is_file()
+    scores = json.loads(Path("runs/run/evaluation.json").read_text())["models"]
+    assert scores["tuned"]["loss"] < scores["base"]["loss"] - LEARNT_NATS

@@ -92,7 +92,8 @@ def uneven_shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     def write(rows: int) -> Path:
         generator = np.random.default_rng(0)
         train = [uneven_row(generator, len(tokenizer), 5 * number) for number in range(rows)]
-        return write_data(tmp_path_factory.mktemp("uneven_shards"), tokenizer, {"train": train})
+        held_out = [uneven_row(generator, len(tokenizer), 5 * number) for number in range(rows, rows + 6)]
+        return write_data(tmp_path_factory.mktemp("uneven_shards"), tokenizer, {"train": train, "validation": held_out})
 
     return write
 

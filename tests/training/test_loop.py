@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -337,3 +338,40 @@ def test_each_save_that_is_due_carries_the_loss_of_the_held_out_rows() -> None:
     run(plan_of(10, 4), disk)
     assert disk.validations == {4: 4.0, 8: 8.0, 10: 10.0}  # the engine's loss counts its updates
     assert {step: state.validation_loss for step, (state, _) in disk.saved.items()} == disk.validations
+
+
+@given(every=st.integers(1, 12), save_every=st.integers(1, 12), stop_after=st.integers(1, 12))
+def test_held_out_rows_are_evaluated_between_saves_without_another_step_or_save(
+    every: int, save_every: int, stop_after: int
+) -> None:
+    disk, resumed, seldom = Disk(), Disk(), Disk()
+    often = plan_of(12, save_every, validate_every_steps=every)
+    assert run(often, disk) == run(plan_of(12, save_every), seldom)
+    assert disk.saves == seldom.saves
+    assert list(disk.validations) == [n for n in range(1, 13) if n % every == 0 or n % save_every == 0 or n == 12]
+    run(often, resumed, stop_after=stop_after)
+    assert run(often, resumed) == run(often, Disk())
+    assert resumed.validations == disk.validations
+
+
+def test_the_time_of_an_evaluation_is_part_of_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowEngine(FakeEngine):
+        def step(self, *given: Any) -> StepStats:
+            now[0] += 1.0
+            return super().step(*given)
+
+        def validation_loss(self, batches: Iterable[MicroBatch]) -> float | None:
+            now[0] += 100.0
+            return 1.0
+
+    class TellingJournal(FakeJournal):
+        def step(self, record: dict[str, Any]) -> None:
+            told.append((record["step_s"], record["data_wait_s"]))
+
+    now: list[float] = [0.0]
+    told: list[tuple[float, float]] = []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    disk, life = Disk(), Life()
+    plan = plan_of(4, 4, validate_every_steps=2)
+    train(plan, SlowEngine(life), FakeBatches(), FakeCheckpoints(disk, life), FakeStop(), TellingJournal(disk, life))
+    assert told == [(1.0, 0.0)] * 4

@@ -20,6 +20,7 @@ HOW_IT_IS_DEALT: dict[str, Any] = {
     "deepspeed": "other.json",
     "save_every_steps": 7,
     "validation_rows": 9,
+    "validate_every_steps": 5,
     "keep_last": 9,
     "keep_every_steps": 500,
     "save_copy_gb": 0.0,

@@ -24,6 +24,7 @@ from training.checkpoints.shard_files import StoredState
 from training.config import ExportConfig, LoraConfig
 from training.export.adapter import write_adapter
 from training.export.export_config import write_config, write_generation_config
+from training.export.export_record import write_record
 from training.export.export_tokenizer import write_tokenizer
 from training.export.exported_weights import ConvertedWeights, check_bits, write_weights
 from training.models.initial_weights import tied_names
@@ -73,6 +74,7 @@ def export(
             check_loads(folder, shapes, dtype)
             for path, digests in files.items():
                 check_bits(path, plan, digests)
+        write_record(folder, commit)
     log.info("exported step %d to %s", commit.step, output)
     return commit.step
 

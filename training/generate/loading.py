@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from cluster.errors import CheckpointError
+from cluster.errors import CheckpointError, ClusterError
+from cluster.model_files import ADAPTER_CONFIG, CONFIG
 from data_prep.shards.tokenizer_files import open_tokenizer
+
+log = logging.getLogger(__name__)
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+FULL_GPU = 0.9  # of its free memory; the rest is for the cache of keys and values
 
 
 def best_device() -> torch.device:
@@ -19,17 +28,71 @@ def best_device() -> torch.device:
 
 
 def load_model(folder: Path) -> Any:
-    """Return the model of a Hugging Face folder on the best device, in evaluation mode."""
+    """Return the model of a Hugging Face folder on the best device, in its stored dtype, in evaluation mode.
+
+    A model that does not fit one GPU is spread over all of them and the host's memory.
+    """
     disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder).to(best_device()).eval()
+    if best_device().type == "cuda" and weight_bytes(folder) > FULL_GPU * torch.cuda.mem_get_info()[0]:
+        model = load_spread(folder)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(best_device())
+    keep_only_token_ids(model)
+    return model.eval()
+
+
+def weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def load_spread(folder: Path) -> Any:
+    """Return a model spread over the GPUs and the host by accelerate."""
+    if importlib.util.find_spec("accelerate") is None:
+        raise ClusterError(
+            f"{folder}: its {weight_bytes(folder) / 1e9:,.1f} GB do not fit the free memory of one GPU, and accelerate,"
+            " which spreads a model over several, is not installed: pip install accelerate"
+        )
+    log.info("%s: larger than one GPU's free memory, so it is spread over the GPUs and the host", folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="auto")
+
+
+def keep_only_token_ids(model: Any) -> None:
+    """Drop the model's own sampling settings: `generate` would use them wherever ours say nothing."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
 
 
 def load_export(folder: Path) -> tuple[Any, Any]:
     """Return the model and tokenizer of an exported folder; an adapter is loaded onto the base model that it names."""
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if not any((folder / name).is_file() for name in (CONFIG, ADAPTER_CONFIG)):
         raise CheckpointError(f"{folder}: no exported model here; run `shardline export RUN.yaml` first")
     try:
-        return load_model(folder), open_tokenizer(folder)
+        model, tokenizer = load_model(folder), open_tokenizer(folder)
+        check_adapter(model, folder)
     except (OSError, ValueError, SafetensorError) as error:
         told = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{folder}: cannot be loaded ({told}); run `shardline export RUN.yaml` again") from None
+    return model, tokenizer
+
+
+def check_adapter(model: Any, folder: Path) -> None:
+    """Raise CheckpointError if the folder holds an adapter and the model has not got every tensor of it.
+
+    transformers only warns of adapter weights that it finds no place for, and the model would answer as its base does.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return
+    from peft import get_peft_model_state_dict
+
+    stored = load_file(folder / ADAPTER_WEIGHTS)
+    loaded = get_peft_model_state_dict(model) if getattr(model, "peft_config", None) else {}
+    found = {name.removeprefix("base_model.model."): tensor for name, tensor in loaded.items()}
+    for name, tensor in stored.items():
+        here = found.get(name.removeprefix("base_model.model."))
+        if here is None or not torch.equal(here.cpu().to(tensor.dtype), tensor):
+            raise CheckpointError(
+                f"{folder}: {name} of the adapter was not applied to the model; export again with a peft and a"
+                " transformers that know this model, or with export.lora: merged"
+            )

@@ -1,25 +1,21 @@
-"""The curves of a run, as inline SVG in the colours of the report page."""
+"""The curves of a run: what is drawn, over which axis, and what the captions say."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup
-
+from training.reporting.page.charts import Chart, Mark, Series
+from training.reporting.page.hardware import Compute
 from training.reporting.status import RunState
 
-INK, MUTED, ACCENT = "#010101", "#020202", "#030303"  # replaced by the page's variables --ink, --muted and --accent
 SMOOTHING_SHARE = 1 / 60  # of the run's steps: the time constant of the bold loss curve
-ROUND = (1, 2, 2.5, 5, 10)  # tick steps
 Evaluation = dict[str, Any] | None
-Axes = Any
+Lines = Sequence[dict[str, Any]]
 
 
-def smoothed(values: list[float]) -> list[float]:
+def smoothed(values: Sequence[float]) -> list[float]:
     """Return the bias-corrected exponential moving average at each step, ignoring values that are not finite."""
     keep = 1 - 1 / max(3.0, len(values) * SMOOTHING_SHARE)
     total = weight = 0.0
@@ -31,76 +27,147 @@ def smoothed(values: list[float]) -> list[float]:
     return means
 
 
-def plots(state: RunState, evaluation: Evaluation) -> dict[str, Markup]:
-    """Return an SVG for each plot of the page."""
-    lines = state.lines
-    return {
-        "loss": svg("loss", lambda axes: draw_loss(axes[0], state, evaluation)),
-        "rate": svg("rate", lambda axes: draw(axes[0], lines, "learning_rate", "{x:.1e}")),
-        "norm": svg("norm", lambda axes: draw(axes[0], lines, "gradient_norm", "{x:g}")),
-        "speed": svg("speed", lambda axes: draw_speed(axes, lines), heights=(3, 1)),
-    }
+def plots(state: RunState, evaluation: Evaluation, compute: Compute) -> list[Chart]:
+    """Return the charts of a run that has steps, the loss first."""
+    lines, marks = state.lines, interruptions(state)
+    rate = by_step(lines, "learning_rate")
+    found = [
+        loss_chart(state, evaluation, marks),
+        Chart(
+            key="rate",
+            title="Learning rate",
+            x_name="step",
+            y_name="no unit",
+            series=[rate],
+            marks=marks,
+            caption="As the schedule gave it.",
+            from_zero=True,
+        ),
+        Chart(
+            key="norm",
+            title="Gradient norm",
+            x_name="step",
+            y_name="before clipping, no unit",
+            marks=marks,
+            series=[by_step(lines, "gradient_norm")],
+            caption="A spike is an odd batch; a steady rise is a learning rate that is too high.",
+        ),
+        Chart(
+            key="speed",
+            title="Speed",
+            x_name="step",
+            y_name="tokens per second",
+            from_zero=True,
+            marks=marks,
+            series=[by_step(lines, "tokens_per_s", style="bold")],
+            caption="All ranks together, with masked tokens and padding.",
+        ),
+    ]
+    return [*found, *mfu_chart(lines, compute, marks), *memory_chart(state, marks), wait_chart(lines, marks)]
 
 
-def draw(axes: Axes, lines: list[dict[str, Any]], key: str, form: str, *, bold: bool = True) -> None:
-    steps, values = [line["step"] for line in lines], [line[key] for line in lines]
-    colour, width = (ACCENT, 1.2) if bold else (MUTED, 0.5)
-    axes.plot(steps, values, color=colour, linewidth=width, marker="." if len(lines) < 3 else "")
-    axes.yaxis.set_major_formatter(form)
+def interruptions(state: RunState) -> list[Mark]:
+    """Return a line for each restart that resumed from a checkpoint, and for each rollback."""
+    restarts = [a.start["step"] for a in state.attempts[1:] if a.start["step"] > 0]
+    rollbacks = [event["failed_step"] for event in state.events if event["event"] == "rollback"]
+    return [
+        *(Mark(name="restart", kind="restart", x=step) for step in sorted(set(restarts))),
+        *(Mark(name="rollback", kind="rollback", x=step) for step in sorted(set(rollbacks))),
+    ]
 
 
-def draw_loss(axes: Axes, state: RunState, evaluation: Evaluation) -> None:
-    """Draw each step's loss, the running mean, restarts, and the held-out loss during the run and after it."""
-    draw(axes, state.lines, "loss", "{x:g}", bold=False)
-    means = smoothed([line["loss"] for line in state.lines])
-    axes.plot([line["step"] for line in state.lines], means, color=ACCENT, linewidth=1.8)
-    for attempt in state.attempts[1:]:
-        if attempt.start["step"] > 0:
-            axes.axvline(attempt.start["step"], color=INK, linewidth=0.6, linestyle=(0, (4, 3)))
-    validation = sorted((step, loss) for step, loss in state.validation.items() if math.isfinite(loss))
-    axes.plot(*zip(*validation, strict=True) if validation else ([], []), color=INK, linewidth=0.7, marker="o", ms=3)
-    found = [(evaluation["models"][model]["loss"], model) for model in ("base", "tuned")] if evaluation else []
-    axes.figure.subplots_adjust(right=0.84 if found else 0.99)
-    for (loss, model), side in zip(sorted(found, reverse=True), ("bottom", "top"), strict=False):
-        axes.axhline(loss, color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
-        axes.text(1.015, loss, f"{model} {loss:.2f}", transform=axes.get_yaxis_transform(), va=side, color=INK)
+def by_step(lines: Lines, key: str, **options: Any) -> Series:
+    """Return one of the metrics as a curve; steps without it are left out."""
+    having = [line for line in lines if key in line]
+    name = key.replace("_per_s", " per second").replace("_gb", "").replace("_", " ")
+    return Series(name=name, x=[line["step"] for line in having], y=[line[key] for line in having], **options)
 
 
-def draw_speed(axes: list[Axes], lines: list[dict[str, Any]]) -> None:
-    draw(axes[0], lines, "tokens_per_s", "{x:,.0f}")
+def loss_chart(state: RunState, evaluation: Evaluation, marks: Sequence[Mark]) -> Chart:
+    """Return the loss of each step, its running mean, and the held-out loss during the run and after it."""
+    each = by_step(state.lines, "loss", style="thin")
+    series = [each, Series(name="running mean", x=each.x, y=smoothed(each.y))]
+    held_out = sorted(state.validation.items())
+    if held_out:
+        steps, losses = [step for step, _ in held_out], [loss for _, loss in held_out]
+        series += [Series(name="held-out", x=steps, y=losses, style=style, colour=2) for style in ("bold", "dots")]
+    lacking = sum(not math.isfinite(loss) for loss in each.y)
+    notes = [
+        "Mean over trained tokens; thin: each step.",
+        f"{lacking:,} {'step has' if lacking == 1 else 'steps have'} no loss that is a number." if lacking else "",
+    ]
+    scored = evaluation["models"] if evaluation else {}
+    levels = [
+        Mark(name=f"{name} model, held-out", kind="level", y=scored[name]["loss"])
+        for name in ("base", "tuned")
+        if name in scored and math.isfinite(scored[name]["loss"])
+    ]
+    if levels:
+        told = ", ".join(f"{name} {scored[name]['loss']:.3f}" for name in ("base", "tuned") if name in scored)
+        notes.append(f"Dotted: the evaluation on held-out rows: {told}.")
+    return Chart(
+        key="loss",
+        title="Loss",
+        x_name="step",
+        y_name="nats per token",
+        series=series,
+        is_wide=True,
+        marks=[*marks, *levels],
+        caption=" ".join(filter(None, notes)),
+    )
+
+
+def mfu_chart(lines: Lines, compute: Compute, marks: Sequence[Mark]) -> list[Chart]:
+    """Return the model FLOPs utilization, if the peak of the device is known."""
+    if compute.peak_flops is None:
+        return []
+    share = compute.flops_per_token / compute.peak_flops
+    speed = by_step(lines, "tokens_per_s")
+    used = Series(name="MFU", x=speed.x, y=[value * share for value in speed.y])
+    return [
+        Chart(
+            key="mfu",
+            title="MFU",
+            x_name="step",
+            y_name="share of peak FLOPs",
+            series=[used],
+            marks=marks,
+            from_zero=True,
+            is_share=True,
+            caption=compute.explained,
+        )
+    ]
+
+
+def memory_chart(state: RunState, marks: Sequence[Mark]) -> list[Chart]:
+    memory = by_step(state.lines, "memory_gb")
+    if not memory.x:
+        return []
+    return [
+        Chart(
+            key="memory",
+            title="Memory",
+            x_name="step",
+            y_name="GB, largest so far",
+            series=[memory],
+            marks=marks,
+            from_zero=True,
+            caption="Rank 0: tensors on its GPU, or its whole process on a CPU. Each start begins again.",
+        )
+    ]
+
+
+def wait_chart(lines: Lines, marks: Sequence[Mark]) -> Chart:
     waits = [line["data_wait_s"] / line["step_s"] if line["step_s"] else 0.0 for line in lines]
-    axes[0].set_ylim(bottom=0)
-    axes[1].fill_between([line["step"] for line in lines], waits, color=MUTED, linewidth=0.8)
-    axes[1].set_ylim(0, max(0.1, *waits))
-    axes[1].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-
-
-def svg(name: str, drawing: Callable[[list[Axes]], None], heights: Sequence[int] = (1,)) -> Markup:
-    """Return a drawing as inline SVG in the page's colours and fonts; `name` makes its ids unique on the page."""
-    import matplotlib  # slow to import
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9.5}):
-        figure = Figure(figsize=(5.4, 2.7))
-        axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-        figure.subplots_adjust(left=0.12, right=0.99, top=0.96, bottom=0.1, hspace=0.2)
-        for one, ticks in zip(axes, (5, 2), strict=False):
-            one.spines[["left", "right", "top"]].set_visible(False)
-            one.spines["bottom"].set_color(MUTED)
-            one.tick_params(length=0, colors=MUTED)
-            one.grid(axis="y", color=MUTED, alpha=0.25, linewidth=0.6)
-            one.yaxis.set_major_locator(MaxNLocator(ticks, steps=ROUND))
-            one.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND, integer=True))
-            one.set_facecolor("none")
-        drawing(list(axes))
-        target = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(target, format="svg", facecolor="none", metadata=nothing)
-    text = re.sub(r"^.*?(?=<svg)|<style.*?</style>", "", target.getvalue(), flags=re.DOTALL)
-    text = re.sub(r"<svg [^>]*(viewBox=\"[^\"]*\")[^>]*>", r'<svg role="img" \1>', text)
-    text = re.sub(r"font-family: [^\";]*;? ?|(?<=\.\d\d)\d+(?=[ \n\"])", "", text)  # coordinates to 1/100 point
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    for colour, variable in ((INK, "ink"), (MUTED, "muted"), (ACCENT, "accent")):
-        text = text.replace(colour, f"var(--{variable})")
-    return Markup(text)
+    waited, total = (math.fsum(line[key] for line in lines) for key in ("data_wait_s", "step_s"))
+    return Chart(
+        key="wait",
+        title="Wait for data",
+        x_name="step",
+        y_name="share of the step",
+        from_zero=True,
+        is_share=True,
+        series=[Series(name="waiting", x=[line["step"] for line in lines], y=waits, style="area")],
+        marks=marks,
+        caption=f"{waited / (total or 1):.1%} of all steps together.",
+    )

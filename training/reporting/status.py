@@ -11,12 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cluster.config_loading import read_yaml
 from cluster.errors import DataError
-from cluster.journal import read_events, read_lines
-from cluster.paths import RunPaths
-from data_prep.shards import MANIFEST
-from training.run_identity import COMMIT, FOLDER
+from cluster.journal import MEASURED, read_events, read_metrics
+from cluster.paths import CHECKPOINT_FOLDER, COMMIT_FILE, RunPaths
 
 RECENT_STEPS = 50  # whose median time is the current speed
 QUIET_S = 300.0  # a run that writes nothing for this long, and for ten steps, counts as dead
@@ -112,7 +109,7 @@ class RunState:
 
 def read_state(paths: RunPaths) -> RunState:
     """Read a run's folder; what does not exist yet is empty."""
-    lines = read_lines(paths.metrics)
+    lines = read_metrics(paths.metrics, MEASURED)
     plan, events = read_record(paths.plan), read_events(paths)
     return RunState(
         total_steps=plan["total_steps"] if plan else None,
@@ -178,13 +175,18 @@ def command(verb: str, paths: RunPaths) -> str:
 
 def status_text(paths: RunPaths, now: datetime | None = None) -> str:
     """Return a run's status, one fact per line, ending with the next command. A folder without a run is no error."""
-    state = read_state(paths)
-    quiet_s = seconds_since_written(paths, state, now or datetime.now(UTC))
-    facts = {
+    facts = status_facts(paths, read_state(paths), now or datetime.now(UTC))
+    return "\n".join(f"{name:<13}{fact}" for name, fact in facts.items() if fact)
+
+
+def status_facts(paths: RunPaths, state: RunState, now: datetime) -> dict[str, str]:
+    """Return the facts of a run's status by their names; those that do not apply are empty."""
+    quiet_s = seconds_since_written(paths, state, now)
+    return {
         "run": str(paths.root),
         "step": step_text(state),
         "time left": time_left(state),
-        "state": ending_text(state, quiet_s),
+        "state": starting_text(state, now) or ending_text(state, quiet_s),
         "validation": validation_text(state.validation),
         "skipped": f"{state.skipped} steps changed no weight" if state.skipped else "",
         "starts": starts_text(state),
@@ -192,9 +194,8 @@ def status_text(paths: RunPaths, now: datetime | None = None) -> str:
         "export": str(paths.export) if paths.export.is_dir() else "none yet",
         "evaluation": evaluation_text(read_record(paths.evaluation)),
         "report": str(paths.report) if paths.report.is_file() else "none yet",
-        "next": next_text(paths, state, quiet_s),
+        "next": next_text(paths, state, quiet_s, is_starting=is_starting(state, now)),
     }
-    return "\n".join(f"{name:<13}{fact}" for name, fact in facts.items() if fact)
 
 
 def seconds_since_written(paths: RunPaths, state: RunState, now: datetime) -> float | None:
@@ -212,6 +213,25 @@ def seconds_since_written(paths: RunPaths, state: RunState, now: datetime) -> fl
 
 def is_alive(state: RunState, quiet_s: float | None) -> bool:
     return quiet_s is not None and quiet_s < max(QUIET_S, 10 * (state.step_s or 0.0))
+
+
+def is_starting(state: RunState, now: datetime) -> bool:
+    """Return whether a launch of the last minutes has written nothing else yet."""
+    moment = state.launched_again
+    return moment is not None and abs((now - datetime.fromisoformat(moment)).total_seconds()) < QUIET_S
+
+
+def is_going_on(state: RunState, quiet_s: float | None, now: datetime) -> bool:
+    """Return whether a run trains or starts, or has yet to be started for the first time."""
+    has_begun = bool(state.attempts or state.failed_starts)
+    return not has_begun or is_alive(state, quiet_s) or is_starting(state, now)
+
+
+def starting_text(state: RunState, now: datetime) -> str:
+    """Return since when the run has been starting; nothing if it is not, or if the start before this one failed."""
+    if not is_starting(state, now) or state.failed_start:
+        return ""
+    return f"starting: launched at {state.launched_again}, nothing written yet"
 
 
 def step_text(state: RunState) -> str:
@@ -263,7 +283,7 @@ def checkpoints_text(folder: Path) -> str:
     found = sorted(
         (int(match[1]), path)
         for path in folder.glob("step-*")
-        if (match := FOLDER.fullmatch(path.name)) and (path / COMMIT).is_file()
+        if (match := CHECKPOINT_FOLDER.fullmatch(path.name)) and (path / COMMIT_FILE).is_file()
     )
     if not found:
         return "none yet"
@@ -278,10 +298,10 @@ def evaluation_text(evaluation: dict[str, Any] | None) -> str:
     return f"held-out loss {base['loss']:.4f} -> {tuned['loss']:.4f}"
 
 
-def next_text(paths: RunPaths, state: RunState, quiet_s: float | None) -> str:
-    if is_alive(state, quiet_s):
+def next_text(paths: RunPaths, state: RunState, quiet_s: float | None, *, is_starting: bool) -> str:
+    if is_alive(state, quiet_s) or is_starting:
         return f"wait; to save and stop it: touch {shlex.quote(str(paths.stop_request))}"
-    if state.total_steps is None and not (data_folder(paths) / MANIFEST).is_file():
+    if state.total_steps is None and not is_prepared(paths):
         return command("prepare", paths)
     if not state.is_finished:
         return command("train", paths) + (" (resumes from the newest checkpoint)" if state.attempts else "")
@@ -291,8 +311,16 @@ def next_text(paths: RunPaths, state: RunState, quiet_s: float | None) -> str:
     return command("generate", paths)
 
 
+def is_prepared(paths: RunPaths) -> bool:
+    from data_prep.shards import MANIFEST  # here, as it imports numpy and Arrow, and most runs do not come this far
+
+    return (data_folder(paths) / MANIFEST).is_file()
+
+
 def data_folder(paths: RunPaths) -> Path:
     """Return where the prepared data is, or will be."""
+    from cluster.config_loading import read_yaml  # imports a YAML parser
+
     data = read_yaml(paths.config).get("data") if paths.config.is_file() else None
     folder = data.get("folder") if isinstance(data, dict) else None
     return Path(paths.located(folder)) if folder else paths.shards

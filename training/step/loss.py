@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 CHUNK_LOGITS = 1 << 24  # fp32 logits in memory at a time: 64 MB
+SCORED_TOKENS = 256  # tokens whose logits are in memory at a time where each has a loss of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,11 @@ class StepStats:
 def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the sum of -ln p(target) in fp32, of logits [tokens, vocab] and targets [tokens]."""
     return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def each_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return -ln p(target) [tokens] in fp32, of logits [tokens, vocab] and targets [tokens]."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +212,13 @@ class LossHead:
         else:
             loss = summed_loss(rule(self.logits(chosen).float()), trained.targets)
         return loss.reshape(1, 1, 1)
+
+    def token_losses(self, hidden: torch.Tensor, trained: Trained, rule: LogitRule) -> torch.Tensor:
+        """Return the loss of each trained token as [1, tokens, 1], without gradients."""
+        chosen = hidden.flatten(0, -2).index_select(0, trained.places)
+        parts = zip(*(torch.split(t, SCORED_TOKENS) for t in (chosen, trained.targets)), strict=True)
+        losses = [each_loss(rule(self.logits(here).float()), targets) for here, targets in parts]
+        return torch.cat(losses).reshape(1, -1, 1)
 
 
 def head_loss(

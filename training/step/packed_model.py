@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from cluster.errors import TrainingError
 from training.step import document_attention
 from training.step.batches import MicroBatch, one_document_a_row
-from training.step.loss import LogitRule, LossHead, Trained, summed_loss
+from training.step.loss import LogitRule, LossHead, Trained, each_loss, summed_loss
 
 
 class Isolation(enum.Enum):
@@ -102,6 +102,17 @@ class PackedModel:
         with self.head.acting(lambda hidden: self.head.loss(hidden, trained, rule)):
             output = self.forward(batch)
         return self.head.take().reshape(()), output
+
+    @torch.no_grad()
+    def token_losses(self, batch: MicroBatch) -> torch.Tensor:
+        """Return the loss [tokens] of each trained token of one of the `parts`, in the order of `batch.trained`."""
+        trained = batch.trained.to(self.device)
+        rule = self.rule
+        if rule is None:
+            return each_loss(self.forward(batch).logits.flatten(0, 1)[trained.places], trained.targets)
+        with self.head.acting(lambda hidden: self.head.token_losses(hidden, trained, rule)):
+            self.forward(batch)
+        return self.head.take().reshape(-1)
 
     def hidden(self, batch: MicroBatch) -> torch.Tensor:
         """Return the hidden states [rows, row_tokens, width] that reach the head."""

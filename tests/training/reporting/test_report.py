@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -87,9 +89,16 @@ def page_of(paths: RunPaths) -> str:
 def test_page_shows_what_came_of_the_run(run: RunPaths) -> None:
     page = page_of(run)
     assert "<h1>boutique</h1>" in page and "HuggingFaceTB/SmolLM2-135M · finished" in page
-    for figure in ("3.250 → 1.750", "-46%", "25.8 → 5.75", "<dd>10</dd>", "<dd>990</dd>", "<dd>40 s</dd>"):
+    for figure in ("3.250 → 1.750", "-46%", "25.8 → 5.75", ">10</dd>", ">990</dd>", ">40 s</dd>"):
         assert figure in page, figure
-    for fact in ("1,234", "too_short 30, near_duplicate 4", "trained\n70.3% (900)", "XS to XL, sir.", "260,032 param"):
+    for fact in (
+        "1,234",
+        "too_short 30, near_duplicate 4",
+        "trained\n70.3% (900)",
+        "XS to XL, sir.",
+        "260,032 param",
+        "full: every weight",
+    ):
         assert fact in page, fact
 
 
@@ -116,7 +125,8 @@ def test_skipped_steps_rollbacks_and_starts_without_a_step_are_listed(run: RunPa
     write_lines(run.attempts, [begun, *skips, back, refused, *rest])
     page = page_of(run)
     rows = re.findall(
-        r"<tr><td class=\"time\">[^<]*\n<td class=\"time\">(.*?)<td class=\"why\">(.*?)\n<td class=\"why\">(.*?)</tr>",
+        r"<tr><td class=\"time\">[^<]*</td>\n<td class=\"time\">(.*?)</td><td class=\"why\">(.*?)</td>\n"
+        r"<td class=\"why\">(.*?)</td></tr>",
         page,
     )
     assert rows == [
@@ -145,13 +155,14 @@ def test_validation_loss_is_drawn_and_told(run: RunPaths) -> None:
     told = [happened("validation", 4, step=step, loss=loss) for step, loss in ((4, 3.5), (8, 3.25), (10, math.nan))]
     write_lines(run.attempts, [event("start", 0, 0), *told[:2]])
     page = page_of(run)
-    assert "Dots: validation loss 3.2500 at step 8; lowest: 3.2500 at step 8." in page
+    assert "Held-out during training: loss 3.2500 at step 8; lowest: 3.2500 at step 8." in page
     assert "<dt>Validation loss</dt>" not in page  # the evaluation says more
-    before = page.count("<use ")
+    dots = re.findall(r'class="dots [^"]*" d="([^"]*)"', page)
     write_lines(run.attempts, [event("start", 0, 0), *told])
-    assert page_of(run).count("<use ") == before  # what is no number has no dot
+    assert re.findall(r'class="dots [^"]*" d="([^"]*)"', page_of(run)) == dots  # what is no number has no dot
     run.evaluation.unlink()
-    assert "<dt>Validation loss</dt><dd>nan</dd><dd>the newest; lowest: 3.250 at step 8</dd>" in page_of(run)
+    page = page_of(run)
+    assert ">nan</dd>" in page and "the newest; lowest: 3.250 at step 8" in page
 
 
 def test_script_in_an_answer_stays_text(run: RunPaths) -> None:
@@ -159,14 +170,21 @@ def test_script_in_an_answer_stays_text(run: RunPaths) -> None:
     found["samples"][0] |= {"tuned": "<script>alert(1)</script>", "prompt": "<b>\"'&", "reference": "{{ 6 * 7 }}"}
     run.evaluation.write_text(json.dumps(found))
     page = page_of(run)
-    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "alert" not in "".join(scripts_of(page)) and "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "&lt;b&gt;&#34;&#39;&amp;" in page and "{{ 6 * 7 }}" in page
+
+
+def scripts_of(page: str) -> list[str]:
+    return re.findall(r"<script[^>]*>(.*?)</script>", page, flags=re.DOTALL)
 
 
 def test_page_asks_nothing_of_a_network(run: RunPaths) -> None:
     page = page_of(run)
-    assert not re.search(r"https?://|<script|<link|<img|<iframe|@import|\bsrc=", page)
+    assert not re.search(r"https?://|<link|<img|<iframe|@import|\bsrc=|fetch\(", page)
     assert set(re.findall(r"(?:href=\"|url\()(.)", page)) == {"#"}
+    (own,) = [script for script in scripts_of(page) if not script.startswith("{")]
+    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(run: RunPaths) -> None:

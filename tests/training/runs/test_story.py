@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from data_prep.shards import ShardReader, read_manifest
 from launch.__main__ import main
 from tests.training.rank_programs.bits import read_weights
 from training.checkpoints.layout import newest_checkpoint, read_commit
+from training.evaluate.harness import TaskRequest, add, check_tasks, linked, run_harness
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).resolve().parents[3]
@@ -148,6 +151,52 @@ def test_the_evaluation_scores_base_and_tuned_model_on_the_same_rows(told: Any) 
     assert (result["rows"], len(result["samples"])) == (4, 2)
     assert result["models"]["tuned"]["loss"] < result["models"]["base"]["loss"]
     assert 0 <= result["models"]["tuned"]["stop_rate"] <= 1
+
+
+def test_two_ranks_find_what_one_process_finds(told: Any) -> None:
+    alone = json.loads(told.paths.evaluation.read_text())
+    command = [sys.executable, "-m", "launch", "evaluate", str(told.yaml), "--ranks", "2"]
+    done = subprocess.run(
+        [*command, "-o", "train.precision=fp32"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    shared = json.loads(told.paths.evaluation.read_text())
+    assert (alone["ranks"], shared["ranks"], shared["documents"]) == (1, 2, alone["documents"])
+    for model in ("base", "tuned"):
+        assert shared["models"][model]["loss"] == pytest.approx(alone["models"][model]["loss"], rel=1e-5)
+        assert shared["models"][model]["bits_per_byte"] == pytest.approx(alone["models"][model]["bits_per_byte"])
+    assert [sample["tuned"] for sample in shared["samples"]] == [sample["tuned"] for sample in alone["samples"]]
+
+
+def test_the_harness_runs_a_users_own_task_on_the_export_though_a_rank_asks(
+    told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    request = TaskRequest(tasks=check_tasks([str(write_task(tmp_path))]), as_chat=True)
+    model = {"pretrained": str(linked(told.paths.export, tmp_path / "model"))}
+    found: dict[str, dict[str, float]] = {}
+    add(found, "tuned", run_harness(request, model, tmp_path / "out")["letters"])
+    assert found["acc"].keys() == {"tuned", "stderr_tuned"}
+
+
+def write_task(folder: Path) -> Path:
+    """Write a task of lm-evaluation-harness over a local file."""
+    rows = [{"question": f"Say {letter}", "choices": [letter, "zz"]} for letter in "abcd"]
+    (folder / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "task": "letters",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "letters.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc"}],
+    }
+    (folder / "letters.yaml").write_text(json.dumps(values))  # JSON is YAML
+    return folder / "letters.yaml"
 
 
 def test_the_last_checkpoint_carries_the_loss_that_the_evaluation_finds(told: Any) -> None:

@@ -1,0 +1,178 @@
+"""What can be found out about the data and the model on this machine, without a network."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cluster.environment import cpu_count, gpu_count
+from cluster.errors import ConfigError, DataError
+from cluster.model_files import CONFIG, cached_folder, found_folder, looks_local, read_settings, weight_files
+from data_prep.config import DataConfig, SourceConfig
+from data_prep.fetch.source_files import files_of
+from data_prep.preview.document_sizes import DocumentSizes, measure_documents
+from data_prep.rows.fields import PLACEHOLDER
+
+Result = TypeVar("Result")
+
+BYTES_PER_TOKEN = 4.0  # of English text, for most tokenizers
+VOCABULARIES = ((4_000_000, 8192), (400_000, 4096), (0, 2048))  # bytes of the corpus, ids of its own tokenizer
+POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """A model to fine-tune. What is None is not known here; `template` is for conversations, with its reason."""
+
+    name: str
+    folder: Path | None
+    parameters: int | None = None
+    positions: int | None = None
+    template: str | None = None
+    template_reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """The corpus. `sizes` is None where `unmeasured` says why; then `bytes` is all that is known."""
+
+    kind: str
+    bytes: int
+    sizes: DocumentSizes | None
+    unmeasured: str = ""
+    by_own_tokenizer: bool = False
+
+    @property
+    def tokens(self) -> float:
+        return self.sizes.tokens if self.sizes else self.bytes / BYTES_PER_TOKEN
+
+    @property
+    def vocab_size(self) -> int:
+        return next(size for least, size in VOCABULARIES if self.bytes >= least)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The processors of this machine, and how many ranks `shardline train` starts on them."""
+
+    gpus: int
+    ranks: int
+
+    @classmethod
+    def here(cls) -> Machine:
+        return cls(gpu_count(), gpu_count() or min(2, cpu_count()))
+
+
+def look_at_model(name: str) -> ModelFacts:
+    """Return what is known of a model here. Raises ConfigError if it cannot be trained, or is no model."""
+    from data_prep.encode.tokenizer import choose_template
+    from data_prep.shards.tokenizer_files import open_tokenizer
+    from training.models.untrainable import check_trainable
+
+    is_local = looks_local(name) or Path(name).expanduser().exists()
+    folder = found_folder(name, "--model") if is_local else cached_folder(name)
+    if folder is None:
+        return ModelFacts(name=name, folder=None)
+    if (folder / CONFIG).is_file():  # a folder with a tokenizer alone is refused by `check`, which says what it lacks
+        check_trainable(folder, weights=False)
+    settings = read_settings(folder / CONFIG)
+    text = settings.get("text_config")
+    settings = {**settings, **text} if isinstance(text, dict) else settings
+    template, reason = choose_template(open_tokenizer(folder))
+    found = [settings[key] for key in POSITIONS if isinstance(settings.get(key), int) and settings[key] > 0]
+    return ModelFacts(
+        name=name,
+        folder=folder,
+        parameters=stored_parameters(folder) or built_parameters(folder),
+        positions=min(found) if found else None,
+        template=template,
+        template_reason=reason,
+    )
+
+
+def stored_parameters(folder: Path) -> int | None:
+    """Return the number of weights in a folder's safetensors files, from their headers; None if one is not here."""
+    total = 0
+    for name in weight_files(folder):
+        try:
+            with (folder / name).open("rb") as stream:
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        except (OSError, ValueError, MemoryError, OverflowError):
+            return None
+        total += sum(numel(entry["shape"]) for key, entry in header.items() if key != "__metadata__")
+    return total
+
+
+def numel(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def built_parameters(folder: Path) -> int | None:
+    """Return the number of parameters that transformers would build from a configuration; None if it cannot."""
+    if not (folder / CONFIG).is_file():
+        return None
+    from training.models.source import read_config, skeleton_of  # imports torch
+
+    try:
+        model = skeleton_of(read_config(folder, weights=False))
+    except ConfigError:  # `check` says why
+        return None
+    return sum(int(value.numel()) for value in model.parameters())
+
+
+def look_at_data(data: str, kind: str, lines: Sequence[str], model: ModelFacts | None) -> DataFacts:
+    """Measure the corpus with the model's tokenizer if it is here, else with one trained on the sample."""
+    size = bytes_of(data)
+    if any(PLACEHOLDER in line for line in lines):
+        why = f"which column holds what is open: replace each {PLACEHOLDER}"
+        return DataFacts(kind=kind, bytes=size, sizes=None, unmeasured=why)
+    known = model is not None and model.folder is not None
+    facts = DataFacts(kind=kind, bytes=size, sizes=None, by_own_tokenizer=not known)
+    try:
+        config = data_config(data, lines, model, facts.vocab_size)
+        path = str(model.folder) if model is not None and known else None
+        sizes = with_quiet_log(lambda: measure_documents(config, path, may_add_tokens=not known))
+    except (DataError, ConfigError) as error:
+        return DataFacts(kind=kind, bytes=size, sizes=None, unmeasured=str(error), by_own_tokenizer=not known)
+    why = "" if sizes else "there are no files here that could be sampled"
+    return DataFacts(kind=kind, bytes=size, sizes=sizes, unmeasured=why, by_own_tokenizer=not known)
+
+
+def data_config(data: str, lines: Sequence[str], model: ModelFacts | None, vocab_size: int) -> DataConfig:
+    """Return the `data:` section to measure with."""
+    from ruamel.yaml import YAML
+
+    source: dict[str, Any] = YAML(typ="safe", pure=True).load("\n".join(lines)) or {}
+    section: dict[str, Any] = {"sources": [SourceConfig(path=data, **source)]}
+    if model is None or model.folder is None:
+        section["tokenizer"] = {"train": {"vocab_size": vocab_size}}
+    elif model.template is not None:
+        section["chat_template"] = model.template
+    return DataConfig(**section)
+
+
+def with_quiet_log(function: Callable[[], Result]) -> Result:
+    """Call a function without its INFO lines: `init` says itself what it found."""
+    logger = logging.getLogger("data_prep")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        return function()
+    finally:
+        logger.setLevel(level)
+
+
+def bytes_of(data: str) -> int:
+    """Return the size of the data's files; 0 if there are none here."""
+    try:
+        named, _ = files_of(SourceConfig(path=data), {})
+    except DataError:
+        return 0
+    return sum(location.stat().st_size for _, location in named)

@@ -1,0 +1,1 @@
+"""What `generate` and `chat` share: sampling options, prompts, answers in a file, the terminal."""

@@ -1,0 +1,101 @@
+"""The loss of each document is that which training counts, and a difference is only told where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_prep.shards import ShardReader, read_manifest
+from training.evaluate.difference import difference
+from training.evaluate.models import export_digest, is_stale
+from training.evaluate.scoring import DocumentScore, Scores, score_rows
+from training.step.batches import micro_batch
+from training.step.packed_model import Isolation, PackedModel
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_shards: Callable[..., Path]) -> ShardReader:
+    shards = tiny_shards(rows=4, validation_rows=5)
+    return ShardReader(shards, read_manifest(shards), "validation")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def packed(tiny_model: Path) -> PackedModel:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    return PackedModel(model, model, model.device)
+
+
+@pytest.mark.parametrize("isolation", Isolation)
+def test_a_documents_loss_is_that_of_the_document_alone(
+    packed: PackedModel, reader: ShardReader, tokenizer: Any, tiny_model: Path, isolation: Isolation
+) -> None:
+    packed.isolate(isolation)
+    scores = score_rows(packed, packed.parts, tokenizer, reader, range(5))
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    for row in range(5):
+        ids = torch.from_numpy(reader.rows([row]).input_ids[0])
+        for piece, document in zip(
+            reader.pieces(row), torch.split(ids, [p.tokens for p in reader.pieces(row)]), strict=True
+        ):
+            with torch.no_grad():
+                alone = float(plain(document[None], labels=document[None]).loss) * (len(document) - 1)
+            found = scores[piece.source, piece.position]
+            assert found.tokens == piece.tokens - 1
+            assert found.nats == pytest.approx(alone, rel=1e-4)
+    assert len(scores) == 10
+
+
+def test_the_documents_losses_add_up_to_that_of_training(
+    packed: PackedModel, reader: ShardReader, tokenizer: Any
+) -> None:
+    scores = score_rows(packed, packed.parts, tokenizer, reader, [0, 3, None])
+    with torch.no_grad():
+        whole = sum(float(packed.loss(micro_batch(reader.rows([row]), index=0)).summed) for row in (0, 3))
+    assert sum(score.nats for score in scores.values()) == pytest.approx(whole, rel=1e-5)
+
+
+def scores_of(losses: list[float]) -> Scores:
+    return {(0, n): DocumentScore(nats=10 * loss, tokens=10, bytes=40) for n, loss in enumerate(losses)}
+
+
+def test_a_loss_that_falls_in_nearly_every_document_is_called_lower() -> None:
+    found = difference(scores_of([3.0] * 30), scores_of([2.5] * 28 + [3.1] * 2))
+    assert (found.direction, found.improved) == ("lower", 28)
+    assert found.loss == pytest.approx(-0.46)
+    assert found.low is not None and found.high is not None and found.low < found.loss < found.high < 0
+
+
+def test_a_lower_mean_that_a_single_document_makes_is_not_called_lower() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 30)
+    found = difference(scores_of([3.0] * 30), scores_of([1.0, *(3.0 + noise[1:])]))
+    assert (found.loss < 0, found.direction) == (True, "no clear difference")
+
+
+def test_five_documents_are_too_few_to_tell() -> None:
+    assert difference(scores_of([3.0] * 5), scores_of([2.0] * 5)).direction == "too few documents"
+
+
+def test_models_scored_on_different_documents_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="different documents"):
+        difference(scores_of([1.0] * 8), scores_of([1.0] * 9))
+
+
+def test_an_evaluation_of_another_export_is_stale(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(200_000))
+    evaluation = {"export": {"digest": export_digest(tmp_path)}}
+    assert not is_stale(evaluation, tmp_path)
+    weights.write_bytes(bytes(100_000) + b"1" + bytes(99_999))
+    assert is_stale(evaluation, tmp_path)
+    assert not is_stale({}, tmp_path)  # of an earlier version

@@ -1,0 +1,1 @@
+"""Whether a run can learn anything, before it starts."""

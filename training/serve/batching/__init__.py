@@ -1,0 +1,1 @@
+"""Several requests answered at the same time by one model in one thread."""
