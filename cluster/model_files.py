@@ -6,6 +6,7 @@ Part of the contract between preparation and training, for both must open the sa
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]  # all but the weights
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")  # one of them is a tokenizer
+BLOCK, BLOCKS = 1 << 16, 256  # of each file of weights, for a digest
 IN_FOLDERS = ["*/*"]  # `original/`, `onnx/` and the like: the same weights for other programs
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 HUB_TIMEOUT_S = 1.5  # until a hub that does not answer counts as out of reach; the HTTP library asks twice
@@ -158,3 +160,19 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds a {type(values).__name__}, not a JSON object; fetch it again")
     return values
+
+
+def weights_digest(folder: Path) -> str:
+    """Return a digest of a folder's weights that changes when they are written again from another checkpoint.
+
+    Of each file its name, its size and blocks spread evenly over it, so that a large model is not read as a whole.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as stream:
+            for start in range(0, size, max(BLOCK, size // BLOCKS)):
+                stream.seek(start)
+                digest.update(stream.read(BLOCK))
+    return digest.hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.disk.atomic_files import write_json
@@ -151,19 +150,14 @@ def verdict_of(paths: RunPaths) -> dict[str, Any]:
 
 
 def warn_if_older(paths: RunPaths) -> None:
-    """Warn if the newest checkpoint was written after the export."""
-    from training.checkpoints.layout import committed_folders
-    from training.run_identity import COMMIT
+    """Warn if there is a newer checkpoint than the one that was exported, or if the export does not tell."""
+    from training.export.export_record import RECORD, newer_step, read_record
 
-    checkpoints = committed_folders(paths.checkpoints)
-    newest = checkpoints[-1] if checkpoints else None
-    if newest is not None and modified(newest / COMMIT) > modified(paths.export):
-        log.warning(
-            "the export is older than the checkpoint %s and may be of an earlier step; to score the newest, run"
-            " `shardline export` first",
-            newest.name,
-        )
-
-
-def modified(path: Path) -> float:
-    return path.stat().st_mtime
+    again = "to score the newest checkpoint, run `shardline export` first"
+    if not (paths.export / RECORD).is_file():
+        log.warning("%s does not tell its step, as an earlier version wrote it; %s", paths.export, again)
+        return
+    record = read_record(paths.export)
+    newest = newer_step(record, paths.checkpoints)
+    if newest is not None:
+        log.warning("the export is of step %d, and there is a checkpoint of step %d; %s", record.step, newest, again)

@@ -29,7 +29,7 @@ from training.checkpoints.layout import (
     superseded_folders,
 )
 from training.checkpoints.layout import verify as verified
-from training.reporting.status import bytes_text
+from training.reporting.wording import bytes_text
 
 ROW = "{:<12} {:<20} {:>5} {:>10}  {}"
 

@@ -2,7 +2,7 @@
 
 evaluation.json holds, beside what earlier versions wrote (`split`, `rows`, `trained_tokens`, `models`, `samples`):
 
-- `export`: `path` and `digest` of the export that was scored (training.evaluate.models.is_stale compares it); `ranks`:
+- `export`: `path` and `digest` of the export that was scored (`shardline status` and the report compare it); `ranks`:
   over how many ranks, and `dtype`: in which precision both models were scored.
 - `documents`: how many were scored. `models.base` and `models.tuned` hold `path`; over all trained tokens `loss`,
   `perplexity`, `bits_per_byte`; `document_loss` (the mean of the documents' losses), `stop_rate` (null for texts),
@@ -32,6 +32,7 @@ from typing import Any, Protocol
 import torch
 
 from cluster.errors import DataError
+from cluster.model_files import weights_digest
 from cluster.progress import counted
 from data_prep.shards import Manifest, ShardReader
 from training.config import EvaluateConfig
@@ -39,7 +40,7 @@ from training.evaluate.difference import difference
 from training.evaluate.held_out_prompts import HeldOutPrompt, held_out_prompts
 from training.evaluate.labels import LabelTask, choose_labels, figures, find_labels, task_record
 from training.evaluate.memorised import memorised_spans, token_ids
-from training.evaluate.models import Opened, Scored, export_digest
+from training.evaluate.models import Opened, Scored
 from training.evaluate.replies import answer_all, nearness, reply_figures
 from training.evaluate.scoring import Scores, merged, score_rows, summary
 from training.generate.answers import Answer
@@ -157,7 +158,7 @@ def record(request: Request, work: Work, results: dict[str, Result], ranks: int)
         "trained_tokens": sum(score.tokens for score in scored.values()),
         "ranks": ranks,
         "dtype": results["tuned"].dtype,
-        "export": {"path": str(request.export), "digest": export_digest(request.export)},
+        "export": {"path": str(request.export), "digest": weights_digest(request.export)},
         "models": {
             name: {
                 "path": paths[name],

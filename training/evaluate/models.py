@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,8 +21,6 @@ from training.models.stop_tokens import answered_text
 from training.step.batches import micro_batch
 from training.step.isolation import check_isolation
 from training.step.packed_model import PackedModel
-
-BLOCK, BLOCKS = 1 << 16, 256  # of each file of weights, for its digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,28 +95,3 @@ def check_export(export: Path, tokenizer: Any, manifest: Manifest, of_rows: Any)
         wrong = "its chat template renders a conversation in another form than the rows have"
     if wrong:
         raise CheckpointError(f"{export}: {wrong}; run `shardline export RUN.yaml` again")
-
-
-def export_digest(export: Path) -> str:
-    """Return a digest of an export's weights that changes when it is written again from another checkpoint.
-
-    Of each file its name, its size and blocks spread evenly over it, so that a large model is not read as a whole.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(export.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as stream:
-            for start in range(0, size, max(BLOCK, size // BLOCKS)):
-                stream.seek(start)
-                digest.update(stream.read(BLOCK))
-    return digest.hexdigest()
-
-
-def is_stale(evaluation: dict[str, Any], export: Path) -> bool:
-    """Return whether an evaluation is of another export than the one that is there now.
-
-    One that an earlier version wrote does not tell, and counts as current.
-    """
-    known = (evaluation.get("export") or {}).get("digest")
-    return bool(known) and export.is_dir() and known != export_digest(export)

@@ -52,16 +52,7 @@ def plots(state: RunState, evaluation: Evaluation, compute: Compute) -> list[Cha
             series=[by_step(lines, "gradient_norm")],
             caption="A spike is an odd batch; a steady rise is a learning rate that is too high.",
         ),
-        Chart(
-            key="speed",
-            title="Speed",
-            x_name="step",
-            y_name="tokens per second",
-            from_zero=True,
-            marks=marks,
-            series=[by_step(lines, "tokens_per_s", style="bold")],
-            caption="All ranks together, with masked tokens and padding.",
-        ),
+        speed_chart([by_step(lines, "tokens_per_s", style="bold")], marks=marks),
     ]
     return [*found, *mfu_chart(lines, compute, marks), *memory_chart(state, marks), wait_chart(lines, marks)]
 
@@ -114,6 +105,21 @@ def loss_chart(state: RunState, evaluation: Evaluation, marks: Sequence[Mark]) -
         is_wide=True,
         marks=[*marks, *levels],
         caption=" ".join(filter(None, notes)),
+    )
+
+
+def speed_chart(series: Sequence[Series], *, marks: Sequence[Mark] = (), is_wide: bool = False) -> Chart:
+    """Return the tokens per second of one run or of several."""
+    return Chart(
+        key="speed",
+        title="Speed",
+        x_name="step",
+        y_name="tokens per second",
+        from_zero=True,
+        series=series,
+        marks=marks,
+        is_wide=is_wide,
+        caption="All ranks together, with masked tokens and padding.",
     )
 
 

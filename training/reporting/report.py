@@ -22,7 +22,7 @@ from training.reporting.page.hardware import compute_of
 from training.reporting.page.rendering import render
 from training.reporting.page.verdicts import judged
 from training.reporting.plots import plots
-from training.reporting.status import RunState, command, read_record, read_state, validation_text
+from training.reporting.status import RunState, command, is_stale, read_record, read_state, validation_text
 
 SHOWN_INCIDENTS = 40
 SHOWN_COLUMNS = 12
@@ -55,6 +55,7 @@ def write_report(paths: RunPaths, shards: Path, name: str) -> Path:
         source_notes=source_notes,
         evaluation=evaluation,
         tables=tables(evaluation) if evaluation else [],
+        is_stale=evaluation is not None and is_stale(evaluation, paths.export),
         plan=plan_text(plan),
         config=paths.config.read_text(encoding="utf-8") if paths.config.is_file() else "",
         ran_with=versions_of(state),

@@ -13,7 +13,9 @@ from typing import Any
 
 from cluster.errors import DataError
 from cluster.journal import MEASURED, read_events, read_metrics
+from cluster.model_files import weights_digest
 from cluster.paths import CHECKPOINT_FOLDER, COMMIT_FILE, RunPaths
+from training.reporting.wording import bytes_text, duration
 
 RECENT_STEPS = 50  # whose median time is the current speed
 QUIET_S = 300.0  # a run that writes nothing for this long, and for ten steps, counts as dead
@@ -143,31 +145,6 @@ def paired_attempts(events: list[dict[str, Any]], lines: list[dict[str, Any]]) -
     return attempts
 
 
-def duration(seconds: float) -> str:
-    """Return a duration as text, in its one or two largest units."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def bytes_text(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def short(number: float) -> str:
-    """Return a number as text with three significant digits."""
-    for unit, size in ((" T", 1e12), (" G", 1e9), (" M", 1e6)):
-        if size <= number < 1e15:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}" if number < 100 or number >= 1e15 else f"{number:,.0f}"
-
-
 def command(verb: str, paths: RunPaths) -> str:
     """Return the command line for a verb, with the run's folder in place of its YAML once the folder holds a copy."""
     return f"shardline {verb} {shlex.quote(str(paths.root)) if paths.config.is_file() else 'RUN.yaml'}"
@@ -192,7 +169,7 @@ def status_facts(paths: RunPaths, state: RunState, now: datetime) -> dict[str, s
         "starts": starts_text(state),
         "checkpoints": checkpoints_text(paths.checkpoints),
         "export": str(paths.export) if paths.export.is_dir() else "none yet",
-        "evaluation": evaluation_text(read_record(paths.evaluation)),
+        "evaluation": evaluation_text(read_record(paths.evaluation), paths.export),
         "report": str(paths.report) if paths.report.is_file() else "none yet",
         "next": next_text(paths, state, quiet_s, is_starting=is_starting(state, now)),
     }
@@ -291,11 +268,21 @@ def checkpoints_text(folder: Path) -> str:
     return f"{len(found)}, newest at step {found[-1][0]:,}, {bytes_text(size)} on disk"
 
 
-def evaluation_text(evaluation: dict[str, Any] | None) -> str:
+def evaluation_text(evaluation: dict[str, Any] | None, export: Path) -> str:
     if evaluation is None:
         return "none yet"
     base, tuned = evaluation["models"]["base"], evaluation["models"]["tuned"]
-    return f"held-out loss {base['loss']:.4f} -> {tuned['loss']:.4f}"
+    older = ", of an earlier export than the one that is there now" if is_stale(evaluation, export) else ""
+    return f"held-out loss {base['loss']:.4f} -> {tuned['loss']:.4f}{older}"
+
+
+def is_stale(evaluation: dict[str, Any], export: Path) -> bool:
+    """Return whether an evaluation is of another export than the one that is there now.
+
+    One that an earlier version wrote does not tell, and counts as current.
+    """
+    known = (evaluation.get("export") or {}).get("digest")
+    return bool(known) and export.is_dir() and known != weights_digest(export)
 
 
 def next_text(paths: RunPaths, state: RunState, quiet_s: float | None, *, is_starting: bool) -> str:
@@ -305,10 +292,11 @@ def next_text(paths: RunPaths, state: RunState, quiet_s: float | None, *, is_sta
         return command("prepare", paths)
     if not state.is_finished:
         return command("train", paths) + (" (resumes from the newest checkpoint)" if state.attempts else "")
+    evaluation = read_record(paths.evaluation)
     for made, verb in ((paths.export, "export"), (paths.evaluation, "evaluate"), (paths.report, "report")):
-        if not made.exists():
+        if not made.exists() or (verb == "evaluate" and evaluation and is_stale(evaluation, paths.export)):
             return command(verb, paths)
-    return command("generate", paths)
+    return command("chat", paths)
 
 
 def is_prepared(paths: RunPaths) -> bool:

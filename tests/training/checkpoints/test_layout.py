@@ -223,7 +223,10 @@ def test_a_changed_run_is_told_each_changed_key_with_what_it_was_and_is(tmp_path
 
 def test_the_same_run_is_accepted_after_its_identity_went_through_json(tmp_path: Path) -> None:
     identity = {"rate": 1e-3, "epsilon": 1e-8, "clip": None, "name": "ü", "odd": 0.1 + 0.2}
-    check_identity(json.loads(json.dumps(identity)), identity, tmp_path)
+    then = json.loads(json.dumps(identity))
+    check_identity(then, identity, tmp_path)  # raises nothing
+    with pytest.raises(CheckpointError, match=r"odd was 0\.30000000000000004, is 0\.3"):
+        check_identity(then, {**identity, "odd": 0.3}, tmp_path)
 
 
 def test_a_damaged_checkpoint_is_set_aside_with_its_reason_as_often_as_it_happens(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.shards import ShardReader, read_manifest
 from training.evaluate.difference import difference
-from training.evaluate.models import export_digest, is_stale
 from training.evaluate.scoring import DocumentScore, Scores, score_rows
 from training.step.batches import micro_batch
 from training.step.packed_model import Isolation, PackedModel
@@ -89,13 +88,3 @@ def test_five_documents_are_too_few_to_tell() -> None:
 def test_models_scored_on_different_documents_are_not_compared() -> None:
     with pytest.raises(ValueError, match="different documents"):
         difference(scores_of([1.0] * 8), scores_of([1.0] * 9))
-
-
-def test_an_evaluation_of_another_export_is_stale(tmp_path: Path) -> None:
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(bytes(200_000))
-    evaluation = {"export": {"digest": export_digest(tmp_path)}}
-    assert not is_stale(evaluation, tmp_path)
-    weights.write_bytes(bytes(100_000) + b"1" + bytes(99_999))
-    assert is_stale(evaluation, tmp_path)
-    assert not is_stale({}, tmp_path)  # of an earlier version

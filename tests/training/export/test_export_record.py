@@ -1,4 +1,4 @@
-"""An export says which checkpoint it holds, and a file that changed since it was verified is found."""
+"""An export says which checkpoint it holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cluster.errors import CheckpointError
 from training.checkpoints.layout import read_commit
 from training.config import ExportConfig
 from training.export.export import export
-from training.export.export_record import RECORD, check_unchanged, newer_step, read_record
+from training.export.export_record import RECORD, newer_step, read_record
 from training.models.source import ModelOrigin
 
 
@@ -31,29 +31,12 @@ def test_a_fresh_export_names_its_checkpoint_and_a_later_checkpoint_makes_it_old
 ) -> None:
     checkpoints = exported.parent / "checkpoints"
     record = read_record(exported)
-    check_unchanged(exported, record)
+    assert {path.name for path in exported.iterdir()} == {*record.files, RECORD}
     assert record.checkpoint == read_commit(checkpoints / "step-000005").digest
     assert newer_step(record, checkpoints) is None
     weights = dict(AutoModelForCausalLM.from_pretrained(exported).named_parameters())
     write_checkpoint(checkpoints, {name: weight.detach().float() for name, weight in weights.items()}, step=9)
     assert newer_step(record, checkpoints) == 9
-
-
-def test_a_file_that_changed_was_added_or_is_gone_since_the_verification_is_named(exported: Path) -> None:
-    record = read_record(exported)
-    (exported / "adapter_config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"adapter_config.json: was not written by the export"):
-        check_unchanged(exported, record)
-    (exported / "adapter_config.json").unlink()
-    weights = exported / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"model.safetensors: changed"):
-        check_unchanged(exported, record)
-    weights.unlink()
-    with pytest.raises(CheckpointError, match=r"model.safetensors: missing"):
-        check_unchanged(exported, record)
 
 
 def test_an_export_without_a_record_is_not_taken_for_a_verified_one(exported: Path) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from cluster.model_files import weights_digest
 from cluster.paths import RunPaths
-from training.reporting.status import command, duration, read_state, status_text
+from training.reporting.status import command, evaluation_text, is_stale, read_state, status_text
+from training.reporting.wording import duration
 
 BEGIN = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 
@@ -138,7 +140,7 @@ def test_a_first_start_that_failed_is_told_too_until_one_begins(paths: RunPaths)
     assert facts(paths, at=41)["starts"] == "1, restarts: 0; and 1 that took no step"
 
 
-def test_finished_run_leads_from_export_to_generate(paths: RunPaths) -> None:
+def test_finished_run_leads_from_export_to_chat(paths: RunPaths) -> None:
     write_run(paths, [start(0, 0), end(21, 20, "done", 0)], steps=20)
     seen = [facts(paths)["next"]]
     paths.export.mkdir()
@@ -148,7 +150,7 @@ def test_finished_run_leads_from_export_to_generate(paths: RunPaths) -> None:
     seen.append(facts(paths)["next"])
     paths.report.write_text("")
     seen.append(facts(paths)["next"])
-    assert seen == [f"shardline {verb} {paths.root}" for verb in ("export", "evaluate", "report", "generate")]
+    assert seen == [f"shardline {verb} {paths.root}" for verb in ("export", "evaluate", "report", "chat")]
     assert facts(paths)["evaluation"] == "held-out loss 3.2500 -> 1.7500" and "time left" not in facts(paths)
 
 
@@ -206,3 +208,15 @@ def test_a_run_that_an_earlier_version_began_shows_its_attempts_too(paths: RunPa
     write_run(paths, [start(20, 10)], steps=13)
     assert [attempt.kept_steps for attempt in read_state(paths).attempts] == [10, 3]
     assert facts(paths)["starts"] == "2, restarts: 1"
+
+
+def test_an_evaluation_of_an_earlier_export_is_told_and_made_again(paths: RunPaths) -> None:
+    paths.export.mkdir(parents=True, exist_ok=True)
+    weights = paths.export / "model.safetensors"
+    weights.write_bytes(bytes(200_000))
+    losses = {"base": {"loss": 3.0}, "tuned": {"loss": 2.0}}
+    evaluation = {"models": losses, "export": {"digest": weights_digest(paths.export)}}
+    assert evaluation_text(evaluation, paths.export) == "held-out loss 3.0000 -> 2.0000"
+    weights.write_bytes(bytes(100_000) + b"1" + bytes(99_999))
+    assert "of an earlier export" in evaluation_text(evaluation, paths.export)
+    assert not is_stale({"models": losses}, paths.export)  # of an earlier version, which does not tell

@@ -13,8 +13,9 @@ from data_prep.shards import Manifest
 from training.reporting.page.charts import Chart, Series
 from training.reporting.page.facts import config_of, model_name
 from training.reporting.page.goodput import goodput, wall_time
-from training.reporting.plots import Evaluation, smoothed
-from training.reporting.status import RunState, duration, short
+from training.reporting.plots import Evaluation, smoothed, speed_chart
+from training.reporting.status import RunState
+from training.reporting.wording import duration, short
 
 COLOURS = 6  # of the page's style sheet
 SHOWN_CHARS = 160  # of a setting
@@ -66,17 +67,7 @@ def comparison_charts(runs: Sequence[Compared]) -> list[Chart]:
         )
         for number, run in trained
     ]
-    speed = Chart(
-        key="speed",
-        title="Speed",
-        x_name="step",
-        y_name="tokens per second",
-        from_zero=True,
-        series=speeds,
-        is_wide=True,
-        caption="All ranks together, with masked tokens and padding.",
-    )
-    return [*over, speed]
+    return [*over, speed_chart(speeds, is_wide=True)]
 
 
 def cumulated(state: RunState) -> list[float]:

@@ -12,7 +12,8 @@ from cluster.paths import RunPaths
 from training.reporting.page.goodput import goodput, wall_time
 from training.reporting.page.hardware import Compute, hardware_text
 from training.reporting.plots import Evaluation, smoothed
-from training.reporting.status import RunState, duration, short
+from training.reporting.status import RunState
+from training.reporting.wording import duration, short
 
 Record = Mapping[str, Any] | None
 Figure = tuple[str, str, str]  # label, value, remark

@@ -8,27 +8,19 @@ from typing import Any
 
 from training.reporting.status import RunState
 
-# Dense bf16 FLOPs a second, by a part of the name that torch gives the device, the more exact name first; from the
-# makers' data sheets. Names without bf16 units, and those sold with several power limits, are left out.
-PEAKS: Mapping[str, float] = {
-    "B200": 2250e12,
+# Dense bf16 FLOPs a second, by a word of the name that torch gives the device, the more exact name first: from the data
+# sheets, which give twice that, with sparsity, for Hopper. Other devices have no MFU rather than a guessed one.
+PEAKS: Mapping[str, float | None] = {
     "H200": 989e12,
-    "GH200": 989e12,
-    "H100 NVL": 835e12,
+    "H100 NVL": None,
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "H800": 989e12,
     "A100": 312e12,
-    "A800": 312e12,
     "L40S": 362e12,
-    "L40": 181e12,
     "L4": 121e12,
     "A40": 149.7e12,
-    "A10G": 70e12,
     "A10": 125e12,
-    "MI300X": 1307e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from training.reporting.status import bytes_text, duration, short
+from training.reporting.wording import bytes_text, duration, short
 
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = ("shardline", "torch", "deepspeed", "transformers")
