@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.errors import CheckpointError, ConfigError, DataError
 from cluster.model_files import ADAPTER_CONFIG, CONFIG, found_folder, read_settings
+from cluster.paths import RunPaths
 from data_prep.shards import read_manifest, template_digest
 from data_prep.shards.tokenizer_files import open_tokenizer, vocabulary_size
 from launch.config import RunConfig
@@ -42,6 +43,11 @@ def named_model(options: argparse.Namespace) -> NamedModel:
         if options.overrides:
             raise ConfigError(f"-o: {options.run} is a model, not a run: it has no YAML to override; remove -o")
         return NamedModel(folder=options.run, name=options.run.resolve().name, as_chat=None, run=None)
+    if options.run.is_dir() and not RunPaths(options.run).config.exists():
+        raise ConfigError(
+            f"{options.run}: neither a run's folder nor a model's: it holds no {RunPaths(options.run).config.name} and"
+            f" no {CONFIG}; name a run, its YAML file, or a Hugging Face folder"
+        )
     run = load(options)
     if not is_model(run.paths.export):
         raise CheckpointError(f"{run.paths.export}: no exported model here; run `shardline export RUN.yaml` first")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cluster.errors import EXIT_DONE
+from cluster.errors import EXIT_DONE, ConfigError
 from cluster.paths import RunPaths
 from launch.arguments import add_overrides, not_negative
 from launch.wording import say, with_run_named
@@ -35,6 +35,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Report the state of the run, or of each run in the folder."""
+    if options.run == RUNS and not RUNS.exists():
+        raise ConfigError(
+            f"{RUNS}: no such folder here, so there is no run to list; `shardline init` begins one, or name a run's"
+            " folder"
+        )
     runs = runs_in(options.run)
     if runs and options.watch is None:
         say(list_text(runs))

@@ -6,6 +6,7 @@ other words scores low.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import re
@@ -80,28 +81,35 @@ def repeated_share(tokenizer: Any, reply: Answer) -> float:
 
 
 def nearness(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return exact match (of the texts, white space aside), chrF and ROUGE-L F1, from 0 to 1; {} without the libraries.
+    """Return exact match (of the texts, white space aside), chrF and ROUGE-L F1, from 0 to 1; {} without answers.
 
     chrF (Popović 2015) compares characters, in any script. ROUGE-L (Lin 2004) compares words, upper and lower case
     alike; in scripts without spaces, each character counts as a word. rouge_score's own tokenizer would drop every
-    character but a to z and 0 to 9, so that texts of most languages would score 0.
+    character but a to z and 0 to 9, so that texts of most languages would score 0. Both need libraries, and are left
+    out, with a warning, where these are missing.
     """
-    missing = [name for name in ("sacrebleu", "rouge_score") if importlib.util.find_spec(name) is None]
-    if missing or not answers:
-        if missing:
-            log.warning("chrF and ROUGE-L are left out: %s not installed: %s", " and ".join(missing), EXTRA)
+    if not answers:
         return {}
+    same = [reply.split() == said.split() for reply, said in zip(answers, references, strict=True)]
+    found = {"exact_match": statistics.fmean(same)}
+    if not has_text_metrics():
+        return found
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu import corpus_chrf
 
     scorer = RougeScorer(["rougeL"], tokenizer=Words())
     rouge = [scorer.score(said, reply)["rougeL"].fmeasure for reply, said in zip(answers, references, strict=True)]
-    same = [reply.split() == said.split() for reply, said in zip(answers, references, strict=True)]
-    return {
-        "exact_match": statistics.fmean(same),
-        "chrf": corpus_chrf(list(answers), [list(references)]).score / 100,
-        "rouge_l": statistics.fmean(rouge),
-    }
+    chrf = corpus_chrf(list(answers), [list(references)]).score / 100
+    return found | {"chrf": chrf, "rouge_l": statistics.fmean(rouge)}
+
+
+@functools.cache
+def has_text_metrics() -> bool:
+    """Return whether the libraries of the text metrics are installed; say so once if not."""
+    missing = [name for name in ("sacrebleu", "rouge_score") if importlib.util.find_spec(name) is None]
+    if missing:
+        log.warning("chrF and ROUGE-L are left out: %s not installed: %s", " and ".join(missing), EXTRA)
+    return not missing
 
 
 class Words:

@@ -14,7 +14,7 @@ from launch.models.data_probes import new_private_data, probe
 from training.evaluate.held_out_prompts import HeldOutPrompt, held_out_prompts
 from training.evaluate.labels import LabelTask, choose_labels, figures, find_labels, task_record
 from training.evaluate.memorised import SPAN_TOKENS, memorised_spans
-from training.evaluate.replies import answer_all, nearness, repeated_share
+from training.evaluate.replies import answer_all, has_text_metrics, nearness, repeated_share
 from training.generate.answers import Answer, answer
 from training.generate.sampling import Sampling
 from training.step.packed_model import PackedModel
@@ -131,3 +131,13 @@ def test_the_data_probe_counts_all_words_of_all_rows_and_no_reply_without_privat
     found = probe(ShardReader(shards, manifest, "train"), manifest, tokenizer, [{"prompt": "", "tuned": "a run"}], 15)
     assert (found["rows"], found["of_rows"], found["private"]["left"], found["replies"]) == (14, 40, {}, [])
     assert found["words"]["trained"]["all"] > 14 * 20 and found["words"]["trained"]["words for men"] == 0
+
+
+def test_without_their_libraries_the_text_metrics_are_left_out_and_exact_match_is_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    has_text_metrics.cache_clear()
+    assert [nearness(["Yes ."], ["Yes."]), nearness(["a  b"], ["a b"])] == [{"exact_match": 0}, {"exact_match": 1}]
+    assert [record.message.split(":")[0] for record in caplog.records] == ["chrF and ROUGE-L are left out"]  # once
+    has_text_metrics.cache_clear()
