@@ -62,21 +62,31 @@ def run(options: argparse.Namespace) -> int:
     """Train as a rank if a launcher made this process one; else start the ranks of this machine."""
     run = load(options)
     if options.launching:
+        check_start(run)
         with hold_run(run.paths, Holder.here("launch/train.sh")):
             check_resumes(run)
             note_launch(run.paths)
         say(str(run.paths.stop_request))
         return EXIT_DONE
-    manifest = read_manifest(run.shards)
-    check_fits(run, manifest)
     world = read_world()
     if world is None:
-        check_source(run)
-        check_shards(run.shards, manifest.trained_from())
+        check_start(run)
         return start_ranks(run, options)
+    check_fits(run, read_manifest(run.shards))  # this host may see another folder than the one that started the ranks
     with hold_run_for_rank(run.paths, world, TRAINING):
         check_resumes(run)
         return train_as_rank(run, world)
+
+
+def check_start(run: RunConfig) -> None:
+    """Raise what can be known before any rank is started: once for all ranks, and in a second.
+
+    Raises ConfigError or DataError.
+    """
+    manifest = read_manifest(run.shards)
+    check_fits(run, manifest)
+    check_source(run)
+    check_shards(run.shards, manifest.trained_from())
 
 
 def train_as_rank(run: RunConfig, world: World) -> int:

@@ -220,13 +220,23 @@ def test_a_wrong_configuration_ends_with_2_and_is_not_requeued(start: Callable[.
     assert "train.stepz: unknown key; did you mean 'steps'?" in job.log()
 
 
-def test_an_error_that_every_rank_meets_ends_with_2_whichever_rank_ends_first(
+def test_missing_shards_end_with_2_before_a_rank_is_started(
     slurm: Any, run_yaml: Callable[..., Path], tmp_path: Path
 ) -> None:
     run_yaml(tmp_path)
     job = slurm.submit("-N2", TRAIN, "run.yaml", "-o", "data.folder=nowhere", cwd=tmp_path)
     assert job.wait()["ExitCode"] == "2:0"
     assert job.log().count("nowhere/manifest.json: there is no prepared data here") == 1
+    assert "srun" not in job.log()
+
+
+def test_an_error_that_every_rank_meets_is_told_once_and_ends_with_2_whichever_rank_ends_first(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "zero3.json").write_text('{"zero_optimization": {"stage": 3}, "train_batch_size": 8}')
+    job = start(steps=STEPS, deepspeed=str(tmp_path / "zero3.json"))
+    assert job.wait()["ExitCode"] == "2:0"
+    assert job.log().count("zero3.json: sets 'train_batch_size'") == 1
 
 
 def test_each_gpu_of_the_job_gets_a_rank_that_sees_all_gpus_of_its_node(slurm: Any, tmp_path: Path) -> None:
