@@ -18,7 +18,6 @@ from cluster.paths import RunPaths
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "launch" / "train.sh"
-YAML = "{name: r, data: {sources: [{path: x}]}, model: {path: m}}"
 SRUN = """#!/usr/bin/env bash
 echo >>"$FAKES/starts"
 printf '%s\\n' "$MASTER_ADDR" "$MASTER_PORT" "$SHARDLINE_LAUNCHER" "$@" >"$FAKES/started"
@@ -45,7 +44,7 @@ class Result:
 
 
 @pytest.fixture
-def run_job(tmp_path: Path) -> Callable[..., Result]:
+def run_job(tmp_path: Path, run_yaml: Callable[..., Path]) -> Callable[..., Result]:
     """Run a copy of train.sh as Slurm does, in a batch job of two nodes; srun does as told."""
     fakes, folder = tmp_path / "fakes", tmp_path / "my runs"
     fakes.mkdir()
@@ -54,7 +53,7 @@ def run_job(tmp_path: Path) -> Callable[..., Result]:
         (fakes / name).write_text(text)
         (fakes / name).chmod(0o755)
     script = shutil.copy(TRAIN, tmp_path / "slurm_script")
-    (folder / "run.yaml").write_text(YAML)
+    run_yaml(folder)
 
     def run(
         *arguments: str, srun: str = "exit 0", facts: str = "JobState=RUNNING Reason=None", **variables: str
@@ -89,7 +88,7 @@ def run_job(tmp_path: Path) -> Callable[..., Result]:
 
 def take_steps(last: int) -> str:
     """Return what an srun does whose ranks come to a step."""
-    return f"echo '{{\"step\": {last}}}' >runs/r/metrics.jsonl"
+    return f"echo '{{\"step\": {last}}}' >run/metrics.jsonl"
 
 
 def lines_of(path: Path) -> list[str]:
@@ -116,7 +115,7 @@ def test_ranks_that_fail_are_started_again_until_two_starts_made_no_new_step(
 def test_a_job_is_refused_while_another_one_trains_in_the_folder_and_leaves_its_stop_file(
     run_job: Callable[..., Result], tmp_path: Path
 ) -> None:
-    paths = RunPaths(tmp_path / "my runs" / "runs" / "r")
+    paths = RunPaths(tmp_path / "my runs" / "run")
     with hold_run(paths, Holder.here("shardline train")):
         paths.stop_request.touch()
         result = run_job(srun="exit 0")
@@ -138,7 +137,7 @@ def test_ranks_of_a_job_that_is_ending_are_not_started_again(run_job: Callable[.
 
 
 def test_ranks_that_fail_are_not_started_again_if_a_stop_is_asked_for(run_job: Callable[..., Result]) -> None:
-    result = run_job(srun="mkdir -p runs/r && touch runs/r/STOP; exit 1")
+    result = run_job(srun="mkdir -p run && touch run/STOP; exit 1")
     assert (result.code, result.starts) == (1, 1)
 
 
@@ -157,14 +156,14 @@ def test_a_job_that_slurm_requeues_or_cancels_is_left_alone(run_job: Callable[..
 
 
 def test_a_job_with_a_stop_file_is_left_alone(run_job: Callable[..., Result]) -> None:
-    result = run_job(srun="mkdir -p runs/r && touch runs/r/STOP; exit 75")
+    result = run_job(srun="mkdir -p run && touch run/STOP; exit 75")
     assert (result.code, result.requeued) == (75, [])
-    assert "runs/r/STOP exists" in result.stderr
+    assert "run/STOP exists" in result.stderr
 
 
 def test_a_stop_file_of_an_earlier_job_is_removed_but_one_of_this_job_stays(run_job: Callable[..., Result]) -> None:
-    still_there = "[[ -e runs/r/STOP ]]"
-    stopped = run_job(srun=f"{take_steps(1)}; touch runs/r/STOP")
+    still_there = "[[ -e run/STOP ]]"
+    stopped = run_job(srun=f"{take_steps(1)}; touch run/STOP")
     restarted = run_job(srun=f"{take_steps(2)}; {still_there}", SLURM_RESTART_COUNT="1")
     submitted_again = run_job(srun=f"{still_there} || exit 75")
     assert [stopped.code, restarted.code, submitted_again.code] == [0, 0, 75]
@@ -176,7 +175,7 @@ def test_the_shell_survives_a_term_until_the_ranks_have_ended(run_job: Callable[
 
 
 def test_names_with_spaces_reach_the_ranks_whole(run_job: Callable[..., Result], tmp_path: Path) -> None:
-    (tmp_path / "my runs" / "a run.yaml").write_text(YAML)
+    shutil.copy(tmp_path / "my runs" / "run.yaml", tmp_path / "my runs" / "a run.yaml")
     folder = f"folder={tmp_path / 'my runs' / 'one'}"
     started = run_job("a run.yaml", "-o", folder).started
     assert started[-5:] == ["launch", "train", "a run.yaml", "-o", folder]
