@@ -15,6 +15,8 @@ MARKERS_slow := slow
 MARKERS_slurm := slurm
 MARKERS_gpu := gpu
 MARKERS_all := not gpu and not soak
+# Most of these tests wait for processes and for each other: two workers share them, groups as tests/conftest.py says
+WORKERS_all := -n 2 --dist loadscope --no-loadscope-reorder
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -29,7 +31,7 @@ demo: $(VENV)/.run ## the whole pipeline on this machine, in minutes
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev ## the tests of TIER
-	$(BIN)/python -m pytest -m "$(MARKERS_$(TIER))" $(ARGS)
+	$(BIN)/python -m pytest -m "$(MARKERS_$(TIER))" $(WORKERS_$(TIER)) $(ARGS)
 
 soak: $(VENV)/.dev ## the long forms of tests, each with a new seed (SOAK_SEED=N repeats one)
 	$(BIN)/python -m pytest -m soak $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 ROUNDS = 5
 
@@ -17,6 +19,12 @@ def cpu_seconds() -> float:
     """Return the user and system time of this process and its finished children."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return the load average and the versions that a figure was measured with."""
+    packages = ("torch", "transformers", "deepspeed")
+    return {"load": round(os.getloadavg()[0], 1), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def measure(case: str, variants: Mapping[str, Callable[[], object]], work_bytes: int) -> None:

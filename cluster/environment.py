@@ -6,12 +6,19 @@ No other module but cluster/launching/ray_cluster.py reads environment variables
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import ClusterError
+from cluster.network.interfaces import interface_towards
+
+COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+HOSTS = "SHARDLINE_HOSTS"  # two hosts of a Slurm job, the one of rank 0 first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +61,25 @@ def read_world(environment: Mapping[str, str] | None = None) -> World | None:
 
 
 def slurm_world(values: Mapping[str, str]) -> World:
-    size = number(values, "SLURM_NTASKS")
+    tasks = host_counts(text(values, "SLURM_STEP_TASKS_PER_NODE"))
+    host = number(values, "SLURM_NODEID")
+    if host >= len(tasks):
+        raise ClusterError(f"SLURM_NODEID={host}: SLURM_STEP_TASKS_PER_NODE tells of {len(tasks)} hosts only")
     return World(
         rank=number(values, "SLURM_PROCID"),
-        size=size,
+        size=number(values, "SLURM_NTASKS"),
         local_rank=number(values, "SLURM_LOCALID"),
-        local_size=max(1, size // number(values, "SLURM_NNODES", default=1)),
+        local_size=tasks[host],
         master=(text(values, "MASTER_ADDR"), number(values, "MASTER_PORT")),
     )
+
+
+def host_counts(spelled: str) -> list[int]:
+    """Return the number for each host as Slurm spells them: 4,2(x2) is 4, 2, 2."""
+    matches = [COUNT.fullmatch(part) for part in spelled.split(",")]
+    if None in matches:
+        raise ClusterError(f"{spelled!r} from Slurm: expected a number for each host, as in 4,2(x2)")
+    return [int(match[1]) for match in matches if match for _ in range(int(match[2] or 1))]
 
 
 def rank_variables(world: World) -> dict[str, str]:
@@ -83,15 +101,31 @@ def enter_world(world: World) -> None:
     On CPUs a rank gets one thread: ranks share the cores, and a sum's order must not depend on the number of threads.
     """
     os.environ.update(rank_variables(world))
+    hosts = os.environ.get(HOSTS, "").split()
+    if len(hosts) > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
+        # else gloo takes the address that the host has for its own name: 127.0.1.1 in Debian's /etc/hosts
+        interface = interface_towards(hosts)
+        if interface:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
     if gpu_count() == 0:
         os.environ["OMP_NUM_THREADS"] = "1"
         os.environ["DS_ACCELERATOR"] = "cpu"
+    else:
+        set_defaults(
+            {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        )  # without it, products may differ from one time to the next
 
 
 def child_environment(changes: Mapping[str, str | None]) -> dict[str, str]:
     """Return this process's environment with `changes`, for a process to be started; None removes a variable."""
     values = {**os.environ, **changes}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def set_defaults(values: Mapping[str, str]) -> None:
+    """Set variables that a library reads when it is imported, except those that the user has set."""
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
 
 
 def cache_folder() -> Path:
@@ -109,7 +143,12 @@ def gpu_count() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return gpus_of_host()
+
+
+def gpus_of_host() -> int:
+    """Return how many NVIDIA GPUs the kernel shows to this process; some machines show them in one place only."""
+    return max(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))), len(list(Path("/dev").glob("nvidia[0-9]*"))))
 
 
 def cpu_count() -> int:
@@ -147,9 +186,30 @@ def slurm_job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
+def slurm_variables() -> dict[str, str]:
+    """Return what Slurm says about this job in the environment."""
+    return {name: value for name, value in os.environ.items() if name.startswith("SLURM_")}
+
+
+def rank_words() -> tuple[list[str], list[str]]:
+    """Return options for the srun that starts ranks, and the words that start Python: launch/run.sh describes both."""
+    options, python = (shlex.split(os.environ.get(f"SHARDLINE_{name}", "")) for name in ("SRUN_OPTIONS", "PYTHON"))
+    return options, python or [sys.executable]
+
+
+def patience() -> float:
+    """Return the factor on what the launcher waits for under Slurm, in SHARDLINE_PATIENCE: 1, but less in tests."""
+    return float(os.environ.get("SHARDLINE_PATIENCE") or 1)
+
+
 def allocation_end() -> float | None:
     """Return when Slurm's time limit ends this job, in seconds since 1970; None without one."""
     return float(number(os.environ, "SLURM_JOB_END_TIME")) if "SLURM_JOB_END_TIME" in os.environ else None
+
+
+def variables(*beginnings: str) -> dict[str, str]:
+    """Return the environment variables whose names begin with one of these."""
+    return {name: value for name, value in os.environ.items() if name.startswith(beginnings)}
 
 
 def terminal_type() -> str | None:

@@ -65,6 +65,11 @@ class RunPaths:
         return self.root / "heartbeats"
 
     @property
+    def profile(self) -> Path:
+        """Traces of the steps that `shardline train --profile` names."""
+        return self.root / "profile"
+
+    @property
     def hangs(self) -> Path:
         """A report for each hang, and each host."""
         return self.root / "hangs"
@@ -85,12 +90,41 @@ class RunPaths:
         return self.root / "verify_resume"
 
     @property
+    def trackers(self) -> Path:
+        """What each tracker has of this run, and the files of those that write to the disk."""
+        return self.root / "trackers"
+
+    @property
+    def logs(self) -> Path:
+        """The logs of the jobs that `shardline submit` put into Slurm's queue."""
+        return self.root / "logs"
+
+    @property
+    def submissions(self) -> Path:
+        """For each `shardline submit`: the configuration of its jobs, their ids, the commit and the versions."""
+        return self.root / "submissions"
+
+    @property
     def export(self) -> Path:
         return self.root / "export"
+
+    def beside(self, usual: Path, form: Path) -> Path:
+        """Return where a file about a form of the export goes, such as export-int8; `usual` for the export itself."""
+        name = form.resolve().name
+        return usual if form.resolve() == self.export.resolve() else usual.with_stem(f"{usual.stem}-{name}")
+
+    def derived(self, kind: str) -> Path:
+        """A folder made from the export: 'int8', 'int4' or 'gguf-TYPE'."""
+        return self.root / f"export-{kind}"
 
     @property
     def evaluation(self) -> Path:
         return self.root / "evaluation.json"
+
+    @property
+    def card(self) -> Path:
+        """The model card and its picture, as `shardline push` wrote them last."""
+        return self.root / "card"
 
     @property
     def report(self) -> Path:

@@ -48,6 +48,21 @@ def alive_since(pid: int) -> int | None:
     return None if stat is None or stat.state in ("Z", ENDED) else stat.started
 
 
+def ancestors() -> list[str]:
+    """Return the command lines of the processes above this one, nearest first, as far as they can be seen."""
+    found: list[str] = []
+    pid = os.getppid()
+    while pid > 0:
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+            stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        except OSError:
+            break
+        found.append(command.replace("\0", " ").strip())
+        pid = int(stat.rpartition(")")[2].split()[1])
+    return found
+
+
 def process_age_s() -> float:
     """Return the seconds since this process was started, imports included."""
     uptime_s = float(Path("/proc/uptime").read_text().split()[0])

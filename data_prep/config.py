@@ -34,6 +34,9 @@ class SourceConfig(Section):
     """The fetched file's expected size."""
     name: str | None = None
     """The source's name in tables and in `inspect`; default: the path, URL or dataset."""
+    license: str | None = Field(default=None, min_length=1)
+    """The licence of its documents, which `push` writes into the model card: cc-by-4.0, proprietary ...; default:
+    unknown. Changes no shard."""
     fields: Fields = Fields()
     """Which of the rows' columns holds what, if their names are not known ones (docs/rows.md)."""
     system: str | None = Field(default=None, min_length=1)

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.error("%s", with_run_named(message_of(error), options))
         return code
     finally:
-        if world is not None:
+        if world is not None and options.verb == "train":
             ignore_signals()
 
 
@@ -51,7 +51,8 @@ def run_verb(options: argparse.Namespace, world: World | None) -> int:
     """Run one verb, as a rank if a launcher made this process one."""
     if world is not None:
         set_up_logging(world)
-        ignore_signals()
+        if options.verb == "train":
+            ignore_signals()
     module, _ = VERBS[options.verb]
     run: Callable[[argparse.Namespace], int] = importlib.import_module(module).run
     return run(options)

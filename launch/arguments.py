@@ -26,9 +26,15 @@ VERBS = {  # name: (its file, what it does)
         "prove that an interrupted run has the same losses as an uninterrupted one",
     ),
     "tune": ("launch.runs.tune", "search hyper-parameters: each trial a normal run on the same shards"),
+    "submit": ("launch.jobs.submit", "put the whole run into Slurm's queue, as a chain of jobs"),
     "status": (
         "launch.runs.status",
         "show the state of a run, once or until it ends; or list the runs in runs/",
+    ),
+    "track": ("launch.runs.track", "send a run's metrics to trackers: TensorBoard, W&B, MLflow, trackio, Comet"),
+    "doctor": (
+        "launch.runs.doctor",
+        "examine the hosts of a run before it starts: GPUs, network, disk, limits, versions",
     ),
     "inspect": ("launch.runs.inspect", "show which documents were in a step"),
     "checkpoint": ("launch.runs.checkpoint", "list, check, show, keep and import checkpoints"),
@@ -37,6 +43,7 @@ VERBS = {  # name: (its file, what it does)
     "generate": ("launch.models.generate", "answer prompts with the exported model"),
     "chat": ("launch.models.chat", "talk with the exported model in the terminal"),
     "serve": ("launch.models.serve", "answer over HTTP: a chat page, OpenAI's API and metrics on one port"),
+    "push": ("launch.models.push", "publish the export and its model card on the Hub, or a Space that chats with it"),
     "report": ("launch.runs.report", "write one HTML page about the run, or one that compares several"),
 }
 
@@ -82,6 +89,15 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def step_range(text: str) -> tuple[int, int]:
+    """Parse one step, or the first and the last one of several: 12 or 10-12."""
+    first, _, last = text.partition("-")
+    found = (positive(first), positive(last or first))
+    if found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"{text!r}: the first step is after the last")
+    return found
 
 
 def not_negative(text: str) -> float:

@@ -1,13 +1,35 @@
 #!/usr/bin/env bash
-# Sourced by train.sh and prepare.sh once they have found the checkout; not a command.
+# Sourced by train.sh, prepare.sh and tune.sh once they have found the checkout; not a command.
 # Takes $checkout and $script; sets `say`, $python, PYTHONPATH and what launch/site.env sets.
-: "${checkout:?source it from train.sh or prepare.sh}" "${script:?}"
+: "${checkout:?source it from train.sh, prepare.sh or tune.sh}" "${script:?}"
 
 say() { echo "$script: $*" >&2; }
 
 checkout=$(realpath "$checkout")
 export PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
-# shellcheck source=/dev/null
-[[ ! -f $checkout/launch/site.env ]] || source "$checkout/launch/site.env"
-# shellcheck disable=SC2034  # python is the scripts' to use
-[[ -n ${VIRTUAL_ENV-}${CONDA_PREFIX-} || ! -x $checkout/.venv/bin/python ]] || python=$checkout/.venv/bin/python
+if [[ -f $checkout/launch/site.env ]]; then
+  set +euo pipefail # what it sources, module and conda too, is not written for them
+  # shellcheck source=/dev/null
+  source "$checkout/launch/site.env"
+  set -euo pipefail
+fi
+
+python=python # of an environment that was activated on purpose; conda's base, which many shells activate, is not
+[[ -n ${VIRTUAL_ENV-} || ! -x $checkout/.venv/bin/python ]] || python=$checkout/.venv/bin/python
+"$python" -c "import pydantic" 2>/dev/null || {
+  say "$(type -P "$python" || echo "$python (not found)") cannot import pydantic: install Shardline into $checkout/.venv," \
+    "or activate its environment, here or in launch/site.env"
+  exit 2
+}
+if [[ -n ${SLURM_JOB_ID-} ]]; then
+  say "python is $(type -P "$python")"
+  ((${SLURM_HET_SIZE:-1} < 2)) || {
+    say "this is a heterogeneous job, and only its first component would be used; submit a job of one component"
+    exit 2
+  }
+  # sbatch passes on what srun and salloc have set in the shell it was called in, and srun would take it for options
+  unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}" "${!SLURM_MEM_PER_@}" "${!SLURM_TRES_@}" \
+    SLURM_CPUS_PER_TASK SLURM_CPUS_PER_GPU SLURM_EXACT SLURM_GPU_BIND SLURM_GPUS SLURM_GPUS_PER_SOCKET \
+    SLURM_GPUS_PER_TASK SLURM_GRES SLURM_HINT SLURM_NTASKS_PER_CORE SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_NODE \
+    SLURM_NTASKS_PER_SOCKET SLURM_OVERCOMMIT SLURM_THREADS_PER_CORE SRUN_CPUS_PER_TASK
+fi

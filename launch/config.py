@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from cluster.config_loading import PathValue, Section
 from cluster.paths import RunPaths
+from cluster.submission.config import ClusterConfig
 from data_prep.config import DataConfig
 from training.config import EvaluateConfig, ExportConfig, ModelConfig, TrainConfig
 
@@ -22,6 +23,10 @@ class RunConfig(Section):
     """The folder for everything that the run writes; default: runs/NAME."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides new weights, the order of the rows and dropout."""
+    trackers: Literal["auto"] | list[Literal["tensorboard", "wandb", "mlflow", "trackio", "comet"]] = "auto"
+    """Where `shardline train` sends the metrics: a list of names, `[]` for none. auto: TensorBoard if it is installed.
+    See docs/tracking.md."""
+    cluster: ClusterConfig | None = None
     data: DataConfig
     model: ModelConfig
     train: TrainConfig = TrainConfig()

@@ -36,12 +36,20 @@ BOUNDS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}", "min_lengt
 
 def reference() -> str:
     """Return the page."""
-    return HEAD + "".join(section("", RunConfig))
+    return HEAD + "".join(section("", RunConfig, {}))
 
 
-def section(name: str, model: type[BaseModel]) -> Iterator[str]:
-    """Yield the table of a section's keys, then those of the sections in it; `name` is its dotted key."""
-    yield f"\n## {f'`{name}`' if name else 'The file'}\n\n{first_paragraph(model)}\n\n"
+def section(name: str, model: type[BaseModel], told: dict[type[BaseModel], str]) -> Iterator[str]:
+    """Yield the table of a section's keys, then those of the sections in it; `name` is its dotted key.
+
+    A section like one that was `told` refers to that one.
+    """
+    yield f"\n## {f'`{name}`' if name else 'The file'}\n\n{first_paragraph(model)}"
+    if model in told:
+        yield f" The keys are those of `{told[model]}`.\n"
+        return
+    told[model] = name
+    yield "\n\n"
     yield "| key | value | default | |\n|---|---|---|---|\n"
     docs = docstrings(model)
     for key, field in model.model_fields.items():
@@ -51,7 +59,7 @@ def section(name: str, model: type[BaseModel]) -> Iterator[str]:
         yield f"| `{key}` | {kind(field)} | {default(field)} | {cell(text)} |\n"
     for key, field in model.model_fields.items():
         for inner in sections_in(field.annotation):
-            yield from section(dotted(name, key) + ("[]" if is_list(field.annotation) else ""), inner)
+            yield from section(dotted(name, key) + ("[]" if is_list(field.annotation) else ""), inner, told)
 
 
 def dotted(name: str, key: str) -> str:

@@ -7,14 +7,20 @@
 #SBATCH --signal=USR2@120
 set -euo pipefail
 
-script=tune.sh python=python command=""
+script=tune.sh
 (($#)) || { echo "usage: shardline tune RUN.yaml --space SPACE.yaml --slurm='OPTIONS OF SBATCH'" >&2 && exit 2; }
-# Slurm runs a copy of this file, so that $0 is in the checkout only without sbatch
-[[ -z ${SLURM_JOB_ID-} ]] || command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
-for checkout in "$(dirname "$(realpath "$0")")/.." "${command%%"/launch/$script"*}" "${SLURM_SUBMIT_DIR-}"; do
-  [[ ! -f $checkout/launch/common.sh ]] || break
-done
+checkout=$(dirname "$(realpath "$0")")/..
+if [[ ! -f $checkout/launch/common.sh && -n ${SLURM_JOB_ID-} ]]; then # Slurm runs a copy of this file
+  for ((tries = 0; tries < 60; tries++)); do # its controller may be restarting
+    ! job=$(scontrol show job "$SLURM_JOB_ID") || break
+    sleep 10
+  done
+  command=$(sed -n '/^ *Command=/ { s///p; q }' <<<"$job")
+  for checkout in "${command%%"/launch/$script"*}" "${SLURM_SUBMIT_DIR-}"; do
+    [[ ! -f $checkout/launch/common.sh ]] || break
+  done
+fi
 [[ -f $checkout/launch/common.sh ]] || { echo "$script: cannot find Shardline's checkout" >&2 && exit 2; }
-# shellcheck source=/dev/null
+# shellcheck source=launch/common.sh
 source "$checkout/launch/common.sh"
 exec "$python" -m launch tune --task "$@"

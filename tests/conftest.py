@@ -6,19 +6,72 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from data_prep.shards import Manifest, Piece, template_digest, tokenizer_digest
 from data_prep.shards.writing import PackedRow, PackedRows, row_schema, write_manifest, write_shard, write_split_files
+from tests.rank_server import RankServer
+
+HERE = Path(__file__).parent
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores SIGINT in what it starts in the background, and the commands that are tested would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of two workers would mostly wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("no clock", deadline=None)  # a shared machine may be slow: no test fails for that
+settings.load_profile("no clock")
+
+TOGETHER = {  # what one worker runs alone when two share the tests, because it shares something costly, or a machine
+    "clusters": ("slurm/", "data_prep/test_executors.py", "data_prep/test_prepare.py", "data_prep/test_kills.py"),
+    "transformers 4": ("models/",),
+    "rank programs": ("training/zero/", "training/models/test_first_loss.py"),
+}
+
+
+def group_of(file: str) -> str:
+    """Return the tests that must run in the same process as those of this file: the file's own, or more."""
+    return next((group for group, paths in TOGETHER.items() if file.startswith(paths)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where two workers share the tests (-n 2), keep groups together.
+
+    xdist's own way, `--dist loadgroup`, renames the tests, which pytest 9 does not let it do.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0].removeprefix("tests/"))
+
+    return ByGroup(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest where two workers share the tests."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    first = list(TOGETHER)
+    groups = {item: group_of(item.path.relative_to(HERE).as_posix()) for item in items}
+    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
+
+    def turn(item: pytest.Item) -> int:
+        group = groups[item]
+        return first.index(group) if group in first else len(first) + (group not in slow)
+
+    items.sort(key=turn)
+
 
 WORDS = ("a", "run", "that", "ends", "is", "worth", "more", "than", "fast", "and", "every", "step", "counts", "once")
 
@@ -40,6 +93,14 @@ def soak_seed(request: pytest.FixtureRequest, soak_log: Callable[[str], None]) -
     seed = int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(2**32))
     soak_log(f"{request.node.name}: SOAK_SEED={seed}")
     return seed
+
+
+@pytest.fixture(scope="session")
+def rank_server() -> Iterator[RankServer]:
+    """Run the tests' own rank programs without importing everything once a rank."""
+    server = RankServer()
+    yield server
+    server.stop()
 
 
 def lines(count: int) -> list[str]:
@@ -145,6 +206,7 @@ def run_yaml(tiny_model: Path, tiny_shards: Callable[..., Path]) -> Callable[...
         values = {
             "name": "tiny",
             "folder": str(folder / "run"),
+            "trackers": [],
             "data": {"folder": str(shards), "sources": [{"path": "unused"}], "row_tokens": 64},
             "model": {"path": str(tiny_model)},
             "train": {"steps": 8, "global_batch_rows": 8, "micro_batch_rows": 2, "learning_rate": 1e-3, **train},

@@ -63,7 +63,8 @@ class TrainConfig(Section):
     steps: int | None = Field(default=None, gt=0)
     """Optimizer steps; give this or `epochs`."""
     global_batch_rows: int = Field(default=32, gt=0)
-    """Rows per optimizer step, over all ranks and accumulation steps."""
+    """Rows per optimizer step, over all ranks and accumulation steps. Any number; best is a multiple of ranks x
+    `micro_batch_rows`, which leaves no rank without rows."""
     micro_batch_rows: int = Field(default=1, gt=0)
     """Rows per rank in one forward and backward pass."""
     learning_rate: float = Field(default=2e-5, gt=0)
@@ -86,6 +87,9 @@ class TrainConfig(Section):
     """Larger gradients are scaled down to this norm; null: never."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of the weights in forward and backward; master weights and moments are always fp32."""
+    deterministic: bool = True
+    """Use algorithms on a GPU that give the same bits each time, so that a resumed run is the undisturbed one bit for
+    bit. A CPU always does. What it costs on a GPU has not been measured yet."""
     activation_checkpointing: bool = False
     """Recompute each layer's activations in backward instead of storing them."""
     freeze: list[str] = Field(default_factory=list)

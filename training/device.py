@@ -16,6 +16,16 @@ def device_name() -> str:
     return value_of(CPU_FACTS, "model name")
 
 
+def make_deterministic() -> None:
+    """Make a GPU compute the same bits each time; torch warns of an operation that it has no such algorithm for.
+
+    New memory is not filled, as this mode would do by itself: that serves to find code that reads it, and takes time.
+    """
+    if torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def peak_memory_bytes() -> int | None:
     """Return the largest memory so far: tensors on this rank's GPU, or the whole process on a CPU; None if not known.
 

@@ -235,7 +235,9 @@ def metrics_line(
     """Return a step's line of `metrics.jsonl`. `step` counts the steps done, so the first line says 1.
 
     `times` are in seconds: `step_s` is from the end of the step before to the end of this one. Of these, the step
-    waited `data_wait_s` for its batch, and `save_s` passed before it with the held-out loss and a checkpoint.
+    waited `data_wait_s` for its batch, and `save_s` passed before it with the held-out loss and a checkpoint. This
+    rank's forward and backward passes took `forward_s` and `backward_s`, waits for other ranks included, and the last
+    update before this one `update_s`.
     """
     tokens = plan.global_batch_rows * plan.row_tokens
     return {
@@ -245,7 +247,7 @@ def metrics_line(
         "learning_rate": rate,
         "trained_tokens": 0 if stats.skipped else batch.trained_tokens,
         "tokens_per_s": round(tokens / times["step_s"], 1),
-        **{name: round(seconds, 4) for name, seconds in times.items()},
+        **{name: round(seconds, 4) for name, seconds in {**times, **stats.times}.items()},
         **({"auxiliary_loss": stats.auxiliary_loss} if stats.auxiliary_loss is not None else {}),
         **({"skipped": stats.skipped} if stats.skipped else {}),
     }

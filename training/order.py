@@ -10,7 +10,9 @@ without the steps before it.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -71,14 +73,73 @@ class Order:
         return hashlib.blake2b(f"{self.seed}/{epoch}/{self.data_digest}".encode(), digest_size=32).digest()
 
     def micro_batches(self, step: int, rank: int, world_size: int, micro_batch_rows: int) -> list[list[int]]:
-        """Return the rows of each accumulation step of one rank.
+        """Return the rows of each accumulation step of one rank, as many lists for every rank."""
+        return dealt(self.rows_of_step(step), rank, world_size, micro_batch_rows)
 
-        The global batch is cut into micro batches, dealt to the ranks in turn: micro batch k of the step is the same
-        rows for every world size.
-        """
-        rows = self.rows_of_step(step)
-        starts = range(rank * micro_batch_rows, len(rows), world_size * micro_batch_rows)
-        return [rows[start : start + micro_batch_rows] for start in starts]
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """How a global batch of `rows` is divided among `ranks` that take `micro_batch_rows` at a time.
+
+    All ranks take as many micro batches, since all must call the model equally often. If the rows do not fill them, the
+    last one of some ranks is shorter or empty, and no other is.
+    """
+
+    rows: int
+    ranks: int
+    micro_batch_rows: int
+
+    @property
+    def unit(self) -> int:
+        """Rows that all ranks take at a time."""
+        return self.ranks * self.micro_batch_rows
+
+    @property
+    def accumulation_steps(self) -> int:
+        return math.ceil(self.rows / self.unit)
+
+    @property
+    def places(self) -> int:
+        """Rows that there is room for in a step."""
+        return self.accumulation_steps * self.unit
+
+    @property
+    def empty_places(self) -> int:
+        return self.places - self.rows
+
+    @property
+    def most_rows(self) -> int:
+        """Rows of rank 0; no rank has more, so a step takes as long as these do."""
+        before = self.accumulation_steps - 1
+        return before * self.micro_batch_rows + min(self.micro_batch_rows, self.rows - before * self.unit)
+
+    @property
+    def idle_share(self) -> float:
+        """Share of the ranks' time in which they wait for those that have the most rows."""
+        return 1 - self.rows / (self.ranks * self.most_rows)
+
+    def nearest_even_batches(self) -> list[int]:
+        """Return the nearest numbers of rows, below and above, that leave no place empty."""
+        below = self.rows // self.unit * self.unit
+        return [batch for batch in (below, below + self.unit) if batch]
+
+    def even_micro_batch(self) -> int | None:
+        """Return the largest smaller `micro_batch_rows` that leaves no place empty; there may be none."""
+        share, rest = divmod(self.rows, self.ranks)
+        sizes = range(self.micro_batch_rows - 1, 0, -1)
+        return None if rest else next((size for size in sizes if share % size == 0), None)
+
+    def nearest_even_ranks(self) -> list[int]:
+        """Return the nearest numbers of ranks, below and above, that leave no place empty; there may be none."""
+        micro_batches, rest = divmod(self.rows, self.micro_batch_rows)
+        even = [] if rest else [ranks for ranks in range(1, micro_batches + 1) if micro_batches % ranks == 0]
+        return [*[ranks for ranks in even if ranks < self.ranks][-1:], *[r for r in even if r > self.ranks][:1]]
+
+    def faster(self) -> Division | None:
+        """Return the division with the largest smaller `micro_batch_rows` that leaves the least idle; None without."""
+        sizes = range(self.micro_batch_rows - 1, 0, -1)
+        best = min((replace(self, micro_batch_rows=size) for size in sizes), key=lambda d: d.most_rows, default=self)
+        return best if best.most_rows < self.most_rows else None
 
 
 def order_of(manifest: Manifest, global_batch_rows: int, seed: int) -> Order:
@@ -89,3 +150,14 @@ def order_of(manifest: Manifest, global_batch_rows: int, seed: int) -> Order:
         seed=seed,
         data_digest=manifest.content_digest,
     )
+
+
+def dealt(rows: Sequence[int], rank: int, world_size: int, micro_batch_rows: int) -> list[list[int]]:
+    """Return the rows of a global batch that one rank takes, a list for each accumulation step, as many for every rank.
+
+    The batch is cut into micro batches, dealt to the ranks in turn: micro batch k of the step is the same rows for
+    every world size. Where the rows run out, a micro batch is shorter, and those after it are empty.
+    """
+    division = Division(rows=len(rows), ranks=world_size, micro_batch_rows=micro_batch_rows)
+    starts = range(rank * micro_batch_rows, division.places, world_size * micro_batch_rows)
+    return [list(rows[start : start + micro_batch_rows]) for start in starts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,6 +11,7 @@ from cluster.errors import ConfigError
 from data_prep.shards import Manifest
 from training.config import TrainConfig
 from training.optimizer_state import STATE_BYTES_PER_PARAMETER
+from training.order import Division
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,10 @@ class Plan:
     config: TrainConfig
 
     @property
+    def division(self) -> Division:
+        return Division(rows=self.global_batch_rows, ranks=self.world_size, micro_batch_rows=self.micro_batch_rows)
+
+    @property
     def schedule(self) -> Schedule:
         return Schedule.of(self.config, self.total_steps, self.warmup_steps)
 
@@ -97,14 +103,21 @@ class Plan:
         trained = self.trained_parameters
         return "" if trained == self.parameters else f", {trained:,} trained ({trained / self.parameters:.2%})"
 
+    def step_lines(self) -> Iterator[str]:
+        batch_tokens, is_even = self.global_batch_rows * self.row_tokens, self.division.empty_places == 0
+        yield (
+            f"step         {self.global_batch_rows} rows, {batch_tokens:,} tokens {'=' if is_even else 'on'}"
+            f" {self.world_size} ranks x {self.micro_batch_rows} rows x {self.accumulation_steps} accumulation steps"
+        )
+        if not is_even:
+            yield f"             {empty_places_text(self.division)}"
+
     def as_text(self) -> str:
         """Return the plan as printed before the first step."""
-        batch_tokens = self.global_batch_rows * self.row_tokens
         return "\n".join(
             [
                 f"data         {self.rows:,} rows of {self.row_tokens:,} tokens, {self.trained_tokens:,} trained",
-                f"step         {self.global_batch_rows} rows, {batch_tokens:,} tokens = {self.world_size} ranks"
-                f" x {self.micro_batch_rows} rows x {self.accumulation_steps} accumulation steps",
+                *self.step_lines(),
                 f"length       {self.total_steps:,} steps, {self.total_steps * self.global_batch_rows / self.rows:.2f}"
                 f" epochs, warm-up {self.warmup_steps:,} steps",
                 f"model        {self.parameters:,} parameters{self.trained_text()};"
@@ -118,7 +131,7 @@ def identity_of(config: TrainConfig, data_digest: str, seed: int) -> dict[str, A
 
     Left out is what changes no result: how ranks share the batch, when to save, what to keep, when to give up.
     """
-    free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "activation_checkpointing"}
+    free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "activation_checkpointing", "deterministic"}
     free |= {
         "save_every_steps",
         "validation_rows",
@@ -141,7 +154,7 @@ def make_plan(
     seed: int,
     trained_parameters: int | None = None,
 ) -> Plan:
-    """Return the plan. Raises ConfigError if the ranks cannot share the batch evenly or the data has no rows.
+    """Return the plan. Raises ConfigError if the data has no rows.
 
     `trained_parameters` defaults to all `parameters`.
     """
@@ -150,10 +163,11 @@ def make_plan(
     if rows == 0:
         raise ConfigError("data: the training split has no rows; add documents, or lower validation_fraction")
     total_steps = steps_of(config, rows)
+    division = Division(rows=config.global_batch_rows, ranks=world_size, micro_batch_rows=config.micro_batch_rows)
     return Plan(
         world_size=world_size,
         micro_batch_rows=config.micro_batch_rows,
-        accumulation_steps=accumulation_steps(config, world_size),
+        accumulation_steps=division.accumulation_steps,
         global_batch_rows=config.global_batch_rows,
         row_tokens=manifest.row_tokens,
         rows=rows,
@@ -169,17 +183,13 @@ def make_plan(
     )
 
 
-def accumulation_steps(config: TrainConfig, world_size: int) -> int:
-    """Return the micro batches per rank and step. Raises ConfigError if the ranks cannot share the batch evenly."""
-    unit = world_size * config.micro_batch_rows
-    if config.global_batch_rows % unit:
-        below = config.global_batch_rows // unit * unit
-        nearest = f"{below} or {below + unit}" if below else str(unit)
-        raise ConfigError(
-            f"train.global_batch_rows: {config.global_batch_rows} is not a multiple of {unit}"
-            f" (= {world_size} ranks x {config.micro_batch_rows} micro_batch_rows); nearest: {nearest}"
-        )
-    return config.global_batch_rows // unit
+def empty_places_text(division: Division) -> str:
+    """Return how many places of a step are empty, and what would leave none empty."""
+    micro, ranks = division.even_micro_batch(), " or ".join(map(str, division.nearest_even_ranks()))
+    batches = " or ".join(map(str, division.nearest_even_batches()))
+    ways = [f"with micro_batch_rows {micro}"] * (micro is not None) + [f"on {ranks} ranks"] * bool(ranks)
+    even = ", or ".join([*ways, f"with a global batch of {batches} rows"])
+    return f"{division.empty_places} of {division.places} places empty; none would be {even}"
 
 
 def steps_of(config: TrainConfig, rows: int) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from cluster.disk.atomic_files import write_json, write_text
@@ -23,17 +26,23 @@ from training.advice.run_warnings import run_warnings
 from training.checkpoints.async_save import SavePolicy
 from training.checkpoints.checkpoint import Checkpoints
 from training.config import ModelConfig, TrainConfig
-from training.device import device_name, peak_memory_bytes
+from training.costs.memory import Layout
+from training.costs.shapes import shape_of_skeleton
+from training.costs.table import state_line
+from training.device import device_name, make_deterministic, peak_memory_bytes
 from training.loop import Outcome, train
 from training.models.source import ModelOrigin, find_model
 from training.order import order_of
 from training.plan import Plan, make_plan
 from training.run_identity import changes
 from training.step.batches import Batches
-from training.zero.ds_config import deepspeed_config, read_template
+from training.step.step_times import Profile
+from training.zero.ds_config import deepspeed_config, read_template, stored_as
 from training.zero.engine import ZeroEngine, join_world, leave_world
 
 log = logging.getLogger(__name__)
+
+TOLD_S = 3.0  # by then a heartbeat has told all hosts of a phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +55,8 @@ class RunRequest:
     model: ModelConfig
     train: TrainConfig
     seed: int
+    profiled: tuple[int, int] | None = None
+    """The first and the last step (from 1) to trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +81,15 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
         log.info("%s", as_text(versions()))  # the first call, so that what is recorded is the code that runs
     try:
         setup = assemble(request, world, journal.mark)
+        if request.profiled:
+            first, last = request.profiled
+            setup.engine.profile = Profile(
+                first=first,
+                last=last,
+                folder=request.paths.profile,
+                rank=world.rank,
+                before_writing=partial(announce_silence, journal),
+            )
         journal.when_accepted(lambda: write_accepted(request, setup, journal))
         outcome = train(setup.plan, setup.engine, setup.batches, setup.checkpoints, stop, journal)
     except (Exception, KeyboardInterrupt) as error:
@@ -83,8 +103,30 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     reason = "done" if outcome is Outcome.FINISHED else str(stop.reason)
     journal.end(reason, outcome.value)
     log.info("%s after step %d of %d", reason, journal.last_step, setup.plan.total_steps)
+    if setup.engine.profile and not setup.engine.profile.traced:
+        log.warning("--profile: nothing was traced; this start took none of these steps, or could not write")
     leave_world()
     return outcome.value
+
+
+def memory_line(train: TrainConfig, plan: Plan, template: dict[str, Any], origin: ModelOrigin) -> str:
+    """Return a line about the states that a rank will keep."""
+    stage, offload = stored_as(template)
+    layout = Layout(
+        ranks=plan.world_size,
+        stage=stage,
+        micro_batch_rows=plan.micro_batch_rows,
+        row_tokens=plan.row_tokens,
+        offload=offload,
+        weight_bytes=2 if train.precision == "bf16" else 4,
+    )
+    return state_line(shape_of_skeleton(origin.trained_skeleton(train), origin.config), layout)
+
+
+def announce_silence(journal: Journal, step: int) -> None:
+    """Let the watchdogs know that this rank says nothing for a while: no thread runs while torch writes a trace."""
+    journal.phase("idle", step)
+    time.sleep(TOLD_S)
 
 
 def write_accepted(request: RunRequest, setup: RankSetup, journal: Journal) -> None:
@@ -118,8 +160,8 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
         world_size=world.size,
         seed=request.seed,
     )
-    log.info("plan\n%s", plan.as_text())
     if world.is_first:
+        log.info("plan\n%s\n%s", plan.as_text(), memory_line(request.train, plan, template, origin))
         for warning in run_warnings(origin, plan, manifest, request.model):
             log.warning("%s", warning)
     batches = Batches(
@@ -130,9 +172,12 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
         micro_batch_rows=plan.micro_batch_rows,
         held_out=ShardReader(request.shards, manifest, "validation"),
         held_out_rows=min(request.train.validation_rows, manifest.rows("validation")),
+        pin=torch.cuda.is_available(),
     )
     mark("plan")
     join_world(world)
+    if request.train.deterministic:
+        make_deterministic()
     mark("ranks")
     engine = build_engine(origin, request.train, plan, template, world)
     mark("engine")

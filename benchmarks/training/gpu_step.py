@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.training.step import compare
+from benchmarks.training.step import Comparison, compare
 
 
 def main() -> None:
-    compare(("shardline", "shardline as before", "trainer"), "1b", "bf16", ranks=1, rounds=1)
+    variants = ("shardline", "shardline as before", "trainer")
+    compare(Comparison(case="gpu_step", variants=variants, shape="1b", precision="bf16", ranks=1, rounds=1))

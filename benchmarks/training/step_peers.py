@@ -1,8 +1,10 @@
-"""The steps of `step` by others: transformers' Trainer with ZeRO-3, and a bare DDP loop."""
+"""The steps of `step` by others: transformers' Trainer with ZeRO-3, a bare DDP loop, and one without other ranks."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.training.step_work import LEARNING_RATE, Job, Shape, Taken, batch_of, labels_of
@@ -31,15 +33,27 @@ def ddp(job: Job, taken: Taken) -> None:
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
     dist.init_process_group("gloo")
     model = plain_model(job.shape)
-    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    loop(job, taken, model, torch.nn.parallel.DistributedDataParallel(model))
+
+
+def bare(job: Job, taken: Taken) -> None:
+    """The same without gradients of other ranks: what the model and the optimizer take by themselves."""
+    model = plain_model(job.shape)
+    loop(job, taken, model, model)
+
+
+def loop(job: Job, taken: Taken, model: Any, called: Any) -> None:
+    """Take steps on a model; `called` is what its forward pass goes through."""
+    import torch
+
+    torch.set_num_threads(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
 
     def step_of(batch: Any) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bf16"):
-            loss = parallel(
+            loss = called(
                 input_ids=batch.input_ids, position_ids=batch.position_ids, labels=labels_of(batch), use_cache=False
             ).loss
         loss.backward()
@@ -53,7 +67,7 @@ def ddp(job: Job, taken: Taken) -> None:
         taken.time(lambda: step_of(batch))  # noqa: B023
 
 
-ZERO3 = {
+ZERO3: dict[str, Any] = {
     "zero_optimization": {"stage": 3, "overlap_comm": True, "contiguous_gradients": True},
     "train_micro_batch_size_per_gpu": 1,
     "gradient_accumulation_steps": 1,
@@ -63,8 +77,11 @@ ZERO3 = {
 }
 
 
-def trainer(job: Job, taken: Taken) -> None:
-    """transformers' Trainer with DeepSpeed's ZeRO-3 as it is configured by default, on the same rows with positions."""
+def trainer(job: Job, taken: Taken, zero: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """transformers' Trainer with DeepSpeed's ZeRO-3 as it is configured by default, on the same rows with positions.
+
+    `zero` are keys of `zero_optimization` that differ from that.
+    """
     import deepspeed
     import torch
     import transformers
@@ -113,6 +130,7 @@ def trainer(job: Job, taken: Taken) -> None:
         bf16=job.precision == "bf16",
         deepspeed={
             **ZERO3,
+            "zero_optimization": {**ZERO3["zero_optimization"], **zero},
             "train_micro_batch_size_per_gpu": job.shape.rows,
             "bf16": {"enabled": job.precision == "bf16"},
         },

@@ -6,7 +6,7 @@ import json
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,30 @@ SHAPES = {
         rows=2,
     ),
 }
+SHAPES["3b"] = Shape(  # Llama 3.2 3B
+    config={
+        **SHAPES["1b"].config,
+        "hidden_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "head_dim": 128,
+    },
+    row_tokens=4096,
+    document_tokens=512,
+)
+for size in ("1b", "3b"):
+    SHAPES[f"{size}-8k"] = replace(SHAPES[size], row_tokens=8192, rows=1)
+SHAPES["thin"] = Shape(  # hardly any arithmetic: what a step takes is the frameworks' time on the host
+    config={
+        **SHAPES["10m"].config,
+        "hidden_size": 64,
+        "intermediate_size": 172,
+        "num_hidden_layers": 32,
+    },
+    row_tokens=8,
+    document_tokens=32,  # of which the shortest is a row
+)
+SHAPES["tiny"] = Shape(config={**SHAPES["thin"].config, "num_hidden_layers": 2}, row_tokens=256, document_tokens=64)
 TRAINED_SHARE = 0.6
 LEARNING_RATE = 1e-4
 

@@ -40,10 +40,20 @@ def hold_run(paths: RunPaths, holder: Holder) -> Iterator[None]:
 
 def advice(paths: RunPaths, other: Holder) -> str:
     """Return what to do about another process that holds the run."""
-    if not other.command.endswith(" train"):
+    if not is_training(other):
         return ADVICE
     root, stop = shlex.quote(str(paths.root)), shlex.quote(str(paths.stop_request))
     return f"see `shardline status {root}`; to save and stop it: touch {stop}; then run the command again"
+
+
+def is_training(holder: Holder) -> bool:
+    return holder.command.endswith(" train")
+
+
+def is_held_by_training(paths: RunPaths) -> bool | None:
+    """Return whether the training that took the run's lock is alive; None if that cannot be seen from here."""
+    holder = Holder.read(LockFile(paths.lock).owner() or "")
+    return holder.is_alive() if is_training(holder) else None
 
 
 @contextmanager

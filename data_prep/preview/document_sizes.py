@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,15 @@ from data_prep.preview.survey import Estimate, encoder_for, look, looked_at, of_
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentSizes:
-    """Estimates for a whole corpus; `lengths` are the tokens of the sampled documents, each cut at 1 MiB of text."""
+    """Estimates for a whole corpus; `lengths` are the tokens of the sampled documents, each cut at 1 MiB of text.
+
+    `rejected` counts the sampled records that cannot be used, by reason.
+    """
 
     documents: float
     tokens: float
     lengths: npt.NDArray[np.int64]
+    rejected: Mapping[str, int] = field(default_factory=dict)
 
     def percentile(self, share: float) -> int:
         """Return the length in tokens that this share of the sampled documents do not exceed."""
@@ -45,11 +51,12 @@ def measure_documents(
         size = sum(source.bytes for source in sources)
         encoder = encoder_for(config, model_path, files, size, may_add_tokens=may_add_tokens)
         found = [look(source, encoder, config.cleaning) for source in sources]
-    whole, lengths = Estimate(), []
+    whole, lengths, rejected = Estimate(), [], Counter[str]()
     for source, looked in zip(sources, found, strict=True):
         whole += of_all(source, looked.whole)
         lengths.append(looked.lengths)
+        rejected.update(looked.rejected)
     joined = np.concatenate(lengths)
     if len(joined) == 0:
         return None
-    return DocumentSizes(documents=whole.documents, tokens=whole.tokens, lengths=joined)
+    return DocumentSizes(documents=whole.documents, tokens=whole.tokens, lengths=joined, rejected=rejected)

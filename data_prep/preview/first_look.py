@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,22 +31,29 @@ ENCODING = re.compile(r"`encoding(?:`, such as|:) ([\w-]+)")  # how messages nam
 
 @dataclass(frozen=True)
 class FirstLook:
-    """The kind of some data, None if it cannot be inspected here, and the lines of YAML to write below its path."""
+    """The kind of some data, None if it cannot be inspected here, and the lines of YAML to write below its path.
+
+    `others` are files of another kind, with their kinds: what decides is the kind with the most bytes.
+    """
 
     kind: str | None
     lines: tuple[str, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
 
 
 def look_at(data: str) -> FirstLook:
     """Infer the kind of a file, a folder or a glob; the first file of unknown kind decides what to write."""
-    kinds: list[str] = []
+    kinds: dict[Path, str] = {}
+    sizes: Counter[str] = Counter()
     for location, form in some_files(data):
         found = look_into(SourceConfig(path=data), location, form)
         if found.lines:
             return found
         if found.kind is not None:
-            kinds.append(found.kind)
-    return FirstLook(max(kinds, key=kinds.count, default=None))
+            kinds[location] = found.kind
+            sizes[found.kind] += location.stat().st_size
+    kind = max(sizes, key=sizes.__getitem__, default=None)
+    return FirstLook(kind, others=tuple((path.name, its) for path, its in kinds.items() if its != kind))
 
 
 def some_files(data: str) -> Iterator[tuple[Path, Format]]:

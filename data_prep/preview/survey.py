@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
@@ -87,18 +87,31 @@ class SurveyedSource:
         return sum(location.stat().st_size for _, location in self.files)
 
 
-def survey(config: DataConfig, model_path: str | None, *, may_add_tokens: bool = False) -> Iterator[str]:
+def survey(
+    config: DataConfig,
+    model_path: str | None,
+    *,
+    may_add_tokens: bool = False,
+    estimated: Callable[[Estimate], None] | None = None,
+) -> Iterator[str]:
     """Yield lines that describe every local source, and an estimate of what `prepare` will make of them all.
 
-    Nothing is written or fetched. Raises DataError for a source without usable records, and whatever `prepare` would
-    raise for these records.
+    `estimated` is called with that estimate. Nothing is written or fetched. Raises DataError for a source without
+    usable records, and whatever `prepare` would raise for these records.
     """
     check_languages(config.cleaning.languages)
     with tempfile.TemporaryDirectory() as folder:
-        yield from surveyed(config, model_path, Path(folder), may_add_tokens=may_add_tokens)
+        yield from surveyed(config, model_path, Path(folder), may_add_tokens=may_add_tokens, estimated=estimated)
 
 
-def surveyed(config: DataConfig, model_path: str | None, folder: Path, *, may_add_tokens: bool) -> Iterator[str]:
+def surveyed(
+    config: DataConfig,
+    model_path: str | None,
+    folder: Path,
+    *,
+    may_add_tokens: bool,
+    estimated: Callable[[Estimate], None] | None,
+) -> Iterator[str]:
     """Yield the lines of `survey`; small archives are unpacked in `folder`."""
     here = [source for source in config.sources if source.address is None]
     sources = [looked_at(source, folder) for source in here]
@@ -122,7 +135,10 @@ def surveyed(config: DataConfig, model_path: str | None, folder: Path, *, may_ad
         yield from told(sampled)
         check_usable(one, sampled)
     if len(here) == len(config.sources):
-        yield estimate(config, sources, found)
+        whole = sum((of_all(source, found[source.label].whole) for source in sources), Estimate())
+        if estimated is not None:
+            estimated(whole)
+        yield estimate(config, whole)
 
 
 def check_reachable(source: SourceConfig) -> None:
@@ -252,11 +268,8 @@ def check_usable(source: SurveyedSource, looked: Looked) -> None:
         )
 
 
-def estimate(config: DataConfig, sources: Sequence[SurveyedSource], found: Mapping[str, Looked]) -> str:
+def estimate(config: DataConfig, whole: Estimate) -> str:
     """Return the estimate for preparing all sources: documents, tokens, rows and time on this machine."""
-    whole = Estimate()
-    for source in sources:
-        whole += of_all(source, found[source.label].whole)
     rows = math.ceil(whole.tokens / config.row_tokens)
     took = duration(START_S + whole.seconds / (config.workers or cpu_count()))
     said = f"{rounded(whole.documents)} documents, {rounded(whole.tokens)} tokens ({rounded(whole.trained)} trained)"

@@ -111,6 +111,14 @@ class Fields(Section):
         return self
 
     @model_validator(mode="after")
+    def check_answer_is_no_question(self) -> Self:
+        pair = (self.prompt, self.completion)
+        asked, answered = ({*([names] if isinstance(names, str) else names or ())} for names in pair)
+        if both := sorted(asked & answered):
+            raise ValueError(f"{', '.join(both)} is both the prompt and the completion; name the column of the answers")
+        return self
+
+    @model_validator(mode="after")
     def check_keys(self) -> Self:
         if self.parent_id and not self.id:
             raise ValueError("parent_id needs id: the column that names each message")

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from cluster.config_loading import parse_yaml
 from cluster.disk.atomic_files import write_text
 from cluster.errors import EXIT_DONE, ConfigError
-from data_prep.preview.first_look import look_at
+from cluster.progress import Waiting
+from cluster.terminal import size_of
+from data_prep.preview.first_look import FirstLook, look_at
 from data_prep.rows.fields import PLACEHOLDER
+from launch.first_run import questions
 from launch.first_run.choices import choose
-from launch.first_run.facts import Machine, look_at_data, look_at_model
-from launch.first_run.questions import ask, ask_yes, is_asking
+from launch.first_run.facts import Machine, look_at_data, look_at_model, lora_doubts, why_nothing_here
+from launch.first_run.questions import ask, ask_data, ask_model, ask_open_lines, ask_yes, is_asking, tell
 from launch.first_run.run_yaml import KINDS, as_yaml
-from launch.first_run.summary import summary
+from launch.first_run.summary import INDENT, summary, wrapped
 from launch.wording import say
 
 SHAPES = KINDS
@@ -26,6 +33,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "kind", nargs="?", choices=tuple(SHAPES), help="the kind of your data; default: found by reading some of it"
     )
     command.add_argument("--data", help=f"your file, folder or glob (default: {DATA})")
+    command.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="KEY=COLUMN",
+        help="which column holds what, such as prompt=Question; repeatable; default: found by reading some rows",
+    )
     command.add_argument("--model", help="a Hugging Face folder or Hub id to fine-tune; default: a new small one")
     command.add_argument(
         "--lora", action=argparse.BooleanOptionalAction, help="train small adapters, not all weights (default: all)"
@@ -36,15 +50,51 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write a commented YAML for a first run; on a terminal, ask for what was not given."""
-    data, model, lora = options.data, options.model, options.lora
-    check_free(options.output)
     if is_asking(says_yes=options.yes):
-        data = data or ask("Your data: a file, a folder or a glob", DATA)
-        model = model or ask("Model to fine-tune: a folder or a Hub id", "", "none: a new small model") or None
-        if model and lora is None:
-            lora = ask_yes("Train small adapters (LoRA: less memory) rather than all weights?", default=False)
-    say(write_init(options.kind, data or DATA, model, options.output, lora=bool(lora)))
+        return asked(options)
+    check_free(options.output)
+    columns = field_lines(options.field)
+    said = write_init(
+        options.kind, options.data or DATA, options.model, options.output, lora=bool(options.lora), columns=columns
+    )
+    say(said)
     return EXIT_DONE
+
+
+def asked(options: argparse.Namespace) -> int:
+    """Ask for what the arguments leave open, then write the YAML."""
+    if options.data is None or options.model is None:
+        tell("Writes the settings of a run after a look at your data and the model; nothing is trained yet.")
+        tell("Enter takes what stands in brackets, Tab completes names, Ctrl-C ends without writing anything.\n")
+    questions.complete_paths()
+    output = options.output
+    if output.exists():
+        taken = f"{output} exists already. Write to"
+        output = Path(ask(taken, str(free_beside(output)), check=why_taken))
+    data = options.data or ask_data(DATA, why_nothing_here)
+    check_readable(data, options.kind)
+    columns = field_lines(options.field)
+    found = look_at(data)
+    if any(PLACEHOLDER in line for line in found.lines) and not columns:
+        tell(f"{data}: {found.kind}, but not all of it can be found out by reading some rows.")
+        columns = ask_open_lines(found.lines)
+    model = options.model or ask_model(look_at_model)
+    lora = options.lora
+    if model and lora is None:
+        lora = ask_yes("Train small adapters (LoRA: less memory) rather than all weights?", default=False)
+    tell("")
+    kind = options.kind
+    if kind is None and found.kind is None:
+        kind = ask("What do the data hold?", "text", "/".join(SHAPES), questions.one_of(*SHAPES))
+    with Waiting("reading a sample of the data"):
+        said = write_init(kind, data, model, output, lora=bool(lora), columns=columns)
+    width = size_of(sys.stdout)[0]
+    say("\n".join(wrapped(line, width, 0 if line.startswith("next") else INDENT) for line in said.splitlines()))
+    return EXIT_DONE
+
+
+def why_taken(name: str) -> str | None:
+    return f"{name} exists already" if Path(name).exists() else None
 
 
 def check_free(output: Path) -> None:
@@ -52,27 +102,85 @@ def check_free(output: Path) -> None:
         raise ConfigError(f"{output}: exists already; choose another --output, or remove it")
 
 
-def write_init(kind: str | None, data: str, model: str | None, output: Path, *, lora: bool = False) -> str:
+def free_beside(output: Path) -> Path:
+    """Return the first numbered name that is free."""
+    number = 2
+    while (name := output.with_stem(f"{output.stem}{number}")).exists():
+        number += 1
+    return name
+
+
+def check_readable(data: str, kind: str | None) -> None:
+    """Raise ConfigError if there is nothing to read; data of a given kind may come later."""
+    problem = why_nothing_here(data) if kind is None else None
+    if problem is not None:
+        raise ConfigError(
+            f"--data {data}: {problem}; for data that come later give their kind: `shardline init {' | '.join(SHAPES)}`"
+        )
+
+
+def field_lines(fields: Sequence[str]) -> tuple[str, ...]:
+    """Return the YAML of the columns that were named as KEY=COLUMN."""
+    from data_prep.rows.field_proposals import quoted_path
+
+    pairs = [text.partition("=") for text in fields]
+    for text, (key, equals, column) in zip(fields, pairs, strict=True):
+        if not (key and equals and column):
+            raise ConfigError(f"--field {text}: write KEY=COLUMN, such as prompt=Question")
+    return ("fields:", *(f"  {key}: {quoted_path(column)}" for key, _, column in pairs)) if pairs else ()
+
+
+def write_init(
+    kind: str | None,
+    data: str,
+    model: str | None,
+    output: Path,
+    *,
+    lora: bool = False,
+    columns: Sequence[str] = (),
+) -> str:
     """Write the YAML for some data; return what was found and chosen, and the next command.
 
-    Without a `kind`, the data decides. Nothing is fetched.
+    Without a `kind`, the data decides; `columns` are the lines below the source, in place of those found. Nothing is
+    fetched.
     """
     check_free(output)
     if lora and model is None:
         raise ConfigError("--lora: adapters need a model to adapt; name one with --model")
-    found = look_at(data)
+    check_readable(data, kind)
+    found = with_columns(look_at(data), columns)
     kind = kind or found.kind
     if kind is None:
-        raise ConfigError(
-            f"--data {data}: the kind of your data cannot be detected; name an existing file or folder, or give the "
-            f"kind: `shardline init {' | '.join(SHAPES)}`"
-        )
+        raise ConfigError(f"--data {data}: its kind is not detected; give it: `shardline init {' | '.join(SHAPES)}`")
     machine = Machine.here()
     origin = look_at_model(model) if model else None
-    facts = look_at_data(data, kind, found.lines, origin)
+    facts = look_at_data(data, kind, found, origin)
+    if columns and facts.sizes is None:
+        raise ConfigError(f"--data {data}: {facts.unmeasured}")
+    if lora and origin is not None and kind != "text":
+        origin = replace(origin, lora_doubts=lora_doubts(origin))
     choices = choose(facts, origin, machine, lora=lora)
     write_text(output, as_yaml(output, data, found.lines, facts, origin, choices))
-    is_open = any(PLACEHOLDER in line for line in found.lines)
-    then = f"replace each {PLACEHOLDER} in {output}, then " if is_open else ""
     told = "\n".join(summary(data, facts, origin, choices, machine))
-    return f"{told}\nwritten        {output}\nnext: {then}shardline check {shlex.quote(str(output))}"
+    return f"{told}\nwritten        {output}\n{next_step(data, found, output)}"
+
+
+def with_columns(found: FirstLook, columns: Sequence[str]) -> FirstLook:
+    """Return what was found with the columns that the user named; these decide the kind."""
+    if not columns:
+        return found
+    named = parse_yaml("\n".join(columns), "--field") or {}
+    keys = {*named.get("fields", {}), *(named.get("columns") or ())}
+    kind = "pairs" if "completion" in keys else "text" if "text" in keys else found.kind
+    return replace(found, kind=kind, lines=tuple(columns))
+
+
+def next_step(data: str, found: FirstLook, output: Path) -> str:
+    """Return the next command, for a YAML with placeholders two ways to it."""
+    check = f"shardline check {shlex.quote(str(output))}"
+    if not any(PLACEHOLDER in line for line in found.lines):
+        return f"next: {check}"
+    keys = [line.split(":")[0].strip() for line in found.lines if line.startswith("  ") and PLACEHOLDER in line]
+    flags = " ".join(f"--field {key}=COLUMN" for key in keys)
+    again = f"remove {output} and run `shardline init --data {shlex.quote(data)} {flags}`, which measures your data"
+    return f"next: {again}; or replace each {PLACEHOLDER} in {output}, look at its numbers, then {check}"

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cluster.wording import count_of
+from data_prep.pack.packing import best_fit
 from launch.first_run.facts import DataFacts, Machine, ModelFacts
 from training.advice.learning_rates import Method, usual_learning_rates
 
@@ -28,6 +30,9 @@ UNKNOWN_LENGTH = 1024
 UNKNOWN_ROWS = 1000
 SHORTEST = 128
 MICRO_TOKENS = ((20_000_000, 8192), (500_000_000, 4096), (4_000_000_000, 2048))  # parameters, tokens of a micro batch
+FEW_STEPS = 100  # a run of fewer learns next to nothing
+FEWEST = 10  # documents or rows of text, of which some can be held out
+NOT_MEASURED = "a usual value: your data were not measured"
 CHECKS = 10  # saves and validations in a run
 
 
@@ -95,6 +100,8 @@ def choose(data: DataFacts, model: ModelFacts | None, machine: Machine, *, lora:
     rows = max(1, round(rows_of(data, int(row_tokens.value)) * (1 - fraction.value)))
     batch = choose_batch(rows, method, data.kind, machine)
     epochs = choose_epochs(rows, int(batch.value), method, data.kind)
+    if data.sizes is None:  # what follows from a number of rows that is not known
+        batch, epochs = Chosen(batch.value, NOT_MEASURED), Chosen(epochs.value, NOT_MEASURED)
     steps = max(1, math.ceil(rows * epochs.value / batch.value))
     return Choices(
         method=method,
@@ -107,7 +114,10 @@ def choose(data: DataFacts, model: ModelFacts | None, machine: Machine, *, lora:
         epochs=epochs,
         rate=choose_rate(method, parameters, is_known=model is None or model.parameters is not None),
         warmup=Chosen(*((0.1, "a tenth of a short run") if steps < LARGE_STEPS else (0.03, "of the steps"))),
-        save=Chosen(max(1, steps // CHECKS), f"about {CHECKS} saves and validations in this run"),
+        save=Chosen(
+            max(1, steps // CHECKS),
+            NOT_MEASURED if data.sizes is None else f"about {CHECKS} saves and validations in this run",
+        ),
         precision=("bf16", "weights in fp32, computing in bf16"),
         rows=rows,
         steps=steps,
@@ -122,10 +132,10 @@ def new_shape(data: DataFacts) -> NewShape:
 def choose_row_tokens(data: DataFacts, model: ModelFacts | None) -> Chosen:
     """Return the length of a row: of a long conversation, or for text one that leaves enough rows to learn from."""
     limit = (model and model.positions) or 10**9
+    if data.sizes is None:
+        return capped(UNKNOWN_LENGTH, limit, NOT_MEASURED)
     if data.kind == "text":
         return text_row_tokens(data, limit)
-    if data.sizes is None:
-        return capped(UNKNOWN_LENGTH, limit, "your rows were not measured: a usual length")
     p95, longest = data.sizes.percentile(0.95), int(data.sizes.lengths.max())
     wanted = longest if longest <= 2 * p95 else p95
     chosen = min(max(wanted, SHORTEST), LONGEST["other"], limit)
@@ -151,24 +161,31 @@ def capped(tokens: int, limit: int, reason: str) -> Chosen:
 
 
 def rows_of(data: DataFacts, row_tokens: int) -> float:
-    """Estimate the rows of the whole corpus; conversations do not fill theirs to the end."""
-    if data.sizes is None and data.bytes == 0:
+    """Estimate the rows of the whole corpus; conversations are packed as the sampled ones would be."""
+    if data.sizes is None:
         return UNKNOWN_ROWS
-    if data.kind == "text" or data.sizes is None:
+    if data.kind == "text":
         return data.tokens / row_tokens
-    each = row_tokens // max(1, min(row_tokens, int(data.sizes.lengths.mean())))
-    fill = 1.0 if each >= 8 else 0.9 if each >= 2 else 0.75
-    return min(data.tokens / row_tokens / fill, max(data.sizes.documents, data.tokens / row_tokens))
+    lengths = data.sizes.lengths
+    ends = lengths % row_tokens  # what is longer fills whole rows first
+    rows = int((lengths // row_tokens).sum()) + best_fit(ends[ends > 0], row_tokens, seed=0).rows
+    fill = float(lengths.sum()) / max(1, rows * row_tokens)
+    return data.tokens / row_tokens / max(fill, 1e-9)
 
 
 def choose_fraction(data: DataFacts, row_tokens: int) -> Chosen:
     """Return the share to hold out: about HELD_OUT documents or rows of text, between 1% and 10%."""
-    count = data.sizes.documents if data.sizes and data.kind != "text" else rows_of(data, row_tokens)
-    unit = "rows" if data.kind == "text" else "documents"
-    if data.kind != "text" and count < 10:
-        return Chosen(0.0, f"{count:.0f} {unit} are too few to hold any out")
+    if data.sizes is None:
+        return Chosen(0.1, NOT_MEASURED)
+    count = rows_of(data, row_tokens) if data.kind == "text" else data.sizes.documents
+    unit = "row" if data.kind == "text" else "document"
+    if count < FEWEST:
+        few = count_of(max(1, round(count)), unit)
+        return Chosen(0.0, f"{few} {'is' if round(count) <= 1 else 'are'} too few to hold any out")
     share = round(min(0.1, max(0.01, HELD_OUT / count)), 2)
-    return Chosen(share, f"about {share * count:,.0f} {unit} held out, to be scored before and after")
+    return Chosen(
+        share, f"about {count_of(max(1, round(share * count)), unit)} held out, to be scored before and after"
+    )
 
 
 def choose_batch(rows: int, method: Method, kind: str, machine: Machine) -> Chosen:
@@ -182,7 +199,7 @@ def choose_batch(rows: int, method: Method, kind: str, machine: Machine) -> Chos
             batch = size
             break
     shared = max(1, round(batch / machine.ranks)) * machine.ranks
-    return Chosen(shared, f"rows in a step, over all GPUs; of about {rows:,}")
+    return Chosen(shared, f"rows in a step, over all GPUs; of about {count_of(rows, 'row')}")
 
 
 def usual_epochs(rows: int, method: Method, kind: str) -> int:
@@ -198,12 +215,12 @@ def choose_epochs(rows: int, batch: int, method: Method, kind: str) -> Chosen:
     needed = math.ceil(STEPS * batch / rows)
     epochs = min(max(usual, needed), MOST_EPOCHS[method])
     steps = math.ceil(rows * epochs / batch)
-    why = f"about {steps:,} steps"
+    why = f"about {count_of(steps, 'step')}"
     if needed > epochs:
         why += f"; more than {epochs} epochs over so few rows would mostly memorize them: more data helps"
     elif method == "new" and kind == "text" and epochs < TEXT_EPOCHS:
         why += f"; up to {TEXT_EPOCHS} epochs teach nearly as much as new text would"
-    elif epochs > usual:
+    elif epochs > usual and steps >= STEPS:
         why += f"; {STEPS} or more are needed to learn something"
     return Chosen(epochs, why)
 
@@ -222,9 +239,3 @@ def choose_rate(method: Method, parameters: int, *, is_known: bool) -> Chosen:
     size = f"{parameters:,} parameters" if is_known else "a model of 1B parameters, as its size is not known here"
     names = {"new": "for a new model of", "full": "for all weights of", "lora": "for LoRA on"}
     return Chosen(rates.usual, f"{names[method]} {size}; {rates.low:.1g} to {rates.high:.1g} can work")
-
-
-def training_flops(choices: Choices) -> float:
-    """Estimate the operations of the run: 6 a parameter and token, 4 with LoRA."""
-    each = 4 if choices.method == "lora" else 6
-    return each * choices.parameters * float(choices.steps * choices.batch.value * choices.row_tokens.value)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cluster.config_loading import validate
 from cluster.environment import cpu_count, gpu_count
 from cluster.errors import ConfigError, DataError
 from cluster.model_files import CONFIG, cached_folder, found_folder, looks_local, read_settings, weight_files
 from data_prep.config import DataConfig, SourceConfig
 from data_prep.fetch.source_files import files_of
 from data_prep.preview.document_sizes import DocumentSizes, measure_documents
+from data_prep.preview.first_look import FirstLook
 from data_prep.rows.fields import PLACEHOLDER
+from data_prep.shards.tokenizer_files import open_tokenizer
 
 Result = TypeVar("Result")
 
 BYTES_PER_TOKEN = 4.0  # of English text, for most tokenizers
 VOCABULARIES = ((4_000_000, 8192), (400_000, 4096), (0, 2048))  # bytes of the corpus, ids of its own tokenizer
+SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
@@ -34,17 +38,24 @@ class ModelFacts:
     positions: int | None = None
     template: str | None = None
     template_reason: str = ""
+    lora_doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """The corpus. `sizes` is None where `unmeasured` says why; then `bytes` is all that is known."""
+    """The corpus. `sizes` is None where `unmeasured` says why; then `bytes` is all that is known.
+
+    `others` are files of another kind than the rest, with their kinds; `unread` counts files that cannot be read, by
+    suffix.
+    """
 
     kind: str
     bytes: int
     sizes: DocumentSizes | None
     unmeasured: str = ""
     by_own_tokenizer: bool = False
+    others: tuple[tuple[str, str], ...] = ()
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def tokens(self) -> float:
@@ -70,15 +81,18 @@ class Machine:
 def look_at_model(name: str) -> ModelFacts:
     """Return what is known of a model here. Raises ConfigError if it cannot be trained, or is no model."""
     from data_prep.encode.tokenizer import choose_template
-    from data_prep.shards.tokenizer_files import open_tokenizer
     from training.models.untrainable import check_trainable
 
     is_local = looks_local(name) or Path(name).expanduser().exists()
     folder = found_folder(name, "--model") if is_local else cached_folder(name)
     if folder is None:
         return ModelFacts(name=name, folder=None)
-    if (folder / CONFIG).is_file():  # a folder with a tokenizer alone is refused by `check`, which says what it lacks
-        check_trainable(folder, weights=False)
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(
+            f"--model {name}: this folder holds no {CONFIG}, so it is no model; name a folder with {CONFIG},"
+            " a tokenizer and safetensors weights, a name of the Hub such as OWNER/NAME, or none for a new small model"
+        )
+    check_trainable(folder, weights=False)
     settings = read_settings(folder / CONFIG)
     text = settings.get("text_config")
     settings = {**settings, **text} if isinstance(text, dict) else settings
@@ -92,6 +106,18 @@ def look_at_model(name: str) -> ModelFacts:
         template=template,
         template_reason=reason,
     )
+
+
+def lora_doubts(model: ModelFacts) -> tuple[str, ...]:
+    """Return why LoRA on a model would not learn to end its answers, as `train` warns."""
+    from training.config import ModelConfig
+    from training.models.source import look_at_model as find_origin  # imports torch
+    from training.models.unseen_stop import unseen_stop_warnings
+
+    if model.folder is None:
+        return ()
+    config = ModelConfig(path=str(model.folder))
+    return tuple(unseen_stop_warnings(find_origin(config, open_tokenizer(model.folder), 16)))
 
 
 def stored_parameters(folder: Path) -> int | None:
@@ -127,22 +153,20 @@ def built_parameters(folder: Path) -> int | None:
     return sum(int(value.numel()) for value in model.parameters())
 
 
-def look_at_data(data: str, kind: str, lines: Sequence[str], model: ModelFacts | None) -> DataFacts:
+def look_at_data(data: str, kind: str, found: FirstLook, model: ModelFacts | None) -> DataFacts:
     """Measure the corpus with the model's tokenizer if it is here, else with one trained on the sample."""
-    size = bytes_of(data)
-    if any(PLACEHOLDER in line for line in lines):
-        why = f"which column holds what is open: replace each {PLACEHOLDER}"
-        return DataFacts(kind=kind, bytes=size, sizes=None, unmeasured=why)
+    size, unread = files_found(data)
     known = model is not None and model.folder is not None
-    facts = DataFacts(kind=kind, bytes=size, sizes=None, by_own_tokenizer=not known)
+    facts = DataFacts(kind=kind, bytes=size, sizes=None, by_own_tokenizer=not known, others=found.others, unread=unread)
+    if any(PLACEHOLDER in line for line in found.lines):
+        return replace(facts, unmeasured=f"{PLACEHOLDER} in the YAML stands for what you know and the data do not say")
     try:
-        config = data_config(data, lines, model, facts.vocab_size)
+        config = data_config(data, found.lines, model, facts.vocab_size)
         path = str(model.folder) if model is not None and known else None
         sizes = with_quiet_log(lambda: measure_documents(config, path, may_add_tokens=not known))
     except (DataError, ConfigError) as error:
-        return DataFacts(kind=kind, bytes=size, sizes=None, unmeasured=str(error), by_own_tokenizer=not known)
-    why = "" if sizes else "there are no files here that could be sampled"
-    return DataFacts(kind=kind, bytes=size, sizes=sizes, unmeasured=why, by_own_tokenizer=not known)
+        return replace(facts, unmeasured=str(error))
+    return replace(facts, sizes=sizes, unmeasured="" if sizes else "there are no files here that could be sampled")
 
 
 def data_config(data: str, lines: Sequence[str], model: ModelFacts | None, vocab_size: int) -> DataConfig:
@@ -150,7 +174,7 @@ def data_config(data: str, lines: Sequence[str], model: ModelFacts | None, vocab
     from ruamel.yaml import YAML
 
     source: dict[str, Any] = YAML(typ="safe", pure=True).load("\n".join(lines)) or {}
-    section: dict[str, Any] = {"sources": [SourceConfig(path=data, **source)]}
+    section: dict[str, Any] = {"sources": [validate(SourceConfig, {"path": data, **source}, source="--field")]}
     if model is None or model.folder is None:
         section["tokenizer"] = {"train": {"vocab_size": vocab_size}}
     elif model.template is not None:
@@ -169,10 +193,29 @@ def with_quiet_log(function: Callable[[], Result]) -> Result:
         logger.setLevel(level)
 
 
-def bytes_of(data: str) -> int:
-    """Return the size of the data's files; 0 if there are none here."""
+def files_found(data: str) -> tuple[int, Mapping[str, int]]:
+    """Return the bytes of the data's files, and counts of the files that cannot be read; zero if there are none."""
+    try:
+        named, passed_over = files_of(SourceConfig(path=data), {})
+    except DataError:
+        return 0, {}
+    return sum(location.stat().st_size for _, location in named), passed_over
+
+
+def why_nothing_here(data: str) -> str | None:
+    """Return why there is nothing to read under this name, or None."""
+    path = Path(data).expanduser()
     try:
         named, _ = files_of(SourceConfig(path=data), {})
-    except DataError:
-        return 0
-    return sum(location.stat().st_size for _, location in named)
+    except DataError as error:
+        if not any(letter in data for letter in "*?[") and not path.exists():
+            where = "" if path.is_absolute() else f" in {Path.cwd()}"
+            return f"there is no file or folder of this name{where}"
+        if path.is_dir() and not any(path.iterdir()):
+            return "the folder is empty"
+        if path.suffix.lower() in SPREADSHEETS:
+            return "spreadsheets are not read: save the sheet as CSV, with the names of its columns in the first line"
+        return str(error).partition(f"{SourceConfig(path=data).label}: ")[2] or str(error)
+    if sum(location.stat().st_size for _, location in named) == 0:
+        return "its files are empty"
+    return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,10 +24,10 @@ def as_yaml(
     output: Path, path: str, lines: Sequence[str], facts: DataFacts, model: ModelFacts | None, it: Choices
 ) -> str:
     """Return the YAML of a run."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", output.stem).lstrip("._-") or "run"
+    name = run_name(output.stem)
     return "\n".join(
         [
-            f"# A run of Shardline. `shardline check {one_line(str(output))}` says what it will do before it does it.",
+            f"# A run of Shardline. `shardline check {one_line(shlex.quote(str(output)))}` says what it will do.",
             f"name: {noted(scalar(name), f'everything of the run goes to runs/{name}', 6)}",
             "seed: 0",
             "",
@@ -42,7 +44,7 @@ def as_yaml(
             "  #   languages: [en]",
             "",
             "model:",
-            *model_lines(model, it),
+            *model_lines(model, it, is_measured=facts.sizes is not None),
             "",
             "train:",
             number("  epochs", it.epochs),
@@ -56,6 +58,14 @@ def as_yaml(
             "",
         ]
     )
+
+
+def run_name(stem: str) -> str:
+    """Return the name of a run for a file's: of letters without accents, digits, `.`, `_` and `-`."""
+    for letter, plain in (("ä", "ae"), ("ö", "oe"), ("ü", "ue"), ("Ä", "Ae"), ("Ö", "Oe"), ("Ü", "Ue"), ("ß", "ss")):
+        stem = unicodedata.normalize("NFC", stem).replace(letter, plain)
+    stem = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-") or "run"
 
 
 def tokenizer_lines(facts: DataFacts, model: ModelFacts | None) -> list[str]:
@@ -82,14 +92,15 @@ def tokenizer_lines(facts: DataFacts, model: ModelFacts | None) -> list[str]:
     return lines
 
 
-def model_lines(model: ModelFacts | None, it: Choices) -> list[str]:
+def model_lines(model: ModelFacts | None, it: Choices, *, is_measured: bool) -> list[str]:
     """Return the lines below `model:`."""
     if model is not None:
         size = f"{model.parameters:,} parameters" if model.parameters else "not on this machine yet"
         return [f"  path: {noted(scalar(model.name), size, 8)}"]
     assert it.shape is not None
+    fit = ": for this much text" if is_measured else ""
     return [
-        f"  new:                           # random weights, about {it.parameters:,} parameters: for this much text",
+        f"  new:                           # random weights, about {it.parameters:,} parameters{fit}",
         "    model_type: llama",
         f"    config: {{hidden_size: {it.shape.hidden}, intermediate_size: {it.shape.inner},"
         f" num_hidden_layers: {it.shape.layers},",

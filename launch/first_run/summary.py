@@ -2,45 +2,73 @@
 
 from __future__ import annotations
 
-import math
-import time
+import textwrap
 from collections.abc import Iterator
 
-from cluster.progress import duration
 from cluster.wording import count_of
-from launch.first_run.choices import Choices, training_flops
-from launch.first_run.facts import BYTES_PER_TOKEN, DataFacts, Machine, ModelFacts
+from launch.first_run.choices import FEW_STEPS, MOST_EPOCHS, Choices
+from launch.first_run.facts import DataFacts, Machine, ModelFacts
+from launch.first_run.times import time_text
 
-GPU_FLOPS = 1e14  # that a training run gets of one data centre GPU
-CPU_SHARE = 0.25  # of the speed of large matrix products that a training run gets
-OVERHEAD_S = 0.12  # of a step on CPU ranks, however small the model
-LONG_S = 12 * 3600.0
+INDENT = 15  # columns of the names before the texts
+WIDEST = 120
+KINDS_IN_WORDS = {"text": "running text", "pairs": "pairs", "conversations": "conversations"}
 
 
 def summary(data: str, facts: DataFacts, model: ModelFacts | None, it: Choices, machine: Machine) -> Iterator[str]:
     """Yield lines for the person who typed `shardline init`."""
     yield f"data           {data}: {facts.kind}, {data_size(facts)}"
+    yield from about_files(facts)
     if facts.sizes is not None and facts.kind != "text":
         long, longest = facts.sizes.percentile(0.95), int(facts.sizes.lengths.max())
         yield f"               95% have up to {long:,} tokens, the longest of the sample {longest:,}"
     yield from model_summary(facts, model, it)
-    yield f"rows           {it.row_tokens.value:g} tokens: {it.row_tokens.reason}"
-    yield f"held out       {it.validation_fraction.value:.0%}: {it.validation_fraction.reason}"
-    yield (
-        f"training       {count_of(int(it.epochs.value), 'epoch')} of about {it.rows:,} rows,"
-        f" {it.batch.value:g} a step: {it.epochs.reason}"
-    )
+    if facts.sizes is None:
+        yield f"rows           {it.row_tokens.value:g} tokens: {it.row_tokens.reason}"
+        yield "training       how many steps and how long is not known before the data are measured"
+    else:
+        yield f"rows           {it.row_tokens.value:g} tokens: {it.row_tokens.reason}"
+        yield f"held out       {it.validation_fraction.value:.0%}: {it.validation_fraction.reason}"
+        yield (
+            f"training       {count_of(int(it.epochs.value), 'epoch')} of about {count_of(it.rows, 'row')},"
+            f" {it.batch.value:g} a step: {it.epochs.reason}"
+        )
     yield f"learning rate  {it.rate.value:g} {it.rate.reason}"
-    yield f"time           {time_text(it, machine)}"
+    if facts.sizes is not None:
+        yield f"time           {time_text(it, machine)}"
+        yield from doubts(it)
+    if it.method == "lora" and model is not None and facts.kind != "text":
+        yield from (f"WARNING        {one}" for one in model.lora_doubts)
+
+
+def doubts(it: Choices) -> Iterator[str]:
+    """Yield what makes the run unlikely to learn."""
+    if it.steps < FEW_STEPS:
+        needed = -(-FEW_STEPS * int(it.batch.value) // MOST_EPOCHS[it.method])
+        yield (
+            f"WARNING        {count_of(it.steps, 'step')} will teach next to nothing: the data fill about"
+            f" {count_of(it.rows, 'row')}; aim at {needed:,} rows or more, {needed * int(it.row_tokens.value):,} tokens"
+        )
+
+
+def about_files(facts: DataFacts) -> Iterator[str]:
+    """Yield what is not read as the kind of data says."""
+    for name, kind in facts.others:
+        yield (
+            f"WARNING        {name} holds {KINDS_IN_WORDS[kind]} and is trained on too; to leave it out, name the other"
+            " files as --data, as a glob in quotes"
+        )
+    if facts.unread:
+        yield f"WARNING        not read: {', '.join(f'{n} {suffix}' for suffix, n in sorted(facts.unread.items()))}"
+    if facts.sizes is not None and facts.sizes.rejected:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(facts.sizes.rejected.items()))
+        yield f"WARNING        of the sampled documents these cannot be used: {reasons}; `shardline check` says more"
 
 
 def data_size(facts: DataFacts) -> str:
     if facts.sizes is None:
-        if not facts.bytes:
-            return f"not measured: {facts.unmeasured}"
-        return (
-            f"about {facts.tokens:,.0f} tokens at {BYTES_PER_TOKEN:g} bytes a token (not measured: {facts.unmeasured})"
-        )
+        size = f", {facts.bytes:,} bytes" if facts.bytes else ""
+        return f"not measured{size}: {facts.unmeasured}"
     by = " (with a tokenizer trained on the sample)" if facts.by_own_tokenizer else ""
     return f"about {count_of(max(1, round(facts.sizes.documents)), 'document')} and {facts.tokens:,.0f} tokens{by}"
 
@@ -48,7 +76,8 @@ def data_size(facts: DataFacts) -> str:
 def model_summary(facts: DataFacts, model: ModelFacts | None, it: Choices) -> Iterator[str]:
     """Yield lines on the model."""
     if model is None:
-        yield f"model          new: about {it.parameters:,} random parameters, a size for this much text"
+        why = ", a size for this much text" if facts.sizes is not None else ""
+        yield f"model          new: about {it.parameters:,} random parameters{why}"
         return
     if model.folder is None:
         yield f"model          {model.name}: not on this machine; `shardline check` fetches it"
@@ -60,29 +89,8 @@ def model_summary(facts: DataFacts, model: ModelFacts | None, it: Choices) -> It
         yield f"template       {model.template or 'its own'}: {model.template_reason}"
 
 
-def time_text(it: Choices, machine: Machine) -> str:
-    """Return the estimated time on this machine."""
-    if machine.gpus:
-        seconds = training_flops(it) / (GPU_FLOPS * machine.gpus)
-        return f"about {duration(seconds)} of training on {count_of(machine.gpus, 'GPU')}, longer on small ones"
-    seconds = it.steps * OVERHEAD_S + training_flops(it) / (CPU_SHARE * cpu_flops())
-    said = f"about {duration(seconds)} of training on this machine without a GPU"
-    if seconds > LONG_S:
-        on_gpu = duration(training_flops(it) / GPU_FLOPS)
-        return f"WARNING: {said} (about {on_gpu} on one large GPU); choose a smaller model, less data, or a GPU"
-    return said
-
-
-def cpu_flops() -> float:
-    """Measure matrix products in fp32 for a tenth of a second."""
-    import numpy as np
-
-    size = 512
-    left, right = np.ones((size, size), np.float32), np.ones((size, size), np.float32)
-    left @ right
-    best, end = math.inf, time.perf_counter() + 0.1
-    while time.perf_counter() < end:
-        began = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - began)  # other processes slow down the rest
-    return 2.0 * size**3 / best
+def wrapped(line: str, columns: int, indent: int = INDENT) -> str:
+    """Break a line between words where the terminal ends; what follows is indented, as below a name of the summary."""
+    width = max(40, min(columns, WIDEST))
+    lines = textwrap.wrap(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)

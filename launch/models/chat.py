@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from cluster.errors import EXIT_DONE
-from launch.models.named_model import add_model, named_model, open_base, open_named, speaks_as_chat
+from launch.models.named_model import NamedModel, add_model, named_model, open_base, open_named, speaks_as_chat
 from launch.talk.chat_loop import talk_at_terminal, talk_through_pipe
 from launch.talk.generator import BASE, TUNED, Generator
 from launch.talk.prompts import checked
@@ -40,7 +41,22 @@ def run(options: argparse.Namespace) -> int:
     )
     session = Session(generator, named.name, screen)
     if is_terminal:
-        talk_at_terminal(session)
+        talk_at_terminal(session, about(named, model, as_chat=session.as_chat))
     else:
         talk_through_pipe(session, sys.stdin)
     return EXIT_DONE
+
+
+def about(named: NamedModel, model: Any, *, as_chat: bool) -> str:
+    """Return what the model is: its size, its checkpoint, its template, how much it sees."""
+    from training.export.export_record import RECORD, read_record
+    from training.generate.answers import positions
+
+    words = [f"{model.num_parameters():,} parameters"]
+    if (named.folder / RECORD).is_file():
+        words.append(f"step {read_record(named.folder).step:,}")
+    if named.run is not None and as_chat:
+        words.append(f"chat template {named.run.data.chat_template or 'of its own'}")
+    if (seen := positions(model)) is not None:
+        words.append(f"sees {seen:,} tokens")
+    return ", ".join(words)

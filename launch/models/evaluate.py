@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.disk.atomic_files import write_json
 from cluster.environment import World, enter_world, read_world
-from cluster.errors import EXIT_DONE, CheckpointError, ConfigError
+from cluster.errors import EXIT_DONE, CheckpointError, ConfigError, DataError
 from cluster.launching.local_launcher import run_ranks
 from cluster.paths import RunPaths
+from cluster.progress import Waiting
 from data_prep.shards import ShardReader, read_manifest
 from data_prep.shards.tokenizer_files import open_tokenizer
 from launch.arguments import add_run, positive
@@ -37,6 +39,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="also run these tasks of lm-evaluation-harness, offline: names with commas, or a task's own YAML file;"
         " repeatable",
     )
+    command.add_argument(
+        "--export",
+        type=Path,
+        metavar="FOLDER",
+        help="score this form of the run's export instead, such as its export-int8; the files get that name",
+    )
     command.add_argument("--limit", type=positive, help="documents a task, for a first try")
     command.add_argument(
         "--ranks", type=positive, help="partition the models over so many processes of this machine (ZeRO-3)"
@@ -47,12 +55,16 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate in this process, as a rank if a launcher made it one, or start the ranks."""
     run = load(options)
     world = read_world()
-    if world is None and options.ranks and options.ranks > 1:
-        return run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], options.ranks)
     tasks = tasks_of(options)
     if world is not None:
         enter_world(world)  # before torch is imported
-    request = request_of(run)
+    ranks = world.size if world is not None else options.ranks or 1
+    with Waiting("importing torch and transformers", is_shown=world is None):
+        request = request_of(run, options.export, in_ranks=ranks > 1)
+    if world is None:
+        warn_if_older(run.paths, request.export)
+        if ranks > 1:  # what can be refused was refused here, once and not by each rank
+            return run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], ranks)
     result = evaluated(run, request, world)
     if world is None or world.is_first:
         finish(options, run, request, result, tasks)
@@ -70,20 +82,29 @@ def tasks_of(options: argparse.Namespace) -> list[str]:
     return check_tasks([task for text in options.tasks for task in text.split(",") if task])
 
 
-def request_of(run: RunConfig) -> Request:
-    """Return what is evaluated. Raises CheckpointError if the export does not fit the rows."""
+def request_of(run: RunConfig, named: Path | None, *, in_ranks: bool) -> Request:
+    """Return what is evaluated.
+
+    Raises CheckpointError if the export does not fit the rows, DataError if none are held out, ConfigError if its
+    integer weights were to be partitioned over ranks.
+    """
     from training.evaluate.evaluate import Request
     from training.evaluate.models import check_export
+    from training.generate.loading import is_quantized
 
     manifest = read_manifest(run.shards)
-    if not is_model(run.paths.export):
-        raise CheckpointError(f"{run.paths.export}: no exported model here; run `shardline export RUN.yaml` first")
+    export = named or run.paths.export
+    if not is_model(export):
+        raise CheckpointError(f"{export}: no exported model here; run `shardline export RUN.yaml` first")
+    if in_ranks and is_quantized(export):
+        raise ConfigError(f"--ranks: {export} has integer weights, which cannot be partitioned; remove --ranks")
     origin = origin_of(run)
-    check_export(run.paths.export, open_tokenizer(run.paths.export), manifest, origin.tokenizer)
-    warn_if_older(run.paths)
+    check_export(export, open_tokenizer(export), manifest, origin.tokenizer)
+    if manifest.rows("validation") == 0:
+        raise DataError("no held-out rows: raise data.validation_fraction and run `shardline prepare RUN.yaml` again")
     return Request(
         origin=origin,
-        export=run.paths.export,
+        export=export,
         shards=run.shards,
         manifest=manifest,
         config=run.evaluate,
@@ -121,9 +142,10 @@ def finish(
         result["samples"],
         run.evaluate.probed_rows,
     )
-    write_json(run.paths.evaluation, result)  # the tasks may take long, and may fail
+    output = run.paths.beside(run.paths.evaluation, request.export)
+    write_json(output, result)  # the tasks may take long, and may fail
     say("\n".join([as_text(result), *data_probes.as_lines(result["data"])]))
-    replies = run.paths.root / "samples.md"
+    replies = run.paths.beside(run.paths.root / "samples.md", request.export)
     if result["samples"]:
         write_samples(result, replies, replies.with_suffix(".jsonl"))
         say(f"replies side by side: {replies}, and as JSONL for other judges: {replies.with_suffix('.jsonl')}")
@@ -133,7 +155,7 @@ def finish(
         log.info("running lm-evaluation-harness on both models, offline: %s", ", ".join(tasks))
         asked = TaskRequest(tasks=tasks, as_chat=request.manifest.conversational, limit=options.limit)
         result["tasks"] = run_tasks(asked, request.origin, request.export, run.seed)
-        write_json(run.paths.evaluation, result)
+        write_json(output, result)
         say("\n".join(task_table(result["tasks"])))
     say(f"next: shardline report {named(options, run.paths)}")
 
@@ -149,15 +171,17 @@ def verdict_of(paths: RunPaths) -> dict[str, Any]:
     return {"kind": found.kind, "text": found.text, "best_step": found.best_step}
 
 
-def warn_if_older(paths: RunPaths) -> None:
+def warn_if_older(paths: RunPaths, export: Path) -> None:
     """Warn if there is a newer checkpoint than the one that was exported, or if the export does not tell."""
     from training.export.export_record import RECORD, newer_step, read_record
 
     again = "to score the newest checkpoint, run `shardline export` first"
-    if not (paths.export / RECORD).is_file():
-        log.warning("%s does not tell its step, as an earlier version wrote it; %s", paths.export, again)
+    if not (export / RECORD).is_file():
+        log.warning("%s does not tell its step, as an earlier version wrote it; %s", export, again)
         return
-    record = read_record(paths.export)
+    record = read_record(export)
     newest = newer_step(record, paths.checkpoints)
     if newest is not None:
-        log.warning("the export is of step %d, and there is a checkpoint of step %d; %s", record.step, newest, again)
+        log.warning(
+            "%s is of step %d, and there is a checkpoint of step %d; %s", export.name, record.step, newest, again
+        )

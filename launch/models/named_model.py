@@ -10,10 +10,10 @@ from typing import Any
 from cluster.errors import CheckpointError, ConfigError, DataError
 from cluster.model_files import ADAPTER_CONFIG, CONFIG, found_folder, read_settings
 from cluster.paths import RunPaths
-from data_prep.shards import read_manifest, template_digest
+from data_prep.shards import MANIFEST, read_manifest, template_digest
 from data_prep.shards.tokenizer_files import open_tokenizer, vocabulary_size
 from launch.config import RunConfig
-from launch.saved_config import load, origin_of
+from launch.saved_config import load, load_run, origin_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,9 @@ def named_model(options: argparse.Namespace) -> NamedModel:
     if is_model(options.run):
         if options.overrides:
             raise ConfigError(f"-o: {options.run} is a model, not a run: it has no YAML to override; remove -o")
-        return NamedModel(folder=options.run, name=options.run.resolve().name, as_chat=None, run=None)
+        run = run_of(options.run)
+        as_chat = None if run is None else read_manifest(run.shards).conversational
+        return NamedModel(folder=options.run, name=options.run.resolve().name, as_chat=as_chat, run=run)
     if options.run.is_dir() and not RunPaths(options.run).config.exists():
         raise ConfigError(
             f"{options.run}: neither a run's folder nor a model's: it holds no {RunPaths(options.run).config.name} and"
@@ -52,6 +54,20 @@ def named_model(options: argparse.Namespace) -> NamedModel:
     if not is_model(run.paths.export):
         raise CheckpointError(f"{run.paths.export}: no exported model here; run `shardline export RUN.yaml` first")
     return NamedModel(folder=run.paths.export, name=run.name, as_chat=read_manifest(run.shards).conversational, run=run)
+
+
+def run_of(folder: Path) -> RunConfig | None:
+    """Return the run that wrote an export, or a form of it such as export-int8, in its own folder.
+
+    None for a model from elsewhere, and for one whose run or shards are not there.
+    """
+    from training.export.export_record import RECORD
+
+    root = folder.resolve().parent
+    if not (folder / RECORD).is_file() or not RunPaths(root).config.is_file():
+        return None
+    run = load_run(root)
+    return run if (run.shards / MANIFEST).is_file() else None
 
 
 def is_model(folder: Path) -> bool:

@@ -58,12 +58,12 @@ def run(options: argparse.Namespace) -> int:
     if missing:
         raise ConfigError(f"`serve` needs {', '.join(missing)}; run `pip install -e '.[serve]'` in the checkout")
     named, key = named_model(options), key_of(options)
+    say(f"Loading {named.folder} ...")  # before seconds of imports
     from training.serve.server import Door, serve, start_engine, take_port
 
     door = Door(host=options.host, port=options.port, key=key, hosts=frozenset(map(str.lower, options.allow_host)))
     bound = take_port(door)
     name = options.name or named.name
-    say(f"Loading {named.folder} ...")
     model, tokenizer = open_named(named)
     as_chat = speaks_as_chat(named, tokenizer)
     served = start_engine(model, tokenizer, name, as_chat=as_chat, limits=limits_of(options))
@@ -115,7 +115,7 @@ def welcome(named: NamedModel, name: str, host: str, number: int, *, has_key: bo
     header = " -H 'Authorization: Bearer KEY'" if has_key else ""
     ask = f"curl {url}/generate{header} -d '{json.dumps({'prompt': 'Hello!'})}'"
     lines = [
-        f"{name} answers at {url}  (Ctrl-C stops it)",
+        f"The model {name} answers at {url}  (Ctrl-C stops it)",
         f"  chat page     {url}",
         f"  from afar     ssh -L {number}:localhost:{number} {socket.gethostname()}   then {url} over there",
         f"  one prompt    {ask}",

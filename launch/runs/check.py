@@ -17,10 +17,13 @@ from data_prep.shards import MANIFEST, Manifest, check_shards, read_manifest, te
 from data_prep.shards.tokenizer_files import open_tokenizer
 from launch.arguments import add_run
 from launch.config import RunConfig
+from launch.runs import layouts
+from launch.runs.track import missing_trackers
 from launch.saved_config import load
 from launch.wording import say
 from training.models.untrainable import check_architecture, check_trainable
 from training.plan import Plan, make_plan
+from training.torch_probes import gpu_warning
 from training.zero import ds_config
 
 if TYPE_CHECKING:
@@ -29,12 +32,15 @@ if TYPE_CHECKING:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     add_run(command)
+    layouts.add_arguments(command)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Say what a run will do and need."""
+    """Say what a run will do and need, here or on clusters of `--nodes`."""
+    layouts.require_nodes(options)
     run = load(options)
-    for line in check_run(run, local_ranks(run, None)):
+    lines = layouts.layout_lines(run, options) if options.nodes else check_run(run, local_ranks(run, None))
+    for line in lines:
         say(line)
     return EXIT_DONE
 
@@ -52,6 +58,9 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     check_source(run)
     yield f"configuration  valid; the run goes to {run.paths.root}"
     yield f"machine        {cpu_count()} CPUs, {gpu_count()} GPUs; ranks: {ranks}"
+    for text in missing_trackers(run):
+        yield f"WARNING        {text}; the run goes on without it"
+    yield from gpu_warning()
     if not (run.shards / MANIFEST).exists():
         from data_prep.preview.survey import survey
 
@@ -77,6 +86,7 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
         seed=run.seed,
     )
     yield plan.as_text()
+    yield from layouts.machine_lines(run, origin, plan, manifest)
     yield from resized_line(origin)
     yield disk_line(run.paths.root, plan)
     for warning in run_warnings(origin, plan, manifest, run.model):

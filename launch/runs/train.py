@@ -5,23 +5,28 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run, hold_run_for_rank
-from cluster.environment import LOCK, World, allocation_end, enter_world, gpu_count, read_world
+from cluster.environment import LOCK, World, allocation_end, enter_world, gpu_count, lock_of_launcher, read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
 from cluster.journal import world_size_at
+from cluster.launching.companions import companions
 from cluster.launching.local_launcher import run_ranks
 from cluster.launching.stop_request import StopFlag
 from cluster.progress import Waiting
 from cluster.restart_limit import note_interruption, note_launch
 from data_prep.shards import check_shards, read_manifest
-from launch.arguments import add_run, positive
+from launch.arguments import add_run, positive, step_range
 from launch.config import RunConfig
 from launch.runs.check import check_fits, check_source, local_ranks
 from launch.runs.rank_imports import lean_imports
+from launch.runs.slurm_job import UNDER_SLURM, train_in_job
+from launch.runs.track import commands_of
 from launch.saved_config import load, saved_text
 from launch.wording import as_typed, named, say
 from training.plan import identity_of
@@ -34,6 +39,7 @@ log = logging.getLogger(__name__)
 
 STOPPING = "stopping after this step: saving a checkpoint; Ctrl-C again ends now"
 IMPORTING = "importing torch, transformers and DeepSpeed"
+IMPATIENT_S = 2.0  # trackers have no longer than this to end after a second Ctrl-C
 TRAINING = "shardline train"  # how the run's lock names its holder
 
 
@@ -51,23 +57,23 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--restart", action="store_true", help="restart failed ranks as long as they reach new steps")
     command.add_argument(
-        "--launching",
+        "--profile",
+        type=step_range,
+        metavar="FIRST-LAST",
+        help="trace these steps with torch's profiler, into the run's folder profile/",
+    )
+    command.add_argument(
+        UNDER_SLURM,
         action="store_true",
-        help="for scripts that start the ranks: only record the launch, or refuse it if the last ones made no new step;"
-        " prints the path of the file that stops the run once it exists",
+        help="for launch/train.sh: start the ranks of this Slurm job until the run ends",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Train as a rank if a launcher made this process one; else start the ranks of this machine."""
     run = load(options)
-    if options.launching:
-        check_start(run)
-        with hold_run(run.paths, Holder.here("launch/train.sh")):
-            check_resumes(run)
-            note_launch(run.paths)
-        say(str(run.paths.stop_request))
-        return EXIT_DONE
+    if options.under_slurm:
+        return train_in_job(run.paths, lambda note: check_and_note(run, note))
     world = read_world()
     if world is None:
         check_start(run)
@@ -75,7 +81,17 @@ def run(options: argparse.Namespace) -> int:
     check_fits(run, read_manifest(run.shards))  # this host may see another folder than the one that started the ranks
     with hold_run_for_rank(run.paths, world, TRAINING):
         check_resumes(run)
-        return train_as_rank(run, world)
+        is_ours = world.is_first and lock_of_launcher() is None  # else the process that started the ranks does it
+        with companions(commands_of(run) if is_ours else {}):
+            return train_as_rank(run, world, options.profile)
+
+
+def check_and_note(run: RunConfig, note: Callable[[], None]) -> None:
+    """Check what can be known before ranks are started, then record the launch, while nobody else trains the run."""
+    check_start(run)
+    with hold_run(run.paths, Holder.here("launch/train.sh")):
+        check_resumes(run)
+        note()
 
 
 def check_start(run: RunConfig) -> None:
@@ -89,7 +105,7 @@ def check_start(run: RunConfig) -> None:
     check_shards(run.shards, manifest.trained_from())
 
 
-def train_as_rank(run: RunConfig, world: World) -> int:
+def train_as_rank(run: RunConfig, world: World, profiled: tuple[int, int] | None) -> int:
     """Train as one rank of a run that this launch holds."""
     stop = StopFlag(run.paths.stop_request, allocation_end(), looks_for_file=world.is_first)
     stop.install()
@@ -97,7 +113,7 @@ def train_as_rank(run: RunConfig, world: World) -> int:
     with Waiting(IMPORTING, is_shown=world.is_first), lean_imports():
         from training.train_rank import train_rank  # after enter_world: torch reads the environment when imported
 
-    return train_rank(rank_request(run), world, stop)
+    return train_rank(replace(rank_request(run), profiled=profiled), world, stop)
 
 
 def check_resumes(run: RunConfig) -> None:
@@ -123,7 +139,10 @@ def start_ranks(run: RunConfig, options: argparse.Namespace) -> int:
         if gpu_count() == 0:
             log.info("no GPU here: training on the CPU, ranks: %d", ranks)
         run.paths.stop_request.unlink(missing_ok=True)  # it stopped the attempt before this one
-        code = run_with_restarts(run, ranks, holder, restart=options.restart)
+        with companions(commands_of(run)) as trackers:
+            code = run_with_restarts(run, ranks, holder, restart=options.restart)
+            if code == EXIT_INTERRUPTED:
+                trackers.end_s = IMPATIENT_S
     if code == EXIT_DONE:
         say(f"next: shardline export {named(options, run.paths)}")
     if code in (EXIT_STOPPED, EXIT_FAILED, EXIT_INTERRUPTED):

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ from cluster.disk.lock_holder import Holder
 from cluster.disk.locks import LockFile, hold_lock
 from cluster.environment import host_name
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, ConfigError, TrainingError
+from cluster.wording import count_of
 from data_prep.shards import check_shards, read_manifest
 from launch.arguments import add_run, positive
 from launch.config import RunConfig
-from launch.runs.check import check_fits, check_source, local_ranks
+from launch.runs.check import check_fits, check_source
 from launch.saved_config import load
 from launch.tuning.results import best_of, results_of, table
 from launch.tuning.space import Space, check_space, read_space, shown
-from launch.tuning.study import WORKER, StudyFolder, claimed_trial, open_study, optuna
+from launch.tuning.study import WORKER, StudyFolder, claimed_trial, is_free, open_study, optuna, running_trials
 from launch.tuning.study_files import write_results
 from launch.tuning.trial_run import Outcome, State, StopSignals, TrialRun, trial_values
 from launch.wording import as_typed, say
@@ -68,17 +70,20 @@ def run(options: argparse.Namespace) -> int:
             "tune compares held-out losses, and there are no held-out rows: set data.validation_fraction and"
             " train.validation_rows above 0, and run `shardline prepare` again"
         )
-    check_space(space, run, local_ranks(run, options.ranks) if is_local else None)
+    check_space(space, run)
     root = run.paths.root
     folder = StudyFolder(options.study or root.with_name(f"{root.name}-tune"))
-    study = open_study(folder, run, space, manifest.content_digest)
-    search = Search(run, space, folder, study, manifest.rows("train"), options)
-    if options.slurm is not None:
-        return search.submit(options.slurm)
-    if options.task:
-        return search.run_task()
-    with hold_lock(LockFile(folder.root / f"tune-{host_name()}.lock", holder=Holder.here(WORKER))):
-        return search.run_here()
+    optuna()
+    with ExitStack() as held:
+        if is_local:  # before the study is opened: a start that is refused changes nothing
+            held.enter_context(
+                hold_lock(LockFile(folder.root / f"tune-{host_name()}.lock", holder=Holder.here(WORKER)))
+            )
+        study = open_study(folder, run, space, manifest.content_digest)
+        search = Search(run, space, folder, study, manifest.rows("train"), options)
+        if options.slurm is not None:
+            return search.submit(options.slurm)
+        return search.run_task() if options.task else search.run_here()
 
 
 class Search:
@@ -107,6 +112,8 @@ class Search:
         if self.signals.asked or is_stopped:
             say(f"to continue: {self.command()}")
             return EXIT_INTERRUPTED if self.signals.is_interrupted else EXIT_STOPPED
+        if best_of(results_of(self.study, self.space)) is None:
+            raise TrainingError("no trial has been completed; the table above says why each of them ended")
         return EXIT_DONE
 
     def run_task(self) -> int:
@@ -114,9 +121,11 @@ class Search:
         with self.signals.installed():
             outcome = self.run_next(["bash", str(LAUNCH / "train.sh")])
         if outcome is None:
-            say("nothing to do: the study has all its trials")
+            say("nothing to do: each trial of the study is over, or another process runs it")
         if outcome is not None and not outcome.state.is_over:
             return EXIT_STOPPED if outcome.state is State.UNFINISHED else EXIT_FAILED
+        if self.trials_left() <= 0:
+            self.tell_results()
         return EXIT_DONE
 
     def run_next(self, command: Sequence[str]) -> Outcome | None:
@@ -178,13 +187,22 @@ class Search:
         ranks = [f"--ranks={self.options.ranks}"] if self.options.ranks else []
         return [f"--space={self.options.space}", f"--trials={self.options.trials}", *study, *ranks]
 
+    def trials_left(self) -> int:
+        over = sum(result.state != "unfinished" for result in results_of(self.study, self.space))
+        return int(self.options.trials) - over
+
     def submit(self, slurm_options: str) -> int:
         """Submit a job array with a task for each trial that is not over."""
-        over = [r for r in results_of(self.study, self.space) if r.state != "unfinished"]
-        left = self.options.trials - len(over)
+        left = self.trials_left()
         if left <= 0:
             self.tell_results()
             return EXIT_DONE
+        held = [number for number in running_trials(self.study) if not is_free(self.folder.trial_lock(number))]
+        if held:
+            log.warning(
+                "%s of this study may be running now; tasks that find nothing left to do will end at once",
+                count_of(len(held), "trial"),
+            )
         overrides = [word for override in self.options.overrides for word in ("-o", override)]
         own = [str(LAUNCH / "tune.sh"), str(self.options.run), *overrides, *self.arguments()]
         command = ["sbatch", f"--array=0-{left - 1}", f"--job-name={self.run.name}-tune"]

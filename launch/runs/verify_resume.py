@@ -106,7 +106,7 @@ class Trial:
 def make_trial(run: RunConfig, folder: Path, name: str, steps: int) -> Trial:
     """Write the configuration of a short training: the run's with another length and folder."""
     values = run.model_dump(mode="json")
-    values |= {"name": name, "folder": str(folder / name)}
+    values |= {"name": name, "folder": str(folder / name), "trackers": []}
     values["data"]["folder"] = str(run.shards.absolute())
     values["train"] |= {"steps": steps, "epochs": None, "save_every_steps": steps // 2, "keep_last": 2}
     values["train"]["keep_every_steps"] = None
@@ -158,7 +158,7 @@ def certificate_of(
         "other_ranks_within_tolerance": difference <= TOLERANCE[run.train.precision],
         "tolerance": TOLERANCE[run.train.precision],
         "data": manifest.content_digest,
-        "configuration": digest_of(run.model_dump(mode="json", exclude={"name", "folder"})),
+        "configuration": digest_of(run.model_dump(mode="json", exclude={"name", "folder", "trackers"})),
         "seed": run.seed,
         "machine": platform.platform(),
         "versions": {name: version(name) for name in PACKAGES},

@@ -29,12 +29,12 @@ class QuitError(Exception):
     """The user wants to end the chat."""
 
 
-def talk_at_terminal(session: Session) -> None:
-    """Talk until Ctrl-D or /quit; an error is told, and the chat goes on."""
+def talk_at_terminal(session: Session, about: str) -> None:
+    """Talk until Ctrl-D or /quit; an error is told, and the chat goes on. `about` says what answers."""
     history = cache_folder() / "chat_history"
     edit_lines(history)
     try:
-        greet(session)
+        greet(session, about)
         while True:
             try:
                 handle(session, read_text(session.screen.question("you")))
@@ -63,13 +63,14 @@ def talk_through_pipe(session: Session, stream: Iterable[str]) -> None:
             return
 
 
-def greet(session: Session) -> None:
+def greet(session: Session, about: str) -> None:
     screen = session.screen
-    if session.as_chat:
-        screen.say(f"{session.name}: /help lists the commands, Ctrl-D ends", DIM)
-    else:
-        screen.say(f"{session.name} was trained on plain text: it continues what you type; an empty line goes on", DIM)
-        screen.say("/help lists the commands, Ctrl-D ends", DIM)
+    screen.say(f"{session.name}: {about}", DIM)
+    if not session.as_chat:
+        screen.say("it was trained on plain text: it continues what you type; an empty line goes on", DIM)
+    elif session.conversation.system:
+        screen.say(f"system message: {screen.shown(session.conversation.system)}", DIM)
+    screen.say("/help lists the commands, Ctrl-D ends", DIM)
 
 
 def handle(session: Session, text: str) -> None:

@@ -1,56 +1,21 @@
-"""The picture of a study: one page without scripts, with the loss by trial, by step and by each searched key."""
+"""The page of a study: its held-out losses by trial, by step and by each searched key, and a table of its trials."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment
-from markupsafe import Markup
 
 from cluster.disk.atomic_files import write_text
 from launch.tuning.results import TrialResult, best_of
 from launch.tuning.space import Range, Space, spelled
+from training.reporting.page.charts import Chart, Series
+from training.reporting.page.rendering import render
 
-INK, ACCENT, MUTED = "#1f2933", "#2563eb", "#9aa5b1"
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ name }}: tuning</title>
-<style>
-:root { color-scheme: light dark; --card: #fff; --back: #f5f7fa; --ink: #1f2933; --line: #d5dbe1;
-  --muted: #66727f; --accent: #2563eb }
-@media (prefers-color-scheme: dark) {
-  :root { --card: #1b2027; --back: #12161b; --ink: #e6eaee; --line: #39424d; --muted: #97a3af; --accent: #6ea0ff }
-}
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 24px 16px; max-width: 1080px;
-  background: var(--back); color: var(--ink) }
-h1 { font-size: 22px; margin: 0 } p { color: var(--muted); margin: 4px 0 20px }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: 14px }
-figure, .table { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px }
-figure { padding: 12px } figcaption { font-weight: 600; margin-bottom: 6px }
-svg { width: 100%; height: auto; display: block; color: var(--ink) }
-.table { overflow-x: auto; margin-top: 20px }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: 6px 12px; border-bottom: 1px solid var(--line); white-space: nowrap }
-td:last-child { white-space: normal; color: var(--muted) } tr.best td { font-weight: 600; color: var(--accent) }
-</style>
-<h1>{{ name }}: tuning</h1>
-<p>{{ summary }}</p>
-<div class="plots">
-{% for title, picture in plots %}<figure><figcaption>{{ title }}</figcaption>{{ picture }}</figure>
-{% endfor %}</div>
-<div class="table"><table>
-<tr><th>trial<th>state<th>held-out loss<th>step{% for key in keys %}<th>{{ key }}{% endfor %}<th></tr>
-{% for row in rows %}<tr{% if row.is_best %} class="best"{% endif %}>
-{%- for cell in row.cells %}<td>{{ cell }}{% endfor %}</tr>
-{% endfor %}</table></div>
-</html>
-"""
+BEST, COMPLETE, OTHER = 2, 1, 0  # numbers of colours of the page's style sheet
+OTHERS = "pruned, failed or unfinished"
+LOSS = "nats per token"
 
 
 def write_page(path: Path, name: str, results: Sequence[TrialResult], space: Space) -> None:
@@ -63,9 +28,9 @@ def write_page(path: Path, name: str, results: Sequence[TrialResult], space: Spa
     summary = ", ".join(f"{count} {state}" for state, count in counts.items()) or "no trials yet"
     if best is not None:
         summary += f"; best: trial {best.number}, held-out loss {best.loss:.4f}"
-    page = Environment(autoescape=True).from_string(PAGE)
-    plots = pictures(results, space)
-    write_text(path, page.render(name=name, summary=summary, plots=plots, keys=list(space.parameters), rows=rows))
+    keys = list(space.parameters)
+    page = render("study.html", name=name, summary=summary, charts=charts(results, space), keys=keys, rows=rows)
+    write_text(path, page)
 
 
 def cells(result: TrialResult, space: Space) -> list[str]:
@@ -74,86 +39,98 @@ def cells(result: TrialResult, space: Space) -> list[str]:
     return [str(result.number), result.state, loss, str(result.step), *values, result.reason]
 
 
-def pictures(results: Sequence[TrialResult], space: Space) -> list[tuple[str, Markup]]:
-    """Return title and SVG of each plot that the results allow."""
+def charts(results: Sequence[TrialResult], space: Space) -> list[Chart]:
+    """Return the charts that the results allow."""
     scored = [result for result in results if result.loss is not None and math.isfinite(result.loss)]
     if not scored:
         return []
-    plots = [
-        ("Held-out loss by trial", svg(lambda axes: draw_trials(axes, scored))),
-        ("Held-out loss by step", svg(lambda axes: draw_curves(axes, scored))),
-    ]
-    for key in space.parameters:
-        plots.append((f"Held-out loss by {key}", svg(partial(draw_slice, results=scored, space=space, key=key))))
-    return plots
+    slices = [by_key(scored, space, key, number) for number, key in enumerate(space.parameters)]
+    return [by_trial(scored), by_step(scored), *slices]
 
 
-def draw_trials(axes: Any, results: Sequence[TrialResult]) -> None:
-    draw_points(axes, results, [result.number for result in results])
-    complete = [result for result in results if result.state == "complete" and result.loss is not None]
-    lowest = [min(r.loss or 0.0 for r in complete[: place + 1]) for place in range(len(complete))]
-    axes.step([result.number for result in complete], lowest, where="post", color=ACCENT, linewidth=1.2)
-    axes.set_xlabel("trial")
+def by_trial(results: Sequence[TrialResult]) -> Chart:
+    """Return the last held-out loss of each trial, and the lowest of the complete ones so far."""
+    best = [best_of(results[: place + 1]) for place in range(len(results))]
+    known = [(result.number, found.loss or 0.0) for result, found in zip(results, best, strict=True) if found]
+    so_far = Series(name="lowest so far", x=[x for x, _ in known], y=[y for _, y in known], style="steps")
+    return Chart(
+        key="trials",
+        title="Held-out loss by trial",
+        x_name="trial",
+        y_name=LOSS,
+        series=[so_far, *points(results, [result.number for result in results])],
+        caption="After the last step of each trial.",
+    )
 
 
-def draw_curves(axes: Any, results: Sequence[TrialResult]) -> None:
-    for result in results:
-        points = sorted((step, loss) for step, loss in result.losses.items() if math.isfinite(loss))
-        colour = ACCENT if result.state == "complete" else MUTED
-        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1, marker="o", markersize=2.5)
-        axes.annotate(
-            str(result.number), points[-1], xytext=(3, 0), textcoords="offset points", fontsize=7, color=MUTED
-        )
-    axes.set_xlabel("step")
+def by_step(results: Sequence[TrialResult]) -> Chart:
+    """Return the held-out losses of each trial, the best trial on top."""
+    best = best_of(results)
+    ordered = sorted(results, key=lambda r: (r is best, r.state == "complete", -(r.loss or 0.0)))
+    return Chart(
+        key="steps",
+        title="Held-out loss by step",
+        x_name="step",
+        y_name=LOSS,
+        series=[curve(result, is_best=result is best) for result in ordered],
+        caption="A trial is pruned where its loss is above the median of the earlier ones at the same step.",
+    )
 
 
-def draw_slice(axes: Any, results: Sequence[TrialResult], space: Space, key: str) -> None:
-    found = [result for result in results if key in result.values]
+def curve(result: TrialResult, *, is_best: bool) -> Series:
+    found = sorted((step, loss) for step, loss in result.losses.items() if math.isfinite(loss))
+    is_complete = result.state == "complete"
+    return Series(
+        name=f"trial {result.number}",
+        group="best" if is_best else "complete" if is_complete else OTHERS,
+        x=[step for step, _ in found],
+        y=[loss for _, loss in found],
+        names=[f"trial {result.number}"] * len(found),
+        style="bold" if is_best else "thin",
+        colour=BEST if is_best else COMPLETE if is_complete else OTHER,
+    )
+
+
+def by_key(results: Sequence[TrialResult], space: Space, key: str, number: int) -> Chart:
+    """Return the last held-out loss of each trial by its value of one key."""
     parameter = space.parameters[key]
+    found = [result for result in results if key in result.values]
+    options: dict[str, Any]
     if isinstance(parameter, Range):
-        draw_points(axes, found, [result.values[key] for result in found])
-        axes.set_xscale("log" if parameter.log else "linear")
+        places = [result.values[key] for result in found]
+        options = {"x_log": parameter.log, "x_ends": (parameter.low, parameter.high)}
     else:
         names = [spelled(value) for value in parameter.choices]
-        draw_points(axes, found, [names.index(spelled(result.values[key])) for result in found])
-        axes.set_xticks(range(len(names)), names)
-        axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_xlabel(key)
+        places = [names.index(spelled(result.values[key])) for result in found]
+        options = {"x_names": names}
+    return Chart(
+        key=f"key-{number}",
+        title=f"Held-out loss by {key}",
+        x_name=key,
+        y_name=LOSS,
+        series=points(found, places),
+        **options,
+    )
 
 
-def draw_points(axes: Any, results: Sequence[TrialResult], places: Sequence[float]) -> None:
-    """Draw complete trials as full points; pruned and unfinished ones as empty ones, at their last loss."""
-    for result, place in zip(results, places, strict=True):
-        is_complete = result.state == "complete"
-        colour = ACCENT if is_complete else MUTED
-        axes.plot(
-            [place], [result.loss], "o", color=colour, markerfacecolor=colour if is_complete else "none", markersize=5
+def points(results: Sequence[TrialResult], places: Sequence[float]) -> list[Series]:
+    """Return the last held-out losses as dots: the best trial, the complete ones, and the others."""
+    best = best_of(results)
+    placed = sorted(zip(places, results, strict=True), key=lambda pair: (pair[0], pair[1].number))
+    groups = {
+        OTHERS: (OTHER, [(x, r) for x, r in placed if r.state != "complete"]),
+        "complete": (COMPLETE, [(x, r) for x, r in placed if r.state == "complete" and r is not best]),
+        "best": (BEST, [(x, r) for x, r in placed if r is best]),
+    }
+    return [
+        Series(
+            name=name,
+            x=[x for x, _ in chosen],
+            y=[result.loss or 0.0 for _, result in chosen],
+            names=[f"trial {result.number}" for _, result in chosen],
+            style="dots",
+            colour=colour,
         )
-        axes.annotate(
-            str(result.number), (place, result.loss), xytext=(4, 3), textcoords="offset points", fontsize=7, color=MUTED
-        )
-
-
-def svg(drawing: Callable[[Any], None]) -> Markup:
-    """Return a drawing as inline SVG with the page's colour for its text."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(4.6, 2.8), layout="constrained")
-        axes = figure.subplots()
-        axes.spines[["left", "right", "top"]].set_visible(False)
-        axes.spines["bottom"].set_color(MUTED)
-        axes.tick_params(length=0, colors=INK)
-        axes.grid(axis="y", color=MUTED, alpha=0.3, linewidth=0.6)
-        axes.set_facecolor("none")
-        drawing(axes)
-        target = io.StringIO()
-        figure.savefig(
-            target, format="svg", facecolor="none", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    text = re.sub(r"^.*?(?=<svg)|<style.*?</style>", "", target.getvalue(), flags=re.DOTALL)
-    text = re.sub(r"<svg [^>]*(viewBox=\"[^\"]*\")[^>]*>", r'<svg role="img" \1>', text)
-    text = re.sub(r"font: ([\d.]+px)[^;\"]*;?", r"font-size: \1;", text)
-    text = re.sub(r"fill: #000000|(?<=<text style=\")", "fill: currentColor; ", text)
-    return Markup(text.replace(INK, "currentColor"))  # matplotlib has escaped the texts
+        for name, (colour, chosen) in groups.items()
+        if chosen
+    ]

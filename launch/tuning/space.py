@@ -20,7 +20,7 @@ from cluster.disk.atomic_files import canonical_json
 from cluster.errors import ConfigError
 from cluster.wording import count_of
 from launch.config import RunConfig
-from training.plan import accumulation_steps, identity_of
+from training.plan import identity_of
 
 CHECKED_VALUES = 256  # a range of no more values is checked value by value, a larger one at its ends and middle
 NOT_SEARCHED = {
@@ -28,6 +28,8 @@ NOT_SEARCHED = {
     "folder": "a trial has its own folder",
     "seed": "the best of several seeds is the luckiest, not the best",
     "data": "it decides what is in the shards, and all trials train on the same ones; prepare another run to compare",
+    "cluster": "it has no effect on the held-out loss of a trial",
+    "trackers": "it has no effect on the held-out loss of a trial",
     "evaluate": "it has no effect on the held-out loss of a trial",
     "export": "it has no effect on the held-out loss of a trial",
 }
@@ -90,10 +92,12 @@ class Range(Section):
 class Choices(Section):
     """One of these values, of any type that the key takes."""
 
-    choices: list[Any] = Field(min_length=2)
+    choices: list[Any]
 
     @model_validator(mode="after")
     def check_values(self) -> Self:
+        if len(self.choices) < 2:
+            raise ValueError(f"'choices' needs two values or more, got {len(self.choices)}")
         if len({canonical_json(value) for value in self.choices}) < len(self.choices):
             raise ValueError("'choices' contains a value twice")
         return self
@@ -147,25 +151,26 @@ def read_space(path: Path) -> Space:
     parameters: dict[str, Range | Choices] = {}
     for key, value in values.items():
         if not isinstance(value, dict) or not {"low", "high", "choices"} & value.keys():
-            raise ConfigError(f"{path}: {key}: expected {{low: ..., high: ...}} or {{choices: [...]}}, got {value!r}")
+            nested = [f"{key}.{name}" for name in value][:1] if isinstance(value, dict) else []
+            hint = f"; keys inside of a section are written with dots: {nested[0]}: ..." if nested else ""
+            raise ConfigError(
+                f"{path}: {key}: expected {{low: ..., high: ...}} or {{choices: [...]}}, got {value!r}{hint}"
+            )
         source = f"{path}: {key}"
         is_list = "choices" in value
         parameters[str(key)] = validate(Choices, value, source) if is_list else validate(Range, value, source)
     return Space(parameters=parameters, source=path)
 
 
-def check_space(space: Space, run: RunConfig, ranks: int | None) -> None:
-    """Raise ConfigError with every key that cannot be searched, and every value that the run's schema refuses.
-
-    `ranks` is the number of ranks of each trial, if it is known: they must be able to share the global batch.
-    """
-    problems = [problem for key in space.parameters if (problem := problem_of(space, key, run, ranks))]
+def check_space(space: Space, run: RunConfig) -> None:
+    """Raise ConfigError with every key that cannot be searched, and every value that the run's schema refuses."""
+    problems = [problem for key in space.parameters if (problem := problem_of(space, key, run))]
     if problems:
         told = count_of(len(problems), "problem")
         raise ConfigError("\n  ".join([f"{space.source}: {told} to fix", *problems]))
 
 
-def problem_of(space: Space, key: str, run: RunConfig, ranks: int | None) -> str | None:
+def problem_of(space: Space, key: str, run: RunConfig) -> str | None:
     """Return what is wrong with one key of the space; None if nothing is."""
     section, _, rest = key.partition(".")
     if section in NOT_SEARCHED:
@@ -173,9 +178,7 @@ def problem_of(space: Space, key: str, run: RunConfig, ranks: int | None) -> str
     values = run.model_dump(mode="json")
     for parameter_value in space.parameters[key].probes():
         try:
-            changed = validate(RunConfig, placed(values, {key: parameter_value}), source=f"{key}: {parameter_value!r}")
-            if ranks is not None and key in ("train.global_batch_rows", "train.micro_batch_rows"):
-                accumulation_steps(changed.train, ranks)
+            validate(RunConfig, placed(values, {key: parameter_value}), source=f"{key}: {parameter_value!r}")
         except ConfigError as error:
             hint = "" if "integer" not in str(error) else " (for whole numbers add `int: true`)"
             return " ".join(str(error).replace("1 problem to fix", "").split()) + hint

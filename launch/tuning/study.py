@@ -105,7 +105,8 @@ def open_study(folder: StudyFolder, run: RunConfig, space: Space, data: str) -> 
             check_same(folder, record)
         else:
             write_json(folder.definition, record)
-        cut_torn_line(folder.journal)
+        with journal_alone(library, folder.journal):
+            cut_torn_line(folder.journal)
         study = library.create_study(
             storage=storage_of(library, folder.journal),
             study_name="tune",
@@ -118,6 +119,17 @@ def open_study(folder: StudyFolder, run: RunConfig, space: Space, data: str) -> 
         elif own is None:
             log.info("no trial has the run's own values: not all of them are in %s", space.source)
     return study
+
+
+@contextmanager
+def journal_alone(library: Any, journal: Path) -> Iterator[None]:
+    """Wait until no other process writes to the journal, and keep it so: a line that is being written looks torn."""
+    lock = library.storages.journal.JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def storage_of(library: Any, journal: Path) -> Any:
@@ -163,8 +175,7 @@ def claimed_trial(study: Any, folder: StudyFolder, seed: int, trials: int) -> It
     `trials` is how many the study has in all. No other process gets the trial while the context lasts.
     """
     with ExitStack() as held:
-        with folder.alone():
-            number = take(study, folder, trials, held)
+        number = take(study, folder, trials, held)
         if number is None:
             yield None
             return
@@ -176,34 +187,47 @@ def claimed_trial(study: Any, folder: StudyFolder, seed: int, trials: int) -> It
 
 
 def take(study: Any, folder: StudyFolder, trials: int, held: ExitStack) -> int | None:
-    """Return the number of the trial that this process now holds; None if there is none to take."""
-    states = optuna().trial.TrialState
-    running = study.get_trials(deepcopy=False, states=(states.RUNNING,))
-    ours = [t for t in running if slurm_job() is not None and t.user_attrs.get("job") == slurm_job()]
-    for trial in ours + [t for t in running if is_free(folder.trial_lock(t.number))]:
-        if try_hold(folder.trial_lock(trial.number), held):
-            return int(trial.number)
-    begun = [t for t in study.get_trials(deepcopy=False) if t.state != states.WAITING]
-    if len(begun) < trials:
-        number = int(study.ask().number)
-        held.enter_context(hold_lock(folder.trial_lock(number)))
-        return number
-    for trial in running:  # of hosts that cannot be seen from here: takes a while to know
-        if try_hold(folder.trial_lock(trial.number), held):
-            return int(trial.number)
+    """Return the number of the trial that this process now holds; None if there is none to take.
+
+    To know whether a process on another host is alive takes up to minutes: the study is not locked for so long.
+    """
+    running = running_trials(study)
+    ours = [number for number, job in running.items() if job is not None and job == slurm_job()]
+    for number in ours + [number for number in running if is_free(folder.trial_lock(number))]:
+        if try_take(study, folder, number, held):
+            return number
+    with folder.alone():
+        waiting = optuna().trial.TrialState.WAITING
+        while sum(trial.state != waiting for trial in study.get_trials(deepcopy=False)) < trials:
+            number = int(study.ask().number)
+            if try_take(study, folder, number, held):  # another process may have seen it without a lock, and taken it
+                return number
+    for number in running_trials(study):  # of hosts that cannot be seen from here
+        if try_take(study, folder, number, held):
+            return number
     return None
+
+
+def running_trials(study: Any) -> dict[int, str | None]:
+    """Return the trials that were begun and are not over, with the Slurm job that ran each last."""
+    running = study.get_trials(deepcopy=False, states=(optuna().trial.TrialState.RUNNING,))
+    return {int(trial.number): trial.user_attrs.get("job") for trial in running}
+
+
+def try_take(study: Any, folder: StudyFolder, number: int, held: ExitStack) -> bool:
+    """Hold the lock of a trial for as long as `held` lasts, unless another process does or has ended the trial."""
+    with ExitStack() as tried:
+        try:
+            tried.enter_context(hold_lock(folder.trial_lock(number)))
+        except ClusterError:
+            return False
+        if number not in running_trials(study):
+            return False
+        held.enter_context(tried.pop_all())
+        return True
 
 
 def is_free(lock: LockFile) -> bool:
     """Return whether it is plain that nobody holds a lock."""
     owner = lock.owner()
     return owner is None or Holder.read(owner).is_alive() is False
-
-
-def try_hold(lock: LockFile, held: ExitStack) -> bool:
-    """Hold a lock for as long as `held` lasts, unless another process does."""
-    try:
-        held.enter_context(hold_lock(lock))
-    except ClusterError:
-        return False
-    return True

@@ -31,8 +31,9 @@ from training.plan import steps_of
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
+STOPPING = "stopping after this step: saving a checkpoint; Ctrl-C again ends now"
 EVALUATIONS = 8  # held-out losses of a trial: it can be pruned after each
-ERROR_LINE = re.compile(r"^\d\d:\d\d:\d\d(?: \[[^\]]*\])? E (.*)$", re.MULTILINE)
+ERROR_LINE = re.compile(r"^\d\d:\d\d:\d\d(?: \[[^\]]*\])? E (.*(?:\n  .*)*)$", re.MULTILINE)
 
 
 class State(enum.Enum):
@@ -128,8 +129,12 @@ class TrialRun:
         signals.process = process
         for number in signals.asked:  # one that came while the process was being started
             process.send_signal(number)
+        is_told = False
         while process.poll() is None:
             time.sleep(POLL_S)
+            if signals.asked and not is_told:
+                is_told = True
+                tell(STOPPING)
             if not pruned and self.watch(seen, tell):
                 pruned = True
                 self.paths.stop_request.touch()
@@ -168,13 +173,14 @@ class TrialRun:
             return Outcome(state=State.UNFINISHED, loss=loss, step=step, reason="stopped; resumes from its checkpoint")
         if code < 0:
             return Outcome(state=State.KILLED, loss=loss, step=step, reason=f"its training was ended by signal {-code}")
-        return Outcome(state=State.FAILED, loss=loss, step=step, reason=self.failure(code))
+        state = State.UNFINISHED if could_not_save(self.paths) else State.FAILED
+        return Outcome(state=state, loss=loss, step=step, reason=self.failure(code))
 
     def failure(self, code: int) -> str:
         """Return the error that ended the training, from its log."""
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
         told = ERROR_LINE.findall(text)
-        return told[-1] if told else f"exit code {code}; see {self.log}"
+        return " ".join(told[-1].split()) if told else f"exit code {code}; see {self.log}"
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Write the run's YAML: whole, so that a person can train it too."""
@@ -194,6 +200,12 @@ def ended_with(paths: RunPaths) -> int | None:
     """Return the exit code of the newest attempt of a run, if it is over and has recorded one."""
     events = [event for event in read_events(paths) if event["event"] in ("launch", "start", "end", "no-start")]
     return int(events[-1]["exit_code"]) if events and events[-1]["event"] == "end" else None
+
+
+def could_not_save(paths: RunPaths) -> bool:
+    """Return whether the newest attempt ended with its checkpoints, as on a full disk: its values are not to blame."""
+    ends = [event for event in read_events(paths) if event["event"] == "end"]
+    return bool(ends) and str(ends[-1].get("reason")).startswith("CheckpointError")
 
 
 def trial_values(run: RunConfig, chosen: Mapping[str, Any], folder: Path, rows: int) -> dict[str, Any]:

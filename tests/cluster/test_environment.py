@@ -12,7 +12,8 @@ TORCHRUN = {
     "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
 }  # fmt: skip
 SRUN = {
-    "SHARDLINE_LAUNCHER": "srun", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_NNODES": "2",
+    "SHARDLINE_LAUNCHER": "srun", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
     "MASTER_ADDR": "node1", "MASTER_PORT": "20007",
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def test_starts_that_were_killed_before_their_first_step_are_counted_too(paths: 
         TrainingError, match="no step beyond step 0; the last one ended with: it was killed, or crashed"
     ):
         note_launch(paths)
+
+
+def test_failures_within_moments_of_each_other_do_not_end_a_run_that_a_disk_may_have_ended(paths: RunPaths) -> None:
+    for _ in range(5):
+        note_launch(paths, span_s=120)
+        write_event(paths, "no-start", reason="OSError: gone", exit_code=1)
+    an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    events = [{**event, "time": an_hour_ago.isoformat()} for event in read_events(paths)]
+    paths.attempts.write_text("".join(json.dumps(event) + "\n" for event in events))
+    with pytest.raises(TrainingError, match="the last 5 attempts made no step beyond step 0"):
+        note_launch(paths, span_s=120)
 
 
 def test_a_start_after_the_refusal_is_that_of_a_person_who_has_looked(paths: RunPaths) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from training.step.batches import MicroBatch, micro_batch_of
-from training.step.document_attention import attend, attending, has_kernel
+from training.step.document_attention import attend, attending, has_kernel, starts_of
 from training.step.isolation import check_isolation, median
 from training.step.loss import HeadLoss, LogitRule, summed_loss
 from training.step.packed_model import Isolation, PackedModel
@@ -86,7 +86,7 @@ def test_the_kernels_outputs_and_gradients_are_those_of_the_cpu(window: int | No
     module = torch.nn.Identity()
     attending(LENGTHS * 2)
     expected, _ = attend(module, exact[0], exact[1], exact[2], None, sliding_window=window)
-    attending(LENGTHS * 2, torch.device("cuda"))
+    attending(LENGTHS * 2, starts_of(LENGTHS * 2).to("cuda"))
     found, _ = attend(module, half[0], half[1], half[2], None, sliding_window=window)
     assert (found.cpu().float() - expected).norm() / expected.norm() < 1e-2
     torch.autograd.backward([expected.square().sum(), found.float().square().sum()])

@@ -96,7 +96,7 @@ def test_those_whom_nobody_knows_are_asked_about(tmp_path: Path) -> None:
 
 def test_a_kind_is_asked_for_where_there_is_nothing_to_look_at(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"the kind of your data cannot be detected.*init text \| pairs \| conversations"
+        ConfigError, match=r"there is no file or folder of this name.*init text \| pairs \| conversations"
     ):
         initialized(tmp_path, tmp_path / "absent")
     assert "running text" in initialized(tmp_path, tmp_path / "absent", "text")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,11 +25,15 @@ printf '%s\\n' "$MASTER_ADDR" "$MASTER_PORT" "$SHARDLINE_LAUNCHER" "$@" >"$FAKES
 eval "$SRUN_DOES"
 """
 SCONTROL = """#!/usr/bin/env bash
+eval "$SCONTROL_DOES"
 case "$1 $2" in
-  "show hostnames") printf '%s\\n' node7 node8 ;;
+  "show hostnames") tr , '\\n' <<<"${3/node[[]7-8]/node7,node8}" ;;
   "show job") printf '%s\\n' "JobId=$3 JobName=shardline" "   $FACTS Restarts=0" "   Command=$COMMAND" ;;
   requeue*) echo "$2" >>"$FAKES/requeued" ;;
 esac
+"""
+SQUEUE = """#!/usr/bin/env bash
+[[ ! -e $FAKES/step ]] || { cat "$FAKES/step" && touch "$FAKES/looked"; }
 """
 
 
@@ -49,7 +54,7 @@ def run_job(tmp_path: Path, run_yaml: Callable[..., Path]) -> Callable[..., Resu
     fakes, folder = tmp_path / "fakes", tmp_path / "my runs"
     fakes.mkdir()
     folder.mkdir()
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "squeue": SQUEUE}.items():
         (fakes / name).write_text(text)
         (fakes / name).chmod(0o755)
     script = shutil.copy(TRAIN, tmp_path / "slurm_script")
@@ -65,9 +70,12 @@ def run_job(tmp_path: Path, run_yaml: Callable[..., Path]) -> Callable[..., Resu
             "SRUN_DOES": srun,
             "FACTS": facts,
             "COMMAND": f"{TRAIN} run.yaml",
+            "SHARDLINE_PATIENCE": "0",
+            "SCONTROL_DOES": "",
             "SLURM_JOB_ID": "12345",
             "SLURM_JOB_NODELIST": "node[7-8]",
             "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_NTASKS": "2",
             "SLURM_TASKS_PER_NODE": "1(x2)",
             "SLURM_JOB_CPUS_PER_NODE": "32(x2)",
             **variables,
@@ -162,16 +170,112 @@ def test_a_job_with_a_stop_file_is_left_alone(run_job: Callable[..., Result]) ->
 
 
 def test_a_stop_file_of_an_earlier_job_is_removed_but_one_of_this_job_stays(run_job: Callable[..., Result]) -> None:
-    still_there = "[[ -e run/STOP ]]"
     stopped = run_job(srun=f"{take_steps(1)}; touch run/STOP")
-    restarted = run_job(srun=f"{take_steps(2)}; {still_there}", SLURM_RESTART_COUNT="1")
-    submitted_again = run_job(srun=f"{still_there} || exit 75")
-    assert [stopped.code, restarted.code, submitted_again.code] == [0, 0, 75]
+    submitted_again = run_job(srun="[[ ! -e run/STOP ]]")
+    assert [stopped.code, submitted_again.code] == [0, 0]
+
+
+def test_a_job_that_a_site_requeues_after_a_stop_starts_nothing(run_job: Callable[..., Result]) -> None:
+    run_job(srun="mkdir -p run && touch run/STOP; exit 75")
+    requeued = run_job(SLURM_RESTART_COUNT="1")
+    assert (requeued.code, requeued.starts, requeued.requeued) == (2, 1, [])
+    assert "run/STOP exists: nothing is started; submit again to resume" in requeued.stderr
 
 
 def test_the_shell_survives_a_term_until_the_ranks_have_ended(run_job: Callable[..., Result]) -> None:
     result = run_job(srun="kill -TERM $PPID; sleep 0.1; exit 75")
     assert (result.code, result.requeued) == (75, ["12345"])
+
+
+@pytest.mark.parametrize("name", ["USR1", "USR2"])
+def test_a_signal_that_only_the_batch_script_gets_reaches_the_ranks_as_usr2(
+    run_job: Callable[..., Result], name: str
+) -> None:
+    result = run_job(srun=f"trap 'exit 75' USR2; kill -{name} $PPID; while :; do sleep 0.05; done")
+    assert (result.code, result.starts, result.requeued) == (75, 1, ["12345"])
+
+
+def test_ctrl_c_saves_and_leaves_the_job_out_of_the_queue(run_job: Callable[..., Result]) -> None:
+    result = run_job(srun="trap 'exit 75' USR2; kill -INT $PPID; while :; do sleep 0.05; done")
+    assert (result.code, result.requeued) == (75, [])
+    assert "interrupted: not put back into the queue; submit again to resume" in result.stderr
+
+
+def test_ranks_that_fail_after_a_stop_was_asked_for_are_not_started_again(run_job: Callable[..., Result]) -> None:
+    result = run_job(srun="trap 'exit 1' USR2; kill -USR2 $PPID; while :; do sleep 0.05; done")
+    assert (result.code, result.starts, result.requeued) == (75, 1, ["12345"])
+
+
+def test_an_srun_whose_step_slurm_no_longer_lists_is_ended_and_the_ranks_start_again(
+    run_job: Callable[..., Result],
+) -> None:
+    names_its_step = 'for a; do [[ $a != --job-name=* ]] || echo "${a#*=}" >"$FAKES/new"; done; mv "$FAKES"/{new,step}'
+    is_listed = 'until [[ -e $FAKES/looked ]]; do sleep 0.05; done; rm "$FAKES/step"'
+    result = run_job(
+        srun=f'[[ $(wc -l <"$FAKES/starts") == 1 ]] || exit 0; {names_its_step}; {is_listed}; exec sleep 600'
+    )
+    assert (result.code, result.starts) == (0, 2)
+    assert "Slurm says that the ranks are gone, but srun waits for them" in result.stderr
+    assert "the ranks ended with 143: restarting them" in result.stderr
+
+
+NO_ANSWER = (
+    "if [[ -e $FAKES/away && $(wc -l <$FAKES/away) -lt 4 ]]; then echo >>$FAKES/away;"
+    " echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1; fi"
+)
+
+
+def test_no_answer_from_the_controller_does_not_end_a_job_whose_ranks_have_failed(
+    run_job: Callable[..., Result],
+) -> None:
+    result = run_job(srun='[[ -e $FAKES/away ]] && exit 0; touch "$FAKES/away"; exit 137', SCONTROL_DOES=NO_ANSWER)
+    assert (result.code, result.starts) == (0, 2)
+    assert "no answer to `scontrol show job 12345`: asking again for ten minutes" in result.stderr
+
+
+def test_a_controller_that_is_away_when_the_job_starts_is_asked_again(
+    run_job: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "fakes" / "away").touch()
+    (tmp_path / "fakes" / "sleep").write_text("#!/bin/sh\n")
+    (tmp_path / "fakes" / "sleep").chmod(0o755)
+    assert run_job(SCONTROL_DOES=NO_ANSWER).code == 0
+
+
+def test_what_srun_and_salloc_have_left_in_the_environment_does_not_reach_the_ranks(
+    run_job: Callable[..., Result], tmp_path: Path
+) -> None:
+    left = ["SLURM_CPU_BIND", "SLURM_CPU_BIND_LIST", "SLURM_MEM_BIND_TYPE", "SLURM_GPUS", "SLURM_NTASKS_PER_GPU"]
+    left += ["SLURM_MEM_PER_CPU", "SLURM_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND", "SLURM_GPUS_PER_NODE"]
+    result = run_job(srun='env >"$FAKES/env"', **dict.fromkeys(left, "1"))
+    names = {line.partition("=")[0] for line in lines_of(tmp_path / "fakes" / "env")}
+    assert (result.code, names & set(left)) == (0, set())
+    assert "SLURM_JOB_ID" in names
+
+
+def test_a_task_of_srun_starts_no_ranks(run_job: Callable[..., Result]) -> None:
+    result = run_job(SLURM_STEP_NUM_TASKS="2")
+    assert (result.code, result.starts) == (2, 0)
+    assert "train.sh was started 2 times, by srun; it starts the ranks itself" in result.stderr
+
+
+def test_a_heterogeneous_job_is_refused(run_job: Callable[..., Result]) -> None:
+    result = run_job(SLURM_HET_SIZE="2")
+    assert (result.code, result.starts) == (2, 0)
+    assert "heterogeneous job, and only its first component would be used" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["train.sh", "prepare.sh"])
+def test_a_shell_that_is_not_bash_is_told(name: str) -> None:
+    done = subprocess.run(["dash", ROOT / "launch" / name, "run.yaml"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"{name}: needs bash: bash launch/{name} RUN.yaml\n")
+
+
+def test_uneven_tasks_are_ranks_on_the_hosts_that_have_them(run_job: Callable[..., Result], tmp_path: Path) -> None:
+    shape = {"SLURM_TASKS_PER_NODE": "2,1", "SLURM_NTASKS": "3", "SLURM_JOB_CPUS_PER_NODE": "4,1"}
+    started = run_job(srun='cp "$SLURM_HOSTFILE" "$FAKES/hosts"', **shape).started
+    assert {"--ntasks=3", "--cpus-per-task=1", "--distribution=arbitrary", "--mpi=none"} <= set(started)
+    assert lines_of(tmp_path / "fakes" / "hosts") == ["node7", "node7", "node8"]
 
 
 def test_names_with_spaces_reach_the_ranks_whole(run_job: Callable[..., Result], tmp_path: Path) -> None:
@@ -192,15 +296,15 @@ def test_each_gpu_gets_a_rank_and_its_share_of_the_cpus(run_job: Callable[..., R
 
 
 def test_without_gpus_each_task_is_a_rank(run_job: Callable[..., Result]) -> None:
-    started = run_job(SLURM_TASKS_PER_NODE="2(x2)").started
+    started = run_job(SLURM_TASKS_PER_NODE="2(x2)", SLURM_NTASKS="4").started
     assert {"--ntasks=4", "--ntasks-per-node=2", "--cpus-per-task=16"} <= set(started)
-    assert not any("gpu" in argument for argument in started)
+    assert not any(argument.startswith("--gpu") for argument in started)
 
 
 def test_fewer_cpus_than_gpus_end_before_a_rank_starts(run_job: Callable[..., Result]) -> None:
     result = run_job(SLURM_GPUS_ON_NODE="8", SLURM_JOB_CPUS_PER_NODE="1(x2)")
     assert (result.code, result.started) == (2, [])
-    assert "1 CPUs for 8 ranks on a node; add --exclusive" in result.stderr
+    assert "1 CPUs for 8 ranks on node7; submit with --exclusive" in result.stderr
 
 
 def test_a_wrong_configuration_ends_with_2_before_a_rank_starts(run_job: Callable[..., Result]) -> None:
@@ -215,13 +319,47 @@ def test_a_checkout_that_is_nowhere_ends_with_2_and_says_how_to_submit(run_job: 
     assert "submit with: sbatch CHECKOUT/launch/train.sh" in result.stderr
 
 
-def test_without_slurm_the_command_takes_over(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\nprintf "%s|" "$@"\nexit 75\n')
-    python.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VIRTUAL_ENV": "active"}
-    done = subprocess.run([TRAIN, "a run.yaml", "--ranks", "2"], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (75, "-m|launch|train|--restart|a run.yaml|--ranks|2|")
+@pytest.fixture
+def run_here(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run train.sh of a checkout outside of Slurm, with the Pythons `venv` and `active`, which tell what they get."""
+    for name, folder in {"venv": tmp_path / "checkout/.venv/bin", "active": tmp_path / "active"}.items():
+        folder.mkdir(parents=True)
+        (folder / "python").write_text(
+            f'#!/bin/sh\n[ "$1" != -c ] || exit $BROKEN\nprintf "%s|" {name} $SITE "$@"\nexit 75\n'
+        )
+        (folder / "python").chmod(0o755)
+    shutil.copytree(ROOT / "launch", tmp_path / "checkout/launch", ignore=shutil.ignore_patterns("*.py", "site.env"))
+
+    def run(site: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "checkout/launch/site.env").write_text(site)
+        environment = {"PATH": f"{tmp_path / 'active'}:{os.environ['PATH']}", "BROKEN": "0", **variables}
+        command = [str(tmp_path / "checkout/launch/train.sh"), "a run.yaml", "--ranks", "2"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_without_slurm_the_command_takes_over(run_here: Callable[..., Any]) -> None:
+    done = run_here(VIRTUAL_ENV="active")
+    assert (done.returncode, done.stdout) == (75, "active|-m|launch|train|--restart|a run.yaml|--ranks|2|")
+
+
+def test_the_python_of_the_checkout_wins_over_conda_but_not_over_an_active_venv(
+    run_here: Callable[..., Any],
+) -> None:
+    assert run_here(CONDA_PREFIX="/opt/conda").stdout.startswith("venv|")
+    assert run_here(CONDA_PREFIX="/opt/conda", VIRTUAL_ENV="active").stdout.startswith("active|")
+
+
+def test_a_python_without_our_packages_is_named(run_here: Callable[..., Any], tmp_path: Path) -> None:
+    done = run_here(BROKEN="1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{tmp_path}/checkout/.venv/bin/python cannot import pydantic: install Shardline" in done.stderr
+
+
+@pytest.mark.parametrize("line", ["no_such_program load cuda", 'echo "$NOT_SET"', "[ -d /no/such/folder ] && false"])
+def test_a_line_that_fails_in_site_env_does_not_end_the_job(run_here: Callable[..., Any], line: str) -> None:
+    assert run_here(f"export SITE=here\n{line} >&2\n").stdout.startswith("venv|here|-m|launch|train|")
 
 
 def is_shell_script(path: Path) -> bool:

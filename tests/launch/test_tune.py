@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from cluster.journal import read_events, read_lines
 from cluster.paths import RunPaths
 from launch.saved_config import load_run
 from launch.tuning.space import check_space, read_space
+from launch.tuning.study import StudyFolder, optuna, take
 from tests.launch.conftest import ROOT, Result
 
 SPACE = "train.learning_rate: {low: 1e-4, high: 1e-2, log: true}\n"
@@ -33,7 +35,6 @@ SPACE = "train.learning_rate: {low: 1e-4, high: 1e-2, log: true}\n"
         ("data.row_tokens: {choices: [64, 128]}", "what is in the shards"),
         ("train.lora.rank: {low: 4, high: 64, int: true}", "no section 'train.lora'"),
         ("train.validation_rows: {choices: [4, 8]}", "no effect on the held-out loss"),
-        ("train.global_batch_rows: {low: 4, high: 12, int: true}", "not a multiple of 4"),
     ],
 )
 def test_a_key_or_value_that_no_trial_could_use_is_refused_before_the_first(
@@ -42,7 +43,7 @@ def test_a_key_or_value_that_no_trial_could_use_is_refused_before_the_first(
     (tmp_path / "space.yaml").write_text(space)
     run = load_run(run_yaml(tmp_path))
     with pytest.raises(ConfigError) as refused:
-        check_space(read_space(tmp_path / "space.yaml"), run, ranks=2)
+        check_space(read_space(tmp_path / "space.yaml"), run)
     assert word in str(refused.value)
 
 
@@ -61,6 +62,14 @@ def test_a_range_without_values_is_refused(tmp_path: Path, space: str, word: str
     with pytest.raises(ConfigError) as refused:
         read_space(tmp_path / "space.yaml")
     assert word in str(refused.value)
+
+
+def test_a_new_trial_that_another_process_takes_first_is_left_to_it(tmp_path: Path) -> None:
+    folder, study = StudyFolder(tmp_path), optuna().create_study()
+    assert folder.trial_lock(0).try_take()
+    with ExitStack() as held:
+        assert take(study, folder, 2, held) == 1
+        assert take(study, folder, 2, held) is None
 
 
 def test_the_job_array_has_a_task_for_each_trial_and_the_options_of_the_person(

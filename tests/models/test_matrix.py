@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cluster.launching.local_launcher import run_ranks
 from data_prep.config import DataConfig
 from data_prep.prepare import prepare
 from data_prep.shards import read_manifest
 from tests.models.families import FAMILIES, logits_of, make_family
 from tests.models.matrix_ranks import KINDS, STEPS, request_of
+from tests.rank_server import RankServer
 from training.config import ExportConfig
 from training.export.export import Partial, export
 from training.models.source import find_model
@@ -29,7 +28,6 @@ from training.models.source import find_model
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "models.md"
 RANKS = Path(__file__).with_name("matrix_ranks.py")
-QUICK = ("llama3.2", "gpt2", "mixtral", "gemma3", "gpt_neox", "mamba2")
 HEAD = "| family | documents of a row | full fine-tuning | LoRA | export in transformers 5 | in 4.57 |"
 Found = dict[str, dict[str, Any]]
 
@@ -49,11 +47,8 @@ def write_shards(root: Path, model: Path) -> None:
     prepare(DataConfig.model_validate(config), root / "shards", str(model), 0)
 
 
-def run(root: Path, ranks: int, jobs: Sequence[str]) -> Found:
-    command = [sys.executable, str(RANKS), str(root), *jobs]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-        assert run_ranks(command, ranks) == 0
+def run(server: RankServer, root: Path, ranks: int, jobs: Sequence[str]) -> Found:
+    assert server.run([str(RANKS), str(root), *jobs], ranks) == 0
     found: Found = json.loads((root / f"found-{ranks}.json").read_text())
     return found
 
@@ -67,7 +62,7 @@ def exported(root: Path, name: str, kind: str) -> Path:
 
 
 def matrix(
-    root: Path, names: Sequence[str], kinds: Sequence[str], transformers_4: Callable[..., dict[str, str]] | None
+    root: Path, names: Sequence[str], server: RankServer, transformers_4: Callable[..., dict[str, str]]
 ) -> Found:
     """Do everything; return what was found, by family and kind of training.
 
@@ -77,8 +72,8 @@ def matrix(
         make_family(name, root / name)
     write_shards(root, root / names[0])
     steps = {"full": STEPS - 1, "lora": STEPS}
-    begun = run(root, 2, [f"{name}:{kind}:{steps[kind]}" for name in names for kind in kinds])
-    resumed = run(root, 1, [f"{name}:full:{STEPS}" for name in names])
+    begun = run(server, root, 2, [f"{name}:{kind}:{steps[kind]}" for name in names for kind in KINDS])
+    resumed = run(server, root, 1, [f"{name}:full:{STEPS}" for name in names])
     found = begun | resumed
     exports = {}
     for key, facts in found.items():
@@ -88,12 +83,11 @@ def matrix(
             assert begun[key]["isolation"] == facts["isolation"], key
             exports[key] = exported(root, name, kind)
             facts["5"] = difference(root, key, logits_of(exports[key]))
-    if transformers_4 is not None:
-        opened = {key: folder for key, folder in exports.items() if 4 not in FAMILIES[key.split()[0]].without}
-        failures = transformers_4("logits", [str(folder) for folder in opened.values()])
-        assert not failures
-        for key, folder in opened.items():
-            found[key]["4"] = difference(root, key, load_file(folder / "logits.safetensors")["logits"])
+    opened = {key: folder for key, folder in exports.items() if 4 not in FAMILIES[key.split()[0]].without}
+    failures = transformers_4("logits", [str(folder) for folder in opened.values()])
+    assert not failures
+    for key, folder in opened.items():
+        found[key]["4"] = difference(root, key, load_file(folder / "logits.safetensors")["logits"])
     return found
 
 
@@ -125,20 +119,12 @@ def row(found: Found, name: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def test_six_families_are_trained_resumed_and_exported_as_the_page_says(tmp_path: Path) -> None:
-    found = matrix(tmp_path, QUICK, ["full"], None)
-    check(found)
-    page = PAGE.read_text(encoding="utf-8")
-    for name in QUICK:
-        assert f"| `{name}` | {found[f'{name} full']['isolation']} | yes |" in page
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_family_is_trained_resumed_and_exported_as_the_page_says(
-    tmp_path: Path, transformers_4: Callable[..., dict[str, str]]
+    tmp_path: Path, rank_server: RankServer, transformers_4: Callable[..., dict[str, str]]
 ) -> None:
-    found = matrix(tmp_path, list(FAMILIES), list(KINDS), transformers_4)
+    found = matrix(tmp_path, list(FAMILIES), rank_server, transformers_4)
     check(found)
     table = "\n".join([HEAD, "|---|---|---|---|---|---|", *(row(found, name) for name in FAMILIES)])
     page = PAGE.read_text(encoding="utf-8")

@@ -33,7 +33,6 @@ write_settings() { # HOSTS
   fi
   printf 'Name=gpu File=/dev/zero\nName=gpu File=/dev/full\n' >"$folder/gres.conf" # pretend GPUs: nobody opens them
   # cred_expire: a requeued job is held back for as long, 120 s by default
-  # SlurmdTimeout: a host that says nothing for as long is taken to be lost, 300 s by default
   # config_overrides: a node has the processors that are written here, however few the machine has
   cat >"$SLURM_CONF" <<SETTINGS
 ClusterName=tests
@@ -55,7 +54,6 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=2
-SlurmdTimeout=15
 SlurmdParameters=config_overrides
 ReturnToService=2
 GresTypes=gpu
@@ -70,7 +68,9 @@ enter_host() { # NAME: this process is process 1 of a new host; tell its number 
   echo "$pid" >"$folder/$1.pid"
   mount -t proc proc /proc
   mount -t tmpfs -o mode=1777 tmpfs /dev/shm
-  mount --bind "$folder/hosts" /etc/hosts
+  # a host knows itself as 127.0.1.1, as Debian's installer writes it
+  sed "s/^10.* $1\$/127.0.1.1 $1/" "$folder/hosts" >"$folder/hosts.$1"
+  mount --bind "$folder/hosts.$1" /etc/hosts
   hostname "$1"
   ip link set lo up
 }

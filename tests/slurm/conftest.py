@@ -75,6 +75,7 @@ class Slurm:
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "VIRTUAL_ENV": sys.prefix,
+            "SHARDLINE_PATIENCE": "0.3",  # else a step must be gone for 30 s before its srun is ended
         }
         result = subprocess.run(
             [str(CLUSTER), "on", str(self.folder), host, *command],
@@ -116,7 +117,11 @@ class Slurm:
 
     def submit(self, *arguments: str, cwd: Path) -> Job:
         """Run sbatch in a folder."""
-        return Job(self, self.on("ctl", "sbatch", "--parsable", *arguments, cwd=cwd).strip(), cwd)
+        return self.job(self.on("ctl", "sbatch", "--parsable", *arguments, cwd=cwd).strip(), cwd)
+
+    def job(self, number: str, cwd: Path) -> Job:
+        """Return a job that was submitted in a folder."""
+        return Job(self, number, cwd)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,13 @@ STEPS = 80
 ENDLESS = 10**6
 
 
-RANK_FACTS = """#!/bin/sh
-[ "$1" = -c ] || echo "$SLURM_PROCID $SLURM_LOCALID $SLURM_NTASKS $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES"
-"""
+RANK_FACTS = """import os
+if os.environ.get("SHARDLINE_LAUNCHER") == "srun":
+    told = ("PROCID", "LOCALID", "NTASKS")
+    cuda = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    print(*(os.environ[f"SLURM_{name}"] for name in told), os.environ["SLURMD_NODENAME"], cuda, flush=True)
+    os._exit(0)
+"""  # imported by each Python when it starts: the ranks only tell where they are
 
 
 def metrics(job: Any) -> list[dict[str, Any]]:
@@ -173,6 +176,7 @@ def test_a_job_whose_host_loses_its_power_is_requeued_and_continues_from_its_new
     job.wait_for(lambda: bool(saved_steps(job)))
     slurm.unplug("node2")  # first, as nobody says goodbye when the power goes
     slurm.power_off("node2")
+    slurm.on("ctl", "scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=power")  # Slurm would take 300 s
     try:
         job.wait_for(lambda: job.facts()["Restarts"] == "1" and job.facts()["JobState"] == "PENDING")
         newest = saved_steps(job)[-1]
@@ -239,15 +243,33 @@ def test_an_error_that_every_rank_meets_is_told_once_and_ends_with_2_whichever_r
     assert job.log().count("zero3.json: sets 'train_batch_size'") == 1
 
 
-def test_each_gpu_of_the_job_gets_a_rank_that_sees_all_gpus_of_its_node(slurm: Any, tmp_path: Path) -> None:
-    (tmp_path / "python").write_text(RANK_FACTS)
-    (tmp_path / "python").chmod(0o755)
-    fake_python = f"--export=ALL,PATH={tmp_path}:{os.environ['PATH']}"
-    job = slurm.submit("-N2", "--ntasks-per-node=2", "--gpus-per-task=1", fake_python, TRAIN, "run.yaml", cwd=tmp_path)
-    job.wait()
-    assert sorted(job.log().splitlines()) == [
+def facts_of_ranks(slurm: Any, folder: Path, *options: str) -> list[str]:
+    """Submit a job whose ranks only say what Slurm has given them; return that."""
+    (folder / "sitecustomize.py").write_text(RANK_FACTS)
+    job = slurm.submit(*options, f"--export=ALL,PYTHONPATH={folder}", TRAIN, "run.yaml", cwd=folder)
+    assert job.wait()["ExitCode"] == "0:0", job.log()
+    return sorted(line for line in job.log().splitlines() if line[:1].isdigit() and " node" in line[:12])
+
+
+def test_each_gpu_of_the_job_gets_a_rank_that_sees_all_gpus_of_its_node(
+    slurm: Any, run_yaml: Callable[..., Path], tmp_path: Path
+) -> None:
+    run_yaml(tmp_path)
+    assert facts_of_ranks(slurm, tmp_path, "-N2", "--ntasks-per-node=2", "--gpus-per-task=1") == [
         "0 0 4 node1 0,1",
         "1 1 4 node1 0,1",
         "2 0 4 node2 0,1",
         "3 1 4 node2 0,1",
     ]
+
+
+def test_uneven_tasks_are_uneven_ranks(slurm: Any, run_yaml: Callable[..., Path], tmp_path: Path) -> None:
+    run_yaml(tmp_path)
+    told = [line.rstrip() for line in facts_of_ranks(slurm, tmp_path, "-N2", "-n3")]
+    assert told == ["0 0 3 node1", "1 1 3 node1", "2 0 3 node2"]
+
+
+def test_the_network_of_the_ranks_is_the_one_that_leads_to_the_other_hosts(slurm: Any) -> None:
+    code = "from cluster.network.interfaces import *; print(interface_towards(['node1', 'node2']))"
+    told = [slurm.on(f"node{number}", "python", "-c", code, cwd=Path(TRAIN).parents[1]) for number in (1, 2)]
+    assert told == ["eth0\n", "eth0\n"]  # though node1 resolves itself to 127.0.1.1

@@ -16,16 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from cluster.journal import read_events, read_lines
-from cluster.launching.local_launcher import run_ranks
 from cluster.paths import RunPaths
 from data_prep.shards import SPLITS, Manifest, Piece, template_digest, tokenizer_digest
 from data_prep.shards.writing import PackedRow, PackedRows, row_schema, write_manifest, write_shard, write_split_files
-
-settings.register_profile("no clock", deadline=None)  # a shared machine may be slow: no test fails for that
-settings.load_profile("no clock")
+from tests.rank_server import RankServer
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).parent / "rank_programs"
@@ -124,7 +120,10 @@ class Trial:
 
 @pytest.fixture(scope="session")
 def trial_of(
-    tiny_model: Path, uneven_shards: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path,
+    uneven_shards: Callable[[int], Path],
+    rank_server: RankServer,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Trial]:
     """Run ranks.py, or another script of ranks, in a world of so many ranks, once, and return what it left."""
 
@@ -132,10 +131,8 @@ def trial_of(
     def code_and_trial(world_size: int, script: str, *arguments: str, rows: int) -> tuple[int, Trial]:
         shards = uneven_shards(rows)
         folder = tmp_path_factory.mktemp(f"trial_{world_size}_")
-        command = [sys.executable, str(PROGRAMS / script), str(folder), str(tiny_model), str(shards), *arguments]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-            return run_ranks(command, world_size), Trial(folder, world_size)
+        command = [str(PROGRAMS / script), str(folder), str(tiny_model), str(shards), *arguments]
+        return rank_server.run(command, world_size), Trial(folder, world_size)
 
     def run(world_size: int, script: str = "ranks.py", *arguments: str, rows: int = 8) -> Trial:
         code, trial = code_and_trial(world_size, script, *arguments, rows=rows)
@@ -254,7 +251,7 @@ def run_in() -> Callable[..., Run]:
 
     def write(folder: Path, **sections: Any) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
-        values = {"name": "trial", "folder": str(folder / "run"), **sections}
+        values = {"name": "trial", "folder": str(folder / "run"), "trackers": [], **sections}
         (folder / "run.yaml").write_text(json.dumps(values, indent=1))  # JSON is YAML
         return Run(folder / "run.yaml", RunPaths(folder / "run"))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.order import Order
+from training.order import Division, Order
 
 seeds = st.integers(0, 2**32 - 1)
 digests = st.text("0123456789abcdef", min_size=1, max_size=64)
@@ -44,17 +46,54 @@ def test_a_step_far_away_continues_the_same_stream(row_count: int, batch: int, f
     row_count=st.integers(1, 500),
     seed=seeds,
     step=st.integers(0, 10**6),
-    world_size=st.sampled_from([1, 2, 3, 4, 8]),
-    micro_batch_rows=st.integers(1, 4),
+    batch=st.integers(1, 60),
+    world_size=st.integers(1, 9),
+    micro_batch_rows=st.integers(1, 12),
 )
 def test_the_ranks_together_take_the_same_micro_batches_for_every_world_size(
-    row_count: int, seed: int, step: int, world_size: int, micro_batch_rows: int
+    row_count: int, seed: int, step: int, batch: int, world_size: int, micro_batch_rows: int
 ) -> None:
-    order = order_of(row_count, 24 * micro_batch_rows, seed)
+    order = order_of(row_count, batch, seed)
     rows = order.rows_of_step(step)
     dealt = [order.micro_batches(step, rank, world_size, micro_batch_rows) for rank in range(world_size)]
     in_turn = list(chain.from_iterable(zip(*dealt, strict=True)))
-    assert in_turn == [rows[first : first + micro_batch_rows] for first in range(0, len(rows), micro_batch_rows)]
+    whole = [rows[first : first + micro_batch_rows] for first in range(0, len(rows), micro_batch_rows)]
+    assert in_turn == whole + [[]] * (len(in_turn) - len(whole))
+
+
+@given(rows=st.integers(1, 300), ranks=st.integers(1, 40), micro_batch_rows=st.integers(1, 40))
+def test_no_rank_takes_more_micro_batches_than_needed_nor_more_rows_than_the_first(
+    rows: int, ranks: int, micro_batch_rows: int
+) -> None:
+    division = Division(rows=rows, ranks=ranks, micro_batch_rows=micro_batch_rows)
+    dealt = [order_of(rows, rows).micro_batches(0, rank, ranks, micro_batch_rows) for rank in range(ranks)]
+    assert {len(of_rank) for of_rank in dealt} == {division.accumulation_steps}
+    assert 0 <= division.empty_places < ranks * micro_batch_rows
+    assert max(sum(map(len, of_rank)) for of_rank in dealt) == sum(map(len, dealt[0])) == division.most_rows
+
+
+@given(rows=st.integers(1, 60), ranks=st.integers(1, 12), micro_batch_rows=st.integers(1, 12))
+def test_what_is_advised_against_empty_places_leaves_none_and_is_the_nearest(
+    rows: int, ranks: int, micro_batch_rows: int
+) -> None:
+    division = Division(rows=rows, ranks=ranks, micro_batch_rows=micro_batch_rows)
+
+    def is_even(**changed: int) -> bool:
+        return replace(division, **changed).empty_places == 0
+
+    def nearest(here: int, even: Callable[[int], bool]) -> list[int]:
+        below, above = range(here - 1, 0, -1), range(here + 1, here + 145)
+        return [next(filter(even, numbers)) for numbers in (below, above) if any(map(even, numbers))]
+
+    if division.empty_places:
+        assert division.nearest_even_batches() == nearest(rows, lambda number: is_even(rows=number))
+        assert division.nearest_even_ranks() == nearest(ranks, lambda number: is_even(ranks=number))
+        smaller = [size for size in range(1, micro_batch_rows) if is_even(micro_batch_rows=size)]
+        assert division.even_micro_batch() == max(smaller, default=None)
+    faster = division.faster()
+    most = [replace(division, micro_batch_rows=size).most_rows for size in range(1, micro_batch_rows)]
+    assert min(most, default=rows) >= (faster or division).most_rows
+    assert faster is None or faster.idle_share < division.idle_share
 
 
 @given(row_count=st.integers(50, 500), epoch=epochs, seed=seeds, digest=digests)

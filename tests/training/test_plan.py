@@ -25,6 +25,7 @@ HOW_IT_IS_DEALT: dict[str, Any] = {
     "keep_every_steps": 500,
     "save_copy_gb": 0.0,
     "activation_checkpointing": True,
+    "deterministic": False,
     "max_skipped_steps": 7,
     "max_rollbacks": 7,
     "hang_timeout_s": 7.0,
@@ -75,17 +76,25 @@ def plan_of(*, world_size: int = 1, rows: int = 100, seed: int = 0, digest: str 
     return make_plan(config, manifest_of(rows, digest), parameters=1000, world_size=world_size, seed=seed)
 
 
-def test_a_batch_that_does_not_divide_is_told_the_nearest_that_do() -> None:
-    with pytest.raises(ConfigError) as caught:
-        plan_of(world_size=8, global_batch_rows=30, micro_batch_rows=2)
-    assert str(caught.value) == (
-        "train.global_batch_rows: 30 is not a multiple of 16 (= 8 ranks x 2 micro_batch_rows); nearest: 16 or 32"
-    )
+@pytest.mark.parametrize(
+    ("rows", "ranks", "micro", "said"),
+    [
+        (8, 3, 2, "4 of 12 places empty; none would be on 2 or 4 ranks, or with a global batch of 6 or 12 rows"),
+        (6, 8, 1, "2 of 8 places empty; none would be on 6 ranks, or with a global batch of 8 rows"),
+        (12, 2, 4, "4 of 16 places empty; none would be with micro_batch_rows 3, or on 1 or 3 ranks, or with a global"),
+        (9, 2, 4, "7 of 16 places empty; none would be with a global batch of 8 or 16 rows"),
+    ],
+)
+def test_a_plan_says_how_many_places_are_empty_and_what_leaves_none(
+    rows: int, ranks: int, micro: int, said: str
+) -> None:
+    plan = plan_of(world_size=ranks, global_batch_rows=rows, micro_batch_rows=micro)
+    assert f"             {said}" in plan.as_text()
 
 
-def test_a_batch_smaller_than_the_ranks_is_told_the_smallest_that_divides() -> None:
-    with pytest.raises(ConfigError, match=r"6 is not a multiple of 8 \(= 8 ranks x 1 micro_batch_rows\); nearest: 8$"):
-        plan_of(world_size=8, global_batch_rows=6)
+def test_a_batch_that_divides_is_an_equation_and_says_nothing_of_places() -> None:
+    text = plan_of(world_size=4, global_batch_rows=16, micro_batch_rows=2).as_text()
+    assert "16 rows, 1,024 tokens = 4 ranks x 2 rows x 2 accumulation steps\nlength" in text
 
 
 def test_an_empty_training_split_is_an_error_that_says_what_to_do() -> None:
@@ -100,6 +109,7 @@ def test_ranks_micro_batches_and_accumulation_make_up_the_global_batch(
     batch = world_size * micro * accumulation
     plan = plan_of(world_size=world_size, micro_batch_rows=micro, global_batch_rows=batch)
     assert plan.accumulation_steps == accumulation
+    assert plan.division.empty_places == plan.division.idle_share == 0
 
 
 @pytest.mark.parametrize(
@@ -158,6 +168,11 @@ def test_the_disk_must_hold_what_stays_and_what_is_being_written() -> None:
     plan = plan_of(steps=100, save_every_steps=10, keep_last=2, keep_every_steps=50)
     assert plan.checkpoints_at_once() == 2 + 1 + 2
     assert plan_of(steps=10, save_every_steps=10).checkpoints_at_once() == 1
+
+
+@given(world_size=st.integers(1, 64), micro=st.integers(1, 16))
+def test_ranks_among_which_a_batch_does_not_divide_are_the_same_run(world_size: int, micro: int) -> None:
+    assert plan_of(world_size=world_size, micro_batch_rows=micro).identity() == plan_of().identity()
 
 
 @pytest.mark.parametrize("key", HOW_IT_IS_DEALT)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cluster.wording import count_of
 from data_prep.shards import Manifest
 from training.advice.learning_rates import NAMES, Method, usual_learning_rates
 from training.config import ModelConfig, TrainConfig
-from training.plan import Plan
+from training.plan import Plan, empty_places_text
 
 FEW_STEPS = 100
 FEW_HELD_OUT = 8  # rows
+MUCH_IDLE = 0.25  # of the ranks' time
 MANY_EPOCHS: dict[Method, float] = {"new": 20, "full": 12, "lora": 12}
 # Muennighoff et al. 2023 (arXiv 2305.16264): new models gain from 4 epochs as from new text, and nothing from 40
 
@@ -24,7 +26,12 @@ def method_of(model: ModelConfig, train: TrainConfig) -> Method:
 
 def plan_warnings(plan: Plan, manifest: Manifest, method: Method) -> list[str]:
     """Return one sentence for each reason why a run is unlikely to learn; none if there is no such reason."""
-    return [*length_warnings(plan, method), *rate_warnings(plan, method), *held_out_warnings(plan, manifest)]
+    return [
+        *length_warnings(plan, method),
+        *division_warnings(plan),
+        *rate_warnings(plan, method),
+        *held_out_warnings(plan, manifest),
+    ]
 
 
 def length_warnings(plan: Plan, method: Method) -> Iterator[str]:
@@ -51,6 +58,20 @@ def length_warnings(plan: Plan, method: Method) -> Iterator[str]:
             f"train: each row is seen {epochs:.0f} times; more than {MANY_EPOCHS[method]:.0f} epochs mostly memorize:"
             " watch the held-out loss, or train on more data"
         )
+
+
+def division_warnings(plan: Plan) -> Iterator[str]:
+    """Yield how much time is lost if the ranks do not fill the global batch's places."""
+    division = plan.division
+    if division.idle_share <= MUCH_IDLE:
+        return
+    faster = division.faster()
+    less = f" ({faster.idle_share:.0%} with micro_batch_rows {faster.micro_batch_rows})" if faster else ""
+    yield (
+        f"train.global_batch_rows: {count_of(division.rows, 'row')} for {division.ranks} ranks x"
+        f" {division.micro_batch_rows} micro_batch_rows: {division.idle_share:.0%} of the ranks' time is lost{less};"
+        f" {empty_places_text(division)}, which is another run"
+    )
 
 
 def rate_warnings(plan: Plan, method: Method) -> Iterator[str]:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from cluster.errors import CheckpointError, ClusterError
-from cluster.model_files import ADAPTER_CONFIG, CONFIG
+from cluster.model_files import ADAPTER_CONFIG, CONFIG, read_settings
 from data_prep.shards.tokenizer_files import open_tokenizer
 
 log = logging.getLogger(__name__)
@@ -33,12 +33,35 @@ def load_model(folder: Path) -> Any:
     A model that does not fit one GPU is spread over all of them and the host's memory.
     """
     disable_progress_bar()
-    if best_device().type == "cuda" and weight_bytes(folder) > FULL_GPU * torch.cuda.mem_get_info()[0]:
+    if is_quantized(folder):
+        model = load_unpacked(folder).to(best_device())
+    elif best_device().type == "cuda" and weight_bytes(folder) > FULL_GPU * torch.cuda.mem_get_info()[0]:
         model = load_spread(folder)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(best_device())
     keep_only_token_ids(model)
     return model.eval()
+
+
+def is_quantized(folder: Path) -> bool:
+    """Return whether a folder's weights are integers in the layout of compressed-tensors."""
+    described = read_settings(folder / CONFIG).get("quantization_config")
+    return isinstance(described, dict) and described.get("quant_method") == "compressed-tensors"
+
+
+def load_unpacked(folder: Path) -> Any:
+    """Return a quantized model with its weights as floats again, in plain layers that everything here can call.
+
+    transformers would do the same at the first call, and then round the weights again at each call.
+    """
+    if importlib.util.find_spec("compressed_tensors") is None:
+        raise ClusterError(
+            f"{folder}: its weights are quantized, and compressed-tensors, which reads them, is not installed:"
+            " pip install -e '.[quantize]'"
+        )
+    config = AutoConfig.from_pretrained(folder)
+    config.quantization_config["dequantize"] = True
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype="auto")
 
 
 def weight_bytes(folder: Path) -> int:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from cluster.disk.run_lock import is_held_by_training
 from cluster.errors import DataError
 from cluster.journal import MEASURED, read_events, read_metrics
 from cluster.model_files import weights_digest
@@ -55,6 +56,8 @@ class RunState:
     attempts: list[Attempt]
     validation: dict[int, float]
     events: list[dict[str, Any]]
+    is_held: bool | None = None
+    """Whether the training that took the run's lock is alive; None if that cannot be seen from here."""
 
     @property
     def step(self) -> int:
@@ -119,6 +122,7 @@ def read_state(paths: RunPaths) -> RunState:
         attempts=paired_attempts(events, lines),
         events=events,
         validation={event["step"]: event["loss"] for event in events if event["event"] == "validation"},
+        is_held=is_held_by_training(paths),
     )
 
 
@@ -189,19 +193,24 @@ def seconds_since_written(paths: RunPaths, state: RunState, now: datetime) -> fl
 
 
 def is_alive(state: RunState, quiet_s: float | None) -> bool:
-    return quiet_s is not None and quiet_s < max(QUIET_S, 10 * (state.step_s or 0.0))
+    if quiet_s is None or state.is_held is not None:
+        return quiet_s is not None and state.is_held is True
+    return quiet_s < max(QUIET_S, 10 * (state.step_s or 0.0))
 
 
 def is_starting(state: RunState, now: datetime) -> bool:
-    """Return whether a launch of the last minutes has written nothing else yet."""
+    """Return whether a launch that is alive, or of the last minutes, has written nothing else yet."""
     moment = state.launched_again
-    return moment is not None and abs((now - datetime.fromisoformat(moment)).total_seconds()) < QUIET_S
+    if moment is None or state.is_held is not None:
+        return moment is not None and state.is_held is True
+    return abs((now - datetime.fromisoformat(moment)).total_seconds()) < QUIET_S
 
 
 def is_going_on(state: RunState, quiet_s: float | None, now: datetime) -> bool:
     """Return whether a run trains or starts, or has yet to be started for the first time."""
     has_begun = bool(state.attempts or state.failed_starts)
-    return not has_begun or is_alive(state, quiet_s) or is_starting(state, now)
+    is_held = state.is_held is True and not state.is_finished  # it starts, or what it started ends, or is started again
+    return not has_begun or is_held or is_alive(state, quiet_s) or is_starting(state, now)
 
 
 def starting_text(state: RunState, now: datetime) -> str:
@@ -246,6 +255,8 @@ def ending_text(state: RunState, quiet_s: float | None) -> str:
         return f"{reason} (exit code {end['exit_code']}) at {end['time']}"
     ago = f"{duration(quiet_s or 0.0)} ago"
     wrote = f"the last step was written {ago}" if state.lines else f"it started {ago} and has written no step"
+    if state.is_held is not None:
+        return f"running: {wrote}" if state.is_held else f"killed or crashed: {wrote}"
     return f"running or killed: {wrote}" if is_alive(state, quiet_s) else f"probably killed or crashed: {wrote}"
 
 

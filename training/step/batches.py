@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,7 +10,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from data_prep.shards import Batch, ShardReader
-from training.order import Order
+from training.order import Division, Order, dealt
+from training.step.document_attention import starts_of
 from training.step.loss import Trained
 
 
@@ -27,8 +27,14 @@ class MicroBatch:
     loss_mask: torch.Tensor
     trained: Trained
     segments: list[int]
+    starts: torch.Tensor  # where each segment begins, and where the last one ends, [segments + 1] int32
     index: int  # its place among the micro batches of the global batch
     part: int = 0  # where its documents have rows of their own: which of its forward passes this is
+
+    def pinned(self) -> MicroBatch:
+        """Return it in memory from which a GPU copies while the host goes on."""
+        ids, positions, starts = (t.pin_memory() for t in (self.input_ids, self.position_ids, self.starts))
+        return replace(self, input_ids=ids, position_ids=positions, starts=starts, trained=self.trained.pinned())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +65,7 @@ def micro_batch_of(
         loss_mask=loss_mask,
         trained=trained_tokens(input_ids, loss_mask),
         segments=segments,
+        starts=starts_of(segments),
         index=index,
         part=part,
     )
@@ -74,6 +81,17 @@ def nothing_of(batch: MicroBatch) -> MicroBatch:
     """Return a micro batch without a trained token, for a rank that has no rows left."""
     mask = torch.zeros_like(batch.loss_mask)
     return replace(batch, loss_mask=mask, trained=trained_tokens(batch.input_ids, mask))
+
+
+def micro_batch_or_nothing(reader: ShardReader, rows: Sequence[int], index: int, *, spare: int) -> MicroBatch:
+    """Return rows as tensors; without rows, the row `spare` with nothing trained.
+
+    Every rank must call the model as often as the others. One row is enough for that, and it is one that another rank
+    trains: so its zero gradients can only be NaN where the step's are.
+    """
+    if rows:
+        return micro_batch(reader.rows(rows), index)
+    return nothing_of(micro_batch(reader.rows([spare]), index))
 
 
 def one_document_a_row(batch: MicroBatch, border: int | None = None) -> list[MicroBatch]:
@@ -123,17 +141,18 @@ class Batches:
     micro_batch_rows: int
     held_out: ShardReader | None = None
     held_out_rows: int = 0
+    pin: bool = False
+    """Whether the batches of `steps` lie in pinned memory, for a GPU."""
 
     def for_step(self, step: int) -> StepBatch:
         """Return this rank's batch of a step; depends on nothing but the data, the seed and the step."""
-        dealt = self.order.micro_batches(step, self.rank, self.world_size, self.micro_batch_rows)
         rows = self.order.rows_of_step(step)
         return StepBatch(
             step=step,
             rows=rows,
             micro_batches=[
-                micro_batch(self.reader.rows(rows), index=number * self.world_size + self.rank)
-                for number, rows in enumerate(dealt)
+                micro_batch_or_nothing(self.reader, mine, number * self.world_size + self.rank, spare=rows[0])
+                for number, mine in enumerate(dealt(rows, self.rank, self.world_size, self.micro_batch_rows))
             ],
             trained_tokens=self.reader.trained_tokens(rows),
         )
@@ -141,11 +160,17 @@ class Batches:
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """Yield the batches of steps first..stop; a thread reads the next two meanwhile."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
-            ahead = [thread.submit(self.for_step, step) for step in range(first, min(first + 2, stop))]
+            ahead = [thread.submit(self.pinned, step) for step in range(first, min(first + 2, stop))]
             for step in range(first, stop):
                 if step + 2 < stop:
-                    ahead.append(thread.submit(self.for_step, step + 2))
+                    ahead.append(thread.submit(self.pinned, step + 2))
                 yield ahead.pop(0).result()
+
+    def pinned(self, step: int) -> StepBatch:
+        batch = self.for_step(step)
+        if not self.pin:
+            return batch
+        return replace(batch, micro_batches=[micro.pinned() for micro in batch.micro_batches])
 
     def validation(self) -> Iterator[MicroBatch]:
         """Yield this rank's share of the held-out rows, the same micro batches for every world size.
@@ -154,9 +179,8 @@ class Batches:
         """
         if self.held_out is None:
             return
-        starts = range(0, self.held_out_rows, self.micro_batch_rows)
-        for index in range(self.rank, math.ceil(len(starts) / self.world_size) * self.world_size, self.world_size):
-            start = starts[index] if index < len(starts) else 0
-            rows = range(start, min(start + self.micro_batch_rows, self.held_out_rows))
-            batch = micro_batch(self.held_out.rows(rows), index)
-            yield batch if index < len(starts) else nothing_of(batch)
+        micro = self.micro_batch_rows
+        division = Division(rows=self.held_out_rows, ranks=self.world_size, micro_batch_rows=micro)
+        for start in range(self.rank * micro, division.places, division.unit):
+            rows = range(start, min(start + micro, self.held_out_rows))
+            yield micro_batch_or_nothing(self.held_out, rows, start // micro, spare=0)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 KERNEL: Callable[..., Any] | None = None
 with suppress(ImportError):  # torch before 2.10 does not have it
@@ -36,12 +36,8 @@ class Segments:
     """Lengths of the documents in a micro batch, row after row; a row's padding counts as one."""
 
     lengths: list[int]
-    device: torch.device
-
-    @cached_property
-    def starts(self) -> torch.Tensor:
-        """Cumulative lengths: where each segment begins, and where the last one ends, [segments + 1] int32."""
-        return torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32, device=self.device)
+    starts: torch.Tensor
+    """Cumulative lengths: where each segment begins, and where the last one ends, [segments + 1] int32."""
 
     @cached_property
     def of_length(self) -> dict[int, list[int]]:
@@ -212,12 +208,9 @@ def causal_by_scores(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return F.dropout(weights.to(value.dtype), rule.dropout) @ value
 
 
-def no_mask(*arguments: Any, **settings: Any) -> None:
-    """Make no mask: the attention function knows the segments."""
-
-
+# Without a mask function of the same name, transformers makes no mask: the attention function knows the segments. One
+# that returned None would be called after a search for documents in the positions, for which the host waits.
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, no_mask)
 
 
 def can_attend_by_documents(model: PreTrainedModel) -> bool:
@@ -231,6 +224,14 @@ def attend_with(model: PreTrainedModel, name: str) -> None:
         model.set_attn_implementation(name)
 
 
-def attending(lengths: list[int] | None, device: torch.device | None = None) -> None:
-    """Set the segment lengths that the model's next forward pass is for; None clears them."""
-    CURRENT.segments = None if lengths is None else Segments(lengths, device or torch.device("cpu"))
+def starts_of(lengths: Sequence[int]) -> torch.Tensor:
+    """Return where each segment begins, and where the last one ends, [segments + 1] int32."""
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+
+
+def attending(lengths: list[int] | None, starts: torch.Tensor | None = None) -> None:
+    """Set the segments that the model's next forward pass is for; None clears them.
+
+    `starts` are those of `starts_of`, on the device of the model.
+    """
+    CURRENT.segments = None if lengths is None else Segments(lengths, starts_of(lengths) if starts is None else starts)

@@ -8,16 +8,17 @@ the gradients, so that no chunk's logits are kept: chunked cross entropy with gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-CHUNK_LOGITS = 1 << 24  # fp32 logits in memory at a time: 64 MB
+CHUNK_LOGITS = 1 << 22  # fp32 logits in memory at a time: 16 MB, more where the width asks for it
+BLOCK_ON_CPU, BLOCK_ON_GPU = 1 << 21, 1 << 26  # numbers of the weight's gradient that a chunk makes at a time
 SCORED_TOKENS = 256  # tokens whose logits are in memory at a time where each has a loss of its own
 
 
@@ -26,12 +27,14 @@ class StepStats:
     """The outcome of an optimizer step, the same on every rank. `skipped` is the reason if it changed no weight.
 
     `loss` is the mean over trained tokens; `auxiliary_loss` is the routers' loss of a mixture of experts trained on it.
+    Only `times`, in seconds, are this rank's own.
     """
 
     loss: float
     gradient_norm: float
     auxiliary_loss: float | None = None
     skipped: str | None = None
+    times: Mapping[str, float] = field(default_factory=dict)
 
 
 def summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -88,7 +91,8 @@ class HeadLoss(torch.autograd.Function):
                 continue
             log_z = output.logsumexp(dim=-1, keepdim=True)
             total += (log_z - output.gather(1, targets[chunk, None])).sum()
-            of_output = (output - log_z).exp_()
+            # without a cap the output is not needed again: its memory takes the gradient
+            of_output = (output - log_z if rule.cap is not None else output.sub_(log_z)).exp_()
             of_output.scatter_add_(1, targets[chunk, None], torch.full_like(log_z, -1.0))
             gradients.add(chunk, here, weight, rule.times_derivative(of_output, output).to(weight.dtype))
         if gradients is not None:
@@ -123,7 +127,11 @@ class HeadGradients:
         if self.hidden is not None:
             self.hidden[chunk] = of_logits @ weight
         if self.weight is not None:
-            self.weight += of_logits.T @ hidden
+            # In blocks of the vocabulary: the product alone would be as large as the gradient.
+            ids = max(1, (BLOCK_ON_GPU if hidden.is_cuda else BLOCK_ON_CPU) // hidden.shape[1])
+            blocks = torch.split(self.weight, ids), torch.split(of_logits, ids, dim=1)
+            for block, of_block in zip(*blocks, strict=True):
+                block += of_block.T @ hidden
         if self.bias is not None:
             self.bias += of_logits.sum(0, dtype=torch.float32)
 
@@ -152,7 +160,11 @@ class Trained:
     targets: torch.Tensor
 
     def to(self, device: torch.device) -> Trained:
-        return Trained(places=self.places.to(device), targets=self.targets.to(device))
+        places, targets = (tensor.to(device, non_blocking=True) for tensor in (self.places, self.targets))
+        return Trained(places=places, targets=targets)
+
+    def pinned(self) -> Trained:
+        return Trained(places=self.places.pin_memory(), targets=self.targets.pin_memory())
 
 
 class LossHead:

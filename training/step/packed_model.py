@@ -122,11 +122,12 @@ class PackedModel:
 
     def forward(self, batch: MicroBatch) -> Any:
         """Call the model on a batch, with whatever its way of isolation needs."""
-        ids = batch.input_ids.to(self.device)
+        ids = batch.input_ids.to(self.device, non_blocking=True)
         if self.isolation is Isolation.ONE_A_ROW:  # the plain call: positions count from 0, no mask
             return self.call(input_ids=ids, use_cache=False)
-        document_attention.attending(batch.segments, self.device)
-        return self.call(input_ids=ids, position_ids=batch.position_ids.to(self.device), use_cache=False)
+        document_attention.attending(batch.segments, batch.starts.to(self.device, non_blocking=True))
+        positions = batch.position_ids.to(self.device, non_blocking=True)
+        return self.call(input_ids=ids, position_ids=positions, use_cache=False)
 
 
 def output_head(model: PreTrainedModel) -> torch.nn.Module:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -15,6 +17,7 @@ from training.step.batches import MicroBatch, nothing_of
 from training.step.isolation import IsolationCheck, check_isolation
 from training.step.loss import StepStats
 from training.step.packed_model import Isolation, Loss, PackedModel
+from training.step.step_times import Laps, Profile
 
 
 class StepEngine(ABC):
@@ -25,9 +28,15 @@ class StepEngine(ABC):
 
     model: PackedModel
     device: torch.device
+    host_group: dist.ProcessGroup | None = None
+    """For what the hosts agree on among themselves, without waiting for their GPUs; None: the default group."""
+    profile: Profile | None = None
+    """Which steps to trace."""
+    last_update: Laps | None = None
 
-    def __init__(self, world: World, seed: int, row_tokens: int) -> None:
-        self.world, self.run_seed, self.row_tokens = world, seed, row_tokens
+    def __init__(self, world: World, seed: int, row_tokens: int, *, is_even: bool = True) -> None:
+        """`is_even` says that the ranks' micro batches have no empty places."""
+        self.world, self.run_seed, self.row_tokens, self.is_even = world, seed, row_tokens, is_even
 
     @abstractmethod
     def set_training(self, training: bool) -> None:
@@ -42,12 +51,18 @@ class StepEngine(ABC):
         """Add the gradients of loss_sum / total_weight to the step's, which sums those of all ranks. Collective."""
 
     @abstractmethod
-    def gradient_norm(self) -> float:
-        """Return the norm of the whole gradient; inf if it is not finite. Collective."""
+    def gradient_norms(self) -> torch.Tensor:
+        """Return the norms of the whole gradient's groups [groups], on the device; negative or inf: not finite.
+
+        Collective.
+        """
 
     @abstractmethod
-    def update(self, step: int, *, discard: bool) -> None:
-        """Update the weights, or discard the gradients and change nothing. Collective."""
+    def update(self, step: int, norms: torch.Tensor, *, discard: bool) -> None:
+        """Update the weights, or discard the gradients and change nothing. Collective.
+
+        `norms` are those that `gradient_norms` returned, on the CPU, so that nobody computes them again.
+        """
 
     def step(
         self,
@@ -63,24 +78,48 @@ class StepEngine(ABC):
         ranks and accumulation steps. `skip_reason` sees it and the gradient norm before the weights change: if it
         returns a reason, the gradients are discarded, and neither weights nor moments nor Adam's step counter change.
         Collective.
+
+        A GPU computes while the host goes on. The host waits for it once, in `tolist`, to decide by loss and norm. So
+        the time of an update is known a step later.
         """
+        with nullcontext() if self.profile is None else self.profile.around(step):
+            return self.taken_step(step, batches, trained_tokens, learning_rate, skip_reason)
+
+    def taken_step(
+        self,
+        step: int,
+        batches: Sequence[MicroBatch],
+        trained_tokens: int,
+        learning_rate: float,
+        skip_reason: Callable[[StepStats], str | None],
+    ) -> StepStats:
         self.set_learning_rate(learning_rate)
+        if not self.is_even:
+            self.check_total(step, batches, trained_tokens)
+        laps = Laps(self.device)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of the tokens' losses, of the routers'
         passes = self.forward_passes(batches)
         for number, batch in enumerate(passes, start=1):
             self.seed(step, batch)
             loss = self.loss(batch)
             sums += loss.sums()
+            laps.lap("forward_s")
             self.add_gradients(loss.trained(), trained_tokens, is_last=number == len(passes))
+            laps.lap("backward_s")
         dist.all_reduce(sums)
-        token_loss, auxiliary_loss = (sums / trained_tokens).tolist()
+        norms = self.gradient_norms()
+        token_loss, auxiliary_loss, *group_norms = torch.cat([sums / trained_tokens, norms.to(sums)]).tolist()
+        norms = torch.tensor(group_norms, dtype=norms.dtype)  # fp64 has held their bits
         stats = StepStats(
             loss=token_loss,
-            gradient_norm=self.gradient_norm(),
+            gradient_norm=whole_norm(norms),
             auxiliary_loss=None if self.model.auxiliary_weight is None else auxiliary_loss,
+            times={**laps.seconds(), **(self.last_update.seconds() if self.last_update else {})},
         )
         reason = skip_reason(stats)
-        self.update(step, discard=bool(reason))
+        self.last_update = Laps(self.device)
+        self.update(step, norms, discard=bool(reason))
+        self.last_update.lap("update_s")
         return replace(stats, skipped=reason)
 
     def loss(self, batch: MicroBatch) -> Loss:
@@ -97,6 +136,16 @@ class StepEngine(ABC):
         check = check_isolation(self.model, self.row_tokens, examples, self.largest)
         self.set_training(True)
         return check
+
+    def check_total(self, step: int, batches: Sequence[MicroBatch], trained_tokens: int) -> None:
+        """Raise RuntimeError if the ranks do not have the trained tokens of the global batch between them. Collective.
+
+        A row that two ranks train, or none, would change the loss too little to be noticed.
+        """
+        found = torch.tensor(sum(len(batch.trained.targets) for batch in batches))
+        dist.all_reduce(found, group=self.host_group)
+        if int(found) != trained_tokens:
+            raise RuntimeError(f"step {step}: the ranks have {int(found)} trained tokens, the batch {trained_tokens}")
 
     def largest(self, values: Sequence[float]) -> list[float]:
         """Return the largest value of all ranks at each index. Collective."""
@@ -136,8 +185,8 @@ class StepEngine(ABC):
 
     def all_reduce_max(self, value: int) -> int:
         """Return the largest of all ranks' values. Collective."""
-        tensor = torch.tensor(value, device=self.device)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        tensor = torch.tensor(value)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.host_group)
         return int(tensor.item())
 
     def broadcast_from_rank0(self, make: Callable[[], str]) -> str:
@@ -151,3 +200,8 @@ class StepEngine(ABC):
         part = f".{batch.part}" if batch.part else ""
         digest = hashlib.sha256(f"{self.run_seed}/{step}/{batch.index}{part}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def whole_norm(norms: torch.Tensor) -> float:
+    """Return the norm of the whole gradient from those of its groups, inf if one is negative or not a number."""
+    return float(torch.linalg.vector_norm(norms.float())) if bool((norms >= 0).all()) else math.inf

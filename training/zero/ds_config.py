@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.errors import ConfigError
 from training.config import TrainConfig
+from training.costs.memory import Offload
 from training.plan import Plan
 
 DEFAULT_TEMPLATE = Path(__file__).resolve().parents[2] / "ds_configs" / "zero3.json"
@@ -66,15 +67,24 @@ def stage_of(ds_config: dict[str, Any]) -> int:
     return int(ds_config["zero_optimization"]["stage"])
 
 
+def stored_as(template: dict[str, Any]) -> tuple[int, Offload]:
+    """Return the stage and what is offloaded, to the host's memory or to NVMe."""
+    zero = template["zero_optimization"]
+    devices = {part: (zero.get(f"offload_{part}") or {}).get("device", "none") for part in ("optimizer", "param")}
+    offload: Offload = "optimizer" if devices["optimizer"] != "none" else "none"
+    return stage_of(template), "all" if devices["param"] != "none" else offload
+
+
 def deepspeed_config(template: dict[str, Any], config: TrainConfig, plan: Plan) -> dict[str, Any]:
     """Return the whole DeepSpeed configuration of a run."""
     return {
         **template,
-        "train_batch_size": plan.global_batch_rows,
+        "train_batch_size": plan.division.places,  # DeepSpeed counts empty places too: its three sizes must agree
         "train_micro_batch_size_per_gpu": plan.micro_batch_rows,
         "gradient_accumulation_steps": plan.accumulation_steps,
         "gradient_clipping": config.clip_gradient_norm or 0.0,
         "bf16": {"enabled": config.precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},  # micro-batches are summed in fp32
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU at each micro batch, and is not read
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW there too: DeepSpeed's is compiled at start
     }

@@ -56,8 +56,12 @@ class Sharding(Protocol):
         """Make the weights of forward and backward follow the master weights, or the old ones would train on."""
         ...
 
-    def gradient_norm(self) -> float:
-        """Return the norm of the whole gradient before the step that applies it; inf if it is not finite."""
+    def gradient_norms(self) -> torch.Tensor:
+        """Return the norms of the gradient's groups [groups], before the step that applies it; negative: not finite."""
+        ...
+
+    def knowing_norms(self, norms: torch.Tensor) -> AbstractContextManager[None]:
+        """Make a step in this context take these norms [groups] for its gradients', which it would compute again."""
         ...
 
     def refusing_gradients(self) -> AbstractContextManager[None]:

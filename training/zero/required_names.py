@@ -23,6 +23,7 @@ PACKAGE = {
     "accelerator.get_accelerator": "the device",
     "ops.__compatible_ops__": "what init_distributed compiles",
     "ops.op_builder.AsyncIOBuilder": "whether states can be kept in files",
+    "utils.nvtx.enable_nvtx": "whether each of its functions is marked for NVIDIA's profiler",
     "runtime.utils.get_global_norm_of_tensors": "the norm of gradients in stage 1 in bf16",
 }
 ENGINE = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -71,33 +71,44 @@ class Stage12:
     def refresh_weights(self) -> None:
         self.optimizer.update_lp_params()
 
-    def gradient_norm(self) -> float:
+    def gradient_norms(self) -> torch.Tensor:
         if is_bf16_optimizer(self.optimizer):
             gradients, _ = self.optimizer.get_grads_for_norm()
             norm = deepspeed.runtime.utils.get_global_norm_of_tensors(input_tensors=gradients)
         else:
             self.optimizer._wait_for_offload_copies()
             norm = self.optimizer.scaled_global_norm()
-        return float(norm) if float(norm) >= 0 else math.inf  # -1 says that it is not finite
+        return torch.as_tensor(norm).reshape(1)
 
     @contextmanager
     def refusing_gradients(self) -> Iterator[None]:
-        infinite = torch.tensor(math.inf)
-        hidden: dict[str, Any] = {  # attributes that hide those of the class, or come back as they were
-            "get_grads_for_norm": lambda for_clipping=False: ([infinite], {}),
-            "scaled_global_norm": lambda norm_type=2: infinite,
-            "check_grad_overflow": True,
-        }
-        before = {name: vars(self.optimizer)[name] for name in hidden if name in vars(self.optimizer)}
-        vars(self.optimizer).update(hidden)
+        with self.hiding(check_grad_overflow=True), self.knowing_norms(torch.tensor([math.inf])):
+            try:
+                yield
+            finally:
+                sums = getattr(self.optimizer, "averaged_gradients", {})
+                sums.update(dict.fromkeys(sums))  # with offload they would stay, and be added to the next step's
+
+    def knowing_norms(self, norms: torch.Tensor) -> AbstractContextManager[None]:
+        """Make DeepSpeed take this norm [1]: the norm of a tensor that holds one alone is that norm, to the bit."""
+        if is_bf16_optimizer(self.optimizer):
+            gradients = self.optimizer.get_grads_for_norm
+            return self.hiding(
+                get_grads_for_norm=lambda for_clipping=False: gradients(True) if for_clipping else ([norms[0]], {})
+            )
+        return self.hiding(scaled_global_norm=lambda norm_type=2: norms[0])
+
+    @contextmanager
+    def hiding(self, **attributes: Any) -> Iterator[None]:
+        """Give the optimizer attributes that hide those of its class; afterwards they are as they were."""
+        before = {name: vars(self.optimizer)[name] for name in attributes if name in vars(self.optimizer)}
+        vars(self.optimizer).update(attributes)
         try:
             yield
         finally:
-            for name in hidden:
+            for name in attributes:
                 delattr(self.optimizer, name)
             vars(self.optimizer).update(before)
-            sums = getattr(self.optimizer, "averaged_gradients", {})
-            sums.update(dict.fromkeys(sums))  # with offload they would stay, and be added to the next step's
 
 
 def masters_of(optimizer: Any) -> list[torch.Tensor]:

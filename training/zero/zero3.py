@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -109,15 +109,16 @@ class Stage3:
             first.partition(self.optimizer.persistent_parameters)
             first.all_gather(self.optimizer.persistent_parameters)
 
-    def gradient_norm(self) -> float:
-        norms = [torch.as_tensor(norm, dtype=torch.float32) for norm in self.optimizer._get_norm_groups()]
-        stacked = torch.stack(norms)
-        return float(torch.linalg.vector_norm(stacked)) if bool((stacked >= 0).all()) else math.inf
+    def gradient_norms(self) -> torch.Tensor:
+        return torch.stack([torch.as_tensor(norm) for norm in self.optimizer._get_norm_groups()])
+
+    def refusing_gradients(self) -> AbstractContextManager[None]:
+        # The gradients themselves are left alone: what is written into their padding is never cleared.
+        return self.knowing_norms(torch.tensor([math.inf]))
 
     @contextmanager
-    def refusing_gradients(self) -> Iterator[None]:
-        # The gradients themselves are left alone: what is written into their padding is never cleared.
-        self.optimizer._get_norm_groups = lambda: [torch.tensor(math.inf)]  # hides the method
+    def knowing_norms(self, norms: torch.Tensor) -> Iterator[None]:
+        self.optimizer._get_norm_groups = lambda: list(norms.unbind())  # hides the method
         try:
             yield
         finally:

@@ -97,6 +97,7 @@ def test_what_a_parquet_column_has_filled_up_with_nulls_is_not_part_of_a_call(tm
         ({"system": "a"}, "gives only system; also give text, or prompt and completion"),
         ({"text": "a", "system": "b"}, "system cannot be used with text"),
         ({"prompt": "a", "role": "b"}, "role cannot be used with prompt"),
+        ({"prompt": ["b", "a"], "completion": "a"}, "a is both the prompt and the completion"),
         ({"messages": "a", "order_by": "b"}, "order_by cannot be used with messages"),
         ({"messages": "a", "history": "b"}, "history cannot be used with messages"),
         ({"group_by": "a", "messages": "b"}, "gives messages and group_by together"),

@@ -9,7 +9,7 @@ import pytest
 from data_prep.shards import ShardInfo
 from tests.training.test_plan import manifest_of
 from training.advice.learning_rates import Method, usual_learning_rates
-from training.advice.plan_warnings import plan_warnings
+from training.advice.plan_warnings import division_warnings, plan_warnings
 from training.config import TrainConfig
 from training.plan import make_plan
 
@@ -47,6 +47,29 @@ def test_each_reason_not_to_learn_is_named_alone(changed: dict[str, Any], said: 
     text = warnings(**changed)
     assert said in text
     assert len(text.splitlines()) == (2 if changed.get("rows") == 6 else 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "ranks", "micro", "said"),
+    [
+        (
+            8,
+            3,
+            2,
+            "8 rows for 3 ranks x 2 micro_batch_rows: 33% of the ranks' time is lost (11% with micro_batch_rows 1)",
+        ),
+        (8, 3, 2, "4 of 12 places empty; none would be on 2 or 4 ranks"),
+        (16, 5, 1, ""),
+        (5, 1, 4, ""),  # three of eight places are empty, and no rank waits
+    ],
+)
+def test_ranks_that_wait_for_others_for_more_than_a_quarter_of_the_time_are_told(
+    rows: int, ranks: int, micro: int, said: str
+) -> None:
+    train = TrainConfig(global_batch_rows=rows, micro_batch_rows=micro)
+    plan = make_plan(train, manifest_of(100), parameters=1, world_size=ranks, seed=0)
+    found = "\n".join(division_warnings(plan))
+    assert said in found and bool(found) == bool(said)
 
 
 @pytest.mark.parametrize("method", ["new", "full", "lora"])

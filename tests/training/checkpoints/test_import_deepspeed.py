@@ -20,6 +20,7 @@ from cluster.journal import read_lines
 from cluster.launching.local_launcher import run_ranks
 from data_prep.shards import ShardReader, read_manifest
 from launch.__main__ import main
+from tests.rank_server import RankServer
 from tests.training.rank_programs.bits import read_weights
 from training.checkpoints.import_deepspeed import import_deepspeed, read_pickle, sub_groups, tag_folder
 from training.checkpoints.layout import newest_checkpoint, read_commit, stored_state, verify
@@ -34,10 +35,10 @@ OPTIMIZER_FILE = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
 
 
 @pytest.fixture(scope="module")
-def native(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def native(tiny_model: Path, rank_server: RankServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks of plain DeepSpeed left: see deepspeed_ranks.py."""
     folder = tmp_path_factory.mktemp("native")
-    assert run_ranks([sys.executable, str(RANKS), str(folder), str(tiny_model)], 2) == 0
+    assert rank_server.run([str(RANKS), str(folder), str(tiny_model)], 2) == 0
     return folder
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 from cluster.environment import World, enter_world, read_world
 
 GLOBAL_BATCH = 8
-FACTORINGS = {1: (1, 4), 2: (1, 2), 4: (2,)}  # micro_batch_rows for each world size
+FACTORINGS = {1: (1, 4), 2: (1, 2, 3), 4: (2, 3)}  # micro_batch_rows for each world size
 NEW_LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 ODD_GPT2 = {"n_embd": 5, "n_layer": 2, "n_head": 1, **NO_DROPOUT}  # vectors of 5: over 4 ranks 2, 2, 1 and none
@@ -115,6 +117,52 @@ def first_loss(trials: Trials) -> None:
     engine.start_from(origin.first_weights(5))
     trials.keep("new", {part.name: part.values["master"].clone() for part in engine.parts()})
     trials.keep_facts("new-loss", loss=take_step(engine, batches, 0, LEARNING_RATE))
+    take_step(engine, batches, 1, LEARNING_RATE)  # in its first two passes ZeRO-3 compares the layers' order over ranks
+    with counted_waits(engine) as counted:
+        take_step(engine, batches, 2, LEARNING_RATE)
+    trials.keep_facts("waits", **counted)
+
+
+@contextmanager
+def counted_waits(engine: Any) -> Iterator[dict[str, list[str]]]:
+    """Count what makes a host wait for its GPU, by where it is asked: single values of tensors, and whole lists.
+
+    What DeepSpeed is told on the CPU (its norms, since they are known) would not be on a GPU either, and is left out.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    counted: dict[str, list[str]] = {"values": [], "lists": [], "norms": []}
+
+    class Values(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._local_scalar_dense.default and not updating:
+                place = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename][-2]
+                counted["values"].append(f"{Path(place.filename).name}: {place.line}")
+            return func(*args, **(kwargs or {}))
+
+    def noted(key: str, function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            counted[key].append("asked")
+            return function(*arguments)
+
+        return call
+
+    def update(*arguments: Any, **settings: Any) -> None:
+        updating.append(True)
+        true_update(*arguments, **settings)
+
+    updating: list[bool] = []
+    true_update, engine.update = engine.update, update
+    true_norms, true_list = type(engine.optimizer)._get_norm_groups, torch.Tensor.tolist
+    type(engine.optimizer)._get_norm_groups = noted("norms", true_norms)
+    torch.Tensor.tolist = noted("lists", true_list)  # type: ignore[method-assign]
+    try:
+        with Values():  # type: ignore[no-untyped-call]
+            yield counted
+    finally:
+        engine.update, type(engine.optimizer)._get_norm_groups = true_update, true_norms
+        torch.Tensor.tolist = true_list  # type: ignore[method-assign]
 
 
 def low_precision(trials: Trials) -> None:

@@ -22,7 +22,7 @@ IN_MEMORY = ("zero1", "zero2", "zero2_offload_cpu", "zero3", "zero3_offload_cpu"
 IN_FILES = ("zero3", "zero3_offload_nvme")
 ODD_GPT2 = {"n_embd": 15, "n_layer": 2, "n_head": 3, **NO_DROPOUT}  # tied embeddings, and nothing divides
 WIDE_GPT2 = {**ODD_GPT2, "n_embd": 135, "n_layer": 3}  # what is smaller than 1 MiB stays in memory
-ROWS = 6
+ROWS = 7  # over three ranks, two rows at a time: two accumulation steps, and 5 of 12 places are empty
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 
@@ -89,7 +89,7 @@ def begin(trials: Trials, trial: str, engine: Any, batches: Any, origin: Any) ->
 def switches(trials: Trials, chosen: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, Any], precision: str) -> None:
     """Keep what happens to a run that begins under one template and resumes under another."""
     new = {"new": {"model_type": "gpt2", "config": sizes}}
-    train = {"micro_batch_rows": 1, "global_batch_rows": ROWS, "precision": precision, "weight_decay": 0.1}
+    train = {"micro_batch_rows": 2, "global_batch_rows": ROWS, "precision": precision, "weight_decay": 0.1}
     engines = {name: trials.engine(new, template, **train) for name, template in chosen.items()}
     for first, (engine, batches, origin) in engines.items():
         losses = begin(trials, f"{precision}-{first}", engine, batches, origin)

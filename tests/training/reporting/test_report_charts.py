@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.reporting.page.charts import BUCKETS, Chart, Series, decimated, ticks
+from training.reporting.page.axes import log_ticks, ticks
+from training.reporting.page.charts import BUCKETS, Chart, Series, decimated
 from training.reporting.page.evaluation_tables import tables
 from training.reporting.page.goodput import goodput, wall_time
 from training.reporting.page.hardware import compute_of
@@ -48,6 +49,27 @@ def test_ticks_lie_inside_of_the_axis_and_differ(low: float, width: float) -> No
 def test_ticks_of_usual_axes_have_texts_that_differ(low: float, high: float) -> None:
     texts = [text for _, text in ticks(low, high, 5)]
     assert len(set(texts)) == len(texts) >= 2 and max(map(len, texts)) <= 6
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (1e-5, 1e-3, ["1e-5", "3e-5", "1e-4", "3e-4", "0.001"]),
+        (4, 64, ["5", "10", "20", "50"]),
+        (1e-9, 10, ["1e-9", "1e-7", "1e-5", "0.001", "0.1", "10"]),
+        (0.0021, 0.0024, ["2.1e-3", "2.2e-3", "2.3e-3", "2.4e-3"]),
+    ],
+)
+def test_a_logarithmic_axis_is_labelled_with_values_about_as_far_from_each_other(
+    low: float, high: float, texts: list[str]
+) -> None:
+    assert [text for _, text in log_ticks(low, high, 6)] == texts
+
+
+def test_equal_factors_are_equally_far_on_a_logarithmic_axis() -> None:
+    series = [Series(name="loss", x=[1e-5, 1e-4, 1e-3], y=[1.0, 2.0, 3.0])]
+    one = Chart(key="k", title="t", x_name="rate", y_name="nats", series=series, x_log=True)
+    assert [round(one.across(x)) for x in series[0].x] == [0, 500, 1000]
 
 
 @given(st.lists(st.floats(), max_size=60), st.booleans())

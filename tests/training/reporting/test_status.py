@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.disk.lock_holder import Holder
 from cluster.model_files import weights_digest
 from cluster.paths import RunPaths
-from training.reporting.status import command, evaluation_text, is_stale, read_state, status_text
+from training.reporting.status import command, evaluation_text, is_going_on, is_stale, read_state, status_text
 from training.reporting.wording import duration
 
 BEGIN = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
@@ -72,6 +74,26 @@ def test_run_that_wrote_a_step_just_now_is_running_or_killed(paths: RunPaths) ->
     assert found["step"] == "8 of 20 (40.0%), loss 2.5000, 640 tokens/s"
     assert found["time left"] == "12 s at 1 s a step"
     assert found["next"].endswith(f"touch {paths.stop_request}")
+
+
+@pytest.mark.parametrize(("later", "state"), [(0, "running: "), (1, "killed or crashed: ")])
+def test_a_run_whose_lock_names_a_process_here_is_known_to_run_or_not(paths: RunPaths, later: int, state: str) -> None:
+    write_run(paths, [start(0, 0)], steps=8)
+    here = Holder.here("shardline train")
+    paths.lock.write_text(replace(here, started=here.started + later).text)
+    found = facts(paths, at=9000 if later == 0 else 20)
+    assert found["state"].startswith(state)
+    assert found["next"].startswith("shardline train" if later else "wait; ")
+
+
+def test_a_run_that_is_about_to_be_launched_again_goes_on(paths: RunPaths) -> None:
+    write_run(paths, [start(0, 0), end(8, 8, "SIGTERM", 75)], steps=8)
+    now = BEGIN + timedelta(seconds=20)
+    assert not is_going_on(read_state(paths), None, now)
+    paths.lock.write_text(Holder.here("shardline train").text)
+    assert is_going_on(read_state(paths), None, now)
+    write_run(paths, [start(0, 0), end(20, 20, "done", 0)], steps=20)
+    assert not is_going_on(read_state(paths), None, now)
 
 
 def test_the_newest_and_the_lowest_validation_loss_are_told(paths: RunPaths) -> None:

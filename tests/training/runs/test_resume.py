@@ -170,10 +170,12 @@ def date_ahead(folder: Path, ahead: timedelta) -> None:
 
 
 def test_a_run_continues_with_fewer_and_with_more_ranks(new_run: Callable[..., Any], undisturbed_fp32: Any) -> None:
+    """Three ranks and eight rows: a ninth place is empty."""
     run = new_run("fp32")
-    run.kill_when(saved(4), ranks=2)
+    run.kill_when(saved(4), ranks=3)
     run.kill_when(saved(8), ranks=1)
     assert run.train(ranks=4) == 0
+    assert "1 of 9 places empty" in run.log.read_text()
     assert run.steps() == list(range(1, STEPS + 1))
     losses, expected = ([line["loss"] for line in r.metrics()] for r in (run, undisturbed_fp32))
     assert losses == pytest.approx(expected, abs=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import stat
@@ -76,7 +77,7 @@ def told(tmp_path_factory: pytest.TempPathFactory, run_in: Callable[..., Any]) -
     )
     shardline("prepare", run)
     run.kill_when(lambda run: 4 in run.steps())
-    assert run.train() == 0, run.log.read_text()
+    assert run.train("--profile", str(STEPS)) == 0, run.log.read_text()
     for verb in ("export", "evaluate", "report"):
         shardline(verb, run)
     return run
@@ -85,6 +86,16 @@ def told(tmp_path_factory: pytest.TempPathFactory, run_in: Callable[..., Any]) -
 def test_every_step_was_taken_once_though_the_power_went_in_the_middle(told: Any) -> None:
     assert told.steps() == list(range(1, STEPS + 1))
     assert [end["reason"] for end in told.ends()] == ["done"]
+
+
+def test_a_step_tells_what_its_parts_took_and_the_one_that_was_named_left_a_trace(told: Any) -> None:
+    line = json.loads(told.paths.metrics.read_text().splitlines()[-1])
+    assert 0 < line["forward_s"] + line["backward_s"] <= line["step_s"]
+    assert line["update_s"] > 0
+    traces = sorted(told.paths.profile.iterdir())
+    assert [trace.name for trace in traces] == [f"step-{STEPS:06d}-rank-0000{rank}.json.gz" for rank in (0, 1)]
+    names = {event.get("name", "") for event in json.loads(gzip.decompress(traces[0].read_bytes()))["traceEvents"]}
+    assert "aten::linear" in names
 
 
 def test_the_export_answers_as_the_checkpoints_own_weights_do(told: Any) -> None:
@@ -151,6 +162,15 @@ def test_the_evaluation_scores_base_and_tuned_model_on_the_same_rows(told: Any) 
     assert (result["rows"], len(result["samples"])) == (4, 2)
     assert result["models"]["tuned"]["loss"] < result["models"]["base"]["loss"]
     assert 0 <= result["models"]["tuned"]["stop_rate"] <= 1
+
+
+def test_what_cannot_be_evaluated_is_refused_once_and_not_by_each_rank(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(
+        f"{{name: a, folder: {tmp_path / 'run'}, data: {{sources: [{{path: a.txt}}]}}, model: {{path: m}}}}"
+    )
+    command = [sys.executable, "-m", "launch", "evaluate", str(tmp_path / "run.yaml"), "--ranks", "3"]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count(" E "), done.stderr.count("manifest.json")) == (2, 1, 1), done.stderr
 
 
 def test_two_ranks_find_what_one_process_finds(told: Any) -> None:

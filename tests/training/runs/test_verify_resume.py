@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_a_run_proves_that_it_resumes_and_writes_the_bits_down(
+def test_a_run_with_empty_places_proves_that_it_resumes_and_writes_the_bits_down(
     run_in: Callable[..., Any], uneven_shards: Callable[[int], Path], tiny_model: Path, tmp_path: Path
 ) -> None:
     run = run_in(
@@ -28,7 +28,7 @@ def test_a_run_proves_that_it_resumes_and_writes_the_bits_down(
             "tokenizer": {"path": str(tiny_model)},
         },
         model={"new": {"model_type": "gpt2", "config": {"n_embd": 32, "n_layer": 2, "n_head": 2}}},
-        train={"steps": 100, "global_batch_rows": 4, "learning_rate": 1e-3, "precision": "fp32"},
+        train={"steps": 100, "global_batch_rows": 5, "micro_batch_rows": 2, "precision": "fp32", "learning_rate": 1e-3},
     )
     command = [sys.executable, "-m", "launch", "verify-resume", str(run.yaml), "--steps", "6", "--ranks", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -208,9 +208,9 @@ def test_a_client_that_leaves_frees_its_slot_and_a_full_queue_says_when_to_come_
     assert {answer.status_code for answer in refused} == {429}
     assert all(answer.headers["retry-after"] for answer in refused)
     for _ in range(5):
-        with httpx.stream("POST", f"{narrow.url}/v1/completions", json=body, timeout=30) as stream:
+        with httpx.stream("POST", f"{narrow.url}/v1/completions", json=body, timeout=60) as stream:
             next(stream.iter_text())
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     while not narrow.is_idle() and time.monotonic() < until:
         time.sleep(0.02)
     assert narrow.is_idle()
@@ -219,19 +219,20 @@ def test_a_client_that_leaves_frees_its_slot_and_a_full_queue_says_when_to_come_
 
 def test_a_signal_lets_what_was_begun_finish_and_ends_with_0(narrow: Running) -> None:
     body = {"prompt": "a", "max_tokens": 120, "stream": True, "temperature": 0}
-    with httpx.stream("POST", f"{narrow.url}/v1/completions", json=body, timeout=30) as stream:
+    with httpx.stream("POST", f"{narrow.url}/v1/completions", json=body, timeout=60) as stream:
         lines = stream.iter_lines()
         next(lines)
         narrow.process.send_signal(signal.SIGTERM)
         rest = list(lines)
     assert rest[-2] == "data: [DONE]"
-    assert narrow.process.wait(20) == 0
+    assert narrow.process.wait(60) == 0
 
 
 @pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Debian's package chromium")
 def test_the_page_shows_a_streamed_answer_in_a_browser(server: Running, alone: dict[str, str]) -> None:
     from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
@@ -243,7 +244,7 @@ def test_the_page_shows_a_streamed_answer_in_a_browser(server: Running, alone: d
         page.locator("#temperature").fill("0")
         page.locator("#prompt").fill("<b>a run</b> that ends")
         page.locator("#prompt").press("Enter")
-        expect(page.locator(".note")).to_contain_text("tokens/s", timeout=20_000)
+        expect(page.locator(".note")).to_contain_text("tokens/s")
         assert page.locator(".user").inner_text() == "<b>a run</b> that ends"
         assert page.locator(".assistant .said").inner_text().strip()
         browser.close()

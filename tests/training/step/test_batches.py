@@ -17,7 +17,7 @@ from data_prep.shards import ShardReader, read_manifest
 from training.order import Order
 from training.step.batches import Batches, MicroBatch, micro_batch_of, nothing_of, one_document_a_row
 
-ROWS, GLOBAL_BATCH = 30, 24
+ROWS, GLOBAL_BATCH = 30, 24  # rows in the data; in a step
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_reading_ahead_gives_the_batches_that_each_step_has_by_itself(
         assert all(map(same, batch.micro_batches, alone.micro_batches))
 
 
-@given(step=st.integers(0, 10**6), world_size=st.sampled_from([1, 2, 3, 4, 6]))
+@given(step=st.integers(0, 10**6), world_size=st.integers(1, 14))
 def test_every_rank_knows_how_many_tokens_the_whole_global_batch_trains(
     reader: ShardReader, step: int, world_size: int
 ) -> None:
@@ -89,15 +89,22 @@ def test_every_rank_knows_how_many_tokens_the_whole_global_batch_trains(
     assert {share.trained_tokens for share in shares} == {int(torch.cat(masks).sum())}
 
 
-@given(step=st.integers(0, 10**6), world_size=st.sampled_from([2, 3, 4, 6, 12]))
+@given(step=st.integers(0, 10**6), world_size=st.integers(2, 14))
 def test_a_micro_batch_has_the_same_number_and_rows_whatever_rank_takes_it(
     reader: ShardReader, step: int, world_size: int
 ) -> None:
     alone = batches_of(reader).for_step(step).micro_batches
     shares = [batches_of(reader, rank, world_size).for_step(step).micro_batches for rank in range(world_size)]
     together = sorted((micro for share in shares for micro in share), key=lambda micro: micro.index)
-    assert [micro.index for micro in together] == list(range(GLOBAL_BATCH // 2))
-    assert all(map(same, together, alone))
+    assert [micro.index for micro in together] == list(range(len(together)))
+    assert all(map(same, together[: GLOBAL_BATCH // 2], alone))
+    assert not any(micro.loss_mask.any() for micro in together[GLOBAL_BATCH // 2 :])
+
+
+def test_a_rank_without_rows_has_one_row_of_the_step_with_nothing_trained(reader: ShardReader) -> None:
+    first, last = (batches_of(reader, rank, 7, micro_batch_rows=4).for_step(5).micro_batches for rank in (0, 6))
+    assert [len(micro.input_ids) for micro in (*first, *last)] == [4, 1]
+    assert torch.equal(last[0].input_ids, first[0].input_ids[:1]) and not last[0].loss_mask.any()
 
 
 def test_an_error_while_reading_ahead_reaches_the_loop(reader: ShardReader) -> None:
@@ -125,7 +132,9 @@ def test_resumed_at_every_step_in_worlds_of_1_to_9_an_epoch_has_every_row_once_i
         ranks = [Batches(reader=reader, rank=rank, **dealt) for rank in range(world_size)]
         micro_batches = [micro for rank in ranks for micro in rank.for_step(step).micro_batches]
         micro_batches.sort(key=lambda micro: micro.index)
-        return [number_of[ids.numpy().tobytes()] for micro in micro_batches for ids in micro.input_ids]
+        ids, masks = (torch.cat([getattr(m, name) for m in micro_batches]) for name in ("input_ids", "loss_mask"))
+        assert not masks[order.global_batch_rows :].any()  # these rows stand in empty places
+        return [number_of[row.numpy().tobytes()] for row in ids[: order.global_batch_rows]]
 
     epoch = [row for step in range(STEPS) for row in order.rows_of_step(step)]
     assert sorted(epoch) == list(range(EPOCH))

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cluster.errors import TrainingError
 from training.step import document_attention as documents
-from training.step.batches import MicroBatch, micro_batch_of
+from training.step.batches import MicroBatch, micro_batch_of, nothing_of
 from training.step.isolation import IsolationCheck, check_isolation
 from training.step.loss import LogitRule
 from training.step.packed_model import Isolation, PackedModel
@@ -72,6 +72,23 @@ def packed_row() -> MicroBatch:
     mask[:, [0, 41, 42, 55]] = False
     mask[:, sum(LENGTHS) :] = False
     return micro_batch_of(ids, mask, [LENGTHS, LENGTHS], index=0)
+
+
+EXPERTS = {**ROPE, "num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "falcon", "mamba", "mixtral", "gpt_oss"])
+def test_a_micro_batch_with_nothing_trained_gives_every_weight_a_zero_gradient(kind: str) -> None:
+    settings, isolation, rule = EXPECTED.get(kind, (EXPERTS, Isolation.BY_ATTENTION, LogitRule()))
+    model = made(kind, settings).train()
+    packed = PackedModel(model, model, torch.device("cpu"))
+    packed.isolate(isolation)
+    packed.rule = rule
+    loss = packed.loss(nothing_of(packed_row()))
+    torch.autograd.backward(loss.trained())
+    assert loss.sums().tolist() == [0, 0]
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name  # of NaN, any() is true
 
 
 @pytest.mark.parametrize("kind", EXPECTED)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data_prep.shards import ShardReader, read_manifest
+from tests.training.rank_programs.sharding_ranks import ROWS
 from training.config import LoraConfig, TrainConfig
 from training.models.initial_weights import PretrainedWeights
 from training.models.source import skeleton_of
@@ -22,7 +23,7 @@ from training.zero.adamw import parameter_groups
 
 pytestmark = pytest.mark.slow
 TEMPLATES = ("zero1", "zero2", "zero3", "zero3_offload_cpu")
-ROWS, LEARNING_RATE, WEIGHT_DECAY = 6, 1e-2, 0.1
+LEARNING_RATE, WEIGHT_DECAY = 1e-2, 0.1
 FREEZE = ["model.embed_tokens.*", "*.0.*", "model.norm.weight"]
 LORA = LoraConfig(rank=3, alpha=6.0)
 
@@ -82,7 +83,8 @@ def test_what_is_trained_takes_the_steps_of_plain_torch(
     assert trained == [name for name, parameter in plain.named_parameters() if parameter.requires_grad]
     for name in trained:
         assert not torch.equal(last[name], first[name]), name
-        assert torch.allclose(last[name], expected[name], rtol=1e-4, atol=1e-5), name
+        difference = (last[name] - expected[name]).abs()  # a step moves by 1e-2; Adam magnifies noise of tiny gradients
+        assert difference.max() < 2e-4 and difference.mean() < 2e-6, name
 
 
 @pytest.mark.parametrize("template", ["zero3", "zero3_offload_cpu"])

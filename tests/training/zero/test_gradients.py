@@ -15,7 +15,8 @@ from data_prep.shards import ShardReader, read_manifest
 from training.step.batches import micro_batch
 
 pytestmark = pytest.mark.slow
-FACTORINGS = [(1, 1), (1, 4), (2, 1), (2, 2), (4, 2)]  # ranks x micro_batch_rows; accumulation makes up 8 rows
+FACTORINGS = [(1, 1), (1, 4), (2, 1), (2, 2), (2, 3), (4, 2), (4, 3)]
+# ranks x micro_batch_rows; accumulation makes up 8 rows, or more places of which some are empty
 REFERENCE = (1, 1)
 
 

@@ -39,7 +39,7 @@ if HAS_LIBAIO:
     ) -> None:
         folder = tmp_path_factory.getbasetemp() / "nvme"
         folder.mkdir(exist_ok=True)
-        trial = trial_of(2, "sharding_ranks.py", str(folder), rows=6)
+        trial = trial_of(2, "sharding_ranks.py", str(folder), rows=7)
         files = sorted(folder.rglob("*.tensor.swp"))
         assert any("exp_avg_sq" in path.name for path in files)
         memory, in_files = (trial.facts(f"switch-{precision}-{name}") for name in ("zero3", "zero3_offload_nvme"))

@@ -77,6 +77,12 @@ def test_the_step_after_a_restart_is_adams_step_of_that_number(trial_of: TrialOf
         assert torch.allclose(after[f"master.{name}"].double(), expected, rtol=1e-5, atol=1e-7), name
 
 
+def test_a_step_computes_one_norm_and_waits_for_its_device_once(trial_of: TrialOf, ranks: int) -> None:
+    waits = trial_of(ranks).facts("waits")
+    assert waits["norms"] == ["asked"] and waits["lists"] == ["asked"]
+    assert {place.partition(":")[0] for place in waits["values"]} <= {"step_engine.py"}, waits["values"]  # of the list
+
+
 def test_new_master_weights_are_used_once_they_are_refreshed_and_not_before(trial_of: TrialOf, ranks: int) -> None:
     trial = trial_of(ranks)
     facts = trial.facts("refresh")

@@ -15,27 +15,38 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
+
+from training.reporting.page.axes import Numbers, log_ticks, place, ticks, widened
 
 BUCKETS = 400  # a longer curve is drawn by the lowest and the highest point of so many spans of equal length
 SIZE = 1000  # of the SVG's own coordinates
-ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)  # tick steps
 FAR = 4.0  # values farther above the 99.5th percentile than so many times the span below it are cut off at the axis
 LARGEST = 1e300
-Style = Literal["thin", "bold", "dots", "area"]
-Numbers = npt.NDArray[np.float64]
+NAMES_WIDTH = 42  # letters that fit below the x axis on a phone
+POINT_MARGIN = 0.04  # of the axis, on both sides of points that are drawn as dots
+Style = Literal["thin", "bold", "dots", "area", "steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One curve; `colour` is the number of a colour of the page's style sheet."""
+    """One curve; `colour` is the number of a colour of the page's style sheet, 0 the muted one.
+
+    `group` is its name in the legend, where several curves share one. If `names` names each point, then the pointer
+    shows them, at points of this series only; a series that is decimated loses them.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     style: Style = "bold"
     colour: int = 1
+    group: str = ""
+    names: Sequence[str] = ()
+
+    @property
+    def legend(self) -> str:
+        return self.group or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +69,11 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A chart with its title, the names of its axes with their units, and what its caption says."""
+    """A chart with its title, the names of its axes with their units, and what its caption says.
+
+    The x axis ends at `x_ends` where they are farther apart than the points. With `x_names`, it has these names instead
+    of the numbers 0, 1, 2 ...
+    """
 
     key: str
     title: str
@@ -70,6 +85,9 @@ class Chart:
     from_zero: bool = False
     is_share: bool = False
     is_wide: bool = False
+    x_log: bool = False
+    x_ends: tuple[float, float] | None = None
+    x_names: Sequence[str] = ()
     x_range: tuple[float, float] = field(init=False)
     y_range: tuple[float, float] = field(init=False)
     beyond: str = field(init=False)
@@ -78,9 +96,18 @@ class Chart:
         xs = np.concatenate([finite(s.x, s.y)[0] for s in self.series] or [np.empty(0)])
         ys = np.concatenate([finite(s.x, s.y)[1] for s in self.series] or [np.empty(0)])
         low, high, beyond = y_limits(ys, [mark.y for mark in self.marks if mark.y is not None], self.from_zero)
-        object.__setattr__(self, "x_range", widened(float(xs.min()), float(xs.max())) if len(xs) else (0.0, 1.0))
+        object.__setattr__(self, "x_range", self.x_limits(xs))
         object.__setattr__(self, "y_range", (low, high))
         object.__setattr__(self, "beyond", beyond)
+
+    def x_limits(self, values: Numbers) -> tuple[float, float]:
+        """Return the ends of the x axis."""
+        ends = [*(self.x_ends or ()), *((-0.5, len(self.x_names) - 0.5) if self.x_names else ())]
+        found = np.concatenate([values, ends])
+        if not len(found):
+            return 0.0, 1.0
+        margin = POINT_MARGIN if any(one.names for one in self.series) and not self.x_names else 0.0
+        return widened(float(found.min()), float(found.max()), margin=margin, is_log=self.x_log)
 
     @cached_property
     def drawn(self) -> list[tuple[Series, Numbers, Numbers]]:
@@ -89,7 +116,13 @@ class Chart:
 
     @property
     def x_labels(self) -> list[Label]:
-        return [Label(text=text, at=self.across(value) / SIZE * 100) for value, text in ticks(*self.x_range, 5)]
+        if self.x_names:
+            most = max(3, NAMES_WIDTH // len(self.x_names))
+            texts = [name if len(name) <= most else f"{name[: most - 1]}…" for name in self.x_names]
+            found = [(float(place), text) for place, text in enumerate(texts)]
+        else:
+            found = log_ticks(*self.x_range, 6) if self.x_log else ticks(*self.x_range, 5)
+        return [Label(text=text, at=self.across(value) / SIZE * 100) for value, text in found]
 
     @property
     def y_labels(self) -> list[Label]:
@@ -98,9 +131,14 @@ class Chart:
             found = [(value, f"{value * 100:.3g}%") for value, _ in found]
         return [Label(text=text, at=self.down(value) / SIZE * 100) for value, text in found]
 
+    @property
+    def legend(self) -> list[Series]:
+        """One series for each name in the legend. Dots without names of their own belong to a line."""
+        shown = [one for one in self.series if one.style != "dots" or one.names]
+        return list({one.legend: one for one in shown}.values())
+
     def across(self, value: float) -> float:
-        low, high = self.x_range
-        return (value - low) / (high - low) * SIZE
+        return float(self.across_all(np.array([value]))[0])
 
     def down(self, value: float) -> float:
         low, high = self.y_range
@@ -114,7 +152,7 @@ class Chart:
             x, y = finite(one.x, one.y)
             if len(y):
                 told.append(
-                    f"{one.name}: {number(y[0])} at {x[0]:,.0f}, {number(y[-1])} at {x[-1]:,.0f},"
+                    f"{one.name}: {number(y[0])} at {x_text(x[0])}, {number(y[-1])} at {x_text(x[-1])},"
                     f" lowest {number(y.min())}, highest {number(y.max())}."
                 )
         return " ".join(told)
@@ -147,29 +185,40 @@ class Chart:
 
     def path(self, one: Series, x: Numbers, y: Numbers) -> str:
         low, high = self.y_range
-        across = self.across_all(x)
+        across = np.round(self.across_all(x)).astype(int)
         down = np.round(SIZE - (np.clip(y, low, high + 0.2 * (high - low)) - low) / (high - low) * SIZE).astype(int)
         points = [f"{a} {d}" for a, d in zip(across, down, strict=True)]
         if not points:
             return ""
         if one.style == "dots":
             return "".join(f"M{point}h0" for point in points)
+        if one.style == "steps":
+            return f"M{points[0]}" + "".join(f"H{a}V{d}" for a, d in zip(across[1:], down[1:], strict=True)) + "h0"
         if one.style == "area":
             return f"M{across[0]} {SIZE}L{'L'.join(points)}L{across[-1]} {SIZE}Z"
         return f"M{'L'.join(points)}" if len(points) > 1 else f"M{points[0]}h0"
 
-    def across_all(self, x: Numbers) -> npt.NDArray[np.int64]:
-        low, high = self.x_range
-        return np.round((x - low) / (high - low) * SIZE).astype(np.int64)
+    def across_all(self, x: Numbers) -> Numbers:
+        return place(x, self.x_range, is_log=self.x_log) * SIZE
 
     @property
     def values(self) -> Markup:
         """The points as JSON, for the page's script."""
         series = [
-            {"name": one.name, "colour": one.colour, "x": rounded(x), "y": rounded(y)} for one, x, y in self.drawn
+            {"name": one.name, "colour": one.colour, "x": rounded(x), "y": rounded(y), **point_names(one, x)}
+            for one, x, y in self.drawn
         ]
         record = {"x": self.x_range, "y": self.y_range, "xName": self.x_name, "share": self.is_share, "series": series}
+        if self.x_log:
+            record["log"] = True
+        if self.x_names:
+            record["xNames"] = list(self.x_names)
         return in_script(record)
+
+
+def point_names(one: Series, drawn: Numbers) -> dict[str, list[str]]:
+    """Return the names of a series' points, if all of them are drawn."""
+    return {"names": list(one.names)} if one.names and len(one.names) == len(drawn) else {}
 
 
 def in_script(value: Any) -> Markup:
@@ -218,42 +267,13 @@ def y_limits(values: Numbers, marked: Sequence[float], from_zero: bool) -> tuple
     return (low if from_zero and low == 0 else low - margin), high + margin, beyond
 
 
-def widened(low: float, high: float) -> tuple[float, float]:
-    """Return the range with something between its ends."""
-    return (low, high) if high > low else (low - 1.0, high + 1.0)
-
-
-def ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """Return round values inside a range, at most `most`, and their text."""
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (*ROUND, 20.0) if power * factor >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [(n * step, tick_text(n * step, step)) for n in range(first, last + 1)]
-
-
-def tick_text(value: float, step: float) -> str:
-    """Return a tick's number, with the digits that tell it from the next one."""
-    largest = abs(value)
-    if largest < step / 2:
-        return "0"
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if largest >= size and step >= size / 100 and (size > 1e3 or step >= 1e3):
-            return f"{value / size:.4g}{unit}"
-    if 0 < step < 1e-3:
-        digits, _, power = f"{value:.2e}".partition("e")
-        return f"{float(digits):g}e{int(power)}"
-    decimals = max(0, -exponent(step) + (step / 10 ** exponent(step) % 1 > 1e-9))
-    return f"{value:,.{decimals}f}"
-
-
-def exponent(value: float) -> int:
-    return math.floor(math.log10(value) + 1e-12)
-
-
 def number(value: float) -> str:
     """Return a value with five significant digits, as the page's script shows it."""
     return f"{value:,.0f}" if abs(value) >= 1e5 else f"{value:.5g}"
+
+
+def x_text(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else f"{value:.4g}"
 
 
 def rounded(values: Numbers) -> list[float]:

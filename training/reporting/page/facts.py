@@ -128,7 +128,9 @@ def batch_text(plan: Record) -> str:
     rows, tokens = plan["global_batch_rows"], plan["global_batch_rows"] * plan["row_tokens"]
     split = f"{plan['world_size']} x {plan['micro_batch_rows']} x {plan['accumulation_steps']}"
     shape = f"{rows:,} rows of {plan['row_tokens']:,} tokens = {tokens:,} tokens a step"
-    return f"{shape} ({split}: ranks, rows, accumulation)"
+    places = plan["world_size"] * plan["micro_batch_rows"] * plan["accumulation_steps"]
+    empty = f", {places - rows:,} of {places:,} places empty" if places > rows else ""
+    return f"{shape} ({split}: ranks, rows, accumulation{empty})"
 
 
 def rate_text(plan: Record) -> str:

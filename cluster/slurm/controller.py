@@ -1,0 +1,123 @@
+"""Questions to Slurm's controller, which may be down or hung for minutes: no answer is not an answer."""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+
+from cluster.errors import ClusterError
+
+log = logging.getLogger(__name__)
+
+ANSWER_S = 30.0  # after which a question that is not answered is given up
+LOOK_S = 10.0  # the same for one that is asked beside srun, whose end is not seen meanwhile
+TRIES = 60  # of a question that must be answered, PAUSE_S apart: a restart of the controller takes minutes
+PAUSE_S = 10.0
+REFUSAL = "refused"
+NODES = re.compile(r"\bNodes=(\S+) CPU_IDs=\S* Mem=\d+ GRES=(\S*)")
+GPUS = re.compile(r"\bgpu(?::[^:,(]+)?:(\d+)")  # gpu:2(IDX:0-1), gpu:h200:8(IDX:0-7)
+REFUSED = re.compile(r"Invalid job id|disabled|denied|is pending|complet|Job can not")  # answers that stay as they are
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What Slurm says about a job; both are None if it said nothing."""
+
+    state: str | None = None
+    reason: str | None = None
+
+    @property
+    def may_run(self) -> bool:
+        """Return whether the job runs, as far as is known."""
+        return self.state in (None, "RUNNING")
+
+
+@dataclass(frozen=True)
+class Controller:
+    """Asks about one job. `patience` is a factor on the pauses between two tries."""
+
+    job: str
+    patience: float = 1.0
+
+    def facts(self) -> JobFacts:
+        """Return the state of the job, after minutes without an answer an unknown one."""
+        told = self.ask_until_answered("scontrol", "show", "job", self.job)
+        if told is None:
+            return JobFacts()
+        if told == REFUSAL:
+            return JobFacts(state="GONE")
+        found = dict(part.split("=", 1) for part in told.split() if "=" in part)
+        return JobFacts(state=found.get("JobState"), reason=found.get("Reason"))
+
+    def requeue(self) -> bool:
+        """Put the job back into the queue; return whether Slurm did."""
+        return self.ask_until_answered("scontrol", "requeue", self.job) not in (None, REFUSAL)
+
+    def hosts(self, node_list: str) -> list[str]:
+        """Return the names in a list like a[01-03,7],b2."""
+        told = self.ask_until_answered("scontrol", "show", "hostnames", node_list)
+        if not told or told == REFUSAL:
+            raise ClusterError(f"`scontrol show hostnames {node_list}` failed; its reason is above")
+        return told.split()
+
+    def gpus(self) -> dict[str, int]:
+        """Return how many GPUs the job has on each host; empty if this Slurm does not tell."""
+        told = self.ask_until_answered("scontrol", "--details", "show", "job", self.job) or ""
+        found = {}
+        for nodes, resources in NODES.findall(told):
+            for host in self.hosts(nodes):
+                found[host] = sum(int(count) for count in GPUS.findall(resources))
+        return found
+
+    def steps(self, number: int) -> set[str] | None:
+        """Return the names of the job's steps; None without an answer."""
+        told = ask("squeue", "--steps", "--noheader", "--format=%j", f"--jobs={number}", within_s=LOOK_S)
+        return None if told in (None, REFUSAL) else set(str(told).split())
+
+    def ask_until_answered(self, *command: str) -> str | None:
+        """Return what Slurm answers, asking again for ten minutes; None if it never does."""
+        deadline = time.monotonic() + TRIES * PAUSE_S  # a controller that hangs takes up to ANSWER_S for each try
+        for tries in range(TRIES):
+            if tries:
+                time.sleep(PAUSE_S * self.patience)
+            if (told := ask(*command, show=tries in (0, TRIES - 1))) is not None:
+                return told
+            if time.monotonic() > deadline:
+                break
+            if not tries:
+                log.warning("no answer to `%s`: asking again for ten minutes", " ".join(command))
+        return None
+
+
+def ask(*command: str, show: bool = False, within_s: float = ANSWER_S) -> str | None:
+    """Return what a command of Slurm writes; REFUSAL if Slurm refused it; None without an answer."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=within_s,
+            process_group=0,
+            preexec_fn=ignore_stops,
+        )
+    except FileNotFoundError:
+        raise ClusterError(f"{command[0]}: not found; the programs of Slurm must be on PATH inside the job") from None
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode == 0:
+        return done.stdout
+    refused = REFUSED.search(done.stderr) is not None
+    if refused or show:
+        log.warning("%s", done.stderr.strip() or f"{command[0]} ended with {done.returncode}")
+    return REFUSAL if refused else None
+
+
+def ignore_stops() -> None:
+    """Ignore what a requeue or scancel sends to all processes of a job: the question must come through."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,1 @@
+"""`shardline submit`: the run as a chain of Slurm jobs."""

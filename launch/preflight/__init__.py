@@ -1,0 +1,1 @@
+"""What `shardline doctor` collects before it judges."""

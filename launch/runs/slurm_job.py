@@ -1,0 +1,205 @@
+"""`shardline train --under-slurm`, which launch/train.sh becomes in a Slurm job: start the ranks until the run ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.environment import HOSTS, patience, rank_words, slurm_variables
+from cluster.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    EXIT_USER_ACTION,
+    ClusterError,
+    ShardlineError,
+    TrainingError,
+    exit_code_of,
+)
+from cluster.journal import last_step
+from cluster.paths import RunPaths
+from cluster.restart_limit import note_launch
+from cluster.slurm.controller import Controller
+from cluster.slurm.decision import BACK_OFF_S, SPAN_S, Next, Wishes, back_off_s, decide
+from cluster.slurm.job import SlurmJob, read_job
+from cluster.slurm.layout import Layout, plan_layout
+from cluster.slurm.step import StopSignals, run_step
+
+log = logging.getLogger(__name__)
+
+UNDER_SLURM = "--under-slurm"
+# Run by sh on each rank's host. Until Python is up, a signal that asks it to stop would kill it. A folder or a Python
+# that is not there is a failure, and srun's own exit code for it, 2, would mean that a person must act.
+ENTER = 'trap "" TERM USR1 USR2; cd -- "$0" || exit 127; exec "$@"'
+
+
+def train_in_job(paths: RunPaths, note: Callable[[Callable[[], None]], None]) -> int:
+    """Start the ranks of this job, again after failures, and requeue the job where that is meant; return its exit code.
+
+    `note` checks what can be known before ranks are started, and calls its argument while it holds the run.
+    """
+    job = read_job(slurm_variables())
+    launcher = Launcher(paths, note, job, Controller(job.name, patience()), patience())
+    with launcher.signals.installed():
+        return launcher.run()
+
+
+@dataclass
+class Launcher:
+    """Starts the ranks of one job, and decides what follows when they have ended."""
+
+    paths: RunPaths
+    note: Callable[[Callable[[], None]], None]
+    job: SlurmJob
+    controller: Controller
+    patience: float
+    signals: StopSignals = field(default_factory=StopSignals)
+    starts: int = 0
+    failures: int = 0
+    """Starts without a new step since the last one with one."""
+    reached: int = 0
+    """The furthest step that was seen."""
+
+    def run(self) -> int:
+        if self.job.restarts and self.has_stop_file():  # a site can requeue what ends with 75 (RequeueExit)
+            log.warning("%s exists: nothing is started; submit again to resume", self.paths.stop_request)
+            return EXIT_USER_ACTION
+        layout = self.layout()
+        self.note_patiently()
+        if not self.job.restarts:
+            self.paths.stop_request.unlink(missing_ok=True)  # it was meant for an earlier job
+        self.reached = self.last_step()
+        while True:
+            code = self.start_ranks(layout)
+            facts = self.controller.facts()
+            wishes = Wishes(stop_file=self.has_stop_file(), interrupt=self.signals.is_interrupted)
+            following = decide(code, facts, wishes)
+            if following is Next.RESTART:
+                log.warning("the ranks ended with %d: restarting them%s", code, self.pause_told())
+                self.pause(back_off_s(self.failures))
+                if not self.signals.asked:
+                    self.note_patiently()
+                continue
+            return self.end(following, code)
+
+    def end(self, following: Next, code: int) -> int:
+        if following is Next.STAY_OUT:
+            reason = "interrupted" if self.signals.is_interrupted else f"{self.paths.stop_request} exists"
+            log.warning("%s: not put back into the queue; submit again to resume", reason)
+        elif following is Next.REQUEUE and not self.controller.requeue():
+            log.warning("not put back into the queue; submit again to resume")
+        return code
+
+    def layout(self) -> Layout:
+        """Return where the ranks run. Raises ClusterError."""
+        job = self.job
+        hosts = self.controller.hosts(job.node_list)
+        gpus = self.controller.gpus() if job.gpus else {}
+        if job.gpus and not gpus:
+            gpus = dict.fromkeys(hosts, job.gpus)
+        tasks = job.tasks or tuple(tasks_in_file(job.task_file, hosts))
+        layout = plan_layout(hosts, job.cpus, tasks, gpus)
+        if not layout.is_even:
+            log.info("ranks: %s", ", ".join(f"{n} on {host}" for host, n in zip(hosts, layout.ranks, strict=True)))
+        return layout
+
+    def start_ranks(self, layout: Layout) -> int:
+        """Run the ranks once; return their exit code, 75 if they were asked to stop before they could start."""
+        if self.signals.asked:
+            return EXIT_INTERRUPTED if self.signals.is_interrupted else EXIT_STOPPED
+        step = f"shardline-{os.getpid()}-{self.starts}"
+        with tempfile.NamedTemporaryFile("w", prefix="shardline-hosts-") as hosts:
+            hosts.write("\n".join(layout.host_of_each_rank) + "\n")
+            hosts.flush()
+            code = run_step(
+                self.command(layout, step),
+                self.variables(layout, hosts.name),
+                self.signals,
+                lambda: self.lists(step),
+                self.patience,
+            )
+        self.starts += 1
+        before, self.reached = self.reached, max(self.reached, self.last_step())
+        self.failures = 0 if self.reached > before else self.failures + 1
+        return code
+
+    def lists(self, step: str) -> bool | None:
+        listed = self.controller.steps(self.job.number)
+        return None if listed is None else step in listed
+
+    def command(self, layout: Layout, step: str) -> list[str]:
+        arguments = [argument for argument in sys.argv[1:] if argument != UNDER_SLURM]
+        srun = ["srun", "--export=ALL", "--mpi=none", "--overlap", "--kill-on-bad-exit=1", f"--job-name={step}"]
+        enter = ["sh", "-c", ENTER, str(Path.cwd())]
+        options, python = rank_words()
+        return [*srun, *layout.options, *options, *enter, *python, "-m", "launch", *arguments]
+
+    def variables(self, layout: Layout, host_file: str) -> dict[str, str | None]:
+        """Return the changes to the environment of srun and the ranks; a port of its own for each start."""
+        port = 20000 + (self.job.number * 10 + self.job.restarts + self.starts) % 10000
+        return {
+            "SHARDLINE_LAUNCHER": "srun",
+            "MASTER_ADDR": layout.hosts[0],
+            "MASTER_PORT": str(port),
+            HOSTS: " ".join(layout.hosts[:2]),
+            "SLURM_GPUS_PER_NODE": None,  # options say it, if there are any
+            "SLURM_DISTRIBUTION": None,
+            "SLURM_HOSTFILE": None if layout.is_even else host_file,
+        }
+
+    def note_patiently(self) -> None:
+        """Record the launch. What a disk that is away for a minute can cause is tried again.
+
+        The first launch tells a person at once what is wrong; later ones had the same configuration and data before.
+        """
+        for pause_s in (*BACK_OFF_S, None):
+            try:
+                return self.note(lambda: note_launch(self.paths, span_s=SPAN_S * self.patience))
+            except TrainingError:
+                raise
+            except (ShardlineError, OSError) as error:
+                if pause_s is None or (not self.starts and exit_code_of(error) == EXIT_USER_ACTION):
+                    raise
+                log.warning("%s; trying again in %.0f s", error, pause_s * self.patience)
+                self.pause(pause_s)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless a signal asks to stop."""
+        until = time.monotonic() + seconds * self.patience
+        while not self.signals.asked and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
+
+    def pause_told(self) -> str:
+        seconds = back_off_s(self.failures) * self.patience
+        return f" in {seconds:.0f} s, as they made no new step" if seconds else ""
+
+    def last_step(self) -> int:
+        try:
+            return last_step(self.paths.metrics)
+        except (OSError, ShardlineError):
+            return 0  # the disk is away: no step is counted
+
+    def has_stop_file(self) -> bool:
+        try:
+            return self.paths.stop_request.exists()
+        except OSError:
+            return False
+
+
+def tasks_in_file(path: Path | None, hosts: Sequence[str]) -> list[int]:
+    """Return how often each host is named in the file of `--distribution=arbitrary`; 1 for each without such a file."""
+    if path is None:
+        return [1] * len(hosts)
+    try:
+        named = Counter(path.read_text(encoding="utf-8").split())
+    except OSError as error:
+        raise ClusterError(f"{path}: {error.strerror}; SLURM_HOSTFILE must be readable inside the job") from None
+    if set(named) != set(hosts):
+        raise ClusterError(f"{path}: names {', '.join(sorted(named))}, but the job has {', '.join(hosts)}")
+    return [named[host] for host in hosts]

@@ -1,0 +1,66 @@
+"""Questions to a controller that does not always answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ClusterError
+from cluster.slurm.controller import Controller, JobFacts
+
+AWAY = """
+echo >>asked; [ $(wc -l <asked) -gt 3 ] || { echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1; }
+"""
+DETAILS = """
+[ "$2" = hostnames ] && { echo "$3" | tr , '\\n'; exit; }
+echo '   Nodes=a1,a3 CPU_IDs=0-1 Mem=0 GRES=gpu:h200:2(IDX:0-1)'
+echo '   Nodes=a2 CPU_IDs=0 Mem=0 GRES='
+"""
+
+
+@pytest.fixture
+def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Controller]:
+    """A controller that does as told, beside a scontrol of our own."""
+
+    def make(does: str) -> Controller:
+        (tmp_path / "scontrol").write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{does}")
+        (tmp_path / "scontrol").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        return Controller("7", 0.0)
+
+    return make
+
+
+def test_a_question_is_asked_until_it_is_answered(controller: Callable[[str], Controller]) -> None:
+    answer = "echo 'JobId=7 JobName=a b' ; echo '   JobState=RUNNING Reason=None Dependency=(null)'"
+    assert controller(AWAY + answer).facts() == JobFacts("RUNNING", "None")
+
+
+def test_a_job_may_run_if_slurm_never_answers(controller: Callable[[str], Controller]) -> None:
+    assert controller("exit 1").facts().may_run
+
+
+def test_a_job_that_slurm_does_not_know_is_over(
+    controller: Callable[[str], Controller], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not controller("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1").facts().may_run
+    assert len(caplog.records) == 1
+
+
+def test_a_requeue_is_asked_for_until_slurm_has_taken_or_refused_it(controller: Callable[[str], Controller]) -> None:
+    assert controller(AWAY).requeue()
+    assert not controller("echo 'Requested operation is presently disabled' >&2; exit 1").requeue()
+
+
+def test_the_gpus_of_each_host_are_what_slurm_has_given_the_job(controller: Callable[[str], Controller]) -> None:
+    assert controller(DETAILS).gpus() == {"a1": 2, "a3": 2, "a2": 0}
+
+
+def test_a_job_without_the_programs_of_slurm_says_so(controller: Callable[[str], Controller], tmp_path: Path) -> None:
+    asks = controller("")
+    (tmp_path / "scontrol").unlink()
+    with pytest.raises(ClusterError, match="scontrol: not found"):
+        asks.facts()
