@@ -27,11 +27,24 @@ ASSIGNED = re.compile(
     r"|(?:auth|access|bearer)[_-]?token)|token)(\s*[=:]\s*['\"]?)(?!null\b|none\b|\(removed\))([^\s'\"&]{4,})",
     re.IGNORECASE,
 )
+MOST_PASSES = 8  # more than are nested in a text that people write
 PERSONAL_KEYS = {"entity", "user", "username"}  # of settings: an account's name
 
 
 def scrub(text: str) -> str:
-    """Return a text with local paths cut to their last name, and without credentials in addresses and secrets."""
+    """Return a text with local paths cut to their last name, and without credentials in addresses and secrets.
+
+    What is cut can uncover an address that stood in a path, so this is repeated until nothing changes; `leaks` tells
+    what may be left.
+    """
+    for _ in range(MOST_PASSES):
+        before, text = text, scrub_once(text)
+        if text == before:
+            break
+    return text
+
+
+def scrub_once(text: str) -> str:
     text = SECRET.sub(REMOVED, text)
     text = ADDRESS.sub(lambda found: PATH.sub(last_name, found[0]) if local(found) else found[1] + found[3], text)
     text = PATH.sub(last_name, text)
