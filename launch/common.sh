@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Sourced by train.sh, prepare.sh and tune.sh once they have found the checkout; not a command.
+# Sourced by train.sh, prepare.sh, tune.sh and run.sh once they have found the checkout; not a command. How they find it is
+# the same text in each of them, as nothing can be sourced before; a test keeps it so.
 # Takes $checkout and $script; sets `say`, $python, PYTHONPATH and what launch/site.env sets.
-: "${checkout:?source it from train.sh, prepare.sh or tune.sh}" "${script:?}"
+: "${checkout:?source it from train.sh, prepare.sh, tune.sh or run.sh}" "${script:?}"
 
 say() { echo "$script: $*" >&2; }
 

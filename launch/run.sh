@@ -11,21 +11,27 @@
 [ -n "${BASH_VERSION-}" ] || { echo "run.sh: needs bash: bash launch/run.sh VERB RUN.yaml" >&2 && exit 2; }
 set -euo pipefail
 
-script=run.sh python=python command=""
+script=run.sh
 (($# > 1)) || { echo "usage: launch/$script VERB RUN.yaml [options of shardline VERB]" >&2 && exit 2; }
 case $1 in
   train | prepare) echo "$script: submit launch/$1.sh RUN.yaml: it uses all nodes of the job" >&2 && exit 2 ;;
 esac
 ((${SLURM_JOB_NUM_NODES:-1} == 1)) ||
   { echo "$script: '$1' uses one node, and this job has $SLURM_JOB_NUM_NODES; submit with -N1" >&2 && exit 2; }
-# Slurm runs a copy of this file, so that $0 is in the checkout only without sbatch
-[[ -z ${SLURM_JOB_ID-} ]] || command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
-for checkout in "$(dirname "$(realpath "$0")")/.." "${command%%"/launch/$script"*}" "${SLURM_SUBMIT_DIR-}"; do
-  [[ ! -f $checkout/launch/common.sh ]] || break
-done
+checkout=$(dirname "$(realpath "$0")")/..
+if [[ ! -f $checkout/launch/common.sh && -n ${SLURM_JOB_ID-} ]]; then # Slurm runs a copy of this file
+  for ((tries = 0; tries < 60; tries++)); do # its controller may be restarting
+    ! job=$(scontrol show job "$SLURM_JOB_ID") || break
+    sleep 10
+  done
+  command=$(sed -n '/^ *Command=/ { s///p; q }' <<<"$job")
+  for checkout in "${command%%"/launch/$script"*}" "${SLURM_SUBMIT_DIR-}"; do
+    [[ ! -f $checkout/launch/common.sh ]] || break
+  done
+fi
 [[ -f $checkout/launch/common.sh ]] ||
   { echo "$script: cannot find Shardline's checkout; submit with: sbatch CHECKOUT/launch/$script VERB RUN.yaml" >&2 && exit 2; }
-# shellcheck source=/dev/null
+# shellcheck source=launch/common.sh
 source "$checkout/launch/common.sh"
 
 words() { xargs -r printf '%s\0' <<<"$1"; } # quoted as in a shell

@@ -79,3 +79,17 @@ def test_a_job_that_would_waste_its_nodes_ends_with_2(
     done = run_sh(*arguments, **variables)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
+
+
+def test_a_controller_that_does_not_answer_at_first_is_asked_again(run_sh: Callable[..., Done], tmp_path: Path) -> None:
+    away_once = '[[ -e $0.asked ]] || { touch "$0.asked"; exit 1; }\n'
+    (tmp_path / "fakes" / "scontrol").write_text(SCONTROL.replace("\n", "\n" + away_once, 1))
+    (tmp_path / "fakes" / "sleep").symlink_to("/bin/true")
+    done = run_sh("export", "run.yaml")
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["python", "-m", "launch", "export", "run.yaml"])
+
+
+def test_all_scripts_find_the_checkout_in_the_same_way() -> None:
+    texts = [(ROOT / "launch" / f"{name}.sh").read_text() for name in ("train", "prepare", "tune", "run")]
+    begins, ends = "checkout=$(dirname", "[[ -f $checkout/launch/common.sh ]] ||"
+    assert len({text[text.index(begins) : text.index(f"\n{ends}")] for text in texts}) == 1

@@ -93,6 +93,7 @@ class StepEngine(ABC):
         learning_rate: float,
         skip_reason: Callable[[StepStats], str | None],
     ) -> StepStats:
+        """Do what `step` promises, traced or not."""
         self.set_learning_rate(learning_rate)
         if not self.is_even:
             self.check_total(step, batches, trained_tokens)
