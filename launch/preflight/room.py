@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
+from cluster.disk.sizes import size_below
 from data_prep.shards import MANIFEST, read_manifest
 from launch.config import RunConfig
 from training.plan import Plan, make_plan
@@ -18,7 +18,7 @@ def room_needed(run: RunConfig) -> int | None:
     if not (run.shards / MANIFEST).is_file():
         return None
     plan = plan_of(run)
-    return max(0, plan.checkpoints_at_once() * plan.checkpoint_bytes - size_of_files(run.paths.checkpoints))
+    return max(0, plan.checkpoints_at_once() * plan.checkpoint_bytes - size_below(run.paths.checkpoints))
 
 
 def plan_of(run: RunConfig) -> Plan:
@@ -35,8 +35,3 @@ def plan_of(run: RunConfig) -> Plan:
     return make_plan(
         run.train, manifest, parameters=parameters, trained_parameters=trained, world_size=1, seed=run.seed
     )
-
-
-def size_of_files(folder: Path) -> int:
-    """Return the bytes of all files below a folder; 0 without one."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

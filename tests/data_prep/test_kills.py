@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from cluster.disk.sizes import files_below
 from data_prep.config import DataConfig
 from data_prep.shards import Manifest, read_manifest
 from data_prep.verify import verify
@@ -25,6 +26,7 @@ SMALL = {"slice_bytes": 1024, "shard_rows": 16}
 PROGRAM = """
 import sys
 from pathlib import Path
+from cluster.disk.sizes import files_below
 from data_prep.config import DataConfig
 from data_prep.prepare import prepare
 if __name__ == "__main__":
@@ -98,7 +100,7 @@ class Disturbed:
             return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
 
     def files(self) -> int:
-        return sum(path.suffix in (".arrow", ".json") for path in self.folder.rglob("*"))
+        return sum(path.suffix in (".arrow", ".json") for path, _ in files_below(self.folder))
 
     def suffer(self, kill: Kill) -> bool:
         """Start, and kill as told; return whether anybody was killed."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.disk.run_lock import is_held_by_training
+from cluster.disk.sizes import size_below
 from cluster.errors import DataError
 from cluster.journal import MEASURED, read_events, read_metrics
 from cluster.model_files import weights_digest
@@ -275,7 +276,7 @@ def checkpoints_text(folder: Path) -> str:
     )
     if not found:
         return "none yet"
-    size = sum(file.stat().st_size for _, path in found for file in path.iterdir())
+    size = sum(size_below(path) for _, path in found)  # an old one may be removed meanwhile
     return f"{len(found)}, newest at step {found[-1][0]:,}, {bytes_text(size)} on disk"
 
 
