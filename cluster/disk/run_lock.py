@@ -1,4 +1,4 @@
-"""One training, export or import at a time in a run's folder.
+"""One preparation, training, export or import at a time in a run's folder.
 
 `shardline train` holds the lock for the ranks that it starts and gives them its id in their environment. Where Slurm,
 torchrun or DeepSpeed started the ranks, rank 0 holds it, and the others wait until they see that it does. Each rank

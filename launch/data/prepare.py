@@ -6,6 +6,8 @@ import argparse
 import sys
 
 from cluster.disk.atomic_files import full_disk_named
+from cluster.disk.lock_holder import Holder
+from cluster.disk.run_lock import hold_run
 from cluster.errors import EXIT_DONE
 from launch.arguments import add_run, positive
 from launch.runs.check import check_source
@@ -33,7 +35,8 @@ def run(options: argparse.Namespace) -> int:
         adds = run.model.may_add_tokens
         say(preview(run.data, run.shards, run.model.path, options.preview, colour=colour, may_add_tokens=adds))
         return EXIT_DONE
-    manifest = prepare(run.data, run.shards, run.model.path, run.seed, may_add_tokens=run.model.may_add_tokens)
+    with hold_run(run.paths, Holder.here("shardline prepare")):  # shards are not replaced under a run that reads them
+        manifest = prepare(run.data, run.shards, run.model.path, run.seed, may_add_tokens=run.model.may_add_tokens)
     if not run.paths.plan.exists():  # once there is a plan, it is the configuration that training accepted
         with full_disk_named(run.paths.root):
             save_config(run)

@@ -60,6 +60,7 @@ def state(paths: RunPaths) -> dict[Path, Any]:
 @pytest.mark.parametrize(
     "words",
     [
+        ["prepare"],
         ["train"],
         ["export"],
         ["verify-resume"],
