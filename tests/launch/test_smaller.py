@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from cluster.errors import CheckpointError, ConfigError
 from launch.__main__ import main
 from training.export.export_record import RECORD, read_record
-from training.export.quantize import SCHEMES, check_loads, check_stored_as_loaded, choose_layers, scales
+from training.export.quantize import check_loads, scales
+from training.export.quantized_layers import SCHEMES, check_stored_as_loaded, choose_layers
 from training.generate.loading import load_export
 from training.models.source import skeleton_of
 
