@@ -4,7 +4,7 @@ import importlib
 import sys
 
 CASES = {  # by the folder that its file is in
-    "benchmarks": ("growth", "serving"),
+    "benchmarks": ("growth", "growth_step", "serving"),
     "benchmarks.preparing": ("privacy", "minhash", "near", "planning", "cleaning", "prep", "read"),
     "benchmarks.checkpoints": ("ckpt_stall", "ckpt_bw", "resume", "coldstart", "export"),
     "benchmarks.training": ("wait", "load", "step", "hooks", "ce", "attention", "cpu", "gpu", "gpu_step"),

@@ -18,6 +18,7 @@ from cluster.errors import ClusterError
 from cluster.network.interfaces import interface_towards
 
 COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+END_TIME = "SLURM_JOB_END_TIME"
 HOSTS = "SHARDLINE_HOSTS"  # two hosts of a Slurm job, the one of rank 0 first
 
 
@@ -45,7 +46,12 @@ def read_world(environment: Mapping[str, str] | None = None) -> World | None:
     values = os.environ if environment is None else environment
     if values.get("SHARDLINE_LAUNCHER") == "srun":
         return slurm_world(values)
-    if "RANK" in values and "WORLD_SIZE" in values:
+    if read_host_place(values) is None and "RANK" in values and "WORLD_SIZE" in values:
+        if "LOCAL_RANK" not in values:
+            raise ClusterError(
+                "RANK and WORLD_SIZE are set, but not LOCAL_RANK: if they number hosts instead of ranks, set"
+                " PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT; see docs/cluster_examples.md"
+            )
         size = number(values, "WORLD_SIZE")
         rank = number(values, "RANK")
         if rank >= size:
@@ -58,6 +64,52 @@ def read_world(environment: Mapping[str, str] | None = None) -> World | None:
             master=(text(values, "MASTER_ADDR"), number(values, "MASTER_PORT")),
         )
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostPlace:
+    """This host's place among the hosts of a run that the same command starts on each of them.
+
+    `ranks` is how many it gets, None where that follows from its GPUs. `master` is where the hosts meet, on the first.
+    """
+
+    number: int
+    count: int
+    ranks: int | None
+    master: tuple[str, int]
+
+
+def read_host_place(environment: Mapping[str, str] | None = None) -> HostPlace | None:
+    """Return this host's place as PET_NNODES and the like say it; None without them, and in a rank.
+
+    These are torchrun's names for its own options (its `--nnodes` is PET_NNODES); Kubeflow's TrainJob sets them.
+    """
+    values = os.environ if environment is None else environment
+    if "PET_NNODES" not in values or "LOCAL_RANK" in values:
+        return None
+    if not values["PET_NNODES"].isdecimal() or int(values["PET_NNODES"]) < 1:
+        raise ClusterError(
+            f"PET_NNODES={values['PET_NNODES']}: expected one number of hosts; it may be another one at the next start"
+        )
+    count = int(values["PET_NNODES"])
+    place = number(values, "PET_NODE_RANK", default=0 if count == 1 else None)
+    if place >= count:
+        raise ClusterError(f"PET_NODE_RANK={place}: the hosts of a run on {count} are 0 to {count - 1}; see PET_NNODES")
+    master = ("127.0.0.1", 0)
+    if count > 1:
+        master = (text(values, "PET_MASTER_ADDR"), number(values, "PET_MASTER_PORT", default=29500))
+    return HostPlace(number=place, count=count, ranks=ranks_of_host(values), master=master)
+
+
+def ranks_of_host(values: Mapping[str, str]) -> int | None:
+    ranks = values.get("PET_NPROC_PER_NODE", "auto")
+    if ranks == "cpu":
+        return cpu_count()
+    if ranks in ("auto", "gpu"):
+        return None
+    if not ranks.isdecimal() or int(ranks) < 1:
+        raise ClusterError(f"PET_NPROC_PER_NODE={ranks}: expected a number of ranks, auto, gpu or cpu")
+    return int(ranks)
 
 
 def slurm_world(values: Mapping[str, str]) -> World:
@@ -161,16 +213,28 @@ def free_memory_bytes() -> int:
     meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(meminfo["MemAvailable"].split()[0]) * 1024
     own = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "/")
-    group = Path("/sys/fs/cgroup") / own.lstrip("/")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.is_file() and limit.read_text().strip() != "max":
-        free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
-    return free
+    root = Path("/sys/fs/cgroup")
+    group = root / own.lstrip("/")
+    groups = [one for one in (group, *group.parents) if one.is_relative_to(root)]  # a limit may be that of the job
+    return min([free, *(left for one in groups if (left := left_in_group(one)) is not None)])
 
 
-def expected_ray_hosts() -> int:
-    """Return how many hosts launch/prepare.sh started Ray on; 1 outside of it."""
-    return number(os.environ, "SHARDLINE_RAY_HOSTS", default=1)
+def left_in_group(group: Path) -> int | None:
+    """Return the bytes that a memory cgroup (version 2) can still allocate; None if it has no limit."""
+    limit = group / "memory.max"
+    if not limit.is_file() or limit.read_text().strip() == "max":
+        return None
+    pages = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    cached = int(pages["inactive_file"]) + int(pages["active_file"])  # given back when memory is asked for
+    return max(0, int(limit.read_text()) - int((group / "memory.current").read_text()) + cached)
+
+
+RAY_HOSTS = "SHARDLINE_RAY_HOSTS"
+
+
+def expected_ray_hosts() -> list[str]:
+    """Return the names of the hosts that launch/prepare.sh starts Ray on; none outside of it."""
+    return os.environ.get(RAY_HOSTS, "").split()
 
 
 LOCK = "SHARDLINE_LOCK"
@@ -179,6 +243,14 @@ LOCK = "SHARDLINE_LOCK"
 def lock_of_launcher() -> str | None:
     """Return the id of the run's lock that the process which started this rank holds; None if it holds none."""
     return os.environ.get(LOCK)
+
+
+ATTEMPT = "SHARDLINE_ATTEMPT"
+
+
+def attempt_of_launcher() -> str | None:
+    """Return the name that our launcher gave this attempt, as its logs have it; None from another launcher."""
+    return os.environ.get(ATTEMPT)
 
 
 def slurm_job() -> str | None:
@@ -197,6 +269,11 @@ def rank_words() -> tuple[list[str], list[str]]:
     return options, python or [sys.executable]
 
 
+def wants_preflight() -> bool:
+    """Return whether a job on Slurm examines its hosts before it starts ranks: unless SHARDLINE_PREFLIGHT=off."""
+    return os.environ.get("SHARDLINE_PREFLIGHT", "on").lower() not in ("off", "0", "no", "false")
+
+
 def patience() -> float:
     """Return the factor on what the launcher waits for under Slurm, in SHARDLINE_PATIENCE: 1, but less in tests."""
     return float(os.environ.get("SHARDLINE_PATIENCE") or 1)
@@ -204,7 +281,7 @@ def patience() -> float:
 
 def allocation_end() -> float | None:
     """Return when Slurm's time limit ends this job, in seconds since 1970; None without one."""
-    return float(number(os.environ, "SLURM_JOB_END_TIME")) if "SLURM_JOB_END_TIME" in os.environ else None
+    return float(number(os.environ, END_TIME)) if END_TIME in os.environ else None
 
 
 def variables(*beginnings: str) -> dict[str, str]:
@@ -230,7 +307,10 @@ def free_port() -> int:
 
 def text(values: Mapping[str, str], name: str) -> str:
     if name not in values:
-        raise ClusterError(f"{name} is not set, though a launcher started this process; start with launch/train.sh")
+        raise ClusterError(
+            f"{name} is not set, though a launcher started this process; start with launch/train.sh, or see"
+            " docs/cluster_examples.md"
+        )
     return values[name]
 
 

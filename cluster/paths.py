@@ -9,6 +9,7 @@ from pathlib import Path
 INSIDE = "./"  # how a saved configuration begins a path inside the run's folder
 CHECKPOINT_FOLDER = re.compile(r"step-(\d{6,})")  # the name of a checkpoint's folder
 COMMIT_FILE = "commit.json"
+RANK_FILE = re.compile(r"(.+-\d+)-(?:nccl-)?rank\d+(?:\.log)?")  # a rank's log, or NCCL's dump, of an attempt
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class RunPaths:
         return self.root / "segments.jsonl"
 
     @property
+    def excluded_hosts(self) -> Path:
+        """The hosts that the run's jobs on Slurm leave out, and why; see cluster.preflight.excluded_hosts."""
+        return self.root / "excluded_hosts.json"
+
+    @property
     def lock(self) -> Path:
         """Which process works here now, if any: one training, proof, export or import at a time."""
         return self.root / "run.lock"
@@ -71,8 +77,12 @@ class RunPaths:
 
     @property
     def hangs(self) -> Path:
-        """A report for each hang, and each host."""
+        """A report for each hang, and each host; and with NCCL, the last collectives of each rank."""
         return self.root / "hangs"
+
+    def dumps(self, attempt: str) -> Path:
+        """How the names of what NCCL's flight recorder writes begin; a rank's number follows."""
+        return self.hangs / f"{attempt}-nccl-rank"
 
     @property
     def stop_request(self) -> Path:
@@ -96,8 +106,12 @@ class RunPaths:
 
     @property
     def logs(self) -> Path:
-        """The logs of the jobs that `shardline submit` put into Slurm's queue."""
+        """A log for each rank of an attempt, and those of the jobs that `shardline submit` put into Slurm's queue."""
         return self.root / "logs"
+
+    def rank_log(self, attempt: str, rank: int | str) -> Path:
+        """The output of a rank; `*` stands for all. An attempt is named JOB-NUMBER, or local-NUMBER without Slurm."""
+        return self.logs / f"{attempt}-rank{rank}.log"
 
     @property
     def submissions(self) -> Path:

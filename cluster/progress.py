@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TextIO, TypeVar
 
-from cluster.terminal import LineInPlace
+from cluster.terminal import LineInPlace, console
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Progress:
 
     def __init__(self, what: str, total: float | None, unit: str, stream: TextIO | None = None) -> None:
         self.what, self.total, self.unit = what, total, unit
-        self.place = LineInPlace(stream or sys.stderr)
+        self.place = LineInPlace(stream or console())
         self.done = 0.0
         self.is_over = False
         self.began = time.monotonic()
@@ -88,7 +87,7 @@ class Waiting:
 
     def __init__(self, what: str, stream: TextIO | None = None, *, is_shown: bool = True) -> None:
         self.what = what
-        self.place = LineInPlace(stream or sys.stderr)
+        self.place = LineInPlace(stream or console())
         self.since = time.monotonic()
         self.told = ""
         self.is_over = threading.Event()

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from cluster.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, TrainingError
-from cluster.journal import last_step, read_events, write_event
+from cluster.environment import slurm_job
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, TrainingError
+from cluster.journal.records import last_step, read_events, write_event
 from cluster.paths import RunPaths
 
 FAILURES = 2  # launches in a row without a new step, after which there is no further one
@@ -44,14 +45,54 @@ def note_launch(paths: RunPaths, *, span_s: float = 0.0) -> None:
     write_event(paths, "launch", reached=reached)
 
 
-def note_interruption(paths: RunPaths) -> None:
-    """Record that a person interrupted the newest launch, unless its ranks recorded their end."""
+def attempt_name(paths: RunPaths) -> str:
+    """Return the name of the attempt that was launched last: its job, or `local`, and its number.
+
+    Another launcher than ours notes no launch: then the starts are counted, and it is the attempt that begins now.
+    """
+    names = [event["event"] for event in read_events(paths)]
+    number = names.count("launch") or 1 + names.count("start") + names.count("no-start")
+    return f"{slurm_job() or 'local'}-{number}"
+
+
+def note_stop(paths: RunPaths, code: int) -> None:
+    """Record that the newest launch was stopped (75) or interrupted (130), unless its ranks recorded their end.
+
+    Without it the launch would count as one that was killed.
+    """
+    if code in (EXIT_STOPPED, EXIT_INTERRUPTED) and not endings_of(events := newest_launch(paths)):
+        write_ending(paths, events, "interrupted" if code == EXIT_INTERRUPTED else "stopped before it had begun", code)
+
+
+def note_cause(paths: RunPaths, cause: str) -> None:
+    """Record why the newest launch failed, as the process that started its ranks saw it.
+
+    The ranks that are left can only record that their connection to another one broke. What the watchdog has found out,
+    and what a person must act on, stays the reason.
+    """
+    events = newest_launch(paths)
+    endings = endings_of(events)
+    if not endings:
+        write_ending(paths, events, cause, EXIT_FAILED)
+    elif all(ending["exit_code"] == EXIT_FAILED and not ending.get("is_verdict") for ending in endings):
+        write_event(paths, "cause", reason=cause)
+
+
+def newest_launch(paths: RunPaths) -> list[dict[str, Any]]:
+    """Return the events since the newest launch."""
     events = read_events(paths)
     place = max((place for place, event in enumerate(events) if event["event"] == "launch"), default=0)
-    names = {event["event"] for event in events[place:]}
-    if names.isdisjoint(ENDINGS):
-        name = "end" if "start" in names else "no-start"
-        write_event(paths, name, step=last_step(paths.metrics), reason="interrupted", exit_code=EXIT_INTERRUPTED)
+    return events[place:]
+
+
+def endings_of(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] in ENDINGS]
+
+
+def write_ending(paths: RunPaths, events: Sequence[dict[str, Any]], reason: str, exit_code: int) -> None:
+    """Record the end of a launch whose ranks did not."""
+    name = "end" if any(event["event"] == "start" for event in events) else "no-start"
+    write_event(paths, name, step=last_step(paths.metrics), reason=reason, exit_code=exit_code)
 
 
 def best_step(paths: RunPaths, reached: int) -> int:
@@ -73,7 +114,7 @@ def fruitless_launches(events: Sequence[dict[str, Any]], reached: int) -> list[F
     for place, following in pairwise([*places, len(events)]):
         best = max(best, events[place]["reached"])
         after = events[following]["reached"] if following < len(events) else reached
-        endings = [event for event in events[place:following] if event["event"] in ENDINGS]
+        endings = endings_of(events[place:following])
         code = endings[-1]["exit_code"] if endings else None
         if after > best or code in (EXIT_DONE, EXIT_USER_ACTION):
             failures = []

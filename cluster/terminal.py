@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import unicodedata
 from typing import TextIO
@@ -13,6 +14,22 @@ from cluster.environment import terminal_type
 ERASE = "\r\x1b[K"
 UP_AND_ERASE = "\x1b[A\x1b[2K"
 COLUMNS, ROWS = 80, 24  # where a terminal does not say
+shown: list[TextIO] = []  # what standard error was, in a process whose output has been led into a log
+
+
+def console() -> TextIO:
+    """Return the stream that people read: standard error, or what it was before a log took its place."""
+    return shown[-1] if shown else sys.stderr
+
+
+def console_descriptor() -> int:
+    """Return the descriptor that leads there, for a child process."""
+    return shown[-1].fileno() if shown else 2
+
+
+def show_on(stream: TextIO | None) -> None:
+    """Have `console` be this stream; None: standard error again."""
+    shown[:] = [] if stream is None else [stream]
 
 
 def can_draw_in_place(stream: TextIO) -> bool:

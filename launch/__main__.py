@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from cluster.environment import World, read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, DamagedRowsError, ShardlineError, exit_code_of
-from cluster.journal import set_up_logging
+from cluster.journal.log import set_up_logging
 from cluster.launching.stop_request import ignore_signals
 from launch.arguments import VERBS, parser
 from launch.wording import with_run_named

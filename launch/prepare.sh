@@ -3,6 +3,7 @@
 #   launch/prepare.sh run.yaml                           this machine, as `shardline prepare` does
 #   sbatch -N4 --exclusive launch/prepare.sh run.yaml    Slurm: Ray over the four hosts of the job
 # Run it again after any failure: finished slices are kept, and the bytes are the same.
+# In a container: SHARDLINE_PYTHON and SHARDLINE_SRUN_OPTIONS, as launch/run.sh describes them; Ray runs in it on each host.
 #SBATCH --job-name=shardline-prepare
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
@@ -30,34 +31,4 @@ fi
 # shellcheck source=launch/common.sh
 source "$checkout/launch/common.sh"
 [[ -n ${SLURM_JOB_ID-} ]] || exec "$python" -m launch prepare "$@"
-
-hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-port=$((20000 + (SLURM_JOB_ID * 10 + ${SLURM_RESTART_COUNT:-0}) % 10000))
-mapfile -t -n 2 some <<<"$hosts" # two tell each host the address that the others know it by, which its own name may not
-RAY_ADDRESS=$("$python" -m cluster.network.interfaces "${some[@]}"):$port
-export RAY_ADDRESS SHARDLINE_RAY_HOSTS=$SLURM_JOB_NUM_NODES
-RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n') # without it, anybody on the network can run code as you
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
-
-cpus=$(tr , '\n' <<<"$SLURM_JOB_CPUS_PER_NODE" | sed 's/(.*//' | sort -n | sed -n 1p) # the least of any host
-unset SLURM_DISTRIBUTION SLURM_HOSTFILE
-srun --export=ALL --mpi=none --overlap --no-kill --kill-on-bad-exit=0 --wait=0 \
-  --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$cpus" \
-  "$checkout/launch/ray_host.sh" "$python" "${some[@]}" &
-ray=$!
-end_ray() { # TERM to the tasks, not to srun, which would kill them before they have cleaned up
-  local tenths
-  scancel --signal=TERM "$SLURM_JOB_ID.0" || say "could not ask a host to end Ray"
-  for ((tenths = 0; tenths < 100; tenths++)); do
-    kill -0 "$ray" 2>/dev/null || return 0
-    sleep 0.1
-  done
-  kill -KILL "$ray" # srun waits for lost hosts
-}
-# this is the first host: where Slurm has killed its task before that could clean up, its folder is removed from here
-trap 'end_ray; rm -rf "/tmp/ray-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"' EXIT
-until (: >"/dev/tcp/${RAY_ADDRESS%:*}/$port") 2>/dev/null; do
-  kill -0 "$ray" 2>/dev/null || { say "Ray did not start on ${RAY_ADDRESS%:*}; its reason is above" && exit 1; }
-  sleep 0.2
-done
-"$python" -m launch prepare "$@" -o data.executor=ray
+exec "$python" -m launch prepare --under-slurm "$@"

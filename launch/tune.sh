@@ -6,6 +6,8 @@
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 set -euo pipefail
+# they would kill the shell; Python takes them over, and passes them on to the trial
+[[ -z ${SLURM_JOB_ID-} ]] || trap '' TERM USR1 USR2
 
 script=tune.sh
 (($#)) || { echo "usage: shardline tune RUN.yaml --space SPACE.yaml --slurm='OPTIONS OF SBATCH'" >&2 && exit 2; }

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.environment import World, child_environment, free_port, rank_variables
-from cluster.launching.local_launcher import combined, die_with_parent, wait_for
+from cluster.launching.local_launcher import LocalRanks, RankNews, Seats, combined, die_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,7 +58,7 @@ class RankServer:
 
 
 class ForkedRank:
-    """A rank, with the part of subprocess.Popen that the launcher's `wait_for` looks at."""
+    """A rank, with the part of subprocess.Popen that the launcher's LocalRanks waits for."""
 
     def __init__(self, command: Sequence[str], world: World) -> None:
         self.returncode: int | None = None
@@ -112,7 +112,7 @@ def run_world(command: Sequence[str], size: int) -> int:
         for rank in range(size):
             world = World(rank=rank, size=size, local_rank=rank, local_size=size, master=master)
             ranks.append(ForkedRank(command, world))
-        return combined(wait_for(ranks))
+        return combined(LocalRanks(Seats(first=0, size=size, master=master), RankNews(), ranks).wait())
     finally:
         for forked in ranks:
             forked.end()

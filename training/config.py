@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.config_loading import PathValue, Section
+
+ActivationCheckpointing = Literal["none", "selective", "full"]
+Attention = Literal["auto", "varlen", "documents", "sdpa", "eager"]
 
 
 class NewModel(Section):
@@ -90,14 +93,36 @@ class TrainConfig(Section):
     deterministic: bool = True
     """Use algorithms on a GPU that give the same bits each time, so that a resumed run is the undisturbed one bit for
     bit. A CPU always does. What it costs on a GPU has not been measured yet."""
-    activation_checkpointing: bool = False
-    """Recompute each layer's activations in backward instead of storing them."""
+    activation_checkpointing: ActivationCheckpointing = "none"
+    """What backward computes again instead of keeping it from forward. full: each decoder layer from its input.
+    selective: keeps the outputs of matrix products and of attention too, which are slow to compute, and computes the
+    rest again. none: nothing. The gradients are the same. true means full, false none."""
+    compile: Literal["none", "layers"] = "none"
+    """layers: compile each decoder layer's forward and backward with torch.compile, at the first step of each start.
+    Takes a C++ compiler on each node and rounds sums otherwise; not with selective `activation_checkpointing`."""
+    attention: Attention = "auto"
+    """How attention is computed. auto: the fastest way in which the documents of a row, checked on the model itself, do
+    not see each other. varlen: FlashAttention for documents of any length, in one call; a GPU and bf16 only. documents:
+    PyTorch's attention, without a mask, once for all documents of one length. sdpa, eager: transformers' own functions
+    of these names, under a dense mask. They differ by rounding."""
+    loss_chunk_tokens: int | None = Field(default=None, gt=0)
+    """Trained tokens whose logits are in memory at a time. Fewer take less memory and more time, and round sums
+    otherwise; default: as many as make 4 million logits, and at least half the model's width."""
     freeze: list[str] = Field(default_factory=list)
     """Patterns of the names of parameters to freeze, such as 'model.embed_tokens.*'."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of the model's own weights."""
+    zero_stage: Literal["auto", 1, 2, 3] = "auto"
+    """What ZeRO partitions over the ranks: 1: optimizer states; 2: gradients too; 3: weights too. auto: on GPUs the
+    lowest stage that is predicted to fit, with states in the host's memory only if none fits without; a resumed run
+    keeps the stage it had while that fits. On the CPU: 3. The stages differ by rounding."""
+    hpz: bool = False
+    """Under stage 3 on several nodes, and where all weights are trained, keep a second copy of the weights, partitioned
+    over each node's ranks (hpZ, Wang et al. 2023, arXiv 2306.10209): a step then gathers weights over the network once,
+    and otherwise within a node. The steps are the same bit for bit. Worth its memory where `shardline check --nodes`
+    shows 3hpZ."""
     deepspeed: PathValue | None = None
-    """DeepSpeed configuration template; default: ds_configs/zero3.json."""
+    """DeepSpeed configuration template, which sets the stage too; default: the one of `zero_stage` in ds_configs/."""
     save_every_steps: int = Field(default=500, gt=0)
     """Steps between two checkpoints; the last step is always saved."""
     validation_rows: int = Field(default=64, ge=0)
@@ -124,6 +149,31 @@ class TrainConfig(Section):
     step if that is longer."""
     cpu_ranks: int | None = Field(default=None, gt=0)
     """Ranks to start on a machine without a GPU; default: 2, or 1 on a single core."""
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def read_bool(cls, value: object) -> object:
+        """Accept true and false, as before there was a choice."""
+        return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def check_stage(self) -> Self:
+        if self.deepspeed is not None and self.zero_stage != "auto":
+            raise ValueError("give one of 'zero_stage' and 'deepspeed', not both: a template sets the stage")
+        if self.hpz and (self.lora is not None or self.freeze):
+            raise ValueError(
+                "'hpz' is known to be exact only where all weights are trained: without 'lora' and 'freeze'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_compile(self) -> Self:
+        if self.compile == "layers" and self.activation_checkpointing == "selective":
+            raise ValueError(
+                "'compile: layers' leaves nothing of a layer for 'activation_checkpointing: selective' to keep; set"
+                " full or none"
+            )
+        return self
 
     @model_validator(mode="after")
     def check_length(self) -> Self:

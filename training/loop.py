@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from cluster.errors import EXIT_DONE, EXIT_STOPPED
@@ -15,6 +16,7 @@ from training.plan import Plan
 from training.step.batches import MicroBatch, StepBatch
 from training.step.isolation import IsolationCheck
 from training.step.loss import StepStats
+from training.step.rank_pace import RankPace
 from training.train_state import TrainState
 
 
@@ -67,6 +69,10 @@ class Engine(Protocol):
 
     def all_reduce_max(self, value: int, /) -> int:
         """Return the largest of all ranks' values."""
+        ...
+
+    def largest_and_each(self, value: int, own: int, /) -> tuple[int, Sequence[int]]:
+        """Return the largest of all ranks' values, and each rank's `own` number, in one all-reduce."""
         ...
 
 
@@ -132,6 +138,10 @@ class Journal(Protocol):
         """Report a step's metrics."""
         ...
 
+    def slow_rank(self, rank: int, excess: float, steps: int, /) -> None:
+        """Report a rank whose computing has taken this share longer than the median rank's, over so many steps."""
+        ...
+
     def skip(self, step: int, reason: str, rows: Sequence[int], /) -> None:
         """Report a step (from 1) that changed no weight, with its rows."""
         ...
@@ -152,7 +162,7 @@ def train(
 
     A step's batch depends only on the data, the seed and the step number, so the number is the position in the data.
     """
-    guards = Guards(plan.config)
+    guards, pace = Guards(plan.config), RankPace()
     state = checkpoints.restore(engine)
     check = engine.check_isolation(batches.for_step(state.steps_done).micro_batches)
     journal.begin(state.steps_done, plan.total_steps)
@@ -166,13 +176,16 @@ def train(
             stats = take_step(batch, rate, engine, guards, state, journal)
             state = state.after(batch.step, stats)
             now = time.monotonic()
-            journal.step(metrics_line(plan, batch, stats, rate, {"step_s": now - clock, **times}))
+            line = metrics_line(plan, batch, stats, rate, {"step_s": now - clock, **times})
+            journal.step({**line, **pace.as_record()})
             clock = now
 
             if guards.must_roll_back(state):
                 state = roll_back(state, engine, checkpoints, journal)
                 break  # read the batches again from the restored step
-            stopping = stop.agreed(engine.all_reduce_max)
+            stopping = stop.agreed(partial(pace.all_reduce_max, engine, stats.times.get("layers_s")))
+            for slow, excess in pace.slow_ranks().items():
+                journal.slow_rank(slow, excess, pace.steps)
             due, evaluating = plan.is_save_due(state.steps_done), plan.is_validation_due(state.steps_done)
             if evaluating or stopping:
                 journal.phase("save", batch.step)
@@ -237,16 +250,23 @@ def metrics_line(
     `times` are in seconds: `step_s` is from the end of the step before to the end of this one. Of these, the step
     waited `data_wait_s` for its batch, and `save_s` passed before it with the held-out loss and a checkpoint. This
     rank's forward and backward passes took `forward_s` and `backward_s`, waits for other ranks included, and the last
-    update before this one `update_s`.
+    update before this one `update_s`; `layers_s` is what its decoder layers took in the first forward pass, without
+    waits.
+
+    Useful tokens are those that are no padding; `context_tokens` is how long the document of one is, in the mean. A
+    step that an earlier rollback excluded was not computed, and has neither.
     """
-    tokens = plan.global_batch_rows * plan.row_tokens
+    tokens_per_s = plan.global_batch_rows * plan.row_tokens / times["step_s"]
+    useful, squares = stats.document_tokens, stats.document_squares
     return {
         "step": batch.step + 1,
         "loss": stats.loss,
         "gradient_norm": stats.gradient_norm,
         "learning_rate": rate,
         "trained_tokens": 0 if stats.skipped else batch.trained_tokens,
-        "tokens_per_s": round(tokens / times["step_s"], 1),
+        "tokens_per_s": round(tokens_per_s, 1),
+        **({"useful_tokens_per_s": round(useful / times["step_s"], 1)} if useful else {}),
+        **({"context_tokens": round(squares / useful, 1)} if useful else {}),
         **{name: round(seconds, 4) for name, seconds in {**times, **stats.times}.items()},
         **({"auxiliary_loss": stats.auxiliary_loss} if stats.auxiliary_loss is not None else {}),
         **({"skipped": stats.skipped} if stats.skipped else {}),

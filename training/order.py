@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +20,7 @@ from cluster.splitmix import finalize
 from data_prep.shards import Manifest
 
 ROUNDS = 6  # three make a pseudorandom permutation of a perfect round function; the rest is for one that is only quick
+IN_TURN, BY_WORK = 1, 2  # how a global batch is dealt to ranks: by versions before the second, and since
 Ids = npt.NDArray[np.uint64]
 
 
@@ -72,22 +72,20 @@ class Order:
     def epoch_key(self, epoch: int) -> bytes:
         return hashlib.blake2b(f"{self.seed}/{epoch}/{self.data_digest}".encode(), digest_size=32).digest()
 
-    def micro_batches(self, step: int, rank: int, world_size: int, micro_batch_rows: int) -> list[list[int]]:
-        """Return the rows of each accumulation step of one rank, as many lists for every rank."""
-        return dealt(self.rows_of_step(step), rank, world_size, micro_batch_rows)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
     """How a global batch of `rows` is divided among `ranks` that take `micro_batch_rows` at a time.
 
-    All ranks take as many micro batches, since all must call the model equally often. If the rows do not fill them, the
-    last one of some ranks is shorter or empty, and no other is.
+    All ranks take as many micro batches, since all must call the model equally often. If the rows do not fill them,
+    some are a row shorter than others (some of one row: empty). Dealt in turn, the last one of some ranks is shorter or
+    empty, and no other is.
     """
 
     rows: int
     ranks: int
     micro_batch_rows: int
+    deal: int = BY_WORK
 
     @property
     def unit(self) -> int:
@@ -97,6 +95,11 @@ class Division:
     @property
     def accumulation_steps(self) -> int:
         return math.ceil(self.rows / self.unit)
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro batches of all ranks."""
+        return self.accumulation_steps * self.ranks
 
     @property
     def places(self) -> int:
@@ -109,7 +112,9 @@ class Division:
 
     @property
     def most_rows(self) -> int:
-        """Rows of rank 0; no rank has more, so a step takes as long as these do."""
+        """Rows of the rank that has most: a step takes as long as these do."""
+        if self.deal == BY_WORK:
+            return math.ceil(self.rows / self.ranks)
         before = self.accumulation_steps - 1
         return before * self.micro_batch_rows + min(self.micro_batch_rows, self.rows - before * self.unit)
 
@@ -150,14 +155,3 @@ def order_of(manifest: Manifest, global_batch_rows: int, seed: int) -> Order:
         seed=seed,
         data_digest=manifest.content_digest,
     )
-
-
-def dealt(rows: Sequence[int], rank: int, world_size: int, micro_batch_rows: int) -> list[list[int]]:
-    """Return the rows of a global batch that one rank takes, a list for each accumulation step, as many for every rank.
-
-    The batch is cut into micro batches, dealt to the ranks in turn: micro batch k of the step is the same rows for
-    every world size. Where the rows run out, a micro batch is shorter, and those after it are empty.
-    """
-    division = Division(rows=len(rows), ranks=world_size, micro_batch_rows=micro_batch_rows)
-    starts = range(rank * micro_batch_rows, division.places, world_size * micro_batch_rows)
-    return [list(rows[start : start + micro_batch_rows]) for start in starts]

@@ -11,7 +11,7 @@ from cluster.errors import ConfigError
 from data_prep.shards import Manifest
 from training.config import TrainConfig
 from training.optimizer_state import STATE_BYTES_PER_PARAMETER
-from training.order import Division
+from training.order import BY_WORK, IN_TURN, Division
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,16 @@ class Plan:
     seed: int
     data_digest: str
     config: TrainConfig
+    deal: int = IN_TURN  # that of a record without it
 
     @property
     def division(self) -> Division:
-        return Division(rows=self.global_batch_rows, ranks=self.world_size, micro_batch_rows=self.micro_batch_rows)
+        return Division(
+            rows=self.global_batch_rows,
+            ranks=self.world_size,
+            micro_batch_rows=self.micro_batch_rows,
+            deal=self.deal,
+        )
 
     @property
     def schedule(self) -> Schedule:
@@ -93,7 +99,7 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that two attempts at one run must share; see training.run_identity."""
-        return {**identity_of(self.config, self.data_digest, self.seed), "parameters": self.parameters}
+        return {**identity_of(self.config, self.data_digest, self.seed, self.deal), "parameters": self.parameters}
 
     def as_record(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -126,12 +132,14 @@ class Plan:
         )
 
 
-def identity_of(config: TrainConfig, data_digest: str, seed: int) -> dict[str, Any]:
+def identity_of(config: TrainConfig, data_digest: str, seed: int, deal: int = BY_WORK) -> dict[str, Any]:
     """Return a run's identity as far as it is known without the model.
 
-    Left out is what changes no result: how ranks share the batch, when to save, what to keep, when to give up.
+    Left out is what changes no result: how many ranks share the batch, when to save, what to keep, when to give up. A
+    run that deals its batches in turn has no "deal": there was no other when it began.
     """
-    free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "activation_checkpointing", "deterministic"}
+    free = {"micro_batch_rows", "cpu_ranks", "deepspeed", "zero_stage", "activation_checkpointing", "deterministic"}
+    free |= {"hpz", "compile", "attention", "loss_chunk_tokens"}
     free |= {
         "save_every_steps",
         "validation_rows",
@@ -142,7 +150,7 @@ def identity_of(config: TrainConfig, data_digest: str, seed: int) -> dict[str, A
     }
     free |= {"max_skipped_steps", "max_rollbacks", "hang_timeout_s"}
     fixed = {f"train.{k}": v for k, v in config.model_dump(mode="json").items() if k not in free}
-    return {**fixed, "data": data_digest, "seed": seed}
+    return {**fixed, "data": data_digest, "seed": seed, **({} if deal == IN_TURN else {"deal": deal})}
 
 
 def make_plan(
@@ -154,7 +162,7 @@ def make_plan(
     seed: int,
     trained_parameters: int | None = None,
 ) -> Plan:
-    """Return the plan. Raises ConfigError if the data has no rows.
+    """Return the plan of a run that begins now. Raises ConfigError if the data has no rows.
 
     `trained_parameters` defaults to all `parameters`.
     """
@@ -180,6 +188,7 @@ def make_plan(
         seed=seed,
         data_digest=manifest.content_digest,
         config=config,
+        deal=BY_WORK,
     )
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from cluster.environment import World
 from cluster.errors import ConfigError
-from cluster.journal import read_metrics, world_size_at
+from cluster.journal.records import read_metrics, world_size_at
 from cluster.paths import RunPaths
 from training.checkpoints.checkpoint import Checkpoints
 from training.loop import train
 from training.train_rank import RunRequest, assemble
 from training.train_state import TrainState
 from training.zero.engine import ZeroEngine, leave_world
+from training.zero.stage_choice import rounding_changes
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class MetricsOfStep:
     def step(self, record: dict[str, Any]) -> None:
         self.record = record
 
+    def slow_rank(self, rank: int, excess: float, steps: int) -> None:
+        """Do nothing: a replay takes one step."""
+
     def skip(self, step: int, reason: str, rows: Sequence[int]) -> None:
         """Do nothing: the step's metrics say so too."""
 
@@ -81,7 +85,10 @@ def replay_rank(request: RunRequest, world: World, step: int) -> list[str]:
     metrics = MetricsOfStep(step)
     train(setup.plan, setup.engine, setup.batches, ReadOnlyCheckpoints(setup.checkpoints, step - 1), metrics, metrics)
     leave_world()
-    return compared(then, metrics.record, world.size, world_size_at(request.paths, step))
+    here = {**setup.plan.as_record(), "zero": setup.choice.as_record()}
+    other = rounding_changes(setup.before, here) if setup.before else {}
+    told = [f"{key} was {was} in the last attempt, is {now}: sums round otherwise" for key, (was, now) in other.items()]
+    return [*compared(then, metrics.record, world.size, world_size_at(request.paths, step)), *told]
 
 
 def recorded(paths: RunPaths, step: int) -> dict[str, Any]:

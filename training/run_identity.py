@@ -11,8 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster.errors import CheckpointError
-from cluster.paths import CHECKPOINT_FOLDER, COMMIT_FILE
+from cluster.paths import CHECKPOINT_FOLDER, COMMIT_FILE, RunPaths
+from data_prep.shards import Manifest
+from data_prep.shards.attention_work import tells_work
 from training.config import TrainConfig
+from training.order import BY_WORK, IN_TURN
 from training.plan import Schedule, make_schedule
 
 Identity = Mapping[str, Any]
@@ -34,6 +37,48 @@ def committed_identity(checkpoints: Path) -> tuple[Path, Identity, int] | None:
         except (OSError, ValueError, TypeError, KeyError):
             continue
     return None
+
+
+def trained_on_other_shards(paths: RunPaths, manifest: Manifest) -> str | None:
+    """Return what to do about a run whose newest checkpoint was trained on other shards; None if it was not."""
+    found = committed_identity(paths.checkpoints)
+    if found is None or found[1].get("data") == manifest.content_digest:
+        return None
+    return (
+        f"{found[0]} was trained on other shards than there are now. To resume it, prepare again with the settings that"
+        " it had, which gives the same bytes; for another run, set another name"
+    )
+
+
+def deal_of_run(paths: RunPaths, manifest: Manifest) -> int:
+    """Return how a run deals its batches: as it began, by its newest checkpoint or its plan; a new one by work.
+
+    Data that an older version prepared does not tell the work but in whole shards, of which each step would read as
+    many as it has rows: a new run deals it in turn.
+
+    Raises CheckpointError if it began in a way that this version does not know.
+    """
+    found = committed_identity(paths.checkpoints)
+    deal = deal_in(found[1]) if found else deal_of_plan(paths.plan, BY_WORK if tells_work(manifest) else IN_TURN)
+    if deal not in (IN_TURN, BY_WORK):
+        raise CheckpointError(
+            f"{paths.root}: its batches are dealt in way {deal}, this version knows {IN_TURN} and {BY_WORK}; resume it"
+            " with the version that began it, or a later one"
+        )
+    return deal
+
+
+def deal_in(record: Mapping[str, Any]) -> int:
+    """Return how an identity or a plan says that batches are dealt."""
+    return int(record.get("deal", IN_TURN))
+
+
+def deal_of_plan(plan: Path, new: int) -> int:
+    """Return how a run without a checkpoint deals its batches: as its plan says, else in the way `new`."""
+    try:
+        return deal_in(json.loads(plan.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError):  # none, or damaged: the run begins with its first step
+        return new
 
 
 def check_identity(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,31 +14,47 @@ import torch
 from pydantic import ValidationError
 
 from cluster.disk.atomic_files import write_json, write_text
-from cluster.environment import World, free_memory_bytes
+from cluster.environment import World, attempt_of_launcher, free_memory_bytes, set_defaults
 from cluster.errors import EXIT_FAILED, ClusterError, ConfigError, DamagedRowsError, exit_code_of
+from cluster.hangs.flight_recorder import recorder_variables
 from cluster.heartbeats.heartbeat import Heartbeat
-from cluster.journal import Journal
+from cluster.journal.journal import Journal
+from cluster.journal.records import write_event
 from cluster.launching.stop_request import StopFlag
 from cluster.paths import RunPaths
+from cluster.restart_limit import attempt_name
 from cluster.versions import as_text, versions
-from data_prep.shards import ShardReader, check_shards, read_manifest
+from data_prep.shards import Manifest, ShardReader, check_shards, read_manifest
 from training.advice.run_warnings import run_warnings
 from training.checkpoints.async_save import SavePolicy
 from training.checkpoints.checkpoint import Checkpoints
 from training.config import ModelConfig, TrainConfig
-from training.costs.memory import Layout
-from training.costs.shapes import shape_of_skeleton
+from training.costs.buckets import Buckets, sized_buckets
+from training.costs.choice import Choice, MachineMemory
+from training.costs.shapes import ModelShape, shape_of_skeleton
 from training.costs.table import state_line
+from training.costs.utilization import utilization_of
 from training.device import device_name, make_deterministic, peak_memory_bytes
 from training.loop import Outcome, train
 from training.models.source import ModelOrigin, find_model
 from training.order import order_of
 from training.plan import Plan, make_plan
-from training.run_identity import changes
+from training.run_identity import changes, deal_of_run
+from training.step.balance import balance_lines
 from training.step.batches import Batches
 from training.step.step_times import Profile
-from training.zero.ds_config import deepspeed_config, read_template, stored_as
+from training.zero.ds_config import deepspeed_config, read_template
 from training.zero.engine import ZeroEngine, join_world, leave_world
+from training.zero.stage_choice import (
+    choice_of,
+    decided_by_rank0,
+    layout_of,
+    least_memory,
+    recorded,
+    rounding_changes,
+    template_of,
+    with_hpz,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +73,8 @@ class RunRequest:
     seed: int
     profiled: tuple[int, int] | None = None
     """The first and the last step (from 1) to trace."""
+    log_file: Path | None = None
+    """Where this rank's output goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +82,26 @@ class RankSetup:
     """The objects a rank trains with."""
 
     plan: Plan
+    choice: Choice
+    before: Mapping[str, Any] | None
+    """The plan that the run's last attempt recorded."""
     engine: ZeroEngine
     batches: Batches
     checkpoints: Checkpoints
+    shape: ModelShape
+    """The model as far as its costs go."""
 
 
 def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     """Train as one rank of `world`; return the exit code. Collective."""
     heartbeat = Heartbeat(request.paths, world)
     heartbeat.start()
+    if torch.cuda.is_available():
+        record_collectives(request.paths, heartbeat.opened()[0])
     heartbeat.start_watchdog(request.train.hang_timeout_s)
     journal = Journal(request.paths, world, heartbeat)
     journal.mark("imports")
+    journal.log_file = request.log_file
     journal.device, journal.peak_memory_bytes = device_name(), peak_memory_bytes
     if world.is_first:
         log.info("%s", as_text(versions()))  # the first call, so that what is recorded is the code that runs
@@ -90,6 +116,9 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
                 rank=world.rank,
                 before_writing=partial(announce_silence, journal),
             )
+        if world.is_first:
+            precision = request.train.precision
+            journal.mfu = utilization_of(setup.shape, journal.device, world.size, precision).mfu
         journal.when_accepted(lambda: write_accepted(request, setup, journal))
         outcome = train(setup.plan, setup.engine, setup.batches, setup.checkpoints, stop, journal)
     except (Exception, KeyboardInterrupt) as error:
@@ -109,18 +138,11 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     return outcome.value
 
 
-def memory_line(train: TrainConfig, plan: Plan, template: dict[str, Any], origin: ModelOrigin) -> str:
-    """Return a line about the states that a rank will keep."""
-    stage, offload = stored_as(template)
-    layout = Layout(
-        ranks=plan.world_size,
-        stage=stage,
-        micro_batch_rows=plan.micro_batch_rows,
-        row_tokens=plan.row_tokens,
-        offload=offload,
-        weight_bytes=2 if train.precision == "bf16" else 4,
-    )
-    return state_line(shape_of_skeleton(origin.trained_skeleton(train), origin.config), layout)
+def record_collectives(paths: RunPaths, local: Path) -> None:
+    """Have NCCL's flight recorder keep each rank's last collectives, and write them into the run's folder if asked."""
+    paths.hangs.mkdir(parents=True, exist_ok=True)
+    attempt = attempt_of_launcher() or attempt_name(paths)
+    set_defaults(recorder_variables(paths.dumps(attempt), local))
 
 
 def announce_silence(journal: Journal, step: int) -> None:
@@ -135,11 +157,17 @@ def write_accepted(request: RunRequest, setup: RankSetup, journal: Journal) -> N
     Only rank 0 calls this.
     """
     write_text(request.paths.config, request.config)
-    write_json(request.paths.plan, setup.plan.as_record())
+    record = {**setup.plan.as_record(), "zero": setup.choice.as_record()}
+    write_json(request.paths.plan, record)
     then = setup.checkpoints.restored_identity
     changed = changes(then, setup.checkpoints.identity) if then else {}
     if changed:
         journal.change_length({key: list(values) for key, values in changed.items()}, setup.plan.total_steps)
+    rounded = rounding_changes(setup.before, record) if then and setup.before else {}
+    if rounded:
+        write_event(request.paths, "rounding", changed={key: list(values) for key, values in rounded.items()})
+        told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in rounded.items())
+        log.warning("%s: the steps are the same but for rounding, so not bit for bit those of an undisturbed run", told)
 
 
 def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> RankSetup:
@@ -151,7 +179,7 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
     if world.is_first:  # one rank for all: asked by each of a thousand, a shared disk answers for minutes
         check_shards(request.shards, manifest.trained_from())
     origin = find_model(request.model, request.shards, manifest)
-    template = read_template(request.train.deepspeed)
+    read_template(request.train.deepspeed)  # a bad one is told before the ranks meet
     plan = make_plan(
         request.train,
         manifest,
@@ -160,26 +188,23 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
         world_size=world.size,
         seed=request.seed,
     )
+    plan = replace(plan, deal=deal_of_run(request.paths, manifest))
+    batches = batches_of(request, world, plan, manifest)
     if world.is_first:
-        log.info("plan\n%s\n%s", plan.as_text(), memory_line(request.train, plan, template, origin))
+        log.info("plan\n%s", "\n".join([plan.as_text(), *balance_lines(batches, plan.total_steps)]))
         for warning in run_warnings(origin, plan, manifest, request.model):
             log.warning("%s", warning)
-    batches = Batches(
-        reader=ShardReader(request.shards, manifest, "train"),
-        order=order_of(manifest, plan.global_batch_rows, plan.seed),
-        rank=world.rank,
-        world_size=world.size,
-        micro_batch_rows=plan.micro_batch_rows,
-        held_out=ShardReader(request.shards, manifest, "validation"),
-        held_out_rows=min(request.train.validation_rows, manifest.rows("validation")),
-        pin=torch.cuda.is_available(),
-    )
     mark("plan")
     join_world(world)
     if request.train.deterministic:
         make_deterministic()
     mark("ranks")
-    engine = build_engine(origin, request.train, plan, template, world)
+    before = recorded(request.paths.plan)
+    machine = least_memory(world)
+    shape = shape_of_skeleton(origin.trained_skeleton(request.train), origin.config)
+    choice, buckets = decided_by_rank0(lambda: decide(request.train, plan, shape, machine, before), world)
+    template = with_hpz(template_of(request.train, choice), request.train, world)
+    engine = build_engine(origin, request.train, plan, deepspeed_config(template, request.train, plan, buckets), world)
     mark("engine")
     checkpoints = Checkpoints(
         request.paths.checkpoints,
@@ -190,15 +215,52 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
     )
     if engine.frozen():
         engine.fill_frozen(origin.first_weights(request.seed, request.train.lora))
-    return RankSetup(plan=plan, engine=engine, batches=batches, checkpoints=checkpoints)
+    return RankSetup(
+        plan=plan,
+        choice=choice,
+        before=before,
+        engine=engine,
+        batches=batches,
+        checkpoints=checkpoints,
+        shape=shape,
+    )
+
+
+def batches_of(request: RunRequest, world: World, plan: Plan, manifest: Manifest) -> Batches:
+    """Return what a rank reads, of the rows to train and of those held out."""
+    return Batches(
+        reader=ShardReader(request.shards, manifest, "train"),
+        order=order_of(manifest, plan.global_batch_rows, plan.seed),
+        rank=world.rank,
+        world_size=world.size,
+        micro_batch_rows=plan.micro_batch_rows,
+        deal=plan.deal,
+        held_out=ShardReader(request.shards, manifest, "validation"),
+        held_out_rows=min(request.train.validation_rows, manifest.rows("validation")),
+        pin=torch.cuda.is_available(),
+    )
+
+
+def decide(
+    train: TrainConfig,
+    plan: Plan,
+    shape: ModelShape,
+    machine: MachineMemory | None,
+    before: Mapping[str, Any] | None,
+) -> tuple[Choice, Buckets | None]:
+    """Choose and log where a run's states lie, and size the buckets; without a GPU they are of a fixed size."""
+    choice = choice_of(train, plan, shape, machine, before)
+    told = f"{choice.as_text()}\n{state_line(shape, layout_of(train, plan, choice, shape, machine))}"
+    log.log(logging.INFO if choice.fits else logging.WARNING, "%s", told)
+    return choice, None if machine is None else sized_buckets(shape)
 
 
 def build_engine(
-    origin: ModelOrigin, train: TrainConfig, plan: Plan, template: dict[str, Any], world: World
+    origin: ModelOrigin, train: TrainConfig, plan: Plan, config: dict[str, Any], world: World
 ) -> ZeroEngine:
     """Build the engine. Raises ConfigError if DeepSpeed rejects a key or value of the template. Collective."""
     try:
-        return ZeroEngine(origin.config, train, plan, deepspeed_config(template, train, plan), world)
+        return ZeroEngine(origin.config, train, plan, config, world)
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
         raise ConfigError(

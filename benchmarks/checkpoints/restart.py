@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from cluster.journal import read_lines
+from cluster.journal.records import read_lines
 
 RANKS, ROUNDS, ROW_TOKENS = 2, 3, 64
 MODEL = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}  # 26 million

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from benchmarks.training import attention, ce, hooks
-from benchmarks.training.step import VARIANTS, Comparison, compare
+import time
+
+from benchmarks import growth_step
+from benchmarks.training import attention, ce, hooks, step
 
 
 def main() -> None:
+    began = time.monotonic()
     ce.main()
     attention.main()
-    hooks.main(rounds=2)
+    hooks.main(hooks.SHORT, rounds=2)
     for precision in ("fp32", "bf16"):
-        compare(Comparison(case="step", variants=VARIANTS, shape="10m", precision=precision, rounds=1))
+        step.compare_shape("10m", precision, rounds=1)
+    growth_step.main()
+    print(f"cpu: {time.monotonic() - began:.0f} s")

@@ -7,10 +7,16 @@ whose ranks know nothing of each other.
 
 from __future__ import annotations
 
-from benchmarks.training.step import Comparison, compare
+from collections.abc import Sequence
 
-VARIANTS = ("trainer", "shardline", "trainer, nothing persistent", "shardline, nothing persistent", "bare")
+from benchmarks.training.step import Comparison, compare, judge, ratio_of
+
+BAR = 0.6
+SHORT = ("trainer", "shardline", "bare")
+VARIANTS = (*SHORT, "trainer, nothing persistent", "shardline, nothing persistent")
 
 
-def main(rounds: int = 3) -> None:
-    compare(Comparison(case="hooks", variants=VARIANTS, shape="thin", precision="bf16", rounds=rounds, steps=20))
+def main(variants: Sequence[str] = VARIANTS, rounds: int = 3) -> None:
+    what = Comparison(case="hooks", variants=variants, shape="thin", precision="bf16", rounds=rounds, steps=20)
+    ratio = ratio_of(compare(what), "cpu_s", "shardline", "trainer")
+    judge("hooks, CPU of ours by the Trainer's", ratio, BAR, at_most=True)

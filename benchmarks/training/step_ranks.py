@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training.step_peers import bare, ddp, trainer
+from benchmarks.training.step_peers import bare, ddp, trainer, trl
 from benchmarks.training.step_work import LEARNING_RATE, SHAPES, Job, Taken, tokens_of_step
 from cluster.environment import enter_world, read_world
 
@@ -73,7 +73,7 @@ def engine_of(job: Job, levers: Levers) -> Any:
         micro_batch_rows=shape.rows,
         learning_rate=LEARNING_RATE,
         precision=job.precision,
-        activation_checkpointing=levers.checkpointing,
+        activation_checkpointing="full" if levers.checkpointing else "none",
     )
     plan = replace(
         plan_of(train, world.size, max(shape.row_tokens, 64), steps=1000),
@@ -107,6 +107,7 @@ VARIANTS: dict[str, Callable[[Job, Taken], None]] = {
     },
     "trainer": trainer,
     "trainer, nothing persistent": partial(trainer, zero=NOTHING_PERSISTENT),
+    "trl": trl,
     "ddp": ddp,
     "bare": bare,
 }

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.english import write_english
-from cluster.journal import read_lines
+from cluster.journal.records import read_lines
 
 STEPS, WARM_UP = 60, 8  # the first steps also pay for what is loaded and compiled once
 RUN = """

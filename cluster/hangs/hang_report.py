@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from cluster.environment import host_name
+from cluster.environment import attempt_of_launcher, host_name
+from cluster.hangs.flight_recorder import Wait, ask_for_dumps, of_all_hosts, waits_of, waits_text
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.reachability import unreachable
 from cluster.heartbeats.heartbeat import STACKS
@@ -81,17 +82,41 @@ def out_of_reach(watch: Watch, launch: str) -> tuple[list[int], str]:
     return ranks, f"; {host_name()} gets no answer from {missing} over the network: look at the cables and switches"
 
 
+def collectives(paths: RunPaths, watch: Watch, own: list[Wait]) -> str:
+    """Return in which of NCCL's collectives the ranks of all hosts wait, for the verdict; nothing without NCCL."""
+    if not own:
+        return ""
+    hosts = {seen.beat.host for seen in watch.ranks.values()}
+    try:
+        waits = of_all_hosts(paths.hangs, attempt_of_launcher() or "", host_name(), hosts, own)
+    except OSError as error:
+        log.warning("what the ranks wait in is told of this host's alone: %s", error)
+        waits = own
+    return f"; by NCCL's flight recorder {waits_text(waits)}"
+
+
+def logs_text(paths: RunPaths, ranks: list[int]) -> str:
+    """Return where the logs of these ranks are, for the verdict."""
+    attempt = attempt_of_launcher()
+    found = [path for rank in ranks if attempt and (path := paths.rank_log(attempt, rank)).exists()]
+    more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+    return f"; log{'s' * (len(found) > 1)}: {', '.join(map(str, found[:2]))}{more}" if found else ""
+
+
 def write_report(
     paths: RunPaths, watch: Watch, own: Mapping[int, Beat], culprits: list[int], launch: str, now: float
 ) -> str:
     """Write what is known about the ranks of this host; return the verdict in one line."""
+    began = time.time()
+    asked = ask_for_dumps(rank for rank, beat in own.items() if process_state(beat.pid) not in "TX")
     stacks = stacks_of(paths.heartbeats, own)
+    waits = collectives(paths, watch, waits_of(own, asked, began))
     cut, network = out_of_reach(watch, launch)
     if cut:  # which of them got what was on its way is chance: to be behind the others tells nothing
         culprits = sorted({*cut, *watch.silent(now)})
     guilty = named(culprits, stacks)
     text = "; ".join(watch.described(rank, now) for rank in guilty) or "all ranks, none behind the others"
-    verdict = f"the ranks hang; they wait for {text}{network}"
+    verdict = f"the ranks hang; they wait for {text}{network}{waits}{logs_text(paths, guilty)}"
     parts = [verdict, *(watch.described(rank, now) for rank in sorted(watch.ranks))]
     for rank, beat in own.items():
         parts.append(f"\n== rank {rank}, process {beat.pid}\n{kernel_text(beat.pid)}\n{stacks[rank]}")

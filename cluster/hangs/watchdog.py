@@ -30,7 +30,9 @@ from cluster.heartbeats.heartbeat_files import (
     read_local_beats,
     watchdog_locks,
 )
-from cluster.journal import last_step, set_up_logging, write_event
+from cluster.journal.log import set_up_logging
+from cluster.journal.records import last_step, write_event
+from cluster.launching.stop_request import SIGNALS
 from cluster.paths import RunPaths
 from cluster.processes import process_state, started_at
 
@@ -109,7 +111,8 @@ class HostWatch:
             if 0 in own:
                 seconds = round(now - self.watch.begun, 3)
                 step = last_step(self.paths.metrics)
-                write_event(self.paths, "end", step=step, reason=verdict, exit_code=EXIT_FAILED, seconds=seconds)
+                facts = {"step": step, "exit_code": EXIT_FAILED, "seconds": seconds}
+                write_event(self.paths, "end", reason=verdict, is_verdict=True, **facts)
         except (OSError, ClusterError) as error:
             log.error("the end of the run was not written: %s", error)
         finally:
@@ -126,7 +129,7 @@ class HostWatch:
 
 def main(run: str, world_size: str, local_size: str, launch: str, hang_timeout_s: str | None = None) -> None:
     set_up_logging()
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # meant for the ranks, which this process does not outlive
     paths, now = RunPaths(Path(run)), time.monotonic()
     view = SharedView(paths.heartbeats, host_name(), launch, int(world_size), int(local_size), changed_at=now)

@@ -40,6 +40,7 @@ from cluster.heartbeats.heartbeat_files import (
 from cluster.launching.local_launcher import die_with_parent
 from cluster.paths import RunPaths
 from cluster.processes import started_at
+from cluster.terminal import console_descriptor
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +177,12 @@ class Watchdog:
         try:
             note_starts(descriptor, before + 1)
             self.process = subprocess.Popen(
-                self.command, cwd=CHECKOUT, preexec_fn=die_with_parent, pass_fds=[descriptor]
+                self.command,
+                cwd=CHECKOUT,
+                stdout=console_descriptor(),
+                stderr=console_descriptor(),
+                preexec_fn=die_with_parent,
+                pass_fds=[descriptor],
             )
         finally:
             os.close(descriptor)  # the watchdog has it now

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 from cluster.environment import World, child_environment, free_port, rank_variables
@@ -23,6 +25,7 @@ from cluster.terminal import erase_line
 log = logging.getLogger(__name__)
 
 GRACE_S = 10.0  # the time that the other ranks have to end by themselves after one has failed
+STOP_S = 120.0  # the same after another host has ended with 75: the last save is over there
 PR_SET_PDEATHSIG = 1
 
 
@@ -31,38 +34,138 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seats:
+    """Which ranks of a world of `size` this host has: those from `first` on. `master` is where all of them meet.
+
+    `elsewhere` returns the exit code that another host of the world has ended with, None while there is none.
+    """
+
+    first: int
+    size: int
+    master: tuple[str, int]
+    elsewhere: Callable[[], int | None] = lambda: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankNews:
+    """Who is told what of the ranks.
+
+    `stopping` is logged as soon as a signal asks them to stop; `log_of` tells where a rank's own log is; `note_cause`
+    is called with the rank that a signal of somebody else has killed, once all have ended.
+    """
+
+    stopping: str = ""
+    log_of: Callable[[int], Path] | None = None
+    note_cause: Callable[[str], None] = lambda cause: None
+
+
 def run_ranks(
-    command: Sequence[str], size: int, variables: Mapping[str, str] | None = None, *, stopping: str = ""
+    command: Sequence[str],
+    size: int,
+    variables: Mapping[str, str] | None = None,
+    *,
+    seats: Seats | None = None,
+    news: RankNews | None = None,
 ) -> int:
     """Run `command` as `size` ranks; return one exit code for all, as `combined` chooses it.
 
+    Without `seats` they are the whole world. After a failure on another host, these are ended as after one of theirs.
     `variables` are added to the ranks' environment. A signal that asks to stop is forwarded to all ranks. If it comes
     before all are started, they are killed: they cannot agree on a step to stop at yet, and nothing is lost. A second
-    Ctrl-C kills them at once. `stopping` is logged as soon as the signal comes: what the ranks do then.
+    Ctrl-C kills them at once.
     """
-    port = free_port()
-    ranks: list[subprocess.Popen[bytes]] = []
-    asked: list[int] = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.send_signal(signal.SIGKILL if is_impatient(asked) else number)
-
-    old = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    seats = Seats(first=0, size=size, master=("127.0.0.1", free_port())) if seats is None else seats
+    local = LocalRanks(seats, RankNews() if news is None else news)
+    old = {number: signal.signal(number, local.pass_on) for number in SIGNALS}
     try:
-        while len(ranks) < size and not asked:
-            ranks.append(start_rank(command, len(ranks), size, port, variables or {}))
-        codes = wait_for(ranks, lambda: stopping if asked else "") if len(ranks) == size else [-asked[0]]
+        while len(local.ranks) < size and not local.asked:
+            local.ranks.append(start_rank(command, (len(local.ranks), size), seats, variables or {}))
+        codes = local.wait() if len(local.ranks) == size else [-local.asked[0]]
     finally:
-        for rank in ranks:
+        local.kill()
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    for cause in local.causes[:1]:
+        local.news.note_cause(cause)
+    asked = local.asked
+    return EXIT_INTERRUPTED if is_impatient(asked) else combined([code_of(code, asked) for code in codes])
+
+
+@dataclass
+class LocalRanks:
+    """The ranks of this host, the signals that have asked them to stop, and which of them others have killed."""
+
+    seats: Seats
+    news: RankNews
+    ranks: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+    stopped_elsewhere_at: float | None = None
+
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.asked.append(number)
+        for rank in self.ranks:
+            if rank.poll() is None:
+                rank.send_signal(signal.SIGKILL if is_impatient(self.asked) else number)
+
+    def wait(self) -> list[int]:
+        """Wait until all ranks have ended; after a failure, wait no longer than GRACE_S for the others.
+
+        Returns the codes of the ranks that ended by themselves, and of another host that failed; the caller kills the
+        rest, and they do not count.
+        """
+        deadline: float | None = None
+        is_told = False
+        while None in [rank.poll() for rank in self.ranks]:  # a list: each must be polled to have a returncode
+            if self.asked and self.news.stopping and not is_told:  # not by the handler: it may interrupt a log call
+                log.info("%s", self.news.stopping)
+                is_told = True
+            if deadline is None and self.stopped_elsewhere_at is not None:
+                deadline = self.stopped_elsewhere_at + STOP_S
+            if deadline is None and (self.has_failed() or self.has_failed_elsewhere()):
+                deadline = time.monotonic() + GRACE_S
+                self.causes = self.killed()  # ranks that die later do so because of it
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        if deadline is None and self.has_failed():  # all have ended between two looks
+            self.causes = self.killed()
+        self.tell_failures()
+        codes = [rank.returncode for rank in self.ranks if rank.returncode is not None]
+        return codes if len(codes) == len(self.ranks) else [*codes, self.seats.elsewhere() or EXIT_DONE]
+
+    def has_failed(self) -> bool:
+        return any(failed(rank.returncode) for rank in self.ranks)
+
+    def has_failed_elsewhere(self) -> bool:
+        code = self.seats.elsewhere()
+        if code == EXIT_STOPPED and self.stopped_elsewhere_at is None:
+            self.stopped_elsewhere_at = time.monotonic()  # those here may wait for ranks that never begin
+            if not self.asked:
+                self.pass_on(signal.SIGTERM, None)  # all have agreed on it, unless the ranks there had not begun
+        return failed(code)
+
+    def killed(self) -> list[str]:
+        """Return the ranks that a signal has ended which did not come from us, each in words."""
+        codes = [(number, rank.returncode or 0) for number, rank in enumerate(self.ranks, start=self.seats.first)]
+        return [
+            f"rank {number} was killed by {signal.Signals(-code).name}"
+            for number, code in codes
+            if code < 0 and -code not in self.asked and not is_impatient(self.asked)
+        ]
+
+    def tell_failures(self) -> None:
+        for number, rank in enumerate(self.ranks, start=self.seats.first):
+            if failed(rank.returncode) and rank.returncode not in (EXIT_USER_ACTION, EXIT_INTERRUPTED):
+                where = f"; its log: {self.news.log_of(number)}" if self.news.log_of else ""
+                log.warning("rank %d ended with %s%s", number, spelled(rank.returncode), where)
+
+    def kill(self) -> None:
+        for rank in self.ranks:
             rank.kill()
             rank.wait()
         erase_line(sys.stderr)  # a rank that was killed has left what it drew
-        for number, handler in old.items():
-            signal.signal(number, handler)
-    return EXIT_INTERRUPTED if is_impatient(asked) else combined([code_of(code, asked) for code in codes])
 
 
 def is_impatient(asked: Sequence[int]) -> bool:
@@ -78,38 +181,14 @@ def code_of(code: int, asked: Sequence[int]) -> int:
 
 
 def start_rank(
-    command: Sequence[str], rank: int, size: int, port: int, variables: Mapping[str, str]
+    command: Sequence[str], local: tuple[int, int], seats: Seats, variables: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    world = World(rank=rank, size=size, local_rank=rank, local_size=size, master=("127.0.0.1", port))
+    """Start one rank; `local` is its number among those of this host, and how many these are."""
+    rank, ranks = local
+    world = World(rank=seats.first + rank, size=seats.size, local_rank=rank, local_size=ranks, master=seats.master)
     environment = child_environment({**variables, **rank_variables(world), "OMP_NUM_THREADS": "1"})
     # a process group of its own: Ctrl-C reaches a rank once, through us
     return subprocess.Popen(command, env=environment, process_group=0, preexec_fn=die_with_parent)
-
-
-def wait_for(ranks: Sequence[subprocess.Popen[bytes]], news: Callable[[], str] = str) -> list[int]:
-    """Wait until all ranks have ended; after a failure, wait no longer than GRACE_S for the others.
-
-    The first `news` that is not empty is logged: a signal's handler must not, as it may interrupt another log call.
-
-    Returns the codes of the ranks that ended by themselves; the caller kills the rest, and they do not count.
-    """
-    deadline: float | None = None
-    told = ""
-    while None in [rank.poll() for rank in ranks]:  # a list: every rank must be polled to have a returncode
-        if not told and (told := news()):
-            log.info("%s", told)
-        if deadline is None and any(failed(rank.returncode) for rank in ranks):
-            deadline = time.monotonic() + GRACE_S
-        if deadline is not None and time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-    for number, rank in enumerate(ranks):
-        if failed(rank.returncode) and rank.returncode not in (
-            EXIT_USER_ACTION,
-            EXIT_INTERRUPTED,
-        ):  # it has said so itself
-            log.warning("rank %d ended with %s", number, spelled(rank.returncode))
-    return [rank.returncode for rank in ranks if rank.returncode is not None]
 
 
 def failed(code: int | None) -> bool:

@@ -11,16 +11,17 @@ from types import FrameType
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)  # USR2 is Slurm's notice: NCCL may take USR1
+NOTICES = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # Slurm's; USR2 is ours, as NCCL may take USR1
+SIGNALS = (*NOTICES, signal.SIGINT)
 
 
 def ignore_signals() -> None:
-    """Take neither TERM nor USR2: a rank cannot act on them before StopFlag.install, and has acted when it ends.
+    """Ignore all notices: a rank cannot act on them before StopFlag.install, and has acted when it ends.
 
     When the first rank has ended with 75 or 2, srun sends TERM to the others; dying of it, as a Python does that is
     starting or ending, turns the job's exit code into 143.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in NOTICES:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -28,7 +29,7 @@ MARGIN_S = 30.0  # for what was not measured: a first save, and the ranks' end
 
 
 class StopFlag:
-    """Set by TERM, USR2, INT, the run's STOP file or the end of the allocation; read by all ranks together.
+    """Set by TERM, USR1, USR2, INT, the run's STOP file or the end of the allocation; read by all ranks together.
 
     The handler only remembers: saving inside a handler could interrupt a collective half way. `ends_at` is when the
     nodes are taken away, in seconds since 1970; the time from one question to the next is that of a step, saves
@@ -39,6 +40,7 @@ class StopFlag:
     def __init__(self, request: Path, ends_at: float | None = None, *, looks_for_file: bool = True) -> None:
         self.request, self.looks_for_file = request, looks_for_file
         self.reason: str | None = None
+        self.signal = 0
         self.asked: float | None = None
         self.longest_s = 0.0
         self.deadline = None if ends_at is None else time.monotonic() + ends_at - time.time()
@@ -51,18 +53,23 @@ class StopFlag:
     def remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason:
             raise KeyboardInterrupt
-        self.reason = self.reason or f"signal {signal.Signals(number).name}"
+        if self.reason is None:
+            self.signal, self.reason = number, spelled(number)
 
     def agreed(self, all_reduce_max: Callable[[int], int]) -> bool:
-        """Return whether any rank wants to stop. Collective: every rank gets the same answer."""
+        """Return whether any rank wants to stop. Collective: every rank gets the same answer.
+
+        What is agreed on says which signal it was, as one rank may have it a step before the others.
+        """
         if self.looks_for_file and self.reason is None and self.request.exists():
             self.reason = f"{self.request} exists"
         self.reason = self.reason or self.out_of_time(time.monotonic())
-        wanted = all_reduce_max(1 if self.reason else 0) == 1
+        wanted = all_reduce_max(1 + self.signal if self.reason else 0)
         if wanted:
-            self.reason = self.reason or "another rank was asked to stop"
+            others = spelled(wanted - 1) if wanted > 1 else "another rank was asked to stop"
+            self.reason = self.reason or others
             log.info("stopping after this step: saving a checkpoint (%s)", self.reason)
-        return wanted
+        return wanted > 0
 
     def out_of_time(self, now: float) -> str | None:
         """Return a reason to stop if another step, and then a save, might not fit into the allocation."""
@@ -73,3 +80,7 @@ class StopFlag:
         if self.deadline is None or now + needed_s < self.deadline:
             return None
         return f"the allocation ends in {self.deadline - now:.0f} s; a step and a save may need {needed_s:.0f} s"
+
+
+def spelled(number: int) -> str:
+    return f"signal {signal.Signals(number).name}"

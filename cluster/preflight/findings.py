@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -16,12 +17,16 @@ Hosts = Mapping[str, Facts]
 
 TITLES = {"ok": "ok", "warning": "WARNING", "failure": "FAILURE"}
 INDENT = 20
+MISSING, NOT_INSTALLED = ABSENT = ("missing", "not installed")  # values that hosts are compared by
 NAMED_HOSTS = 4  # of more, the first ones are named and the rest are counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One result of a check. `hosts` are those it is about; none if it is about all of them."""
+    """One result of a check. `hosts` are those it is about; none if it is about all of them.
+
+    `odd` are the few hosts that differ from what most of all hosts have in common, where the check compares them.
+    """
 
     check: str
     level: Level
@@ -29,6 +34,7 @@ class Finding:
     expected: str = ""
     next_step: str = ""
     hosts: tuple[str, ...] = ()
+    odd: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,25 @@ def differing(values: Mapping[str, str]) -> str | None:
     return "; ".join(f"{named_hosts(hosts)}: {value}" for value, hosts in rarest)
 
 
+def odd_hosts(values: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the hosts without the value that more than half of all have; none if there is no such value.
+
+    Where some have nothing at all and the others agree, it is those that have nothing.
+    """
+    having = {value for value in values.values() if value not in ABSENT}
+    if len(having) == 1 and (lacking := tuple(host for host, value in values.items() if value in ABSENT)):
+        return lacking
+    counts = Counter(values.values())
+    return next(
+        (
+            tuple(host for host, its in values.items() if its != value)
+            for value, count in counts.items()
+            if 2 * count > len(values)
+        ),
+        (),
+    )
+
+
 def named_hosts(hosts: Sequence[str]) -> str:
     """Return the names of hosts, the first few of many."""
     if len(hosts) <= NAMED_HOSTS:
@@ -114,7 +139,7 @@ def exit_code_of_findings(findings: Iterable[Finding]) -> int:
 
 def as_records(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     """Return the findings as JSON values."""
-    return [{**asdict(finding), "hosts": list(finding.hosts)} for finding in findings]
+    return [{**asdict(one), "hosts": list(one.hosts), "odd": list(one.odd)} for one in findings]
 
 
 def as_text(findings: Sequence[Finding], hosts: int, took_s: float, columns: int = 80) -> str:

@@ -16,6 +16,7 @@ from cluster.preflight.findings import (
     or_ok,
     warning,
 )
+from cluster.preflight.gpu_probes import FAULT
 from cluster.wording import count_of
 
 FREE_MIB = 1024  # what a driver and its display may hold
@@ -31,7 +32,8 @@ ECC, PENDING, FAILED, RETIRED = (
 
 def check_gpus(hosts: Hosts) -> list[Finding]:
     """Judge each host's GPUs as nvidia-smi sees them, then compare them."""
-    found = [*judge_each("gpus", hosts, judge_gpus), *compare_gpus(hosts)]
+    is_alone = len(hosts) == 1
+    found = [*judge_each("gpus", hosts, lambda facts: judge_gpus(facts, is_alone)), *compare_gpus(hosts)]
     return or_ok("gpus", found, summary_of(answered("gpus", hosts)))
 
 
@@ -43,8 +45,15 @@ def summary_of(answers: dict[str, Any]) -> str:
     return f"{len(gpus)} {gpus[0]['name']}{each}, healthy and free; driver {gpus[0]['driver_version']}"
 
 
-def judge_gpus(facts: dict[str, Any]) -> Iterator[Problem]:
+def judge_gpus(facts: dict[str, Any], is_alone: bool) -> Iterator[Problem]:
+    instances = (facts["visible"] or "").split(",")
+    if is_alone and len(instances) == 1 and instances[0].startswith("MIG-"):  # one rank, which has nobody to reach
+        yield warning("it trains on one MIG instance", "a whole GPU, or a model that fits", "nvidia-smi -L")
+        return
     yield from judge_presence(facts)
+    for line in facts.get("said", []):
+        if FAULT.search(line):
+            yield failure(f"nvidia-smi: {line}", "a list of GPUs and nothing else", DRAIN)
     for gpu in facts["gpus"]:
         yield from judge_gpu(gpu)
     if wrong := sorted({xid["number"] for xid in facts["xids"] or []} & HARDWARE_XIDS):
@@ -57,7 +66,11 @@ def judge_gpus(facts: dict[str, Any]) -> Iterator[Problem]:
 def judge_presence(facts: dict[str, Any]) -> Iterator[Problem]:
     """Yield what contradicts: Slurm, the kernel's files, nvidia-smi and CUDA_VISIBLE_DEVICES."""
     if problem := facts.get("smi_problem"):
-        yield failure(f"nvidia-smi: {problem}", "a list of GPUs", f"the driver does not work; {DRAIN}")
+        is_expected = bool(facts["devices"]) or facts["of_slurm"] not in (None, "", "0")
+        if is_expected:
+            yield failure(f"nvidia-smi: {problem}", "a list of GPUs", f"the driver does not work; {DRAIN}")
+        else:  # many sites install it on hosts without GPUs too
+            yield warning(f"nvidia-smi: {problem}", "a list of GPUs, if this host has one", DRAIN)
         return
     if facts["devices"] and facts["visible"] is not None and facts["visible"].strip() in ("", "-1"):
         yield warning(
@@ -65,6 +78,9 @@ def judge_presence(facts: dict[str, Any]) -> Iterator[Problem]:
             "the GPUs to be seen",
             "unset CUDA_VISIBLE_DEVICES unless that is meant",
         )
+        return
+    if facts.get("others") and not facts["devices"]:
+        yield warning("its GPUs are AMD's, which are not examined", "GPUs of NVIDIA", "look at them with rocm-smi")
         return
     asked = facts["of_slurm"]
     seen = len(facts["gpus"]) if facts["has_smi"] else facts["devices"]
@@ -82,6 +98,9 @@ def judge_presence(facts: dict[str, Any]) -> Iterator[Problem]:
 
 def judge_gpu(gpu: dict[str, Any]) -> Iterator[Problem]:
     name = f"GPU {gpu['index']}"
+    for key in ("memory.total", "memory.used"):
+        if is_error(gpu[key]):
+            yield failure(f"{name}: nvidia-smi gives {gpu[key]} for {key}", "a number of MiB", DRAIN)
     if gpu["mig.mode.current"] == "Enabled":
         yield mig_problem(f"{name} is divided into MIG instances")
     health = gpu["health"] or {}
@@ -117,6 +136,11 @@ def mig_problem(found: str) -> Problem:
 def number(text: str | None) -> int:
     """Return a count of nvidia-smi; 0 for what it cannot tell, as [N/A]."""
     return int(text) if text and text.isdecimal() else 0
+
+
+def is_error(text: str) -> bool:
+    """Return whether nvidia-smi gives an error in place of a number: [GPU requires reset], [Unknown Error], ERR!."""
+    return not text.isdecimal() and text.strip("[]").lower() not in ("n/a", "not supported", "not available")
 
 
 def is_yes(text: str | None) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from cluster.environment import gpus_of_host, variables
 
 NVIDIA_SMI = "nvidia-smi"
+AMD = Path("/dev/kfd")  # the driver of AMD's GPUs
 ABOUT = ("index", "uuid", "name", "driver_version", "memory.total", "memory.used", "mig.mode.current")
 HEALTH = (
     "ecc.errors.uncorrected.volatile.total",
@@ -22,6 +23,7 @@ HEALTH = (
 )
 PROCESSES = ("gpu_uuid", "pid", "process_name", "used_memory")
 SMI_S = 15.0  # a healthy driver answers in one or two seconds, even without persistence mode
+FAULT = re.compile("unable to|lost|error|fail|no devices", re.IGNORECASE)  # among the rows of GPUs that still answer
 XID = re.compile(r"\[\s*(?P<at>[\d.]+)\].*NVRM: Xid \((?P<gpu>[^)]*)\): (?P<number>\d+)")
 XID_S = 86400.0  # older ones are told by nobody: the GPU has been reset or replaced since
 
@@ -36,17 +38,19 @@ def probe_gpus() -> dict[str, Any]:
         "has_smi": shutil.which(NVIDIA_SMI) is not None,
         "gpus": [],
         "xids": [],
+        "said": [],
+        "others": AMD.exists(),
     }
     if not facts["has_smi"]:
         return facts
     try:
-        gpus = query("gpu", ABOUT)
+        gpus, facts["said"] = query("gpu", ABOUT)
     except RuntimeError as error:
         return {**facts, "smi_problem": str(error)}
     for gpu, health in zip(gpus, health_of(len(gpus)), strict=True):
         gpu["health"] = health
         gpu["processes"] = []
-    for process in query("compute-apps", PROCESSES):
+    for process in processes_on_gpus():
         for gpu in gpus:
             if gpu["uuid"] == process["gpu_uuid"]:
                 gpu["processes"].append(process)
@@ -55,11 +59,15 @@ def probe_gpus() -> dict[str, Any]:
     return facts
 
 
-def query(what: str, fields: Sequence[str]) -> list[dict[str, Any]]:
-    """Return nvidia-smi's answer, a row each. Raises RuntimeError with what it says if it fails."""
+def query(what: str, fields: Sequence[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return nvidia-smi's answer, a row each, and the lines that are none, as in place of a GPU that is lost.
+
+    Raises RuntimeError with what it says if it fails.
+    """
     result = run([NVIDIA_SMI, f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"])
     rows = [[cell.strip() for cell in row] for row in csv.reader(result.splitlines()) if row]
-    return [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
+    found = [dict(zip(fields, row, strict=True)) for row in rows if len(row) == len(fields)]
+    return found, [", ".join(row) for row in rows if len(row) != len(fields)]
 
 
 def run(command: Sequence[str]) -> str:
@@ -69,17 +77,26 @@ def run(command: Sequence[str]) -> str:
         raise RuntimeError(f"no answer within {SMI_S:g} s") from None
     if result.returncode:
         said = (result.stdout + result.stderr).strip().splitlines()
-        raise RuntimeError(said[0] if said else f"exit code {result.returncode}")
+        fault = next((line for line in said if FAULT.search(line)), f"exit code {result.returncode}")
+        raise RuntimeError(fault)
     return result.stdout
 
 
 def health_of(gpus: int) -> list[dict[str, str] | None]:
     """Return the counters of each GPU; None where this driver does not know one of them."""
     try:
-        found = query("gpu", HEALTH)
+        found, _ = query("gpu", HEALTH)
     except RuntimeError:
         found = []
     return list(found) if len(found) == gpus else [None] * gpus
+
+
+def processes_on_gpus() -> list[dict[str, Any]]:
+    """Return what computes on the GPUs; nothing where this driver does not tell, as the memory in use still does."""
+    try:
+        return query("compute-apps", PROCESSES)[0]
+    except RuntimeError:
+        return []
 
 
 def is_visible(gpu: dict[str, Any], visible: str | None) -> bool:

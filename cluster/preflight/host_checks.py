@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.preflight.findings import (
+    MISSING,
     Finding,
     Hosts,
     Problem,
@@ -13,6 +14,7 @@ from cluster.preflight.findings import (
     differing,
     failure,
     judge_each,
+    odd_hosts,
     or_ok,
     warning,
 )
@@ -31,12 +33,14 @@ def check_code(hosts: Hosts) -> list[Finding]:
     answers = answered("code", hosts)
     found = list(judge_each("code", hosts, lambda facts: ()))
     for name in next(iter(answers.values()), {}):
-        if name != "commit" and (text := differing({host: facts[name] for host, facts in answers.items()})):
+        values = {host: facts[name] for host, facts in answers.items()}
+        if name != "commit" and (text := differing(values)):
             must = name in MUST_BE_EQUAL
             found.append(
                 Finding(
                     check="code",
                     level="failure" if must else "warning",
+                    odd=odd_hosts(values),
                     found=f"{'Shardline' if name == 'code' else name} differs: {text}",
                     expected=f"the same {name} on all hosts",
                     next_step="start from one checkout and one environment on a shared disk, or copy them again",
@@ -121,12 +125,14 @@ def judge_name(facts: dict[str, Any], is_alone: bool) -> Iterator[Problem]:
     if is_alone or is_outside or "GLOO_SOCKET_IFNAME" in facts["set"]:
         return
     resolved = f"resolves to {', '.join(facts['addresses'])}" if facts["addresses"] else "does not resolve"
-    suggested = facts["suggested"] or "INTERFACE"
-    yield failure(
-        f"its own name, {facts['name']}, {resolved}, so gloo would offer the other hosts an address that they cannot"
-        " reach",
+    suggested = facts["suggested"]
+    problem = warning if suggested else failure  # the ranks of launch/train.sh find that interface too
+    yield problem(
+        f"its own name, {facts['name']}, {resolved}: where nothing else is set, gloo offers the other hosts an address"
+        " that they cannot reach",
         "the address of the network that the hosts share",
-        f"export GLOO_SOCKET_IFNAME={suggested} in launch/site.env, or correct /etc/hosts",
+        (f"nothing under Slurm: launch/train.sh uses {suggested}; elsewhere " if suggested else "")
+        + f"export GLOO_SOCKET_IFNAME={suggested or 'INTERFACE'} in launch/site.env, or correct /etc/hosts",
     )
 
 
@@ -211,19 +217,32 @@ def check_files(hosts: Hosts) -> list[Finding]:
     """Judge whether every host has the model and the prepared data, the same ones, without the network."""
     found = list(judge_each("files", hosts, judge_model))
     answers = answered("files", hosts)
+    fetching = {host for host, facts in answers.items() if will_fetch(facts)}
+    if any(facts["is_local"] for facts in answers.values()):  # a name that is a folder somewhere is meant as one
+        fetching = set()
     for key, what in (("model_digest", "the model"), ("data_digest", "the prepared data")):
-        values = {host: (facts[key] or "missing")[:12] for host, facts in answers.items()}
+        values = {
+            host: (facts[key] or MISSING)[:12]
+            for host, facts in answers.items()
+            if key != "model_digest" or host not in fetching
+        }
         if text := differing(values):
             found.append(
                 Finding(
                     check="files",
                     level="failure",
+                    odd=odd_hosts(values),
                     found=f"{what} differs: {text}",
                     expected="the same files on all hosts",
                     next_step="keep them on the shared disk, or copy them to every host again",
                 )
             )
     return or_ok("files", found, files_text(next(iter(answers.values()), None)))
+
+
+def will_fetch(facts: dict[str, Any]) -> bool:
+    """Return whether the job fetches the model on this host, which has a cache of its own that does not hold it yet."""
+    return facts["model"] is not None and facts["model_digest"] is None and not facts["is_offline"]
 
 
 def judge_model(facts: dict[str, Any]) -> Iterator[Problem]:

@@ -19,6 +19,7 @@ from typing import Any
 from cluster.disk.atomic_files import FULL, sha256_of
 from cluster.environment import host_name, variables
 from cluster.model_files import CONFIG, cached_folder, looks_local
+from cluster.preflight.findings import NOT_INSTALLED
 from cluster.versions import ROOT, library_version, versions
 
 CODE = ("cluster", "data_prep", "training", "launch")
@@ -38,7 +39,7 @@ def probe_code() -> dict[str, str]:
         "code": code_digest(ROOT),
         "commit": str(versions()["commit"] or "none"),
         "python": platform.python_version(),
-        **{name: library_version(name) or "not installed" for name in PACKAGES},
+        **{name: library_version(name) or NOT_INSTALLED for name in PACKAGES},
     }
 
 

@@ -9,7 +9,9 @@ import subprocess
 import time
 from dataclasses import dataclass
 
+from cluster.environment import child_environment
 from cluster.errors import ClusterError
+from cluster.wording import count_of
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +19,7 @@ ANSWER_S = 30.0  # after which a question that is not answered is given up
 LOOK_S = 10.0  # the same for one that is asked beside srun, whose end is not seen meanwhile
 TRIES = 60  # of a question that must be answered, PAUSE_S apart: a restart of the controller takes minutes
 PAUSE_S = 10.0
+FEW = 6  # tries of a question that the job can do without
 REFUSAL = "refused"
 NODES = re.compile(r"\bNodes=(\S+) CPU_IDs=\S* Mem=\d+ GRES=(\S*)")
 GPUS = re.compile(r"\bgpu(?::[^:,(]+)?:(\d+)")  # gpu:2(IDX:0-1), gpu:h200:8(IDX:0-7)
@@ -45,13 +48,20 @@ class Controller:
 
     def facts(self) -> JobFacts:
         """Return the state of the job, after minutes without an answer an unknown one."""
+        found = self.record()
+        return (
+            JobFacts() if found is None else JobFacts(state=found.get("JobState", "GONE"), reason=found.get("Reason"))
+        )
+
+    def tasks(self) -> int | None:
+        """Return how many tasks sbatch was told, or how many hosts if it was told none; None if Slurm does not tell."""
+        told = (self.record() or {}).get("NumTasks", "")
+        return int(told) if told.isdecimal() else None
+
+    def record(self) -> dict[str, str] | None:
+        """Return what Slurm knows about the job, nothing if it does not know it; None without an answer for minutes."""
         told = self.ask_until_answered("scontrol", "show", "job", self.job)
-        if told is None:
-            return JobFacts()
-        if told == REFUSAL:
-            return JobFacts(state="GONE")
-        found = dict(part.split("=", 1) for part in told.split() if "=" in part)
-        return JobFacts(state=found.get("JobState"), reason=found.get("Reason"))
+        return None if told is None else dict(part.split("=", 1) for part in told.split() if "=" in part)
 
     def requeue(self) -> bool:
         """Put the job back into the queue; return whether Slurm did."""
@@ -78,18 +88,27 @@ class Controller:
         told = ask("squeue", "--steps", "--noheader", "--format=%j", f"--jobs={number}", within_s=LOOK_S)
         return None if told in (None, REFUSAL) else set(str(told).split())
 
-    def ask_until_answered(self, *command: str) -> str | None:
-        """Return what Slurm answers, asking again for ten minutes; None if it never does."""
-        deadline = time.monotonic() + TRIES * PAUSE_S  # a controller that hangs takes up to ANSWER_S for each try
-        for tries in range(TRIES):
-            if tries:
+    def end_time(self) -> int | None:
+        """Return when the time limit ends the job, in seconds since 1970; None without a limit, or an answer.
+
+        Slurm sets SLURM_JOB_END_TIME from 23.02 on only, and does not change it when the limit is changed.
+        """
+        told = self.ask_until_answered("squeue", "--noheader", "--format=%e", f"--jobs={self.job}", tries=FEW) or ""
+        return int(told) if told.strip().isdecimal() else None
+
+    def ask_until_answered(self, *command: str, tries: int = TRIES) -> str | None:
+        """Return what Slurm answers, asking again for ten minutes, or less; None if it never does."""
+        deadline = time.monotonic() + tries * PAUSE_S  # a controller that hangs takes up to ANSWER_S for each try
+        for number in range(tries):
+            if number:
                 time.sleep(PAUSE_S * self.patience)
-            if (told := ask(*command, show=tries in (0, TRIES - 1))) is not None:
+            if (told := ask(*command, show=number in (0, tries - 1))) is not None:
                 return told
             if time.monotonic() > deadline:
                 break
-            if not tries:
-                log.warning("no answer to `%s`: asking again for ten minutes", " ".join(command))
+            if not number:
+                minutes = count_of(round(tries * PAUSE_S / 60), "minute")
+                log.warning("no answer to `%s`: asking again for %s", " ".join(command), minutes)
         return None
 
 
@@ -104,6 +123,7 @@ def ask(*command: str, show: bool = False, within_s: float = ANSWER_S) -> str | 
             timeout=within_s,
             process_group=0,
             preexec_fn=ignore_stops,
+            env=child_environment({"SLURM_TIME_FORMAT": "%s"}),  # seconds since 1970, whatever the site or user has set
         )
     except FileNotFoundError:
         raise ClusterError(f"{command[0]}: not found; the programs of Slurm must be on PATH inside the job") from None

@@ -10,6 +10,12 @@ from cluster.slurm.controller import JobFacts
 
 FINAL = (EXIT_DONE, EXIT_USER_ACTION, EXIT_INTERRUPTED)
 BACK_OFF_S = (10.0, 30.0, 60.0, 120.0)  # before each start that follows one without a new step
+SRUN_BACK_OFF_S = (
+    *BACK_OFF_S,
+    120.0,
+    120.0,
+    120.0,
+)  # before srun is called again after a failure of its own
 SPAN_S = 120.0  # from the first failure without a new step to the one that ends the job: a disk may come back
 
 

@@ -34,9 +34,9 @@ class SlurmJob:
     """Of this host, or of each one. 0 without GPUs."""
 
 
-def read_job(values: Mapping[str, str]) -> SlurmJob:
-    """Return the job. Raises ClusterError if ranks cannot be started from here."""
-    check_place(values)
+def read_job(values: Mapping[str, str], script: str = "train.sh") -> SlurmJob:
+    """Return the job. Raises ClusterError if `script` cannot use its hosts from here."""
+    check_place(values, script)
     nodes = number(values, "SLURM_JOB_NUM_NODES")
     job, array = number(values, "SLURM_JOB_ID"), values.get("SLURM_ARRAY_JOB_ID")
     return SlurmJob(
@@ -52,13 +52,13 @@ def read_job(values: Mapping[str, str]) -> SlurmJob:
     )
 
 
-def check_place(values: Mapping[str, str]) -> None:
-    """Raise ClusterError in one of several tasks of an srun: each of them would start all ranks."""
+def check_place(values: Mapping[str, str], script: str) -> None:
+    """Raise ClusterError in one of several tasks of an srun: each of them would start all that the script starts."""
     tasks = int(values.get("SLURM_STEP_NUM_TASKS") or 1)
     if tasks > 1 and not is_batch_script(ancestors()):
         raise ClusterError(
-            f"train.sh was started {tasks} times, by srun; it starts the ranks itself: submit it with"
-            " `sbatch launch/train.sh RUN.yaml`, or run it once in a shell of `salloc`"
+            f"{script} was started {tasks} times, by srun; it uses all hosts of the job itself: submit it with"
+            f" `sbatch launch/{script} RUN.yaml`, or run it once in a shell of `salloc`"
         )
 
 

@@ -1,4 +1,4 @@
-"""One srun as a child process: signals for its ranks, and its end where it waits for ranks that are gone."""
+"""One srun as a child process: signals for its ranks, how it ended, and its end if it waits for ranks that are gone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from cluster.environment import child_environment
+from cluster.slurm.srun_output import SrunOutput
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,19 @@ LOOK_S = 10.0  # between two questions whether it does
 AGAIN_S = 10.0  # after which ranks are asked to stop again: while they start, they cannot remember it
 KILL_S = 2.0  # that an srun has to end after TERM: it may wait half a minute for a step that is gone
 POLL_S = 0.2
+ENDED_HERE = "Slurm no longer listed the ranks, as after their host was cut off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEnd:
+    """How an srun ended: its exit code, 128 + N if signal N ended it, and why, if that is known.
+
+    `is_own` tells that srun itself failed, before all tasks had begun: the code, even 0 or 2, is not one of the ranks.
+    """
+
+    code: int
+    is_own: bool = False
+    cause: str | None = None
 
 
 @dataclass
@@ -81,15 +95,15 @@ def run_step(
     signals: StopSignals,
     is_listed: Callable[[], bool | None],
     patience: float,
-) -> int:
-    """Run srun to its end; return its exit code, 128 + N if signal N ended it.
+) -> StepEnd:
+    """Run srun to its end.
 
     If ranks end while their host is cut off, srun never hears of it and waits for ever, though Slurm knows that the
     step is over: srun is then ended from here. `is_listed` asks Slurm about the step.
     """
-    # a process group of its own: Ctrl-C reaches srun through `signals`, and does not kill the ranks
-    process = subprocess.Popen(command, env=child_environment(variables), process_group=0)
+    process, output = start(command, variables)
     signals.process = process
+    cause = None
     watch = StepWatch(GONE_S * patience)
     look_s = max(POLL_S, LOOK_S * patience)
     look_at = time.monotonic() + POLL_S
@@ -104,12 +118,31 @@ def run_step(
                 continue
             if watch.look(is_listed(), time.monotonic()):
                 log.warning("Slurm says that the ranks are gone, but srun waits for them: ending srun")
+                cause = ENDED_HERE
                 end(process)
             look_at = time.monotonic() + (look_s if watch.was_listed and watch.missing_since is None else POLL_S * 5)
     finally:
         signals.process = None
         end(process)
-    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+    return ended(process, output, cause)
+
+
+def start(command: Sequence[str], variables: Mapping[str, str | None]) -> tuple[subprocess.Popen[bytes], SrunOutput]:
+    """Start an srun in a process group of its own: Ctrl-C does not reach it, and does not kill the ranks."""
+    process = subprocess.Popen(
+        command, env=child_environment(variables), process_group=0, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    return process, SrunOutput(process.stderr)
+
+
+def ended(process: subprocess.Popen[bytes], output: SrunOutput, cause: str | None = None) -> StepEnd:
+    """Return how an srun ended that has."""
+    output.finish()
+    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    if not output.has_begun or (output.is_incomplete and code):
+        return StepEnd(code=code, is_own=True, cause=output.last_error or f"srun ended with {code}")
+    return StepEnd(code=code, cause=output.cause or cause)
 
 
 def has_ended(process: subprocess.Popen[bytes], within_s: float = POLL_S) -> bool:

@@ -8,6 +8,8 @@ A data folder holds
         data-00000-of-00002.arrow ...   Arrow IPC *stream* files
         dataset_info.json, state.json
         trained_tokens.npy      int32[rows]: the column of that name, of all shards; data of older versions has none
+        attention_work.npy      int64[rows]: the sum of the squared lengths of a row's segments, padding being one; data
+                                of older versions has none
 
 Columns of a row (T = row_tokens):
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import DamagedRowsError
+from data_prep.shards.attention_work import ATTENTION_WORK, row_attention_work
 from data_prep.shards.blocks import Block, CheckedBlocks, ShardFile
 from data_prep.shards.manifest import Manifest, Piece, check_size
-from data_prep.shards.trained_tokens import first_rows_of, open_trained_tokens
+from data_prep.shards.row_numbers import RowNumbers, first_rows_of, open_row_numbers
+from data_prep.shards.trained_tokens import TRAINED_TOKENS
 
 OPEN_SHARDS = 1024  # mapped, with their tables, of about 10 kB each
 OPEN_BLOCKS = 4096  # views of their columns, of about 3 kB each; each may hold the mapping of a shard that is closed
@@ -39,16 +41,21 @@ class ShardReader:
 
     def __init__(self, folder: Path, manifest: Manifest, split: str, *, verify: bool = True) -> None:
         self.folder, self.verify, self.split = folder, verify, split
-        self.row_tokens = manifest.row_tokens
+        self.manifest, self.row_tokens = manifest, manifest.row_tokens
         self.shards = manifest.splits[split]
         self.first_rows = first_rows_of(self.shards)
-        self.counts = open_trained_tokens(folder, manifest, split)
+        self.counts = open_row_numbers(TRAINED_TOKENS, folder, manifest, split)
         self.checked: dict[int, CheckedBlocks] = defaultdict(CheckedBlocks)
         self.shard = lru_cache(OPEN_SHARDS)(self.open_shard)
         self.block = lru_cache(OPEN_BLOCKS)(self.read_block)
 
     def __len__(self) -> int:
         return int(self.first_rows[-1])
+
+    @cached_property
+    def work(self) -> RowNumbers:
+        """The attention work of the split's rows; only training asks for it."""
+        return open_row_numbers(ATTENTION_WORK, self.folder, self.manifest, self.split)
 
     def open_shard(self, number: int) -> ShardFile:
         """Map a shard. Raises DataError if it is not what the manifest says."""
@@ -97,10 +104,10 @@ class ShardReader:
             bits[index] = block.mask[at]
             pieces[index] = block.piece_tokens[block.piece_first[at] : block.piece_first[at + 1]]
         loss_mask = np.unpackbits(bits, axis=1, bitorder="little").view(np.bool_)
+        piece_tokens = [pieces[index] for index in range(len(numbers))]
         self.check_counts(numbers, loss_mask)
-        return Batch(
-            input_ids=input_ids, loss_mask=loss_mask, piece_tokens=[pieces[index] for index in range(len(numbers))]
-        )
+        self.check_work(numbers, piece_tokens)
+        return Batch(input_ids=input_ids, loss_mask=loss_mask, piece_tokens=piece_tokens)
 
     def check_counts(self, numbers: npt.NDArray[np.int64], loss_mask: npt.NDArray[np.bool_]) -> None:
         """Raise DamagedRowsError if the counts, which no rank hashes as a whole, are not those of the rows' masks.
@@ -114,9 +121,29 @@ class ShardReader:
                 f"run `shardline verify {self.folder}`, delete the file that it names, and prepare again"
             )
 
+    def check_work(self, numbers: npt.NDArray[np.int64], pieces: Sequence[npt.NDArray[np.int32]]) -> None:
+        """Raise DamagedRowsError if rows were dealt by an attention work that is not theirs."""
+        if "work" not in self.__dict__:
+            return
+        for row, said, lengths in zip(numbers.tolist(), self.work.of(numbers).tolist(), pieces, strict=True):
+            found = row_attention_work(lengths, self.row_tokens)
+            if said != found:
+                raise DamagedRowsError(
+                    f"{self.folder / self.split}: row {row} has attention work {found}, {said} is written; "
+                    f"run `shardline verify {self.folder}`, delete the file that it names, and prepare again"
+                )
+
+    def attention_work(self, row_ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Return the attention work of each of the given rows; the rows themselves are not read."""
+        return self.work.of(self.numbers_of(row_ids))
+
     def trained_tokens(self, row_ids: Sequence[int]) -> int:
         """Return how many tokens of the given rows are trained; the rows themselves are not read."""
-        return int(self.counts.of(self.numbers_of(row_ids)).sum(dtype=np.int64))
+        return int(self.trained_tokens_of(row_ids).sum(dtype=np.int64))
+
+    def trained_tokens_of(self, row_ids: Sequence[int]) -> npt.NDArray[np.int32]:
+        """Return how many tokens of each of the given rows are trained; the rows themselves are not read."""
+        return self.counts.of(self.numbers_of(row_ids))
 
     def pieces(self, row: int) -> list[Piece]:
         """Return which segments of which documents a row holds."""

@@ -14,9 +14,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.disk.atomic_files import digest_of, sha256_of, whole_file, write_json
+from data_prep.shards.attention_work import ATTENTION_WORK
 from data_prep.shards.blocks import arrow_array, write_blocks
 from data_prep.shards.manifest import MANIFEST, SPLITS, ListedFile, Manifest, Piece, ShardInfo
-from data_prep.shards.trained_tokens import write_trained_tokens
+from data_prep.shards.row_numbers import write_row_numbers
+from data_prep.shards.trained_tokens import TRAINED_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,8 @@ def write_shard(path: Path, relative: str, batches: Iterable[PackedRows], schema
 def write_split_files(folder: Path, shards: Sequence[ShardInfo], schema: pa.Schema, split: str) -> None:
     """Write what a split's folder holds beside its shards.
 
-    That is two JSON files that make it a dataset for `datasets.load_from_disk`, and the trained tokens of each row.
+    That is two JSON files that make it a dataset for `datasets.load_from_disk`, and of each row the trained tokens and
+    the attention work.
     """
     info = json.loads(schema.metadata[b"huggingface"])["info"]
     state: dict[str, Any] = {
@@ -153,7 +156,8 @@ def write_split_files(folder: Path, shards: Sequence[ShardInfo], schema: pa.Sche
     }
     write_json(folder / "dataset_info.json", info)
     write_json(folder / "state.json", state)
-    write_trained_tokens(folder.parent, split, shards)
+    for kind in (TRAINED_TOKENS, ATTENTION_WORK):
+        write_row_numbers(kind, folder.parent, split, shards)
 
 
 def list_others(folder: Path) -> list[ListedFile]:

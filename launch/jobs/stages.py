@@ -17,8 +17,8 @@ from launch.runs.check import check_fits
 from launch.saved_config import absolute_values, load_run
 from training.export.export_record import newer_step, read_record
 from training.plan import steps_of
+from training.reporting.run_state import read_record as read_json
 from training.reporting.status import is_stale
-from training.reporting.status import read_record as read_json
 from training.run_identity import committed_identity
 
 PREPARED_WITH = ("data", "model", "seed")  # the keys that decide what is in the shards

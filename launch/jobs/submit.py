@@ -15,7 +15,7 @@ from cluster.disk.run_lock import hold_run
 from cluster.errors import EXIT_DONE, ClusterError, ConfigError
 from cluster.submission.config import STAGES, ClusterConfig, job_request
 from cluster.submission.queue import cancel, queued, submit
-from cluster.submission.sbatch import PYTHON, Job, make_job
+from cluster.submission.sbatch import Job, make_job
 from cluster.versions import ROOT, versions
 from data_prep.shards import MANIFEST
 from launch.arguments import add_run
@@ -107,17 +107,12 @@ def check_queue(run: RunConfig) -> None:
 
 
 def make_jobs(run: RunConfig, cluster: ClusterConfig, stages: Mapping[str, str], snapshot: Snapshot) -> list[Job]:
-    """Return the jobs of these stages. Raises ConfigError for a container in a script that does not start one."""
+    """Return the jobs of these stages."""
     root = snapshot.path.parents[1]
     folders = [ROOT, Path.cwd(), root, run.shards.absolute()]
     jobs = []
     for stage in stages:
         script = scripts(stage)
-        if cluster.container is not None and PYTHON not in Path(script[0]).read_text(encoding="utf-8"):
-            raise ConfigError(
-                f"cluster.container: {script[0]} does not start Python in containers; start the container in"
-                " launch/site.env, or remove the key"
-            )
         words = [*script, str(snapshot.path), *stage_options(cluster, stage)]
         jobs.append(make_job(cluster, stage, f"{run.name}-{stage}", root / "logs", words, folders))
     return jobs

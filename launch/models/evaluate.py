@@ -163,7 +163,7 @@ def finish(
 def verdict_of(paths: RunPaths) -> dict[str, Any]:
     """Return what is said of the run's own losses."""
     from training.evaluate.verdict import verdict
-    from training.reporting.status import read_state
+    from training.reporting.run_state import read_state
 
     state = read_state(paths)
     train = [(line["step"], line["loss"]) for line in state.lines if "skipped" not in line]

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import World, free_port, host_name, rank_variables, read_world
+from cluster.environment import HOSTS, World, enter_world, free_port, host_name, rank_variables, read_world, variables
 from cluster.errors import EXIT_DONE, ClusterError, ConfigError
 from cluster.preflight.all_hosts import MARK, ask_hosts
 from cluster.preflight.deadline import Probe, answers
@@ -29,6 +29,7 @@ from cluster.preflight.host_probes import (
     probe_name,
 )
 from cluster.preflight.meeting import meeting_in, unseen_in
+from cluster.preflight.one_step import printed
 from cluster.preflight.slurm_facts import job_hosts, probe_slurm, tasks_of_step
 from cluster.progress import Waiting
 from cluster.wording import count_of
@@ -41,6 +42,7 @@ from training.torch_probes import measure_network, probe_torch
 ALONE, OF_FIRST, OF_HOSTS, OF_NETWORK = 0.9, 0.2, 0.45, 0.35  # shares of the time for all checks
 PROBES = 0.6  # the share of a host's time before torch is asked, which must not be seen as another user of a GPU
 FACTS_VERSION = 1  # raised when a check asks for facts that an earlier version does not print
+START = "start"  # the part that a job asks of its hosts before it starts ranks
 PEERS = 3  # so many other hosts are enough to find the interface that leads to them
 
 
@@ -94,10 +96,11 @@ def read_facts(path: Path) -> dict[str, Any]:
     return dict(facts)
 
 
-def facts_as_told(run: RunConfig | None, options: argparse.Namespace) -> dict[str, Any]:
+def facts_as_told(run: RunConfig | None, options: argparse.Namespace, *, with_room: bool = False) -> dict[str, Any]:
     """Return this host's facts for the doctor that has started this process."""
     meeting = None if options.meeting is None else Path(options.meeting)
-    return facts_here(run, meeting, (options.peers or "").split(","), options.part_within)
+    peers = (options.peers or "").split(",")
+    return facts_here(run, meeting, peers, options.part_within, with_room=with_room)
 
 
 def facts_here(
@@ -152,22 +155,28 @@ def examine_job(run: RunConfig | None, names: list[str], options: argparse.Names
 
 def own_command(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
     """Return this command for another host, with `words` added."""
+    return [sys.executable, *own_words(options, words)]
+
+
+def own_words(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
+    """Return what follows Python in `shardline doctor` about the run that `options` name, with `words` added."""
     overrides = [word for override in options.overrides for word in ("-o", override)]
     named = [] if options.run is None else [str(options.run), *overrides]
-    return [sys.executable, "-m", "launch", "doctor", *named, *words]
+    other = getattr(options, "from_run", None)  # of `shardline train`: the model and the shards are that run's
+    return ["-m", "launch", "doctor", *named, *([] if other is None else ["--from", str(other)]), *words]
 
 
 def measure_together(examined: Examined, options: argparse.Namespace) -> None:
     """Have the hosts that answered meet by gloo, and note what they measured."""
     names, port = list(examined.hosts), free_port()
 
-    def variables(number: int) -> dict[str, str | None]:
+    def variables_of(number: int) -> dict[str, str | None]:
         world = World(rank=number, size=len(names), local_rank=0, local_size=1, master=(names[0], port))
-        return {**rank_variables(world), "SHARDLINE_LAUNCHER": None}
+        return {**rank_variables(world), "SHARDLINE_LAUNCHER": None, HOSTS: " ".join(names[:2])}
 
     words = ["--part", "network", "--part-within", f"{options.within * OF_NETWORK * ALONE:g}"]
     with Waiting(f"measuring the network of {count_of(len(names), 'host')}"):
-        measured, problems, _ = ask_hosts(names, own_command(options, words), options.within * OF_NETWORK, variables)
+        measured, problems, _ = ask_hosts(names, own_command(options, words), options.within * OF_NETWORK, variables_of)
     examined.measured, examined.network_problems = measured, problems
     if len(measured) == len(names):  # read at the same moment: better than when the facts arrived
         base = measured[names[0]]["clock"]
@@ -179,6 +188,11 @@ def answer_part(run: RunConfig | None, options: argparse.Namespace) -> int:
     if options.part == "facts":
         say(MARK + json.dumps(facts_as_told(run, options)))
         return EXIT_DONE
+    if options.part == START:
+        node = variables("SLURMD_NODENAME", "SLURM_NODEID")
+        facts = facts_as_told(run, options, with_room=node.get("SLURM_NODEID") == "0")
+        say("\n".join(printed(node.get("SLURMD_NODENAME", host_name()), facts)))
+        return EXIT_DONE
     return print_network(options)
 
 
@@ -187,6 +201,7 @@ def print_network(options: argparse.Namespace) -> int:
     world = read_world()
     if world is None:
         raise ClusterError("--part is for this command's own use; start: shardline doctor")
+    enter_world(world)  # as a rank does, with the interface that leads to the other hosts
     for facts in measure_network(world, options.part_within):
         say(MARK + json.dumps(facts))
         sys.stdout.flush()

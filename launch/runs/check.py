@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from launch.saved_config import load
 from launch.wording import say
 from training.models.untrainable import check_architecture, check_trainable
 from training.plan import Plan, make_plan
+from training.run_identity import deal_of_run
 from training.torch_probes import gpu_warning
 from training.zero import ds_config
 
@@ -74,7 +76,8 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     for split, shards in manifest.splits.items():
         yield f"data           {split}: {count_of(manifest.rows(split), 'row')} in {count_of(len(shards), 'shard')}"
     from training.advice.run_warnings import run_warnings
-    from training.models.source import find_model  # these import torch
+    from training.models.source import find_model
+    from training.step.balance import balance_lines, batches_of  # these import torch
 
     origin = find_model(run.model, run.shards, manifest, weights=is_folder(run.model.path))
     plan = make_plan(
@@ -85,7 +88,9 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
         world_size=ranks,
         seed=run.seed,
     )
+    plan = replace(plan, deal=deal_of_run(run.paths, manifest))
     yield plan.as_text()
+    yield from balance_lines(batches_of(run.shards, manifest, plan), plan.total_steps)
     yield from layouts.machine_lines(run, origin, plan, manifest)
     yield from resized_line(origin)
     yield disk_line(run.paths.root, plan)

@@ -6,10 +6,12 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import EXIT_DONE
+from cluster.errors import EXIT_DONE, ClusterError, ConfigError
+from cluster.preflight.excluded_hosts import read_excluded, write_excluded
 from cluster.preflight.findings import Finding, as_records, as_text, error_of, exit_code_of_findings
 from cluster.preflight.gpu_checks import check_gpus, check_torch
 from cluster.preflight.host_checks import (
@@ -25,6 +27,7 @@ from cluster.preflight.network_checks import check_network
 from cluster.preflight.slurm_facts import check_slurm
 from cluster.terminal import size_of
 from launch.arguments import add_overrides, not_negative
+from launch.config import RunConfig
 from launch.preflight.examine import ALONE, Examined, answer_part, examine, facts_here
 from launch.saved_config import load
 from launch.wording import say
@@ -63,8 +66,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--within", type=seconds, default=WITHIN_S, metavar="SECONDS", help=f"time for all checks ({WITHIN_S:g})"
     )
+    command.add_argument(
+        "--forgive",
+        nargs="+",
+        metavar="HOST",
+        help="let the run's jobs on Slurm use hosts again that they have excluded; `all` for each of them",
+    )
     for hidden in ("--part", "--meeting", "--peers"):  # what this command tells itself on each host
         command.add_argument(hidden, help=argparse.SUPPRESS)
+    command.add_argument("--from", dest="from_run", type=Path, help=argparse.SUPPRESS)
     command.add_argument("--part-within", type=float, default=WITHIN_S, help=argparse.SUPPRESS)
 
 
@@ -82,6 +92,8 @@ def run(options: argparse.Namespace) -> int:
     run = None if options.run is None else load(options)
     if options.part:
         return answer_part(run, options)
+    if options.forgive:
+        return forgive(run, options.forgive)
     if options.facts:
         say(json.dumps(facts_here(run, None, (), options.within * ALONE), indent=1))
         return EXIT_DONE
@@ -95,6 +107,23 @@ def run(options: argparse.Namespace) -> int:
     else:
         say(as_text(findings, len(examined.asked), took_s, max(60, min(100, size_of(sys.stdout)[0]))))
     return code
+
+
+def forgive(run: RunConfig | None, names: Sequence[str]) -> int:
+    """Take hosts off the run's list of excluded ones. Raises ClusterError if one is not on it."""
+    if run is None:
+        raise ConfigError("--forgive: name the run as well, before it: its YAML file or its folder")
+    excluded = read_excluded(run.paths)
+    hosts = list(excluded.hosts) if names == ["all"] else list(names)
+    if unknown := [host for host in hosts if host not in excluded.hosts]:
+        there = ", ".join(excluded.hosts) or "none"
+        raise ClusterError(
+            f"--forgive {' '.join(unknown)}: not excluded from {run.paths.root}; excluded there: {there}"
+        )
+    write_excluded(run.paths, excluded.forgiving(hosts))
+    say(f"the run's next jobs may use again: {', '.join(hosts) or 'no host was excluded'}")
+    say("for a job that waits in the queue, tell Slurm too: scontrol update JobId=JOB ExcNodeList=")
+    return EXIT_DONE
 
 
 def judge(examined: Examined, options: argparse.Namespace) -> list[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from cluster.errors import EXIT_DONE
+from cluster.errors import EXIT_DONE, DataError
 from data_prep.documents import shortened
 from data_prep.fetch.provenance import document_place, read_document
 from data_prep.shards import ShardReader, read_manifest
@@ -16,6 +16,7 @@ from launch.runs.train import replay
 from launch.saved_config import load
 from launch.wording import say
 from training.order import order_of
+from training.run_identity import trained_on_other_shards
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -44,6 +45,8 @@ def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool)
     The text is decoded from the tokens that the model saw; with `originals`, it is the document as it is in its file.
     """
     manifest = read_manifest(run.shards)
+    if told := trained_on_other_shards(run.paths, manifest):
+        raise DataError(told)
     reader = ShardReader(run.shards, manifest, "train", verify=False)
     order = order_of(manifest, run.train.global_batch_rows, run.seed)
     relative_to = {source.label: source.relative_to for source in run.data.sources}

@@ -6,7 +6,7 @@ import argparse
 import math
 import re
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from data_prep.shards import MANIFEST, Manifest, ShardReader, read_manifest
 from launch.config import RunConfig
 from training.costs.gpus import KINDS, NETWORK_FORMS, Cluster, kind_of_device, parse_gpus, parse_network
 from training.costs.layouts import Misfit, Wanted, predict
-from training.costs.memory import Layout, Offload
+from training.costs.memory import Offload
 from training.costs.saving import STORAGE
 from training.costs.shapes import ModelShape, as_trained, shape_of_config, shape_of_skeleton
 from training.costs.speed import Work
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 GPUS = "h200:8"
 SAMPLED_ROWS = 256  # of the shards, for the documents' lengths
+DENSE = ("sdpa", "eager")  # values of train.attention
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -111,9 +112,12 @@ def layout_lines(run: RunConfig, options: argparse.Namespace) -> Iterator[str]:
     length = f"{steps:,} steps" if steps is not None else "unknown number of steps: give --tokens"
     yield f"length         {length} of {wanted.global_batch_rows:,} rows = {batch_tokens:,} tokens"
     yield from fixed_line(wanted)
+    yield from attention_line(run)
     yield ""
     storage = options.storage * 1e9 if options.storage else STORAGE
-    yield from table([predict(shape, data.work, wanted, cluster, storage) for cluster in clusters], steps)
+    yield from table(
+        [predict(shape, attended(run, data.work), wanted, cluster, storage) for cluster in clusters], steps
+    )
     yield ""
     yield from explained(shape, clusters[0], storage)
 
@@ -231,24 +235,38 @@ def prepared_data(run: RunConfig, manifest: Manifest) -> Data:
 def wanted_of(run: RunConfig) -> Wanted:
     """Return what the YAML asks for; keys that it does not set are left to the plan."""
     train, given = run.train, run.train.model_fields_set
-    stage, offload = template_of(run) if "deepspeed" in given else (None, None)
+    stage, offload = template_of(run) if run.train.deepspeed is not None else (None, None)
+    if train.zero_stage != "auto":
+        stage = train.zero_stage
     return Wanted(
         global_batch_rows=train.global_batch_rows,
         row_tokens=run.data.row_tokens,
         weight_bytes=weight_bytes(run),
         micro_batch_rows=train.micro_batch_rows if "micro_batch_rows" in given else None,
-        is_recomputed=is_recomputed(run) if "activation_checkpointing" in given else None,
+        checkpointing=train.activation_checkpointing if "activation_checkpointing" in given else None,
         stage=stage,
         offload=offload,
+        loss_chunk_tokens=train.loss_chunk_tokens,
+        is_compiled=train.compile == "layers",
+        hpz=train.hpz if "hpz" in given else None,
     )
+
+
+def attended(run: RunConfig, work: Work) -> Work:
+    """Return the work with attention as the YAML fixes it: under a dense mask all pairs of a row are computed."""
+    is_dense = run.train.attention in DENSE
+    return replace(work, context=2 * run.data.row_tokens) if is_dense else work  # twice: not only earlier tokens
+
+
+def attention_line(run: RunConfig) -> Iterator[str]:
+    """Yield a line about attention that costs more than it must."""
+    if run.train.attention in DENSE:
+        more = "" if run.train.attention == "sdpa" else "; its scores take memory that is not counted here"
+        yield wrapped("attention", f"{run.train.attention}: of all pairs of tokens of a row, under a mask{more}")
 
 
 def weight_bytes(run: RunConfig) -> int:
     return 2 if run.train.precision == "bf16" else 4
-
-
-def is_recomputed(run: RunConfig) -> bool:
-    return run.train.activation_checkpointing not in (False, "none")
 
 
 def template_of(run: RunConfig) -> tuple[int, Offload]:
@@ -260,8 +278,8 @@ def fixed_line(wanted: Wanted) -> Iterator[str]:
     """Yield a line about what the plan may not choose."""
     fixed = {
         "micro_batch_rows": wanted.micro_batch_rows,
-        "activation_checkpointing": wanted.is_recomputed,
-        "deepspeed (stage)": wanted.stage,
+        "activation_checkpointing": wanted.checkpointing,
+        "ZeRO stage": wanted.stage,
     }
     named = [f"{key}: {value}" for key, value in fixed.items() if value is not None]
     if named:
@@ -270,17 +288,15 @@ def fixed_line(wanted: Wanted) -> Iterator[str]:
 
 def machine_lines(run: RunConfig, origin: ModelOrigin, plan: Plan, manifest: Manifest) -> Iterator[str]:
     """Yield what is known of the run's costs on this machine: its states, and on a GPU of the table all the rest."""
+    from training.step.activation_checkpointing import checkpoint_activations  # these import torch
+    from training.zero.stage_choice import choice_of, layout_of, local_memory, recorded
+
+    checkpoint_activations(origin.trained_skeleton(run.train), run.train.activation_checkpointing)
     shape = shape_of_origin(run, origin)
-    stage, offload = template_of(run)
-    layout = Layout(
-        ranks=plan.world_size,
-        stage=stage,
-        micro_batch_rows=plan.micro_batch_rows,
-        row_tokens=plan.row_tokens,
-        is_recomputed=is_recomputed(run),
-        offload=offload,
-        weight_bytes=weight_bytes(run),
-    )
+    machine = local_memory(plan.world_size)
+    choice = choice_of(run.train, plan, shape, machine, recorded(run.paths.plan))
+    layout = layout_of(run.train, plan, choice, shape, machine)
+    yield choice.as_text()
     yield state_line(shape, layout)
     if not gpu_count():
         yield "speed        not predicted without a GPU; for a cluster: shardline check RUN --nodes 1,2 --gpus h200:8"
@@ -300,11 +316,16 @@ def machine_lines(run: RunConfig, origin: ModelOrigin, plan: Plan, manifest: Man
         row_tokens=plan.row_tokens,
         weight_bytes=layout.weight_bytes,
         micro_batch_rows=plan.micro_batch_rows,
-        is_recomputed=layout.is_recomputed,
-        stage=stage,
-        offload=offload,
+        checkpointing=layout.checkpointing,
+        stage=layout.stage,
+        offload=layout.offload,
+        buckets=layout.buckets,
+        loss_chunk_tokens=layout.loss_chunk_tokens,
+        is_compiled=layout.is_compiled,
+        hpz=False,
     )
-    found = predict(shape, prepared_data(run, manifest).work, wanted, here)
+    yield from attention_line(run)
+    found = predict(shape, attended(run, prepared_data(run, manifest).work), wanted, here)
     yield from table([found], plan.total_steps)
     if isinstance(found, Misfit):
         yield f"WARNING        predicted not to fit: {found.why}"

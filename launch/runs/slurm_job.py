@@ -9,11 +9,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cluster.environment import HOSTS, patience, rank_words, slurm_variables
+from cluster.environment import ATTEMPT, END_TIME, HOSTS, patience, rank_words, slurm_variables
 from cluster.errors import (
+    EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_STOPPED,
     EXIT_USER_ACTION,
@@ -22,30 +23,33 @@ from cluster.errors import (
     TrainingError,
     exit_code_of,
 )
-from cluster.journal import last_step
+from cluster.journal.records import last_step
 from cluster.paths import RunPaths
-from cluster.restart_limit import note_launch
+from cluster.restart_limit import ENDINGS, attempt_name, newest_launch, note_cause, note_launch, note_stop
 from cluster.slurm.controller import Controller
-from cluster.slurm.decision import BACK_OFF_S, SPAN_S, Next, Wishes, back_off_s, decide
+from cluster.slurm.decision import BACK_OFF_S, FINAL, SPAN_S, SRUN_BACK_OFF_S, Next, Wishes, back_off_s, decide
 from cluster.slurm.job import SlurmJob, read_job
 from cluster.slurm.layout import Layout, plan_layout
-from cluster.slurm.step import StopSignals, run_step
+from cluster.slurm.srun_output import BEGINS
+from cluster.slurm.step import StepEnd, StopSignals, run_step
+from launch.preflight.host_guard import HostGuard
 
 log = logging.getLogger(__name__)
 
 UNDER_SLURM = "--under-slurm"
+LOOKED_AFTER = 4  # failures of srun itself in a row, two minutes: then the hosts are examined again
 # Run by sh on each rank's host. Until Python is up, a signal that asks it to stop would kill it. A folder or a Python
 # that is not there is a failure, and srun's own exit code for it, 2, would mean that a person must act.
-ENTER = 'trap "" TERM USR1 USR2; cd -- "$0" || exit 127; exec "$@"'
+ENTER = f'echo "{BEGINS}" >&2; trap "" TERM USR1 USR2; cd -- "$0" || exit 127; exec "$@"'
 
 
-def train_in_job(paths: RunPaths, note: Callable[[Callable[[], None]], None]) -> int:
+def train_in_job(paths: RunPaths, note: Callable[[Callable[[], None]], None], guard: HostGuard) -> int:
     """Start the ranks of this job, again after failures, and requeue the job where that is meant; return its exit code.
 
     `note` checks what can be known before ranks are started, and calls its argument while it holds the run.
     """
     job = read_job(slurm_variables())
-    launcher = Launcher(paths, note, job, Controller(job.name, patience()), patience())
+    launcher = Launcher(paths, note, job, Controller(job.name, patience()), patience(), guard=guard)
     with launcher.signals.installed():
         return launcher.run()
 
@@ -59,12 +63,17 @@ class Launcher:
     job: SlurmJob
     controller: Controller
     patience: float
+    guard: HostGuard | None = None
     signals: StopSignals = field(default_factory=StopSignals)
     starts: int = 0
     failures: int = 0
     """Starts without a new step since the last one with one."""
+    attempt: str = ""
+    """What the logs of the ranks are named by."""
     reached: int = 0
     """The furthest step that was seen."""
+    srun_failures: int = 0
+    """How often in a row srun failed by itself, without starting the ranks."""
 
     def run(self) -> int:
         if self.job.restarts and self.has_stop_file():  # a site can requeue what ends with 75 (RequeueExit)
@@ -75,18 +84,37 @@ class Launcher:
         if not self.job.restarts:
             self.paths.stop_request.unlink(missing_ok=True)  # it was meant for an earlier job
         self.reached = self.last_step()
+        if self.guard and (code := self.guard.before_ranks(self.controller, layout, self.reached, self.is_stopping)):
+            return code
         while True:
-            code = self.start_ranks(layout)
+            end = self.start_ranks(layout)
+            code = EXIT_FAILED if end.is_own else end.code
             facts = self.controller.facts()
             wishes = Wishes(stop_file=self.has_stop_file(), interrupt=self.signals.is_interrupted)
             following = decide(code, facts, wishes)
-            if following is Next.RESTART:
-                log.warning("the ranks ended with %d: restarting them%s", code, self.pause_told())
-                self.pause(back_off_s(self.failures))
-                if not self.signals.asked:
-                    self.note_patiently()
+            if following is not Next.RESTART:
+                return self.end(following, code)
+            if left := self.leave(layout, end):
+                return left
+            if end.is_own:
                 continue
-            return self.end(following, code)
+            logs = self.paths.rank_log(self.attempt, "*")
+            log.warning("the ranks ended with %d: restarting them%s; their logs: %s", code, self.pause_told(), logs)
+            self.pause(back_off_s(self.failures))
+            if not self.signals.asked:
+                self.note_patiently()
+
+    def leave(self, layout: Layout, end: StepEnd) -> int | None:
+        """Return the job's exit code if it was requeued for other hosts; where srun itself has failed, wait first."""
+        if end.is_own:
+            self.pause(self.srun_pause_s(end))
+        if self.guard is None or self.signals.asked:
+            return None
+        if not end.is_own:
+            return self.guard.after_failure(self.controller, layout, self.reached)
+        if self.srun_failures == LOOKED_AFTER:  # a host may start nothing any more since the preflight
+            return self.guard.before_ranks(self.controller, layout, self.reached, self.is_stopping)
+        return None
 
     def end(self, following: Next, code: int) -> int:
         if following is Next.STAY_OUT:
@@ -103,21 +131,34 @@ class Launcher:
         gpus = self.controller.gpus() if job.gpus else {}
         if job.gpus and not gpus:
             gpus = dict.fromkeys(hosts, job.gpus)
-        tasks = job.tasks or tuple(tasks_in_file(job.task_file, hosts))
+        tasks = self.asked_tasks() or tuple(tasks_in_file(job.task_file, hosts))
         layout = plan_layout(hosts, job.cpus, tasks, gpus)
         if not layout.is_even:
             log.info("ranks: %s", ", ".join(f"{n} on {host}" for host, n in zip(hosts, layout.ranks, strict=True)))
         return layout
 
-    def start_ranks(self, layout: Layout) -> int:
-        """Run the ranks once; return their exit code, 75 if they were asked to stop before they could start."""
+    def asked_tasks(self) -> tuple[int, ...] | None:
+        """Return the tasks of each host that sbatch was told, None if it was told none.
+
+        SLURM_NTASKS may be left over from the job that sbatch was called in, and equal the CPUs of this one by chance.
+        """
+        tasks = self.job.tasks
+        if tasks is None or max(tasks) == 1 or self.controller.tasks() in (None, sum(tasks)):
+            return tasks
+        log.warning("SLURM_NTASKS=%d is left over from another job, and not what this one asked for", sum(tasks))
+        return None
+
+    def start_ranks(self, layout: Layout) -> StepEnd:
+        """Run the ranks once; return how they ended, with 75 if they were asked to stop before they could start."""
         if self.signals.asked:
-            return EXIT_INTERRUPTED if self.signals.is_interrupted else EXIT_STOPPED
+            code = EXIT_INTERRUPTED if self.signals.is_interrupted else EXIT_STOPPED
+            self.note_stop(code)
+            return StepEnd(code=code)
         step = f"shardline-{os.getpid()}-{self.starts}"
         with tempfile.NamedTemporaryFile("w", prefix="shardline-hosts-") as hosts:
             hosts.write("\n".join(layout.host_of_each_rank) + "\n")
             hosts.flush()
-            code = run_step(
+            end = run_step(
                 self.command(layout, step),
                 self.variables(layout, hosts.name),
                 self.signals,
@@ -125,9 +166,51 @@ class Launcher:
                 self.patience,
             )
         self.starts += 1
+        if end.is_own and self.has_recorded():  # srun's options may send what the ranks' shells write elsewhere
+            end = replace(end, is_own=False, cause=None)
+        if end.is_own:
+            self.srun_failures += 1
+            return end
+        self.srun_failures = 0
         before, self.reached = self.reached, max(self.reached, self.last_step())
         self.failures = 0 if self.reached > before else self.failures + 1
-        return code
+        if self.signals.asked:  # who is killed then did not save in time, or Ctrl-C was pressed twice: no host's fault
+            self.note_stop(EXIT_INTERRUPTED if self.signals.is_interrupted else end.code)
+        elif end.cause and end.code not in (*FINAL, EXIT_STOPPED):
+            self.note_cause(end.cause)
+        return end
+
+    def srun_pause_s(self, end: StepEnd) -> float:
+        """Return the pause before srun is called again; raise ClusterError once it has failed for ten minutes."""
+        if self.srun_failures > len(SRUN_BACK_OFF_S):
+            self.note_cause(f"srun could not start the ranks: {end.cause}")
+            raise ClusterError(
+                f"srun failed {self.srun_failures} times without starting the ranks; at last with: {end.cause}. Look at"
+                f" the hosts with `sinfo -R`, and at the options in SHARDLINE_SRUN_OPTIONS, then submit again"
+            )
+        seconds = SRUN_BACK_OFF_S[self.srun_failures - 1]
+        told = "srun could not start the ranks (%s): trying again in %.0f s; the run is not to blame"
+        log.warning(told, end.cause, seconds * self.patience)
+        return seconds
+
+    def has_recorded(self) -> bool:
+        """Return whether the ranks have recorded anything since they were launched."""
+        try:
+            return any(event["event"] in ("start", *ENDINGS) for event in newest_launch(self.paths))
+        except (OSError, ShardlineError):
+            return False
+
+    def note_cause(self, cause: str) -> None:
+        try:
+            note_cause(self.paths, cause)
+        except (OSError, ShardlineError) as error:
+            log.warning("%s; not recorded: %s", cause, error)
+
+    def note_stop(self, code: int) -> None:
+        try:
+            note_stop(self.paths, code)
+        except (OSError, ShardlineError) as error:
+            log.warning("the stop is not recorded: %s", error)
 
     def lists(self, step: str) -> bool | None:
         listed = self.controller.steps(self.job.number)
@@ -143,11 +226,14 @@ class Launcher:
     def variables(self, layout: Layout, host_file: str) -> dict[str, str | None]:
         """Return the changes to the environment of srun and the ranks; a port of its own for each start."""
         port = 20000 + (self.job.number * 10 + self.job.restarts + self.starts) % 10000
+        end_time = self.controller.end_time()
         return {
+            **({} if end_time is None else {END_TIME: str(end_time)}),
             "SHARDLINE_LAUNCHER": "srun",
             "MASTER_ADDR": layout.hosts[0],
             "MASTER_PORT": str(port),
             HOSTS: " ".join(layout.hosts[:2]),
+            ATTEMPT: self.attempt,
             "SLURM_GPUS_PER_NODE": None,  # options say it, if there are any
             "SLURM_DISTRIBUTION": None,
             "SLURM_HOSTFILE": None if layout.is_even else host_file,
@@ -160,7 +246,7 @@ class Launcher:
         """
         for pause_s in (*BACK_OFF_S, None):
             try:
-                return self.note(lambda: note_launch(self.paths, span_s=SPAN_S * self.patience))
+                return self.note(self.note_attempt)
             except TrainingError:
                 raise
             except (ShardlineError, OSError) as error:
@@ -168,6 +254,10 @@ class Launcher:
                     raise
                 log.warning("%s; trying again in %.0f s", error, pause_s * self.patience)
                 self.pause(pause_s)
+
+    def note_attempt(self) -> None:
+        note_launch(self.paths, span_s=SPAN_S * self.patience)
+        self.attempt = attempt_name(self.paths)
 
     def pause(self, seconds: float) -> None:
         """Wait, unless a signal asks to stop."""
@@ -178,6 +268,9 @@ class Launcher:
     def pause_told(self) -> str:
         seconds = back_off_s(self.failures) * self.patience
         return f" in {seconds:.0f} s, as they made no new step" if seconds else ""
+
+    def is_stopping(self) -> bool:
+        return bool(self.signals.asked)
 
     def last_step(self) -> int:
         try:

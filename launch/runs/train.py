@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run, hold_run_for_rank
-from cluster.environment import LOCK, World, allocation_end, enter_world, gpu_count, lock_of_launcher, read_world
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
-from cluster.journal import world_size_at
+from cluster.environment import (
+    ATTEMPT,
+    LOCK,
+    HostPlace,
+    World,
+    allocation_end,
+    attempt_of_launcher,
+    enter_world,
+    gpu_count,
+    host_name,
+    lock_of_launcher,
+    read_host_place,
+    read_world,
+    set_defaults,
+)
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, ClusterError, ShardlineError
+from cluster.hosts.meeting import Hello
+from cluster.hosts.ranks import run_on_hosts
+from cluster.journal.log import set_up_logging
+from cluster.journal.records import world_size_at
 from cluster.launching.companions import companions
-from cluster.launching.local_launcher import run_ranks
+from cluster.launching.local_launcher import RankNews, run_ranks
+from cluster.launching.rank_log import rank_log, remove_old
 from cluster.launching.stop_request import StopFlag
+from cluster.paths import RunPaths
 from cluster.progress import Waiting
-from cluster.restart_limit import note_interruption, note_launch
+from cluster.restart_limit import attempt_name, note_cause, note_launch, note_stop
+from cluster.versions import versions
 from data_prep.shards import check_shards, read_manifest
 from launch.arguments import add_run, positive, step_range
 from launch.config import RunConfig
@@ -30,7 +54,7 @@ from launch.runs.track import commands_of
 from launch.saved_config import load, saved_text
 from launch.wording import as_typed, named, say
 from training.plan import identity_of
-from training.run_identity import check_identity, committed_identity
+from training.run_identity import check_identity, committed_identity, deal_in
 
 if TYPE_CHECKING:
     from training.train_rank import RunRequest
@@ -73,7 +97,12 @@ def run(options: argparse.Namespace) -> int:
     """Train as a rank if a launcher made this process one; else start the ranks of this machine."""
     run = load(options)
     if options.under_slurm:
-        return train_in_job(run.paths, lambda note: check_and_note(run, note))
+        from launch.preflight.at_start import guard_of  # not in the ranks, which need none of it
+
+        return train_in_job(run.paths, lambda note: check_and_note(run, note), guard_of(run, options))
+    place = read_host_place()
+    if place is not None:
+        return train_on_hosts(run, options, place)
     world = read_world()
     if world is None:
         check_start(run)
@@ -82,14 +111,14 @@ def run(options: argparse.Namespace) -> int:
     with hold_run_for_rank(run.paths, world, TRAINING):
         check_resumes(run)
         is_ours = world.is_first and lock_of_launcher() is None  # else the process that started the ranks does it
-        with companions(commands_of(run) if is_ours else {}):
-            return train_as_rank(run, world, options.profile)
+        with logged_as_rank(run, world) as log_file, companions(commands_of(run) if is_ours else {}):
+            return train_as_rank(run, world, options.profile, log_file)
 
 
-def check_and_note(run: RunConfig, note: Callable[[], None]) -> None:
+def check_and_note(run: RunConfig, note: Callable[[], None], command: str = "launch/train.sh") -> None:
     """Check what can be known before ranks are started, then record the launch, while nobody else trains the run."""
     check_start(run)
-    with hold_run(run.paths, Holder.here("launch/train.sh")):
+    with hold_run(run.paths, Holder.here(command)):
         check_resumes(run)
         note()
 
@@ -105,7 +134,25 @@ def check_start(run: RunConfig) -> None:
     check_shards(run.shards, manifest.trained_from())
 
 
-def train_as_rank(run: RunConfig, world: World, profiled: tuple[int, int] | None) -> int:
+@contextmanager
+def logged_as_rank(run: RunConfig, world: World) -> Iterator[Path]:
+    """Write all output of this rank into a log of its own; yield its path."""
+    attempt = attempt_of_launcher() or attempt_name(run.paths)
+    set_defaults({ATTEMPT: attempt})  # for the watchdog
+    path = run.paths.rank_log(attempt, world.rank)
+    if world.is_first:
+        remove_old(run.paths.logs)
+        remove_old(run.paths.hangs)
+    heading = f"rank {world.rank} of {world.size} on {host_name()}, process {os.getpid()}"
+    try:
+        with rank_log(path, heading, is_shown=world.is_first) as file:
+            set_up_logging(world, file)
+            yield path
+    finally:
+        set_up_logging(world)
+
+
+def train_as_rank(run: RunConfig, world: World, profiled: tuple[int, int] | None, log_file: Path) -> int:
     """Train as one rank of a run that this launch holds."""
     stop = StopFlag(run.paths.stop_request, allocation_end(), looks_for_file=world.is_first)
     stop.install()
@@ -113,7 +160,7 @@ def train_as_rank(run: RunConfig, world: World, profiled: tuple[int, int] | None
     with Waiting(IMPORTING, is_shown=world.is_first), lean_imports():
         from training.train_rank import train_rank  # after enter_world: torch reads the environment when imported
 
-    return train_rank(replace(rank_request(run), profiled=profiled), world, stop)
+    return train_rank(replace(rank_request(run), profiled=profiled, log_file=log_file), world, stop)
 
 
 def check_resumes(run: RunConfig) -> None:
@@ -126,7 +173,7 @@ def check_resumes(run: RunConfig) -> None:
         return
     folder, then, step = found
     manifest = read_manifest(run.shards)
-    now = identity_of(run.train, manifest.content_digest, run.seed)
+    now = identity_of(run.train, manifest.content_digest, run.seed, deal_in(then))
     check_identity(then, now, folder, steps_done=step, rows=manifest.rows("train"))
 
 
@@ -143,11 +190,57 @@ def start_ranks(run: RunConfig, options: argparse.Namespace) -> int:
             code = run_with_restarts(run, ranks, holder, restart=options.restart)
             if code == EXIT_INTERRUPTED:
                 trackers.end_s = IMPATIENT_S
+    tell_next(run, options, code)
+    return code
+
+
+def tell_next(run: RunConfig, options: argparse.Namespace, code: int) -> None:
+    """Say what to type after a training that ended with this code."""
     if code == EXIT_DONE:
         say(f"next: shardline export {named(options, run.paths)}")
     if code in (EXIT_STOPPED, EXIT_FAILED, EXIT_INTERRUPTED):
         say(f"to resume from the newest checkpoint: shardline train {as_typed(options)}")
+
+
+def train_on_hosts(run: RunConfig, options: argparse.Namespace, place: HostPlace) -> int:
+    """Train with the hosts on which the same command was started, this one among them.
+
+    What has started it starts it again after a stop, so a STOP file stays: it would otherwise stop one start only.
+    """
+    check_start(run)
+    stop = run.paths.stop_request
+    if stop.exists():
+        raise ClusterError(f"{stop} exists: nothing is started; remove it to resume the run")
+    shared = f"{saved_text(run)}{read_manifest(run.shards).content_digest}{versions()['shardline']}"
+    ranks = options.ranks or place.ranks or local_ranks(run, None)
+    hello = Hello(place=place, ranks=ranks, run=hashlib.sha256(shared.encode()).hexdigest())
+    code = run_on_hosts(
+        [sys.executable, "-m", "launch", *sys.argv[1:]],
+        hello,
+        lambda: check_and_note(run, lambda: note_launch(run.paths), TRAINING),
+        restart=lambda: options.restart and not stop.exists(),
+        news=RankNews(stopping=STOPPING, log_of=partial(log_of_newest, run.paths)),
+    )
+    if place.number == 0:
+        note_stop(run.paths, code)
+        tell_next(run, options, code)
     return code
+
+
+def log_of_newest(paths: RunPaths, rank: int) -> Path:
+    """Return where a rank of the newest attempt logs; with `*` for the attempt where the disk is away."""
+    try:
+        return paths.rank_log(attempt_name(paths), rank)
+    except (OSError, ShardlineError):
+        return paths.rank_log("*", rank)
+
+
+def note_if_possible(paths: RunPaths, cause: str) -> None:
+    """Record a cause; a disk that is away must not keep the ranks from being started again."""
+    try:
+        note_cause(paths, cause)
+    except (OSError, ShardlineError) as error:
+        log.warning("%s; not recorded: %s", cause, error)
 
 
 def run_with_restarts(run: RunConfig, ranks: int, holder: Holder, *, restart: bool) -> int:
@@ -155,9 +248,15 @@ def run_with_restarts(run: RunConfig, ranks: int, holder: Holder, *, restart: bo
     command = [sys.executable, "-m", "launch", *sys.argv[1:]]
     while True:
         note_launch(run.paths)
-        code = run_ranks(command, ranks, {LOCK: holder.id}, stopping=STOPPING)
-        if code == EXIT_INTERRUPTED:
-            note_interruption(run.paths)
+        attempt = attempt_name(run.paths)
+        variables = {LOCK: holder.id, ATTEMPT: attempt}
+        news = RankNews(
+            stopping=STOPPING,
+            log_of=partial(run.paths.rank_log, attempt),
+            note_cause=partial(note_if_possible, run.paths),
+        )
+        code = run_ranks(command, ranks, variables, news=news)
+        note_stop(run.paths, code)
         if code != EXIT_FAILED or not restart or run.paths.stop_request.exists():
             return code
         log.warning("restarting the ranks")

@@ -25,7 +25,7 @@ from cluster.disk.atomic_files import digest_of, write_json, write_text
 from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run
 from cluster.errors import EXIT_DONE, EXIT_USER_ACTION, ConfigError
-from cluster.journal import read_metrics
+from cluster.journal.records import read_metrics
 from cluster.launching.local_launcher import die_with_parent
 from cluster.paths import RunPaths
 from data_prep.shards import read_manifest

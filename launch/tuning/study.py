@@ -26,7 +26,7 @@ from cluster.disk.lock_holder import Holder
 from cluster.disk.locks import LockFile, hold_lock, wait_for_lock
 from cluster.environment import slurm_job
 from cluster.errors import ClusterError, ConfigError
-from cluster.journal import cut_torn_line
+from cluster.journal.records import cut_torn_line
 from launch.config import RunConfig
 from launch.tuning.space import Space
 

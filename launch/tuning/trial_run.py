@@ -19,7 +19,7 @@ from typing import Any
 from cluster.config_loading import dump_yaml, validate
 from cluster.disk.atomic_files import write_json, write_text
 from cluster.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, ConfigError
-from cluster.journal import read_events
+from cluster.journal.records import read_events
 from cluster.launching.local_launcher import die_with_parent
 from cluster.launching.stop_request import SIGNALS
 from cluster.paths import RunPaths

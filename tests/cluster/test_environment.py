@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.environment import allocation_end, read_world
+from cluster.environment import HostPlace, allocation_end, read_host_place, read_world
 from cluster.errors import ClusterError
 
 TORCHRUN = {
@@ -45,3 +45,43 @@ def test_the_end_of_the_allocation_is_what_slurm_says(monkeypatch: pytest.Monkey
     assert allocation_end() is None
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1700000000")
     assert allocation_end() == 1.7e9
+
+
+TRAINJOB = {  # a pod of Kubeflow's TrainJob
+    "PET_NNODES": "2", "PET_NPROC_PER_NODE": "auto", "PET_NODE_RANK": "1",
+    "PET_MASTER_ADDR": "job-node-0-0.job", "PET_MASTER_PORT": "29500",
+}  # fmt: skip
+
+
+def test_torchruns_options_in_the_environment_make_a_host_but_no_rank() -> None:
+    place = read_host_place(TRAINJOB)
+    assert place == HostPlace(number=1, count=2, ranks=None, master=("job-node-0-0.job", 29500))
+    assert read_world(TRAINJOB) is None
+    assert read_world({**TRAINJOB, "RANK": "1", "WORLD_SIZE": "2"}) is None  # of the older PyTorchJob: they number pods
+
+
+def test_a_rank_that_a_host_or_torchrun_has_started_is_no_host() -> None:
+    assert read_host_place({**TRAINJOB, **TORCHRUN}) is None
+    assert read_world({**TRAINJOB, **TORCHRUN}) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"PET_NNODES": "1:4"}, "PET_NNODES=1:4: expected one number"),
+        ({"PET_NNODES": "0"}, "PET_NNODES=0: expected one number"),
+        ({"PET_NODE_RANK": "2"}, "PET_NODE_RANK=2: the hosts of a run on 2 are 0 to 1"),
+        ({"PET_NPROC_PER_NODE": "0"}, "PET_NPROC_PER_NODE=0: expected a number of ranks"),
+        ({"PET_MASTER_ADDR": None}, "PET_MASTER_ADDR is not set"),
+        ({"PET_NODE_RANK": None}, "PET_NODE_RANK is not set"),
+    ],
+)
+def test_a_place_that_cannot_be_is_an_error_that_names_the_variable(changes: dict[str, str | None], words: str) -> None:
+    values = {name: value for name, value in {**TRAINJOB, **changes}.items() if value is not None}
+    with pytest.raises(ClusterError, match=words):
+        read_host_place(values)
+
+
+def test_variables_that_number_hosts_as_ranks_are_not_taken_for_a_rank() -> None:
+    with pytest.raises(ClusterError, match="not LOCAL_RANK: if they number hosts"):
+        read_world({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from cluster.environment import World
 from cluster.errors import ClusterError
 from cluster.heartbeats.heartbeat import Heartbeat
-from cluster.journal import Journal, read_events, read_lines, write_event
+from cluster.journal.journal import Journal
+from cluster.journal.records import read_events, read_lines, write_event
 from cluster.paths import RunPaths
 from cluster.processes import process_age_s
 
@@ -161,3 +163,28 @@ def test_a_line_of_metrics_without_a_step_is_named(tmp_path: Path, damaged: str)
     paths.metrics.write_text(json.dumps(line(1)) + "\n" + damaged + "\n")
     with pytest.raises(ClusterError, match=r"metrics.jsonl:2: damaged: no number under step"):
         Journal(paths, WORLD, Heartbeat(paths, WORLD)).begin(first_step=1, total_steps=4)
+
+
+def test_a_slow_rank_names_itself_and_the_others_say_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = RunPaths(tmp_path)
+    for rank in (0, 1):
+        world = replace(WORLD, rank=rank, size=2)
+        Journal(paths, world, Heartbeat(paths, world)).slow_rank(1, 0.154, 50)
+    (event,) = read_events(paths)
+    assert (event["event"], event["rank"], event["excess"], event["steps"]) == ("slow-rank", 1, 0.154, 50)
+    assert caplog.text.count("computes slower than the median rank, by 15% over 50 steps") == 1
+
+
+def test_the_mfu_is_in_a_steps_line_and_in_the_log_only_if_it_is_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = RunPaths(tmp_path)
+    journal = Journal(paths, WORLD, Heartbeat(paths, WORLD))
+    journal.begin(first_step=0, total_steps=2)
+    with caplog.at_level(logging.INFO):
+        journal.step(line(1))
+        journal.mfu = lambda record: 0.4123
+        journal.step(line(2))
+    first, second = read_lines(paths.metrics)
+    assert "mfu" not in first and second["mfu"] == 0.4123
+    assert caplog.text.count("MFU") == 1 and "MFU 41.2%" in caplog.text

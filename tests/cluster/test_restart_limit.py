@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import TrainingError
-from cluster.journal import read_events, write_event
+from cluster.errors import EXIT_INTERRUPTED, EXIT_STOPPED, TrainingError
+from cluster.journal.records import read_events, write_event
 from cluster.paths import RunPaths
-from cluster.restart_limit import note_interruption, note_launch
+from cluster.restart_limit import note_cause, note_launch, note_stop
 
 
 def launch(paths: RunPaths, reached: int, code: int | None = None, reason: str = "OSError: gone") -> None:
@@ -95,16 +95,19 @@ def test_a_stop_on_purpose_does_not_hide_the_failures_around_it(paths: RunPaths)
         note_launch(paths)
 
 
-def test_starts_that_a_person_ended_are_not_held_against_the_run(paths: RunPaths) -> None:
+@pytest.mark.parametrize("code", [EXIT_STOPPED, EXIT_INTERRUPTED])
+def test_starts_that_were_stopped_before_they_had_begun_are_not_held_against_the_run(
+    paths: RunPaths, code: int
+) -> None:
     for _ in range(4):
         launch(paths, reached=0)
-        note_interruption(paths)
-    assert [event["exit_code"] for event in read_events(paths) if event["event"] == "no-start"] == [130] * 4
+        note_stop(paths, code)
+    assert [event["exit_code"] for event in read_events(paths) if event["event"] == "no-start"] == [code] * 4
 
 
 def test_what_the_ranks_said_of_their_end_is_not_said_again(paths: RunPaths) -> None:
     launch(paths, reached=3, code=75, reason="signal SIGINT")
-    note_interruption(paths)
+    note_stop(paths, EXIT_INTERRUPTED)
     assert [event["event"] for event in read_events(paths)] == ["launch", "end"]
 
 
@@ -115,3 +118,27 @@ def test_attempts_that_an_earlier_version_recorded_count_before_those_of_this_on
     assert [event.get("reason") for event in read_events(paths)] == [None, "OSError: old", None, "OSError: new"]
     with pytest.raises(TrainingError, match=r"the last 2 attempts made no step beyond step 0; .*: OSError: new"):
         note_launch(paths)
+
+
+KILLED = "rank 1 on node2 was killed by SIGKILL"
+
+
+def test_a_rank_that_was_killed_is_the_reason_and_not_what_the_others_saw_of_it(paths: RunPaths) -> None:
+    launch(paths, reached=3, code=1, reason="RuntimeError: gloo: connection closed by peer")
+    note_cause(paths, KILLED)
+    launch(paths, reached=5, code=1, reason="ValueError: bad token")
+    assert [e["reason"] for e in read_events(paths) if e["event"] == "end"] == [KILLED, "ValueError: bad token"]
+
+
+def test_the_end_of_ranks_that_could_record_none_is_recorded_for_them(paths: RunPaths) -> None:
+    launch(paths, reached=0)
+    note_cause(paths, KILLED)
+    assert [(e["event"], e.get("reason")) for e in read_events(paths)] == [("launch", None), ("no-start", KILLED)]
+
+
+@pytest.mark.parametrize("facts", [{"exit_code": 2}, {"exit_code": 75}, {"exit_code": 1, "is_verdict": True}])
+def test_a_reason_that_does_not_follow_from_the_killed_rank_stays(paths: RunPaths, facts: dict[str, Any]) -> None:
+    note_launch(paths)
+    write_event(paths, "end", reason="its own", step=1, **facts)
+    note_cause(paths, KILLED)
+    assert [event.get("reason") for event in read_events(paths)] == [None, "its own"]

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORK = """
 import logging, sys
 from cluster import progress
-from cluster.journal import set_up_logging
+from cluster.journal.log import set_up_logging
 progress.QUIET_S = progress.DRAW_S = 0.0
 set_up_logging()
 with progress.Progress("encoding a corpus of many books", 4, "slices") as work:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.journal import read_lines
+from cluster.journal.records import read_lines
 
 pytestmark = [
     pytest.mark.gpu,

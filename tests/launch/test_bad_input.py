@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
+from data_prep.shards import read_manifest
+from data_prep.shards.writing import list_others, write_manifest
 from launch.__main__ import main
+from launch.saved_config import load_run
 
 Command = Callable[..., Any]  # returns a Result: see conftest.py
 RESULTS = ("manifest.json", "checkpoints", "metrics.jsonl", "export", "evaluation.json", "report.html")
@@ -146,7 +151,25 @@ def test_empty_places_are_told_before_a_machine_is_taken(
     result = shardline("check", run_yaml(tmp_path, cpu_ranks=3, micro_batch_rows=2))
     assert result.code == 0
     assert "4 of 12 places empty; none would be on 2 or 4 ranks, or with a global batch of 6 or 12 rows" in result.out
-    assert "WARNING        train.global_batch_rows: 8 rows for 3 ranks x 2 micro_batch_rows: 33% of" in result.out
+    result = shardline("check", run_yaml(tmp_path, cpu_ranks=7, micro_batch_rows=2))
+    assert "WARNING        train.global_batch_rows: 8 rows for 7 ranks x 2 micro_batch_rows: 43% of" in result.out
+
+
+def test_how_equal_the_ranks_shares_are_is_told_and_a_run_that_began_in_turn_keeps_doing_so(
+    tmp_path: Path, run_yaml: Callable[..., Path], shardline: Command
+) -> None:
+    path = run_yaml(tmp_path, cpu_ranks=2)
+    assert "balance" not in shardline("check", path).out  # the data lists no file of the rows' work: as older data
+    shards = Path(shutil.copytree(load_run(path).shards, tmp_path / "data"))
+    write_manifest(shards, replace(read_manifest(shards), others=list_others(shards)))
+    check = ("check", path, "-o", f"data.folder={shards}")
+    said = shardline(*check).out
+    assert "balance      the ranks' attention work differs by" in said and "; in turn it would be" in said
+    root = Path(re.findall("the run goes to (.*)", said)[0])
+    root.mkdir(parents=True)
+    (root / "plan.json").write_text("{}")
+    said = shardline(*check).out
+    assert ": batches are dealt in turn, as when the run began" in said
 
 
 def test_shards_of_another_tokenizer_are_told_before_a_machine_is_taken(

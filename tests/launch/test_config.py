@@ -16,7 +16,7 @@ from launch.data.init import SHAPES, write_init
 from launch.saved_config import load_run, save_config, saved_text
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
+EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if "cluster" not in path.parts)
 TRAINED = {"train": {"vocab_size": 512}}
 
 

@@ -109,9 +109,9 @@ def test_a_folder_in_the_place_of_a_configuration_is_no_run(tmp_path: Path, shar
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_RANK is not set"),
-        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK=x: expected a number"),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2: the ranks of a world of 2 are 0 to 1"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK and WORLD_SIZE are set, but not LOCAL_RANK"),
+        ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=x: expected a number"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=2: the ranks of a world of 2 are 0 to 1"),
     ],
 )
 def test_a_launcher_that_says_half_is_told_what_is_missing(

@@ -70,7 +70,7 @@ def test_what_the_yaml_fixes_is_kept(capsys: pytest.CaptureFixture[str]) -> None
     fixed = ["-o", "train.micro_batch_rows=2", "-o", "train.activation_checkpointing=true"]
     assert check("--nodes", "2", *fixed) == 0
     out = capsys.readouterr().out
-    assert "micro_batch_rows: 2, activation_checkpointing: True" in out
+    assert "micro_batch_rows: 2, activation_checkpointing: full" in out
     row = next(line for line in out.splitlines() if line.split()[:2] == ["2", "16"])
     assert row.split()[3:5] == ["2", "full"]
 

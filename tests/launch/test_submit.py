@@ -222,12 +222,6 @@ def test_what_is_wrong_in_the_yaml_never_enters_the_queue(site: Site, keys: dict
     assert (site.jobs(), site.paths.root.exists()) == ([], False)
 
 
-def test_a_container_is_refused_where_the_script_would_ignore_it(site: Site) -> None:
-    site.change(cluster={"container": {"image": "a.sif", "runtime": "apptainer"}})
-    assert "SHARDLINE_PYTHON" in (ROOT / "launch" / "train.sh").read_text()
-    site.submit("--from", "prepare").assert_refused("prepare.sh does not start Python in containers")
-
-
 def test_stages_that_are_done_are_left_out(site: Site, write_checkpoint: Callable[..., Path]) -> None:
     run = load_run(site.yaml)
     assert list(stages_to_do(run)) == ["train", "export", "evaluate"]

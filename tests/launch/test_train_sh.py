@@ -15,13 +15,17 @@ import pytest
 
 from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run
+from cluster.journal.records import read_events
 from cluster.paths import RunPaths
+from cluster.slurm.srun_output import BEGINS
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "launch" / "train.sh"
-SRUN = """#!/usr/bin/env bash
+SRUN = f"""#!/usr/bin/env bash
 echo >>"$FAKES/starts"
 printf '%s\\n' "$MASTER_ADDR" "$MASTER_PORT" "$SHARDLINE_LAUNCHER" "$@" >"$FAKES/started"
+eval "$SRUN_FAILS"
+echo "{BEGINS}" >&2
 eval "$SRUN_DOES"
 """
 SCONTROL = """#!/usr/bin/env bash
@@ -33,6 +37,7 @@ case "$1 $2" in
 esac
 """
 SQUEUE = """#!/usr/bin/env bash
+[[ $* != *%e* ]] || { echo "$END_TIME"; exit; }
 [[ ! -e $FAKES/step ]] || { cat "$FAKES/step" && touch "$FAKES/looked"; }
 """
 
@@ -68,9 +73,12 @@ def run_job(tmp_path: Path, run_yaml: Callable[..., Path]) -> Callable[..., Resu
             "VIRTUAL_ENV": sys.prefix,
             "FAKES": str(fakes),
             "SRUN_DOES": srun,
+            "SRUN_FAILS": "",
+            "END_TIME": "NONE",
             "FACTS": facts,
             "COMMAND": f"{TRAIN} run.yaml",
             "SHARDLINE_PATIENCE": "0",
+            "SHARDLINE_PREFLIGHT": "off",  # tests/launch/test_bad_hosts.py
             "SCONTROL_DOES": "",
             "SLURM_JOB_ID": "12345",
             "SLURM_JOB_NODELIST": "node[7-8]",
@@ -136,6 +144,47 @@ def test_ranks_that_fail_once_are_started_again_in_the_same_job(run_job: Callabl
     result = run_job(srun='[[ $(wc -l <"$FAKES/starts") == 2 ]]')
     assert (result.code, result.starts) == (0, 2)
     assert "the ranks ended with 1: restarting them" in result.stderr
+
+
+@pytest.mark.parametrize("code", [0, 233])
+def test_an_srun_that_fails_before_a_rank_begins_is_called_again_and_does_not_count(
+    run_job: Callable[..., Result], tmp_path: Path, code: int
+) -> None:
+    fails = f'[[ $(wc -l <"$FAKES/starts") -gt 3 ]] || {{ echo "srun: error: no slurmd" >&2; exit {code}; }}'
+    result = run_job(SRUN_FAILS=fails)
+    assert (result.code, result.starts) == (0, 4)
+    assert "srun could not start the ranks (no slurmd): trying again" in result.stderr
+    assert [event["event"] for event in read_events(RunPaths(tmp_path / "my runs/run"))] == ["launch"]
+
+
+def test_an_srun_that_never_starts_a_rank_ends_the_job_with_its_reason(run_job: Callable[..., Result]) -> None:
+    result = run_job(SRUN_FAILS="echo 'srun: error: Requested node configuration is not available' >&2; exit 1")
+    assert (result.code, result.starts, result.requeued) == (2, 8, [])
+    assert "srun failed 8 times without starting the ranks; at last with: Requested node conf" in result.stderr
+
+
+def test_an_srun_that_fails_in_a_job_that_ends_is_not_called_again(run_job: Callable[..., Result]) -> None:
+    result = run_job(SRUN_FAILS="exit 233", facts="JobState=COMPLETING Reason=None")
+    assert (result.code, result.starts) == (1, 1)
+
+
+def test_the_reason_that_is_recorded_names_the_rank_that_was_killed_and_the_signal(
+    run_job: Callable[..., Result], tmp_path: Path
+) -> None:
+    killed = "echo 'srun: error: node8: task 1: Killed' >&2; exit 137"
+    run_job(srun=f'[[ $(wc -l <"$FAKES/starts") != 1 ]] || {{ {killed}; }}')
+    reasons = [event.get("reason") for event in read_events(RunPaths(tmp_path / "my runs/run"))]
+    assert reasons == [None, "rank 1 on node8 was killed by SIGKILL", None]
+
+
+def test_ranks_know_when_the_time_limit_ends_the_job_though_slurm_does_not_tell_the_job(
+    run_job: Callable[..., Result], tmp_path: Path
+) -> None:
+    told = 'echo "$SLURM_JOB_END_TIME" >"$FAKES/end"'
+    run_job(srun=told, END_TIME="1700000000")
+    assert lines_of(tmp_path / "fakes" / "end") == ["1700000000"]
+    run_job(srun=told, SLURM_JOB_END_TIME="1800000000")
+    assert lines_of(tmp_path / "fakes" / "end") == ["1800000000"]
 
 
 @pytest.mark.parametrize("facts", ["JobState=COMPLETING Reason=None", "JobState=NODE_FAIL Reason=None"])
@@ -230,7 +279,7 @@ def test_no_answer_from_the_controller_does_not_end_a_job_whose_ranks_have_faile
 ) -> None:
     result = run_job(srun='[[ -e $FAKES/away ]] && exit 0; touch "$FAKES/away"; exit 137', SCONTROL_DOES=NO_ANSWER)
     assert (result.code, result.starts) == (0, 2)
-    assert "no answer to `scontrol show job 12345`: asking again for ten minutes" in result.stderr
+    assert "no answer to `scontrol show job 12345`: asking again for 10 minutes" in result.stderr
 
 
 def test_a_controller_that_is_away_when_the_job_starts_is_asked_again(
@@ -256,7 +305,7 @@ def test_what_srun_and_salloc_have_left_in_the_environment_does_not_reach_the_ra
 def test_a_task_of_srun_starts_no_ranks(run_job: Callable[..., Result]) -> None:
     result = run_job(SLURM_STEP_NUM_TASKS="2")
     assert (result.code, result.starts) == (2, 0)
-    assert "train.sh was started 2 times, by srun; it starts the ranks itself" in result.stderr
+    assert "train.sh was started 2 times, by srun; it uses all hosts of the job itself" in result.stderr
 
 
 def test_a_heterogeneous_job_is_refused(run_job: Callable[..., Result]) -> None:
@@ -299,6 +348,14 @@ def test_without_gpus_each_task_is_a_rank(run_job: Callable[..., Result]) -> Non
     started = run_job(SLURM_TASKS_PER_NODE="2(x2)", SLURM_NTASKS="4").started
     assert {"--ntasks=4", "--ntasks-per-node=2", "--cpus-per-task=16"} <= set(started)
     assert not any(argument.startswith("--gpu") for argument in started)
+
+
+def test_a_number_of_tasks_that_another_job_has_left_is_not_the_layout(run_job: Callable[..., Result]) -> None:
+    left = {"SLURM_TASKS_PER_NODE": "4(x2)", "SLURM_NTASKS": "8"}  # as --exclusive without -n sets the first of them
+    result = run_job(facts="JobState=RUNNING NumTasks=2", **left)
+    assert {"--ntasks=2", "--ntasks-per-node=1"} <= set(result.started)
+    assert "SLURM_NTASKS=8 is left over from another job" in result.stderr
+    assert "--ntasks=8" in run_job(facts="JobState=RUNNING NumTasks=8", **left).started
 
 
 def test_fewer_cpus_than_gpus_end_before_a_rank_starts(run_job: Callable[..., Result]) -> None:

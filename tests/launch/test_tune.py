@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.journal import read_events, read_lines
+from cluster.journal.records import read_events, read_lines
 from cluster.paths import RunPaths
 from launch.saved_config import load_run
 from launch.tuning.space import check_space, read_space
 from launch.tuning.study import StudyFolder, optuna, take
+from launch.tuning.trial_run import StopSignals
 from tests.launch.conftest import ROOT, Result
 
 SPACE = "train.learning_rate: {low: 1e-4, high: 1e-2, log: true}\n"
@@ -70,6 +71,18 @@ def test_a_new_trial_that_another_process_takes_first_is_left_to_it(tmp_path: Pa
     with ExitStack() as held:
         assert take(study, folder, 2, held) == 1
         assert take(study, folder, 2, held) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_notice_of_slurm_reaches_the_trial(number: signal.Signals) -> None:
+    listens = f"trap 'exit 75' {number.name.removeprefix('SIG')}; echo; while :; do sleep 0.05; done"
+    signals = StopSignals()
+    with signals.installed(), subprocess.Popen(["sh", "-c", listens], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        signals.process = process
+        os.kill(os.getpid(), number)
+        assert process.wait(30) == 75
+    assert not signals.is_interrupted
 
 
 def test_the_job_array_has_a_task_for_each_trial_and_the_options_of_the_person(

@@ -3,7 +3,8 @@
 #   slurmctld slurmd slurm-client munge iproute2 util-linux procps
 #
 #   cluster.sh run FOLDER HOSTS             start it: the controller (host ctl) and node1..nodeN; it lasts as long as
-#                                           this process, and writes FOLDER/ready once all nodes are idle
+#                                           this process, and writes FOLDER/ready once all nodes are idle; the default
+#                                           partition has the first two nodes, the partition `spare` has all
 #   cluster.sh on FOLDER HOST COMMAND...    run a command on a host, in the current folder
 #   cluster.sh power-off FOLDER HOST        end every process of a host at once, and unplug it
 #   cluster.sh power-on FOLDER HOST         start it again
@@ -58,7 +59,8 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 GresTypes=gpu
 NodeName=node[1-$1] NodeAddr=10.77.0.[11-$((10 + $1))] CPUs=4 Gres=gpu:2 State=UNKNOWN
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=all Nodes=node[1-$(($1 < 2 ? $1 : 2))] Default=YES MaxTime=INFINITE State=UP
+PartitionName=spare Nodes=ALL MaxTime=INFINITE State=UP
 SETTINGS
 }
 
@@ -90,7 +92,7 @@ run_controller() { # HOSTS
   for ((host = 1; host <= $1; host++)); do
     boot "node$host"
   done
-  until [[ $(sinfo --noheader --states=idle --format=%D) == "$1" ]]; do
+  until [[ $(sinfo --noheader --partition=spare --states=idle --format=%D) == "$1" ]]; do
     (($(jobs -r | wc -l) == $1 + 1)) || return 1 # a daemon has ended: its reason is above
     sleep 0.2
   done

@@ -1,4 +1,4 @@
-"""A real Slurm cluster of two hosts, for as long as the tests of this folder run: see cluster.sh."""
+"""A real Slurm cluster of two hosts and a spare one, for as long as the tests of this folder run: see cluster.sh."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Slurm:
-    """The cluster: hosts ctl, node1 and node2."""
+    """The cluster: hosts ctl, node1 and node2; and node3, which only jobs in the partition `spare` get."""
 
     folder: Path
 
@@ -75,6 +75,7 @@ class Slurm:
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "VIRTUAL_ENV": sys.prefix,
+            "SHARDLINE_PREFLIGHT": "off",  # test_bad_hosts.py has its own environment
             "SHARDLINE_PATIENCE": "0.3",  # else a step must be gone for 30 s before its srun is ended
         }
         result = subprocess.run(
@@ -132,7 +133,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     folder = tmp_path_factory.mktemp("slurm")
     with (folder / "cluster.log").open("wb") as log:
-        cluster = subprocess.Popen([str(CLUSTER), "run", str(folder), "2"], stdout=log, stderr=subprocess.STDOUT)
+        cluster = subprocess.Popen([str(CLUSTER), "run", str(folder), "3"], stdout=log, stderr=subprocess.STDOUT)
     try:
         until(
             lambda: (folder / "ready").exists() or cluster.poll() is not None,

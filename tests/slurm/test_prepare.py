@@ -12,6 +12,7 @@ from cluster.paths import RunPaths
 from data_prep.config import DataConfig
 from data_prep.prepare import prepare
 from data_prep.shards import Manifest, read_manifest
+from tests.slurm.conftest import until
 
 pytestmark = pytest.mark.slurm
 
@@ -66,3 +67,37 @@ def test_a_host_that_loses_its_power_changes_not_a_byte(slurm: Any, tmp_path: Pa
     assert job.wait()["JobState"] == "COMPLETED", job.log()
     assert not list(Path("/tmp").glob(f"ray-{job.number}-*"))
     assert read_manifest(tmp_path / "run/shards").digest == alone.digest
+
+
+def test_a_host_that_is_lost_when_the_job_starts_is_named_and_does_not_cost_the_job(
+    slurm: Any, tmp_path: Path, corpus: Path
+) -> None:
+    alone = on_one_machine(tmp_path, corpus)
+    run = run_file(tmp_path, corpus)
+    slurm.unplug("node2")
+    try:
+        job = slurm.submit("-N2", "--exclusive", str(ROOT / "launch/prepare.sh"), str(run), cwd=tmp_path)
+        job.wait_for(lambda: "next: shardline train" in job.log())
+    finally:
+        slurm.plug_in("node2")
+    assert job.wait()["JobState"] == "COMPLETED", job.log()
+    assert "Ray: 1 of 2 hosts joined within 18 s; continuing without node2" in job.log()
+    assert read_manifest(tmp_path / "run/shards").digest == alone.digest
+
+
+def test_a_cancelled_job_leaves_nothing_of_ray_on_its_hosts(slurm: Any, tmp_path: Path, corpus: Path) -> None:
+    run = run_file(tmp_path, corpus)
+    before = set(Path("/tmp").glob("ray*"))
+    job = slurm.submit("-N2", "--exclusive", str(ROOT / "launch/prepare.sh"), str(run), cwd=tmp_path)
+    job.wait_for(lambda: bool(list(RunPaths(tmp_path / "run").shards.glob("work/*.arrow"))))
+    slurm.on("ctl", "scancel", job.number)
+    assert job.wait()["JobState"] == "CANCELLED"
+    until(lambda: set(Path("/tmp").glob("ray*")) <= before, lambda: f"left: {set(Path('/tmp').glob('ray*')) - before}")
+
+
+def test_a_second_one_in_the_same_allocation_starts_a_ray_of_its_own(slurm: Any, tmp_path: Path, corpus: Path) -> None:
+    run = run_file(tmp_path, corpus)
+    prepare = f"'{ROOT}/launch/prepare.sh' '{run}' -o folder=one && '{ROOT}/launch/prepare.sh' '{run}' -o folder=two"
+    slurm.on("ctl", "salloc", "-N2", "--exclusive", "bash", "-c", f"({prepare}) >log 2>&1 || cat log", cwd=tmp_path)
+    one, two = (read_manifest(tmp_path / name / "shards").digest for name in ("one", "two"))
+    assert one == two, (tmp_path / "log").read_text()

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster.journal import read_lines
+from cluster.journal.records import read_events, read_lines
+from cluster.paths import RunPaths
 
 pytestmark = pytest.mark.slurm
 
@@ -145,6 +146,15 @@ def test_the_notice_of_the_time_limit_puts_the_job_back_into_the_queue_with_a_ch
     assert "SIGUSR2" in job.log()
 
 
+def test_a_rank_that_is_killed_is_the_recorded_reason_with_its_host_and_the_signal(endless_job: Any) -> None:
+    job, before = endless_job, len(attempts(endless_job))
+    rank = heartbeats(job)[1]
+    job.cluster.on(rank["host"], "kill", "-KILL", str(rank["pid"]))
+    job.wait_for(lambda: len(attempts(job)) == before + 2)  # its end, and the start of the ranks in the same job
+    ends = [event["reason"] for event in read_events(RunPaths(job.folder / "run")) if event["event"] == "end"]
+    assert ends[-1] == "rank 1 on node2 was killed by SIGKILL"
+
+
 def test_a_stop_file_ends_the_job_with_a_checkpoint_and_leaves_it_out_of_the_queue(endless_job: Any) -> None:
     job = endless_job
     restarts = job.facts()["Restarts"]
@@ -165,6 +175,11 @@ def test_a_rank_that_hangs_on_one_host_is_named_and_the_ranks_start_again_in_the
     facts = job.wait()
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0")
     assert "they wait for rank 1 on node2" in job.log() and "restarting them" in job.log()
+    logs = {path.name: path.read_text() for path in (job.folder / "run" / "logs").iterdir()}
+    assert logs.keys() == {f"{job.number}-{attempt}-rank{rank}.log" for attempt in (1, 2) for rank in (0, 1)}
+    assert logs[f"{job.number}-1-rank1.log"].startswith("== rank 1 of 2 on node2, process ")
+    assert f"step {STEPS}/{STEPS}" in logs[f"{job.number}-2-rank0.log"] and f"step {STEPS}/{STEPS}" in job.log()
+    assert f"; log: {job.folder}/run/logs/{job.number}-1-rank1.log" in job.log()
     assert [event for event, _ in attempts(job)] == ["start", "end", "start", "end"]
     assert losses(job) == losses(whole_run[0])
 

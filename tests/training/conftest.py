@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.journal import read_events, read_lines
+from cluster.journal.records import read_events, read_lines
 from cluster.paths import RunPaths
 from data_prep.shards import SPLITS, Manifest, Piece, template_digest, tokenizer_digest
 from data_prep.shards.writing import PackedRow, PackedRows, row_schema, write_manifest, write_shard, write_split_files

@@ -102,6 +102,9 @@ class FakeEngine:
     def all_reduce_max(self, value: int) -> int:
         return value
 
+    def largest_and_each(self, value: int, own: int) -> tuple[int, list[int]]:
+        return value, [own]
+
 
 class FakeBatches:
     def for_step(self, step: int) -> StepBatch:
@@ -170,6 +173,9 @@ class FakeJournal:
 
     def step(self, record: dict[str, Any]) -> None:
         self.life.moment()
+
+    def slow_rank(self, rank: int, excess: float, steps: int) -> None:
+        raise AssertionError("a rank alone is no slow one")
 
     def skip(self, step: int, reason: str, rows: Sequence[int]) -> None:
         assert list(rows) == [step - 1]

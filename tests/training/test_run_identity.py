@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import CheckpointError
+from cluster.paths import RunPaths
 from training.config import TrainConfig
+from training.order import BY_WORK, IN_TURN
 from training.plan import identity_of, make_schedule
-from training.run_identity import check_identity, committed_identity
+from training.run_identity import check_identity, committed_identity, deal_of_run, trained_on_other_shards
 
 ROWS = 100
 FOLDER = Path("runs/t/checkpoints/step-000010")
@@ -100,3 +103,42 @@ def test_the_newest_readable_checkpoint_identifies_the_run(tmp_path: Path) -> No
     (tmp_path / "step-000011.partial").mkdir()
     assert committed_identity(tmp_path) == (tmp_path / "step-000005", {"seed": 1}, 5)
     assert committed_identity(tmp_path / "nowhere") is None
+
+
+def manifest_with(*names: str) -> Any:
+    return SimpleNamespace(others=[SimpleNamespace(path=name) for name in names])
+
+
+SINCE, BEFORE = manifest_with("train/attention_work.npy"), manifest_with()
+
+
+def test_a_run_deals_as_it_began_and_a_new_one_by_work_if_the_data_tells_it(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    assert deal_of_run(paths, SINCE) == BY_WORK
+    assert deal_of_run(paths, BEFORE) == IN_TURN
+    for record, deal in (({"seed": 0}, IN_TURN), ({"seed": 0, "deal": BY_WORK}, BY_WORK)):
+        paths.plan.write_text(json.dumps(record))  # of a run without a checkpoint
+        assert deal_of_run(paths, SINCE) == deal
+    (paths.checkpoints / "step-000005").mkdir(parents=True)
+    (paths.checkpoints / "step-000005" / "commit.json").write_text('{"identity": {"seed": 0}, "step": 5}')
+    assert deal_of_run(paths, SINCE) == IN_TURN
+    (paths.checkpoints / "step-000005" / "commit.json").write_text('{"identity": {"deal": 3}, "step": 5}')
+    with pytest.raises(CheckpointError, match="dealt in way 3, this version knows 1 and 2"):
+        deal_of_run(paths, SINCE)
+
+
+def test_a_run_that_began_before_batches_were_dealt_by_work_is_the_same_run_only_if_dealt_in_turn() -> None:
+    began = {key: value for key, value in identity().items() if key != "deal"}
+    check_identity(began, identity_of(TrainConfig(global_batch_rows=10), "data", 0, IN_TURN), FOLDER)
+    with pytest.raises(CheckpointError, match="deal was None, is 2"):
+        check_identity(began, identity(), FOLDER)
+
+
+def test_a_run_whose_shards_were_replaced_is_told_from_one_that_has_none_yet(tmp_path: Path) -> None:
+    paths, manifest = RunPaths(tmp_path), SimpleNamespace(content_digest="new")
+    assert trained_on_other_shards(paths, manifest) is None  # type: ignore[arg-type]
+    (paths.checkpoints / "step-000005").mkdir(parents=True)
+    for data, is_other in (("new", False), ("old", True)):
+        commit = {"identity": {"data": data}, "step": 5}
+        (paths.checkpoints / "step-000005" / "commit.json").write_text(json.dumps(commit))
+        assert bool(trained_on_other_shards(paths, manifest)) == is_other  # type: ignore[arg-type]

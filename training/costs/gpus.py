@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.errors import ConfigError
 
@@ -33,6 +33,22 @@ class GpuKind:
     is_compared: bool
 
 
+# Dense bf16 FLOPs a second by a word of the name that torch gives a device, the more exact name first: from NVIDIA's
+# data sheets, which give twice that, with sparsity, from Hopper on. It is the only table of peaks.
+PEAKS: Mapping[str, float] = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A40": 149.7e12,
+    "A10": 125e12,
+}
+NO_PEAK = ("H100 NVL", "MIG")  # another clock; a part of a GPU: they contain a name above
+
 # Sources. Dense bf16 peak, memory bandwidth, NVLink (half of what sheets give, which is both ways) and PCIe (the same):
 # NVIDIA's data sheets "H100 Tensor Core GPU" (SXM), "H200 Tensor Core GPU" (SXM), "A100 Tensor Core GPU" (SXM4) and
 # "HGX B200"; Hopper's and Blackwell's sheets give twice the dense FLOPs, with sparsity. Network: the guides of DGX A100
@@ -43,7 +59,7 @@ class GpuKind:
 H100 = GpuKind(
     name="H100",
     memory_bytes=79.1 * GIB,
-    peak_flops=989e12,
+    peak_flops=PEAKS["H100"],
     hbm=3.35e12,
     nvlink=450e9,
     network_gbit=3200,
@@ -54,11 +70,11 @@ H100 = GpuKind(
 )
 KINDS: Mapping[str, GpuKind] = {
     "h100": H100,
-    "h200": GpuKind(**{**vars(H100), "name": "H200", "memory_bytes": 139.8 * GIB, "hbm": 4.8e12}),
+    "h200": replace(H100, name="H200", memory_bytes=139.8 * GIB, hbm=4.8e12, peak_flops=PEAKS["H200"]),
     "a100-80": GpuKind(
         name="A100-80",
         memory_bytes=79.2 * GIB,
-        peak_flops=312e12,
+        peak_flops=PEAKS["A100"],
         hbm=2.039e12,
         nvlink=300e9,
         network_gbit=1600,
@@ -70,7 +86,7 @@ KINDS: Mapping[str, GpuKind] = {
     "a100-40": GpuKind(
         name="A100-40",
         memory_bytes=39.4 * GIB,
-        peak_flops=312e12,
+        peak_flops=PEAKS["A100"],
         hbm=1.555e12,
         nvlink=300e9,
         network_gbit=1600,
@@ -82,7 +98,7 @@ KINDS: Mapping[str, GpuKind] = {
     "b200": GpuKind(
         name="B200",
         memory_bytes=178.3 * GIB,
-        peak_flops=2250e12,
+        peak_flops=PEAKS["B200"],
         hbm=7.68e12,
         nvlink=900e9,
         network_gbit=3200,
@@ -134,7 +150,21 @@ def parse_network(text: str) -> float:
     return total
 
 
+def peak_of(device: str) -> float | None:
+    """Return the dense bf16 FLOPs a second of a device by the name that torch gives it; None rather than a guess."""
+    words = words_of(device)
+    if any(f" {name} " in words for name in NO_PEAK):
+        return None
+    return next((peak for name, peak in PEAKS.items() if f" {name} " in words), None)
+
+
+def words_of(device: str) -> str:
+    return f" {device.replace('-', ' ')} "
+
+
 def kind_of_device(device: str) -> GpuKind | None:
     """Return the kind of a device by the name that torch gives it; None if it is not in the table."""
-    words = f" {device.replace('-', ' ')} "
+    words = words_of(device)
+    if any(f" {name} " in words for name in NO_PEAK):
+        return None
     return next((KINDS[kind] for name, kind in DEVICE_NAMES.items() if f" {name} " in words), None)

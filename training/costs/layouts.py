@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from training.config import ActivationCheckpointing
+from training.costs.buckets import Buckets
 from training.costs.gpus import Cluster
 from training.costs.memory import Layout, Memory, Offload, memory_of, usable
 from training.costs.saving import STORAGE, Saving, saving_of
@@ -13,6 +16,7 @@ from training.costs.shapes import ModelShape
 from training.costs.speed import StepTime, Traffic, Work, flops_of, step_time, traffic_of
 
 STAGES = (1, 2, 3)
+CHECKPOINTING: tuple[ActivationCheckpointing, ...] = ("none", "selective", "full")  # from the fastest to the smallest
 MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 OFFLOADS: dict[int, tuple[Offload, ...]] = {1: ("none",), 2: ("none", "optimizer"), 3: ("none", "optimizer", "all")}
 AS_FAST = 1.01  # within so much of the fastest, the lowest stage without recomputation and offload is taken
@@ -29,9 +33,13 @@ class Wanted:
     row_tokens: int
     weight_bytes: int = 2
     micro_batch_rows: int | None = None
-    is_recomputed: bool | None = None
+    checkpointing: ActivationCheckpointing | None = None
     stage: int | None = None
     offload: Offload | None = None
+    buckets: Buckets | None = None
+    loss_chunk_tokens: int | None = None
+    is_compiled: bool = False
+    hpz: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,24 +107,39 @@ def fastest(fitting: Sequence[Prediction]) -> Prediction:
 
 def plainness(one: Prediction) -> tuple[object, ...]:
     layout = one.layout
-    return (layout.offload != "none", layout.stage, layout.is_recomputed, one.time.total)
+    is_odd = layout.offload != "none", layout.hpz_ranks is not None
+    return (*is_odd, layout.stage, CHECKPOINTING.index(layout.checkpointing), one.time.total)
 
 
 def layouts(wanted: Wanted, cluster: Cluster) -> Iterator[Layout]:
     """Yield every layout that the YAML leaves open. Micro batches divide the batch where some do."""
+    kinds = CHECKPOINTING if wanted.checkpointing is None else (wanted.checkpointing,)
+    for stage, offload, hpz_ranks in placements(wanted, cluster):
+        for checkpointing, rows in itertools.product(kinds, micro_batches(wanted, cluster)):
+            yield Layout(
+                ranks=cluster.gpus,
+                stage=stage,
+                micro_batch_rows=rows,
+                row_tokens=wanted.row_tokens,
+                checkpointing=checkpointing,
+                offload=offload,
+                weight_bytes=wanted.weight_bytes,
+                buckets=wanted.buckets,
+                loss_chunk_tokens=wanted.loss_chunk_tokens,
+                is_compiled=wanted.is_compiled,
+                hpz_ranks=hpz_ranks,
+            )
+
+
+def placements(wanted: Wanted, cluster: Cluster) -> Iterator[tuple[int, Offload, int | None]]:
+    """Yield each stage with what is offloaded, and over how many ranks hpZ keeps a copy, if it does."""
     for stage in STAGES if wanted.stage is None else (wanted.stage,):
         for offload in OFFLOADS[stage] if wanted.offload is None else (wanted.offload,):
-            for is_recomputed in (False, True) if wanted.is_recomputed is None else (wanted.is_recomputed,):
-                for rows in micro_batches(wanted, cluster):
-                    yield Layout(
-                        ranks=cluster.gpus,
-                        stage=stage,
-                        micro_batch_rows=rows,
-                        row_tokens=wanted.row_tokens,
-                        is_recomputed=is_recomputed,
-                        offload=offload,
-                        weight_bytes=wanted.weight_bytes,
-                    )
+            can = stage == 3 and offload != "all" and cluster.nodes > 1
+            if not (can and wanted.hpz):
+                yield stage, offload, None
+            if can and wanted.hpz is not False:
+                yield stage, offload, cluster.gpus_per_node
 
 
 def micro_batches(wanted: Wanted, cluster: Cluster) -> list[int]:
@@ -174,11 +197,11 @@ def misfit_text(shape: ModelShape, wanted: Wanted, cluster: Cluster) -> str:
 def what_would_fit(shape: ModelShape, wanted: Wanted, cluster: Cluster) -> str:
     """Return which key of the YAML is in the way, or the number of nodes that would do, in doublings."""
     for key, freed in {
-        "train.activation_checkpointing": replace(wanted, is_recomputed=None),
+        "train.activation_checkpointing": replace(wanted, checkpointing=None),
         "train.micro_batch_rows": replace(wanted, micro_batch_rows=None),
         "train.deepspeed": replace(wanted, stage=None, offload=None),
         "train.micro_batch_rows, train.activation_checkpointing and train.deepspeed": replace(
-            wanted, is_recomputed=None, micro_batch_rows=None, stage=None, offload=None
+            wanted, checkpointing=None, micro_batch_rows=None, stage=None, offload=None
         ),
     }.items():
         if any(does_fit(shape, one, cluster) for one in layouts(freed, cluster)):

@@ -10,14 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from training.config import ActivationCheckpointing
+from training.costs.buckets import Buckets, sized_buckets
 from training.costs.shapes import ModelShape
 from training.optimizer_state import ITEM_BYTES, STATE_BYTES_PER_PARAMETER
 
 Offload = Literal["none", "optimizer", "all"]
-BUCKET = 500_000_000  # elements of reduce and prefetch buckets in ds_configs/
 MAX_LIVE = 1_000_000_000  # elements that ZeRO-3 keeps gathered, in ds_configs/
 OPTIMIZER_GROUP = 1_000_000_000  # elements that ZeRO-3 updates at a time: DeepSpeed's sub_group_size
-CHUNK_LOGITS = 1 << 24  # of training/step/loss.py, which imports torch
+CHUNK_LOGITS = 1 << 22  # of training/step/loss.py, which imports torch
 HEADROOM = 0.10  # of a GPU's memory kept free: fragments of the allocator, and the stated error of a prediction
 CONTEXT = 2.0e9  # of CUDA and NCCL, outside of torch's allocator: 1 to 2.5 GB on Hopper
 
@@ -33,10 +34,13 @@ class Layout:
     stage: int
     micro_batch_rows: int
     row_tokens: int
-    is_recomputed: bool = False
+    checkpointing: ActivationCheckpointing = "none"
     offload: Offload = "none"
+    buckets: Buckets | None = None  # None: sized from the model, as on GPUs
+    loss_chunk_tokens: int | None = None
     weight_bytes: int = 2
     is_compiled: bool = False
+    hpz_ranks: int | None = None  # over which hpZ partitions a second copy of the weights; None: no copy
     partly_recomputed: float = 0.0
 
     @property
@@ -45,8 +49,13 @@ class Layout:
 
     @property
     def passes(self) -> float:
-        """Return the cost of forward, recomputation and backward, in units of forward and backward alone."""
-        return 1.0 + (1.0 if self.is_recomputed else self.partly_recomputed) / 3
+        """Return what products and attention cost with recomputation, in units of forward and backward alone."""
+        return 1.0 + (1.0 if self.checkpointing == "full" else self.partly_recomputed) / 3
+
+    @property
+    def light_passes(self) -> float:
+        """Return the same of all other operations, which selective checkpointing computes again too."""
+        return self.passes if self.checkpointing == "none" else 4 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +111,9 @@ def state_of(shape: ModelShape, layout: Layout) -> dict[str, float]:
     gradients = {1: summed + layout.weight_bytes * shape.trained, 2: summed * share, 3: summed * share}
     if layout.weight_bytes == ITEM_BYTES:
         gradients[1] = summed
+    copy = whole / layout.hpz_ranks if layout.hpz_ranks else 0.0
     return {
-        "weights": whole * share if layout.stage == 3 else whole,
+        "weights": whole * share + copy if layout.stage == 3 else whole,
         "gradients": gradients[layout.stage],
         "master": ITEM_BYTES * shape.trained * share,
         "moments": (STATE_BYTES_PER_PARAMETER - ITEM_BYTES) * shape.trained * share,
@@ -114,7 +124,7 @@ def gathered(shape: ModelShape, layout: Layout) -> float:
     """Return the bytes of whole weights that ZeRO-3 keeps: a layer and what is fetched ahead, or what it may keep."""
     if layout.stage != 3:
         return 0.0
-    ahead = shape.largest_gather + BUCKET
+    ahead = shape.largest_gather + buckets_of(shape, layout).prefetch
     return float(layout.weight_bytes * min(shape.total, max(MAX_LIVE, ahead)))
 
 
@@ -123,17 +133,35 @@ def buckets(shape: ModelShape, layout: Layout) -> float:
 
     In stage 2 two are filled in turn; a layer larger than the bucket is reduced on its own.
     """
-    sent = min(max(BUCKET, shape.largest_trained), shape.trained)
-    filled = {1: 0, 2: 2 * BUCKET, 3: BUCKET}[layout.stage]
+    bucket = buckets_of(shape, layout).reduce
+    sent = min(max(bucket, shape.largest_trained), shape.trained)
+    filled = {1: 0, 2: 2 * bucket, 3: bucket}[layout.stage]
     return float(layout.weight_bytes * (filled + sent))
 
 
+def buckets_of(shape: ModelShape, layout: Layout) -> Buckets:
+    return layout.buckets or sized_buckets(shape)
+
+
 def activations(shape: ModelShape, layout: Layout) -> float:
-    """Return the bytes kept for backward, and in recomputation one layer's own beside the inputs of all."""
+    """Return the bytes kept for backward, and in recomputation one layer's own beside what is kept of all."""
     layer = layer_bytes_per_token(shape, layout.weight_bytes)
-    if layout.is_recomputed:
+    if layout.checkpointing == "none":
+        return layout.tokens * shape.layers * layer
+    if layout.checkpointing == "full":
         return layout.tokens * (shape.layers * layout.weight_bytes * shape.width + layer)
-    return layout.tokens * shape.layers * layer
+    kept = selective_bytes_per_token(shape, layout.weight_bytes)
+    return layout.tokens * (shape.layers * kept + max(0.0, layer - kept))
+
+
+def selective_bytes_per_token(shape: ModelShape, item: int = 2) -> float:
+    """Return the bytes that selective checkpointing keeps of a layer for a token.
+
+    The layer's input; the outputs of its products, which are query, key, value, the output of attention's projection,
+    gate, up and down; and attention's output, with fp32 sums that are too small to count.
+    """
+    of_width = 3 * shape.width + 2 * shape.attention_width
+    return item * (of_width + 2 * shape.key_width + 2 * shape.feed_forward)
 
 
 def layer_bytes_per_token(shape: ModelShape, item: int = 2) -> float:
@@ -156,7 +184,8 @@ def head_and_loss(shape: ModelShape, layout: Layout) -> float:
     states and their gradient.
     """
     gradient = (ITEM_BYTES + layout.weight_bytes) * shape.head if shape.head_trained else 0
-    chunk = 3 * 4 * max(CHUNK_LOGITS, shape.head // 2)
+    wanted = layout.loss_chunk_tokens
+    chunk = 3 * 4 * (max(CHUNK_LOGITS, shape.head // 2) if wanted is None else wanted * shape.vocab)
     return (
         gradient
         + min(chunk, 12.0 * layout.tokens * shape.vocab)

@@ -109,18 +109,34 @@ def moved(shape: ModelShape, layout: Layout, accumulation: int) -> float:
     return updated + (accumulation * gradients if layout.stage == 2 else gradients)
 
 
+def moved_within(shape: ModelShape, layout: Layout, accumulation: int) -> float:
+    """Return how many of these bytes come from the node's own copy with hpZ: all weights but those gathered first."""
+    if layout.hpz_ranks is None or layout.stage != 3:
+        return 0.0
+    return (2 * accumulation - 1) * layout.weight_bytes * float(shape.total)
+
+
 def traffic_of(shape: ModelShape, layout: Layout, cluster: Cluster, accumulation: int) -> Traffic:
     """Return the bytes of one step over each kind of link."""
     whole = moved(shape, layout, accumulation)
     nodes, ranks = cluster.nodes, cluster.gpus
-    return Traffic(within=whole * (ranks - 1) / ranks, between=whole * (nodes - 1) / nodes)
+    between = (whole - moved_within(shape, layout, accumulation)) * (nodes - 1) / nodes
+    return Traffic(within=whole * (ranks - 1) / ranks, between=between)
+
+
+def communication_time(shape: ModelShape, layout: Layout, cluster: Cluster, accumulation: int) -> float:
+    """Return the seconds that a GPU receives: over NVLink what its node holds, the rest with all GPUs."""
+    own = moved_within(shape, layout, accumulation)
+    rest = (moved(shape, layout, accumulation) - own) * (cluster.gpus - 1) / cluster.gpus
+    own *= (cluster.gpus_per_node - 1) / cluster.gpus_per_node
+    return rest / bandwidth(cluster) + own / (NVLINK * cluster.kind.nvlink)
 
 
 def step_time(shape: ModelShape, work: Work, layout: Layout, cluster: Cluster, accumulation: int) -> StepTime:
     """Return the predicted time of an optimizer step of `accumulation` micro batches."""
     passed = arithmetic_time(shape, work, layout, cluster.kind)
     arithmetic = accumulation * max(passed, HOST_S[layout.stage] * shape.layers)
-    communication = traffic_of(shape, layout, cluster, accumulation).within / bandwidth(cluster)
+    communication = communication_time(shape, layout, cluster, accumulation)
     return StepTime(
         arithmetic=arithmetic,
         communication=communication,
@@ -134,9 +150,8 @@ def arithmetic_time(shape: ModelShape, work: Work, layout: Layout, kind: GpuKind
     flops, again = flops_of(shape, work), layout.passes
     products = (flops.products * again + flops.head) / (PRODUCTS * kind.peak_flops)
     attention = flops.attention * again / kind.attention_flops
-    rest = (
-        OTHER_BYTES[layout.is_compiled] * shape.layers * shape.width * again + LOSS_BYTES * shape.vocab * work.trained
-    )
+    light = OTHER_BYTES[layout.is_compiled] * shape.layers * shape.width * layout.light_passes
+    rest = light + LOSS_BYTES * shape.vocab * work.trained
     return layout.tokens * (products + attention + rest / (HBM * kind.hbm))
 
 

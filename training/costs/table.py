@@ -12,6 +12,7 @@ from training.costs.memory import HEADROOM, Layout, state_of
 from training.costs.shapes import LISTED, ModelShape
 from training.costs.speed import HELD_OUT_ERROR, MEAN_ERROR
 
+CHECKPOINTING = {"none": "-", "selective": "sel", "full": "full"}
 OFFLOAD = {"none": "-", "optimizer": "opt", "all": "all"}
 LAYOUTS = (
     ("nodes", 5), ("GPUs", 5), ("ZeRO", 4), ("rows", 4), ("AC", 4), ("offl", 4), ("GB/GPU", 7), ("step s", 6),
@@ -56,9 +57,9 @@ def cells(one: Prediction, steps: int | None) -> list[str]:
     return [
         f"{one.cluster.nodes}",
         f"{one.cluster.gpus}",
-        f"{layout.stage}",
+        f"{layout.stage}hpZ" if layout.hpz_ranks else f"{layout.stage}",
         f"{layout.micro_batch_rows}",
-        "full" if layout.is_recomputed else "-",
+        CHECKPOINTING[layout.checkpointing],
         OFFLOAD[layout.offload],
         f"{one.memory.gpu / 1e9:.0f}/{one.cluster.kind.memory_bytes / 1e9:.0f}",
         digits(one.time.total),
@@ -141,10 +142,11 @@ def explained(shape: ModelShape, cluster: Cluster, storage: float) -> Iterator[s
     )
     yield wrapped(
         "columns",
-        "rows: of a micro batch. tok/s: of all tokens of the rows, padding too. AC: activation checkpointing. offl:"
-        " states offloaded to the host, where nothing else fits or it is 1.25 times as fast; its time was not compared"
-        " with published runs. save s: training waits. every: best interval of saves (Young, Daly). goodput: share of"
-        " the time that is not lost to saves and failures; hours include the rest.",
+        "3hpZ: stage 3 with train.hpz. rows: of a micro batch. tok/s: of all tokens of the rows, padding too. AC:"
+        " activation checkpointing, sel or full. offl: states offloaded to the host, where nothing else fits or it is"
+        " 1.25 times as fast. Times of hpZ, sel and offl were not compared with published runs. save s: training waits."
+        " every: best interval of saves (Young, Daly). goodput: share of the time that is not lost to saves and"
+        " failures; hours include the rest.",
     )
 
 

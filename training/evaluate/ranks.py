@@ -32,6 +32,8 @@ from training.step.batches import micro_batch
 from training.zero.ds_config import deepspeed_config, read_template, stage_of
 from training.zero.engine import ZeroEngine
 
+UNFIXED = {"compile": "none", "attention": "auto", "loss_chunk_tokens": None}  # as here nothing is trained
+
 
 class PartitionedModels:
     """Both models over all ranks, one at a time. Collective."""
@@ -81,7 +83,7 @@ class PartitionedModels:
         frozen = [glob_of(name) for name in names[1:]]
         rows = self.world.size
         changes = {"lora": None, "freeze": frozen, "global_batch_rows": rows, "micro_batch_rows": 1}
-        train = self.train.model_copy(update={**changes, "activation_checkpointing": False})
+        train = self.train.model_copy(update={**changes, "activation_checkpointing": "none", **UNFIXED})
         template = read_template(train.deepspeed)
         if stage_of(template) != 3:
             template = read_template(None)

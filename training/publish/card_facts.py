@@ -18,7 +18,7 @@ from training.reporting.page.evaluation_tables import Table, scores_in_pairs, ta
 from training.reporting.page.facts import batch_text, method_text, parameters_text, rate_text, validation_figures
 from training.reporting.page.hardware import device_of
 from training.reporting.plots import smoothed
-from training.reporting.status import RunState, read_record
+from training.reporting.run_state import RunState, read_record
 from training.reporting.wording import duration, short
 
 UNKNOWN = "unknown"

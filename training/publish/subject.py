@@ -16,7 +16,8 @@ from cluster.model_files import ADAPTER_CONFIG, HUB_NAME, looks_local, read_sett
 from cluster.paths import COMMIT_FILE, RunPaths
 from data_prep.shards import MANIFEST, Manifest, read_manifest
 from training.export.export_record import ExportRecord
-from training.reporting.status import RunState, is_stale, read_record, read_state
+from training.reporting.run_state import RunState, read_record, read_state
+from training.reporting.status import is_stale
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from training.reporting.page.differences import (
 from training.reporting.page.rendering import render
 from training.reporting.page.verdicts import judged
 from training.reporting.report import manifest_or_problem
-from training.reporting.status import read_record, read_state
+from training.reporting.run_state import read_record, read_state
 
 
 def write_comparison(runs: Sequence[tuple[RunPaths, Path, str]], output: Path) -> Path:

@@ -53,6 +53,8 @@ def described(event: dict[str, Any]) -> Incident | None:
             )
         case "no-start":
             return Incident(time=time, what=f"no step taken: {event['reason']} (exit code {event['exit_code']})")
+        case "host-excluded":
+            return Incident(time=time, what=f"host {event['host']} excluded: {event['reason']}")
         case "length":
             told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in event["changed"].items())
             return Incident(time=time, what=f"length changed: {told}; the last step is now {event['total_steps']:,}")
@@ -60,6 +62,10 @@ def described(event: dict[str, Any]) -> Incident | None:
             where = f"rank {event['rank']} on {event['host']}"
             what = f"straggler: the others waited for {where} {event['share']:.0%} of the time"
             return Incident(time=time, what=what)
+        case "slow-rank":
+            where = f"rank {event['rank']} on {event['host']}"
+            what = f"slow: {where} computed slower than the median rank, by {event['excess']:.0%}"
+            return Incident(time=time, what=f"{what} over {event['steps']:,} steps")
     return None
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from training.reporting.page.charts import Chart, Mark, Series
 from training.reporting.page.hardware import Compute
-from training.reporting.status import RunState
+from training.reporting.run_state import RunState
+from training.reporting.status import slowest_text
 
 SMOOTHING_SHARE = 1 / 60  # of the run's steps: the time constant of the bold loss curve
+MEASURED_MFU = "Operations on tokens that are no padding, attention within documents, of the GPUs' dense bf16 peak."
 Evaluation = dict[str, Any] | None
 Lines = Sequence[dict[str, Any]]
 
@@ -54,7 +57,8 @@ def plots(state: RunState, evaluation: Evaluation, compute: Compute) -> list[Cha
         ),
         speed_chart([by_step(lines, "tokens_per_s", style="bold")], marks=marks),
     ]
-    return [*found, *mfu_chart(lines, compute, marks), *memory_chart(state, marks), wait_chart(lines, marks)]
+    found += [*mfu_chart(lines, compute, marks), *memory_chart(state, marks), wait_chart(lines, marks)]
+    return [*found, *pace_chart(lines, marks)]
 
 
 def interruptions(state: RunState) -> list[Mark]:
@@ -124,12 +128,15 @@ def speed_chart(series: Sequence[Series], *, marks: Sequence[Mark] = (), is_wide
 
 
 def mfu_chart(lines: Lines, compute: Compute, marks: Sequence[Mark]) -> list[Chart]:
-    """Return the model FLOPs utilization, if the peak of the device is known."""
-    if compute.peak_flops is None:
+    """Return the model FLOPs utilization as it was measured; of an older run, as far as the peak tells it."""
+    measured = by_step(lines, "mfu")
+    if not measured.x and compute.peak_flops is None:
         return []
-    share = compute.flops_per_token / compute.peak_flops
-    speed = by_step(lines, "tokens_per_s")
-    used = Series(name="MFU", x=speed.x, y=[value * share for value in speed.y])
+    if measured.x or compute.peak_flops is None:
+        used, caption = replace(measured, name="MFU"), MEASURED_MFU
+    else:
+        speed, share = by_step(lines, "tokens_per_s"), compute.flops_per_token / compute.peak_flops
+        used, caption = Series(name="MFU", x=speed.x, y=[value * share for value in speed.y]), compute.explained
     return [
         Chart(
             key="mfu",
@@ -140,7 +147,28 @@ def mfu_chart(lines: Lines, compute: Compute, marks: Sequence[Mark]) -> list[Cha
             marks=marks,
             from_zero=True,
             is_share=True,
-            caption=compute.explained,
+            caption=caption,
+        )
+    ]
+
+
+def pace_chart(lines: Lines, marks: Sequence[Mark]) -> list[Chart]:
+    """Return by how much the slowest rank of each step was slower, where several ranks were measured."""
+    excess = by_step(lines, "slowest_by")
+    if not excess.x:
+        return []
+    told = slowest_text(lines)
+    return [
+        Chart(
+            key="pace",
+            title="Slowest rank",
+            x_name="step",
+            y_name="time beyond the median rank's",
+            series=[replace(excess, name="slowest rank")],
+            marks=marks,
+            from_zero=True,
+            is_share=True,
+            caption=f"{told[:1].upper()}{told[1:]}. The time of decoder layers, in which no rank waits for another.",
         )
     ]
 

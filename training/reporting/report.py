@@ -22,7 +22,8 @@ from training.reporting.page.hardware import compute_of
 from training.reporting.page.rendering import render
 from training.reporting.page.verdicts import judged
 from training.reporting.plots import plots
-from training.reporting.status import RunState, command, is_stale, read_record, read_state, validation_text
+from training.reporting.run_state import RunState, read_record, read_state
+from training.reporting.status import command, is_stale, validation_text
 
 SHOWN_INCIDENTS = 40
 SHOWN_COLUMNS = 12

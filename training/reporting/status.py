@@ -2,152 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.disk.run_lock import is_held_by_training
 from cluster.disk.sizes import size_below
-from cluster.errors import DataError
-from cluster.journal import MEASURED, read_events, read_metrics
 from cluster.model_files import weights_digest
-from cluster.paths import CHECKPOINT_FOLDER, COMMIT_FILE, RunPaths
+from cluster.paths import CHECKPOINT_FOLDER, COMMIT_FILE, RANK_FILE, RunPaths
+from cluster.preflight.excluded_hosts import excluded_text
+from training.reporting.run_state import RECENT_STEPS, RunState, read_record, read_state
 from training.reporting.wording import bytes_text, duration
 
-RECENT_STEPS = 50  # whose median time is the current speed
 QUIET_S = 300.0  # a run that writes nothing for this long, and for ten steps, counts as dead
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One attempt at a run, from start to end; `end` is None if none was written: it is running, or was killed."""
-
-    start: dict[str, Any]
-    end: dict[str, Any] | None
-    kept_steps: int
-    kept_s: float
-    """How many of its steps are part of the run, not taken again later, and how long they took."""
-
-    @property
-    def started(self) -> datetime:
-        return datetime.fromisoformat(self.start["time"])
-
-    @property
-    def last_seen(self) -> datetime:
-        """Its end or, without one, its start plus the time of its kept steps: a lower bound."""
-        return datetime.fromisoformat(self.end["time"]) if self.end else self.started + timedelta(seconds=self.kept_s)
-
-    @property
-    def seconds(self) -> float:
-        """How long it lasted: at least the time of its kept steps, whatever the clock says."""
-        return max(self.kept_s, (self.last_seen - self.started).total_seconds())
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunState:
-    """What a run's files say: length, metrics of each step, attempts, held-out losses by step, and all events."""
-
-    total_steps: int | None
-    lines: list[dict[str, Any]]
-    attempts: list[Attempt]
-    validation: dict[int, float]
-    events: list[dict[str, Any]]
-    is_held: bool | None = None
-    """Whether the training that took the run's lock is alive; None if that cannot be seen from here."""
-
-    @property
-    def step(self) -> int:
-        return int(self.lines[-1]["step"]) if self.lines else 0
-
-    @property
-    def skipped(self) -> int:
-        """How many steps changed no weight: skipped by a guard, or excluded by a rollback."""
-        return sum("skipped" in line for line in self.lines)
-
-    @property
-    def failed_starts(self) -> list[dict[str, Any]]:
-        """The attempts that were refused, or failed before their first step."""
-        return [event for event in self.events if event["event"] == "no-start"]
-
-    @property
-    def failed_start(self) -> dict[str, Any] | None:
-        """The newest attempt, if it was refused or failed before its first step."""
-        newest = next((event for event in reversed(self.events) if event["event"] in ("start", "no-start")), None)
-        return newest if newest and newest["event"] == "no-start" else None
-
-    @property
-    def launched_again(self) -> str | None:
-        """When the newest launch was, if it has written nothing else yet."""
-        return str(self.events[-1]["time"]) if self.events and self.events[-1]["event"] == "launch" else None
-
-    @property
-    def is_finished(self) -> bool:
-        return self.total_steps is not None and self.step >= self.total_steps
-
-    @property
-    def restarts(self) -> int:
-        return max(0, len(self.attempts) - 1)
-
-    @property
-    def step_s(self) -> float | None:
-        """Median seconds of the most recent steps."""
-        return statistics.median(line["step_s"] for line in self.lines[-RECENT_STEPS:]) if self.lines else None
-
-    @property
-    def kept_s(self) -> float:
-        return float(sum(line["step_s"] for line in self.lines))
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds from the first start to when the last attempt was last seen, queues and lost work included.
-
-        Attempts and the waits between them are added up one by one, so that a clock that was set back, or that is
-        behind on another host, makes a wait zero and not negative.
-        """
-        waits = [(after.started - before.last_seen).total_seconds() for before, after in pairwise(self.attempts)]
-        return sum(attempt.seconds for attempt in self.attempts) + sum(max(0.0, wait) for wait in waits)
-
-
-def read_state(paths: RunPaths) -> RunState:
-    """Read a run's folder; what does not exist yet is empty."""
-    lines = read_metrics(paths.metrics, MEASURED)
-    plan, events = read_record(paths.plan), read_events(paths)
-    return RunState(
-        total_steps=plan["total_steps"] if plan else None,
-        lines=lines,
-        attempts=paired_attempts(events, lines),
-        events=events,
-        validation={event["step"]: event["loss"] for event in events if event["event"] == "validation"},
-        is_held=is_held_by_training(paths),
-    )
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """Return a JSON file's object, or None if there is no such file. Raises DataError for one that is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: damaged: {error}; remove it, and the command that wrote it writes it again") from None
-
-
-def paired_attempts(events: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[Attempt]:
-    """Pair each start with its end; a start that is followed by another start has none."""
-    starts = [number for number, event in enumerate(events) if event["event"] == "start"]
-    attempts = []
-    for number, following in pairwise([*starts, len(events)]):
-        end = next((event for event in events[number:following] if event["event"] == "end"), None)
-        first = events[number]["step"]
-        until = events[following]["step"] if following < len(events) else float("inf")
-        times = [line["step_s"] for line in lines if first < line["step"] <= until]
-        attempts.append(Attempt(start=events[number], end=end, kept_steps=len(times), kept_s=sum(times)))
-    return attempts
 
 
 def command(verb: str, paths: RunPaths) -> str:
@@ -167,11 +37,14 @@ def status_facts(paths: RunPaths, state: RunState, now: datetime) -> dict[str, s
     return {
         "run": str(paths.root),
         "step": step_text(state),
+        "speed": speed_text(state),
         "time left": time_left(state),
         "state": starting_text(state, now) or ending_text(state, quiet_s),
         "validation": validation_text(state.validation),
         "skipped": f"{state.skipped} steps changed no weight" if state.skipped else "",
         "starts": starts_text(state),
+        "excluded": excluded_text(paths),
+        "logs": logs_text(paths, state),
         "checkpoints": checkpoints_text(paths.checkpoints),
         "export": str(paths.export) if paths.export.is_dir() else "none yet",
         "evaluation": evaluation_text(read_record(paths.evaluation), paths.export),
@@ -229,6 +102,33 @@ def step_text(state: RunState) -> str:
     return f"{state.step:,}{of}, loss {last['loss']:.4f}, {last['tokens_per_s']:,.0f} tokens/s"
 
 
+def speed_text(state: RunState) -> str:
+    """Return what the newest steps' lines tell beyond tokens per second; nothing of a run that did not measure it."""
+    if not state.lines:
+        return ""
+    last, recent = state.lines[-1], state.lines[-RECENT_STEPS:]
+    found = []
+    if "useful_tokens_per_s" in last:
+        found.append(f"{last['useful_tokens_per_s']:,.0f} tokens/s without padding")
+    if mfus := [line["mfu"] for line in recent if "mfu" in line]:
+        found.append(f"MFU {statistics.median(mfus):.1%}")
+    if "memory_gb" in last:
+        found.append(f"{last['memory_gb']:.1f} GB on rank 0")
+    if slowest := slowest_text(recent):
+        found.append(slowest)
+    return ", ".join(found)
+
+
+def slowest_text(lines: Sequence[dict[str, Any]]) -> str:
+    """Return which rank was the slowest in most of these steps, and by how much then; nothing for a rank alone."""
+    found = [(line["slowest_rank"], line["slowest_by"]) for line in lines if "slowest_rank" in line]
+    if not found:
+        return ""
+    rank, times = Counter(rank for rank, _ in found).most_common(1)[0]
+    by = statistics.median(excess for slowest, excess in found if slowest == rank)
+    return f"slowest most often: rank {rank}, in {times / len(found):.0%} of the steps, then by {by:.0%}"
+
+
 def time_left(state: RunState) -> str:
     if state.step_s is None or state.total_steps is None or state.is_finished:
         return ""
@@ -266,6 +166,18 @@ def validation_text(losses: dict[int, float]) -> str:
         return ""
     last, best = max(losses), min(losses, key=lambda step: losses[step])
     return f"loss {losses[last]:.4f} at step {last:,}; lowest: {losses[best]:.4f} at step {best:,}"
+
+
+def logs_text(paths: RunPaths, state: RunState) -> str:
+    """Return where the output of the newest attempt's ranks is; first that of the rank that told why it ended."""
+    found = [path for path in paths.logs.glob("*-rank*.log") if RANK_FILE.fullmatch(path.name)]
+    if not found:
+        return ""
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    match = RANK_FILE.fullmatch(newest.name)
+    every = str(paths.rank_log(match[1] if match else "", "*"))
+    ended = state.events[-1].get("log") if state.events else None
+    return f"{paths.root / ended}; of all its ranks: {every}" if isinstance(ended, str) else every
 
 
 def checkpoints_text(folder: Path) -> str:

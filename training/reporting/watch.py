@@ -16,7 +16,8 @@ from cluster.errors import ShardlineError
 from cluster.heartbeats.heartbeat_files import MOST_BYTES, parsed_object, read_small
 from cluster.paths import RunPaths
 from cluster.terminal import can_draw_in_place, fitted, size_of
-from training.reporting.status import RunState, is_going_on, read_state, seconds_since_written, status_facts
+from training.reporting.run_state import RunState, read_state
+from training.reporting.status import is_going_on, seconds_since_written, status_facts
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the alternate screen, without a cursor
 HOME, ERASE_LINE, ERASE_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -100,7 +101,8 @@ def event_text(event: dict[str, Any]) -> str:
     step = f" at step {event['step']:,}" if isinstance(event.get("step"), int) else ""
     value = f": loss {event['loss']:.4f}" if event["event"] == "validation" else ""
     reason = f": {event['reason']}" if isinstance(event.get("reason"), str) else ""
-    return f"{moment}  {event['event']}{step}{value}{reason}"
+    who = f": rank {event['rank']} on {event['host']}" if {"rank", "host"} <= event.keys() else ""
+    return f"{moment}  {event['event']}{step}{who}{value}{reason}"
 
 
 def has_bars(stream: TextIO) -> bool:

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from cluster.splitmix import finalize
 from data_prep.shards import Batch, ShardReader
-from training.order import Division, Order, dealt
+from training.order import BY_WORK, IN_TURN, Division, Order
+from training.step.deal import Deal, by_work, in_turn
 from training.step.document_attention import starts_of
 from training.step.loss import Trained
 
@@ -20,6 +23,8 @@ class MicroBatch:
     """One micro batch. Ids, positions and mask are [rows, row_tokens]; positions restart at each document.
 
     `segments` are the lengths of the documents, row after row, a row's padding being a segment of its own.
+    `document_tokens` is the sum of the documents' lengths, `document_squares` that of their squares. `row_check` sums
+    up to 0 over the micro batches of all ranks if they have each row of the global batch once.
     """
 
     input_ids: torch.Tensor
@@ -28,7 +33,10 @@ class MicroBatch:
     trained: Trained
     segments: list[int]
     starts: torch.Tensor  # where each segment begins, and where the last one ends, [segments + 1] int32
+    document_tokens: int
+    document_squares: int
     index: int  # its place among the micro batches of the global batch
+    row_check: int = 0
     part: int = 0  # where its documents have rows of their own: which of its forward passes this is
 
     def pinned(self) -> MicroBatch:
@@ -66,6 +74,8 @@ def micro_batch_of(
         trained=trained_tokens(input_ids, loss_mask),
         segments=segments,
         starts=starts_of(segments),
+        document_tokens=sum(map(sum, lengths)),
+        document_squares=sum(length**2 for row in lengths for length in row),
         index=index,
         part=part,
     )
@@ -80,7 +90,8 @@ def trained_tokens(input_ids: torch.Tensor, loss_mask: torch.Tensor) -> Trained:
 def nothing_of(batch: MicroBatch) -> MicroBatch:
     """Return a micro batch without a trained token, for a rank that has no rows left."""
     mask = torch.zeros_like(batch.loss_mask)
-    return replace(batch, loss_mask=mask, trained=trained_tokens(batch.input_ids, mask))
+    trained = trained_tokens(batch.input_ids, mask)
+    return replace(batch, loss_mask=mask, trained=trained, document_tokens=0, document_squares=0)
 
 
 def micro_batch_or_nothing(reader: ShardReader, rows: Sequence[int], index: int, *, spare: int) -> MicroBatch:
@@ -139,23 +150,44 @@ class Batches:
     rank: int
     world_size: int
     micro_batch_rows: int
+    deal: int = BY_WORK
     held_out: ShardReader | None = None
     held_out_rows: int = 0
     pin: bool = False
     """Whether the batches of `steps` lie in pinned memory, for a GPU."""
 
     def for_step(self, step: int) -> StepBatch:
-        """Return this rank's batch of a step; depends on nothing but the data, the seed and the step."""
+        """Return this rank's batch of a step; depends on nothing but the data, the seed, the step and the world."""
         rows = self.order.rows_of_step(step)
+        checks = row_checks(rows)
+        micro_batches: list[MicroBatch] = []
+        # By work, the first share has the heaviest micro batch: ranks take turns, or one would always look slow.
+        turn = self.rank if self.deal == IN_TURN else (self.rank + step) % self.world_size
+        for share in self.dealt(rows).of_rank(turn):
+            mine = [rows[place] for place in share.places]
+            check = sum(checks[place] for place in share.places)
+            if self.rank == 0 and not micro_batches:
+                check -= sum(checks)
+            micro = micro_batch_or_nothing(self.reader, mine, share.number, spare=rows[0])
+            micro_batches.append(replace(micro, row_check=check))
         return StepBatch(
-            step=step,
-            rows=rows,
-            micro_batches=[
-                micro_batch_or_nothing(self.reader, mine, number * self.world_size + self.rank, spare=rows[0])
-                for number, mine in enumerate(dealt(rows, self.rank, self.world_size, self.micro_batch_rows))
-            ],
-            trained_tokens=self.reader.trained_tokens(rows),
+            step=step, rows=rows, micro_batches=micro_batches, trained_tokens=self.reader.trained_tokens(rows)
         )
+
+    @property
+    def division(self) -> Division:
+        return Division(
+            rows=self.order.global_batch_rows,
+            ranks=self.world_size,
+            micro_batch_rows=self.micro_batch_rows,
+            deal=self.deal,
+        )
+
+    def dealt(self, rows: Sequence[int]) -> Deal:
+        """Return the micro batches of a global batch, those of all ranks."""
+        if self.deal == IN_TURN:
+            return in_turn(self.division)
+        return by_work(self.reader.attention_work(rows), self.reader.trained_tokens_of(rows), self.division)
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """Yield the batches of steps first..stop; a thread reads the next two meanwhile."""
@@ -180,7 +212,13 @@ class Batches:
         if self.held_out is None:
             return
         micro = self.micro_batch_rows
-        division = Division(rows=self.held_out_rows, ranks=self.world_size, micro_batch_rows=micro)
+        division = replace(self.division, rows=self.held_out_rows)
         for start in range(self.rank * micro, division.places, division.unit):
             rows = range(start, min(start + micro, self.held_out_rows))
             yield micro_batch_or_nothing(self.held_out, rows, start // micro, spare=0)
+
+
+def row_checks(rows: Sequence[int]) -> list[int]:
+    """Return a number of 32 bits for each row: sums of up to two million of them are exact in fp64."""
+    checks: list[int] = (finalize(np.asarray(rows, dtype=np.uint64)) >> np.uint64(32)).tolist()
+    return checks

@@ -23,10 +23,16 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from cluster.errors import TrainingError
+
 KERNEL: Callable[..., Any] | None = None
 with suppress(ImportError):  # torch before 2.10 does not have it
     from torch.nn.attention.varlen import varlen_attn as KERNEL  # noqa: N812
 
+KERNEL_NEEDS = (
+    "torch's variable-length FlashAttention needs a GPU, bf16, heads of up to 256 and torch 2.10, and has no soft caps,"
+    " sinks or dropout"
+)
 NAME = "shardline_documents"  # under which transformers' models look it up
 KERNEL_KNOWS_GROUPS = KERNEL is not None and "enable_gqa" in inspect.signature(KERNEL).parameters
 
@@ -56,6 +62,8 @@ class Current:
     """
 
     segments: Segments | None = None
+    kernel: bool | None = None
+    """Whether the variable-length kernel is used: where it can be (None), always (True), or never (False)."""
     unsupported: str | None = None
     """What a model asked for that is not implemented here. Noted, not raised: a rank that leaves a forward pass under
     ZeRO-3 would leave the others waiting in a gather."""
@@ -91,9 +99,19 @@ def attend(
     )
     rows, _, row_tokens, _ = query.shape
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-    attention = attended_by_kernel if has_kernel(query, value, rule) else attended
+    attention = attended_by_kernel if uses_kernel(query, value, rule) else attended
     output = attention(query, key, value, CURRENT.segments, rule)
     return output.reshape(rows, row_tokens, *output.shape[1:]), None
+
+
+def uses_kernel(query: torch.Tensor, value: torch.Tensor, rule: Rule) -> bool:
+    """Return whether the variable-length kernel is used, and note in CURRENT if it had to be and cannot."""
+    can = has_kernel(query, value, rule)
+    if CURRENT.kernel and not can:
+        CURRENT.unsupported = KERNEL_NEEDS
+        if torch.is_grad_enabled():  # in a step: the check has no dropout
+            raise TrainingError(f"train.attention: varlen: {KERNEL_NEEDS}; set auto")
+    return can and CURRENT.kernel is not False
 
 
 def note_unsupported(module: nn.Module, attention_mask: torch.Tensor | None, settings: dict[str, Any]) -> None:
@@ -211,6 +229,11 @@ def causal_by_scores(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 # Without a mask function of the same name, transformers makes no mask: the attention function knows the segments. One
 # that returned None would be called after a search for documents in the positions, for which the host waits.
 AttentionInterface.register(NAME, attend)
+
+
+def leave_uncompiled() -> None:
+    """Make compiled code call attention by documents as it is. Loads torch's compiler, so only where it is used."""
+    AttentionInterface.register(NAME, torch.compiler.disable(attend))  # type: ignore[no-untyped-call]
 
 
 def can_attend_by_documents(model: PreTrainedModel) -> bool:

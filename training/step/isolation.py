@@ -102,17 +102,21 @@ def check_isolation(
     """
     documents = documents_for(model, row_tokens)
     tolerance = TOLERANCES[next(model.model.parameters()).dtype]
-    why = "its layers do not look up their attention function by name"
+    fixed = model.attention != "auto"
+    why = f"train.attention is {model.attention}" if fixed else "its layers do not look up their attention by name"
     for isolation in model.ways():
         found = differences(model, isolation, documents, tolerance, worst)
         if isinstance(found, tuple):
             break
         why = found
     else:
+        with_it = f" with train.attention: {model.attention}" if fixed else ""
         raise TrainingError(
-            f"{type(model.model).__name__} cannot be trained on packed rows: {why}; choose another model"
+            f"{type(model.model).__name__} cannot be trained on packed rows{with_it}: {why}; "
+            + ("set train.attention: auto" if fixed else "choose another model")
         )
     rule, loss = check_loss(model, documents[-1], tolerance, worst)
+    check_wishes(model, isolation, rule, loss)
     parts = [part for batch in examples for part in one_document_a_row(batch, model.border)]
     return IsolationCheck(
         isolation=isolation,
@@ -124,6 +128,21 @@ def check_isolation(
         passes=len(parts) / max(1, len(examples)),
         tokens=sum(part.input_ids.numel() for part in parts) / max(1, sum(b.input_ids.numel() for b in examples)),
     )
+
+
+def check_wishes(model: PackedModel, isolation: Isolation, rule: LogitRule | None, loss: float) -> None:
+    """Raise TrainingError if the way that was found leaves no room for what the YAML asks for."""
+    name = type(model.model).__name__
+    if model.is_compiled and isolation is Isolation.ONE_A_ROW:
+        raise TrainingError(
+            f"train.compile: layers: {name} takes one document a row; rows differ in length, and each length would be"
+            " compiled; set none"
+        )
+    if rule is None and model.head.chunk_tokens is not None:
+        raise TrainingError(
+            f"train.loss_chunk_tokens: {name} needs the logits of all tokens, as the loss computed in its head differs"
+            f" by {loss:.1e}; leave this key out"
+        )
 
 
 def documents_for(model: PackedModel, row_tokens: int) -> list[torch.Tensor]:

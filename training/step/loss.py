@@ -27,6 +27,7 @@ class StepStats:
     """The outcome of an optimizer step, the same on every rank. `skipped` is the reason if it changed no weight.
 
     `loss` is the mean over trained tokens; `auxiliary_loss` is the routers' loss of a mixture of experts trained on it.
+    `document_tokens` and `document_squares` are the sums of the documents' lengths and of their squares.
     Only `times`, in seconds, are this rank's own.
     """
 
@@ -34,6 +35,8 @@ class StepStats:
     gradient_norm: float
     auxiliary_loss: float | None = None
     skipped: str | None = None
+    document_tokens: int = 0
+    document_squares: int = 0
     times: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -55,13 +58,23 @@ class LogitRule:
     cap: float | None = None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        scaled = logits * self.scale
+        scaled = logits if self.scale == 1.0 else logits * self.scale  # logits are large: no copy for nothing
         return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
 
     def times_derivative(self, gradient: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Turn the gradient of the rule's output, given with that output, into that of its input, in place."""
-        gradient.mul_(self.scale)
+        if self.scale != 1.0:
+            gradient.mul_(self.scale)
         return gradient if self.cap is None else gradient.mul_(1 - (output / self.cap) ** 2)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some of the trained tokens: where they are, their hidden states [tokens, width] and targets [tokens]."""
+
+    place: slice
+    hidden: torch.Tensor
+    targets: torch.Tensor
 
 
 class HeadLoss(torch.autograd.Function):
@@ -72,37 +85,54 @@ class HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913 - torch passes no keywords, and finds tensors only among the arguments
         ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         rule: LogitRule,
+        chunk_tokens: int | None = None,
     ) -> torch.Tensor:
         wants = ctx.needs_input_grad[:3]
         gradients = HeadGradients.zeros(hidden, weight, bias, wants) if any(wants) else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for chunk in chunks(len(targets), *weight.shape):
-            here = hidden[chunk]
-            output = rule(F.linear(here, weight, bias).float())  # [tokens, vocab]
-            if gradients is None:
-                total += summed_loss(output, targets[chunk])
-                continue
-            log_z = output.logsumexp(dim=-1, keepdim=True)
-            total += (log_z - output.gather(1, targets[chunk, None])).sum()
-            # without a cap the output is not needed again: its memory takes the gradient
-            of_output = (output - log_z if rule.cap is not None else output.sub_(log_z)).exp_()
-            of_output.scatter_add_(1, targets[chunk, None], torch.full_like(log_z, -1.0))
-            gradients.add(chunk, here, weight, rule.times_derivative(of_output, output).to(weight.dtype))
+        for chunk in chunks(len(targets), weight.shape[0], weight.shape[1], chunk_tokens):
+            total += HeadLoss.of_chunk(Chunk(chunk, hidden[chunk], targets[chunk]), weight, bias, rule, gradients)
         if gradients is not None:
             ctx.save_for_backward(*gradients.tensors(weight.dtype))
         return total
 
     @staticmethod
+    def of_chunk(
+        tokens: Chunk, weight: torch.Tensor, bias: torch.Tensor | None, rule: LogitRule, gradients: HeadGradients | None
+    ) -> torch.Tensor:
+        """Return the loss of a chunk, and add its gradients. Its logits are freed before the next chunk's are made."""
+        output = rule(F.linear(tokens.hidden, weight, bias).float())  # [tokens, vocab]
+        if gradients is None:
+            return summed_loss(output, tokens.targets)
+        targets = tokens.targets[:, None]
+        log_z = log_sums(output)
+        loss = (log_z - output.gather(1, targets)).sum()
+        # without a cap the output is not needed again: its memory takes the gradient
+        of_output = (output - log_z if rule.cap is not None else output.sub_(log_z)).exp_()
+        of_output.scatter_add_(1, targets, torch.full_like(log_z, -1.0))
+        gradients.add(tokens.place, tokens.hidden, weight, rule.times_derivative(of_output, output).to(weight.dtype))
+        return loss
+
+    @staticmethod
     def backward(ctx: Any, *of_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         scaled = [None if saved is None else saved.mul_(of_loss[0].to(saved.dtype)) for saved in ctx.saved_tensors]
-        return (*scaled, None, None)
+        return (*scaled, None, None, None)
+
+
+def log_sums(logits: torch.Tensor) -> torch.Tensor:
+    """Return log sum exp of each token's logits [tokens, 1].
+
+    Of some tokens at a time, as torch copies what it is given: the copy would be as large as the logits of the chunk.
+    """
+    tokens = len(logits) if logits.is_cuda else max(1, CHUNK_LOGITS // 4 // logits.shape[1])
+    return torch.cat([some.logsumexp(dim=-1, keepdim=True) for some in torch.split(logits, tokens)])
 
 
 @dataclass
@@ -139,13 +169,13 @@ class HeadGradients:
         return [None if tensor is None else tensor.to(dtype) for tensor in (self.hidden, self.weight, self.bias)]
 
 
-def chunks(tokens: int, vocab: int, width: int) -> Iterator[slice]:
-    """Yield slices of tokens whose logits fit into CHUNK_LOGITS, but no fewer tokens than half the width.
+def chunks(tokens: int, vocab: int, width: int, size: int | None = None) -> Iterator[slice]:
+    """Yield slices of `size` tokens; without it as many as fit into CHUNK_LOGITS, and at least half the width.
 
     Every chunk adds into the whole weight's gradient [vocab, width], which takes as long as the logits of about that
     many tokens: smaller chunks would spend most of their time there.
     """
-    size = max(1, CHUNK_LOGITS // vocab, width // 2)
+    size = size or max(1, CHUNK_LOGITS // vocab, width // 2)
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 
@@ -180,6 +210,7 @@ class LossHead:
         self.logits: Callable[[torch.Tensor], torch.Tensor] = head.forward
         self.action: Callable[[torch.Tensor], torch.Tensor] = self.logits
         self.returned: torch.Tensor | None = None
+        self.chunk_tokens: int | None = None
         head.forward = self.forward
         head.register_forward_hook(self.catch)
 
@@ -220,7 +251,7 @@ class LossHead:
             weights: list[torch.Tensor | None] = [self.head.get_parameter("weight"), self.head._parameters["bias"]]
             if not torch.is_grad_enabled():  # without this, HeadLoss would compute gradients for nothing
                 weights = [None if weight is None else weight.detach() for weight in weights]
-            loss = head_loss(chosen, weights, trained.targets, rule)
+            loss = head_loss(chosen, weights, trained.targets, rule, self.chunk_tokens)
         else:
             loss = summed_loss(rule(self.logits(chosen).float()), trained.targets)
         return loss.reshape(1, 1, 1)
@@ -234,7 +265,11 @@ class LossHead:
 
 
 def head_loss(
-    hidden: torch.Tensor, weights: list[torch.Tensor | None], targets: torch.Tensor, rule: LogitRule
+    hidden: torch.Tensor,
+    weights: list[torch.Tensor | None],
+    targets: torch.Tensor,
+    rule: LogitRule,
+    chunk_tokens: int | None = None,
 ) -> torch.Tensor:
-    loss: torch.Tensor = HeadLoss.apply(hidden, *weights, targets, rule)  # type: ignore[no-untyped-call]
+    loss: torch.Tensor = HeadLoss.apply(hidden, *weights, targets, rule, chunk_tokens)  # type: ignore[no-untyped-call]
     return loss

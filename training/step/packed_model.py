@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from cluster.errors import TrainingError
+from cluster.errors import ConfigError, TrainingError
+from training.config import ActivationCheckpointing, Attention
 from training.step import document_attention
+from training.step.activation_checkpointing import require_checkpointing
 from training.step.batches import MicroBatch, one_document_a_row
 from training.step.loss import LogitRule, LossHead, Trained, each_loss, summed_loss
 
@@ -59,13 +61,41 @@ class PackedModel:
         self.head = LossHead(output_head(model))
         self.rule: LogitRule | None = LogitRule()
         self.own_attention: str = model.config._attn_implementation
+        self.attention: Attention = "auto"
         self.auxiliary_weight = auxiliary_weight(model)
         self.border = length_border(model)
+        self.is_compiled = False
+        self.checkpointing: ActivationCheckpointing = "none"
+        """What the model was told to compute again in backward; "none" also once it is known to do so."""
         self.isolate(next(iter(self.ways())))
+
+    def attend_by(self, attention: Attention) -> None:
+        """Fix how attention is computed. Raises ConfigError if the model does not let it be chosen."""
+        if attention != "auto" and not document_attention.can_attend_by_documents(self.model):
+            raise ConfigError(
+                f"train.attention: {attention}: the layers of {type(self.model).__name__} do not look up their"
+                " attention function by name; set auto"
+            )
+        self.attention = attention
+        document_attention.CURRENT.kernel = {"varlen": True, "documents": False}.get(attention)
+        if attention in ("sdpa", "eager"):
+            self.own_attention = attention
+        self.isolate(self.ways()[0])
+
+    def chunk_loss(self, tokens: int | None) -> None:
+        """Fix how many trained tokens have logits at a time. Raises ConfigError if the head computes them all."""
+        if tokens is not None and not self.head.is_linear:
+            raise ConfigError(
+                "train.loss_chunk_tokens: an adapter on the output head needs the logits of all trained tokens; leave"
+                " this key out, or the head out of train.lora.target_modules"
+            )
+        self.head.chunk_tokens = tokens
 
     def ways(self) -> list[Isolation]:
         """Return the ways this model might isolate documents, fastest first; the isolation check chooses one."""
-        by_attention = document_attention.can_attend_by_documents(self.model)
+        if self.attention in ("varlen", "documents"):
+            return [Isolation.BY_ATTENTION]
+        by_attention = self.attention == "auto" and document_attention.can_attend_by_documents(self.model)
         return [way for way in Isolation if way is not Isolation.BY_ATTENTION or by_attention]
 
     def isolate(self, isolation: Isolation) -> None:
@@ -86,6 +116,9 @@ class PackedModel:
             summed = summed_loss(output.logits.flatten(0, 1)[trained.places], trained.targets)
         else:
             summed, output = self.loss_in_head(batch, trained, self.rule)
+        if self.checkpointing != "none" and self.model.training and torch.is_grad_enabled():
+            require_checkpointing(self.model, self.checkpointing)
+            self.checkpointing = "none"
         return Loss(summed=summed, auxiliary=self.auxiliary(output), tokens=len(trained.targets))
 
     def auxiliary(self, output: Any) -> torch.Tensor | None:

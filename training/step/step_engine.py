@@ -13,11 +13,17 @@ import torch
 import torch.distributed as dist
 
 from cluster.environment import World
+from cluster.errors import DataError
 from training.step.batches import MicroBatch, nothing_of
 from training.step.isolation import IsolationCheck, check_isolation
 from training.step.loss import StepStats
 from training.step.packed_model import Isolation, Loss, PackedModel
-from training.step.step_times import Laps, Profile
+from training.step.step_times import Laps, LayerClock, Profile
+
+DEALT_APART = (
+    "the ranks do not have each row of the global batch once, so they do not read the same data: run `shardline verify`"
+    " on its folder on every host"
+)
 
 
 class StepEngine(ABC):
@@ -33,6 +39,8 @@ class StepEngine(ABC):
     profile: Profile | None = None
     """Which steps to trace."""
     last_update: Laps | None = None
+    layer_clock: LayerClock | None = None
+    """Measures the decoder layers in the first forward pass of a step."""
 
     def __init__(self, world: World, seed: int, row_tokens: int, *, is_even: bool = True) -> None:
         """`is_even` says that the ranks' micro batches have no empty places."""
@@ -98,24 +106,34 @@ class StepEngine(ABC):
         if not self.is_even:
             self.check_total(step, batches, trained_tokens)
         laps = Laps(self.device)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of the tokens' losses, of the routers'
+        sums = torch.tensor([0.0, 0.0, *counts_of(batches)], dtype=torch.float64).to(self.device, non_blocking=True)
         passes = self.forward_passes(batches)
         for number, batch in enumerate(passes, start=1):
             self.seed(step, batch)
-            loss = self.loss(batch)
-            sums += loss.sums()
+            with self.layer_clock.measuring() if self.layer_clock and number == 1 else nullcontext():
+                loss = self.loss(batch)
+            sums[:2] += loss.sums()
             laps.lap("forward_s")
             self.add_gradients(loss.trained(), trained_tokens, is_last=number == len(passes))
             laps.lap("backward_s")
         dist.all_reduce(sums)
         norms = self.gradient_norms()
-        token_loss, auxiliary_loss, *group_norms = torch.cat([sums / trained_tokens, norms.to(sums)]).tolist()
+        told = torch.cat([sums[:2] / trained_tokens, sums[2:], norms.to(sums)]).tolist()
+        token_loss, auxiliary_loss, row_check, document_tokens, document_squares, *group_norms = told
+        if row_check != 0:
+            raise DataError(f"step {step + 1}: {DEALT_APART}")
         norms = torch.tensor(group_norms, dtype=norms.dtype)  # fp64 has held their bits
         stats = StepStats(
             loss=token_loss,
             gradient_norm=whole_norm(norms),
             auxiliary_loss=None if self.model.auxiliary_weight is None else auxiliary_loss,
-            times={**laps.seconds(), **(self.last_update.seconds() if self.last_update else {})},
+            document_tokens=int(document_tokens),
+            document_squares=int(document_squares),
+            times={
+                **laps.seconds(),
+                **(self.layer_clock.seconds() if self.layer_clock else {}),
+                **(self.last_update.seconds() if self.last_update else {}),
+            },
         )
         reason = skip_reason(stats)
         self.last_update = Laps(self.device)
@@ -190,6 +208,17 @@ class StepEngine(ABC):
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.host_group)
         return int(tensor.item())
 
+    def largest_and_each(self, value: int, own: int) -> tuple[int, list[int]]:
+        """Return the largest of all ranks' values, and each rank's `own` number from 0, in one all-reduce.
+
+        Collective.
+        """
+        tensor = torch.zeros(1 + self.world.size, dtype=torch.int64)
+        tensor[0], tensor[1 + self.world.rank] = value, own
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.host_group)
+        largest, *each = tensor.tolist()
+        return largest, each
+
     def broadcast_from_rank0(self, make: Callable[[], str]) -> str:
         """Return what the first rank makes. Collective."""
         made = [make() if self.world.is_first else ""]
@@ -206,3 +235,12 @@ class StepEngine(ABC):
 def whole_norm(norms: torch.Tensor) -> float:
     """Return the norm of the whole gradient from those of its groups, inf if one is negative or not a number."""
     return float(torch.linalg.vector_norm(norms.float())) if bool((norms >= 0).all()) else math.inf
+
+
+def counts_of(batches: Sequence[MicroBatch]) -> tuple[int, int, int]:
+    """Return the sums over a rank's micro batches that the ranks add up: row checks, documents' tokens and squares."""
+    return (
+        sum(batch.row_check for batch in batches),
+        sum(batch.document_tokens for batch in batches),
+        sum(batch.document_squares for batch in batches),
+    )

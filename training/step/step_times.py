@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,26 +30,73 @@ class Laps:
     taken: list[tuple[str, Moment, Moment]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.last = self.now()
+        self.last = moment(self.device)
 
     def lap(self, name: str) -> None:
         """Add the time since the last lap to a part."""
-        before, self.last = self.last, self.now()
+        before, self.last = self.last, moment(self.device)
         self.taken.append((name, before, self.last))
-
-    def now(self) -> Moment:
-        if self.device.type != "cuda":
-            return time.monotonic()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each part. On a GPU, only once it has done all that was measured: see `step`."""
         found: dict[str, float] = defaultdict(float)
         for name, before, after in self.taken:
-            found[name] += before.elapsed_time(after) / 1e3 if self.device.type == "cuda" else after - before
+            found[name] += between(before, after, self.device)
         return dict(found)
+
+
+def moment(device: torch.device) -> Moment:
+    """Return this moment of the device's own work."""
+    if device.type != "cuda":
+        return time.monotonic()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def between(before: Moment, after: Moment, device: torch.device) -> float:
+    """Return the seconds between two moments; on a GPU, only once it has reached the second."""
+    return float(before.elapsed_time(after) / 1e3 if device.type == "cuda" else after - before)
+
+
+class LayerClock:
+    """The time of a model's decoder layers in a forward pass: what a rank computes while it waits for no other rank.
+
+    Weights are gathered before a layer and released after it, by hooks around the `forward` that is measured here. A
+    GPU's time is taken by events in its stream: nothing waits for them.
+    """
+
+    def __init__(self, layers: Sequence[torch.nn.Module], device: torch.device) -> None:
+        self.device, self.is_on = device, False
+        self.taken: list[tuple[Moment, Moment]] = []
+        for layer in layers:
+            layer.forward = self.timed(layer.forward)
+
+    def timed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(forward)
+        def measured(*arguments: Any, **named: Any) -> Any:
+            if not self.is_on:
+                return forward(*arguments, **named)
+            began = moment(self.device)
+            found = forward(*arguments, **named)
+            self.taken.append((began, moment(self.device)))
+            return found
+
+        return measured
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Measure the layers that are called in the context, instead of those before."""
+        self.taken.clear()
+        self.is_on = True
+        try:
+            yield
+        finally:
+            self.is_on = False
+
+    def seconds(self) -> dict[str, float]:
+        """Return their time as `layers_s`; nothing if none was measured. When to call it: see Laps.seconds."""
+        return {"layers_s": sum(between(*one, self.device) for one in self.taken)} if self.taken else {}
 
 
 @dataclass(kw_only=True)

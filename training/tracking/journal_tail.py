@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cluster.errors import ClusterError
-from cluster.journal import is_event, parsed
+from cluster.journal.records import is_event, parsed
 from cluster.paths import RunPaths
 
 REWINDING = ("start", "rollback")  # events after which the steps that follow `step` are taken again

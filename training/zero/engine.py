@@ -21,11 +21,13 @@ from training.models.initial_weights import Weights
 from training.models.source import skeleton_of
 from training.optimizer_state import MASTER, MOMENTS
 from training.plan import Plan
+from training.step.compiled_layers import compile_layers, require_compiler
 from training.step.packed_model import PackedModel
 from training.step.step_engine import StepEngine
+from training.step.step_times import LayerClock
 from training.zero.adamw import adamw, shape_of
 from training.zero.ds_config import stage_of
-from training.zero.model import build_model, dtype_of, give_back_memory
+from training.zero.model import build_model, dtype_of, give_back_memory, layers_after_trained, whole_layers
 from training.zero.nvme import nvme_folder, require_async_io, take_nvme
 from training.zero.partitions import Partition, Sharding, Slot, frozen_parameters
 from training.zero.required_names import check_engine, check_package, check_version
@@ -121,6 +123,8 @@ class ZeroEngine(StepEngine):
         self.dtype = dtype_of(train)
         if torch.cuda.is_available():  # without a GPU the default group is one of gloo already
             self.host_group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        if train.compile == "layers":
+            require_compiler()
         folder = nvme_folder(ds_config)
         if folder is not None:
             self.nvme = take_nvme(folder, world.local_rank)  # held as long as the engine is
@@ -138,6 +142,13 @@ class ZeroEngine(StepEngine):
         self.skeleton = skeleton_of(config)
         self.restore_buffers(made_buffers(self.skeleton))
         self.model = PackedModel(self.module, self.deepspeed, self.device)
+        self.model.checkpointing = train.activation_checkpointing
+        if train.compile == "layers":
+            compile_layers(whole_layers(model, stage_of(ds_config)))
+            self.model.is_compiled = True
+        self.model.attend_by(train.attention)
+        self.model.chunk_loss(train.loss_chunk_tokens)
+        self.layer_clock = LayerClock(layers_after_trained(self.module), self.device)
 
     @property
     def module(self) -> torch.nn.Module:

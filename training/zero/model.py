@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 from training.config import TrainConfig
 from training.models.new_weights import layer_names
 from training.models.trainable import choose_trained
+from training.step.activation_checkpointing import checkpoint_activations
 from training.zero.ds_config import stage_of
 
 
@@ -30,12 +31,16 @@ def build_model(config: PretrainedConfig, train: TrainConfig, ds_config: dict[st
         model = AutoModelForCausalLM.from_config(deepcopy(config), dtype=dtype_of(train))
     model.tie_weights()  # part of the initialization that was left out
     choose_trained(model, train)
-    if train.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if partitioned:
-        for layer in layers_after_trained(model):
-            deepspeed.utils.set_z3_leaf_module(layer, True)  # one gather a layer, not one a matrix
+    gathered = whole_layers(model, stage_of(ds_config)) if partitioned else None
+    for layer in gathered or ():
+        deepspeed.utils.set_z3_leaf_module(layer, True)  # one gather a layer, not one a matrix
+    checkpoint_activations(model, train.activation_checkpointing, gathered)
     return cast(torch.nn.Module, model)
+
+
+def whole_layers(model: torch.nn.Module, stage: int) -> list[torch.nn.Module]:
+    """Return the decoder layers whose weights are there while they compute, without a hook in between."""
+    return layers_after_trained(model) if stage == 3 else [model.get_submodule(name) for name in layer_names(model)]
 
 
 def layers_after_trained(model: torch.nn.Module) -> list[torch.nn.Module]:

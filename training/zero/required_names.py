@@ -25,6 +25,9 @@ PACKAGE = {
     "ops.op_builder.AsyncIOBuilder": "whether states can be kept in files",
     "utils.nvtx.enable_nvtx": "whether each of its functions is marked for NVIDIA's profiler",
     "runtime.utils.get_global_norm_of_tensors": "the norm of gradients in stage 1 in bf16",
+    "runtime.zero.partition_parameters.ZeroParamStatus.AVAILABLE": "says that a parameter is whole",
+    "runtime.zero.stage3.reduce_scatter_coalesced": "reduces gradients and gives each rank its part",
+    "runtime.zero.partitioned_param_coordinator.iter_params": "lists what is gathered for a module",
 }
 ENGINE = {
     "module": "the model",
@@ -49,13 +52,27 @@ STAGE_3 = {
     "_reassign_or_swap_out_partitioned_parameters": "copies master weights to low-precision weights",
     "persistent_parameters": "small parameters that stay gathered",
     "_get_norm_groups": "the norm of each sub-group's gradients; -1: not finite",
+    "averaged_gradients": "[sub_group]: this rank's parts of the gradients of a step",
+    "fp16_groups": "[sub_group]: its parameters",
+    "micro_step_id": "the number of the micro batch since the last step",
+    "offload_optimizer": "whether the optimizer's states lie in the host's memory or in files",
+    "partition_grads": "keeps parts of gradients",
+    "_DeepSpeedZeroOptimizer_Stage3__param_id_to_grad_partition": "[ds_id]: where it keeps them",
+    "_partition_all_parameters": "frees gathered parameters before an update",
+    "parameter_offload.get_param_coordinator": "the object that gathers and frees parameters",
 }
 STAGE_3_PARAMETER = {
     "ds_tensor": "this rank's partition of the low-precision weight",
     "ds_numel": "its whole length, without padding",
     "ds_shape": "its whole shape",
+    "ds_secondary_tensor": "this rank's partition of the copy that hpZ keeps on a node",
     "partition": "writes gathered parameters into their partitions",
     "all_gather": "gathers parameters from their partitions",
+    "ds_status": "whether it is whole",
+    "ds_id": "its number",
+    "ds_persist": "whether it stays whole",
+    "ds_process_group": "the ranks that it is partitioned over",
+    "ds_zero_param_process_group": "those of its second partition (ZeRO++), or None",
 }
 STAGES_1_2 = {  # DeepSpeedZeroOptimizer: stage 2; stage 1 in fp32; either with offload to the CPU
     "round_robin_bit16_groups": "[group]: its parameters, in the order of the flat tensor",

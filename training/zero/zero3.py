@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -17,7 +17,9 @@ import torch
 
 from training.models.initial_weights import Weights
 from training.optimizer_state import MASTER, MOMENTS
+from training.zero import gradient_work
 from training.zero.adamw import STEP, zero_state
+from training.zero.host_work import PersistentParameters, can_replace, remember_signatures, replace_gradient_work
 from training.zero.partitions import Partition, Slot, frozen_parameters
 
 IN_MEMORY = -1
@@ -31,6 +33,11 @@ class Stage3:
         self.module, self.optimizer = module, optimizer
         self.rank, self.world_size = rank, world_size
         self.trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        self.is_replaced = can_replace(module)
+        self.persistent = PersistentParameters(module, optimizer, are_kept=self.is_replaced)
+        if self.is_replaced:
+            remember_signatures(module)
+            replace_gradient_work(optimizer)
         for sub_group, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
             with self.swapped_in(sub_group, writing=True):
                 numel = int(optimizer.fp16_partitioned_groups_flat_numel[sub_group])
@@ -90,7 +97,8 @@ class Stage3:
             span = weights.part(name, slot.shape, slot.start, slot.stop)
             ds_tensor: Any = parameter.ds_tensor  # type: ignore[attr-defined]
             ds_tensor.data.narrow(0, 0, slot.stop - slot.start).copy_(span)
-        self.gather_persistent()
+        self.forget_copies()
+        self.persistent.gather()
 
     def set_step(self, step: int) -> None:
         for flat in self.optimizer.fp32_partitioned_groups_flat:
@@ -100,24 +108,33 @@ class Stage3:
         for sub_group in range(len(self.optimizer.fp32_partitioned_groups_flat)):
             with self.swapped_in(sub_group, writing=False):
                 self.optimizer._reassign_or_swap_out_partitioned_parameters(sub_group)
-        self.gather_persistent()
+        self.forget_copies()
+        self.persistent.gather()
 
-    def gather_persistent(self) -> None:
-        """Make the small parameters that stay whole on every rank follow their partitions."""
-        if self.optimizer.persistent_parameters:
-            first = self.optimizer.persistent_parameters[0]
-            first.partition(self.optimizer.persistent_parameters)
-            first.all_gather(self.optimizer.persistent_parameters)
+    def forget_copies(self) -> None:
+        """Drop the copies of the weights that hpZ keeps on every node: DeepSpeed does so only after its own step."""
+        for parameter in self.module.parameters():
+            parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]
 
     def gradient_norms(self) -> torch.Tensor:
+        if self.is_replaced and not self.optimizer.offload_optimizer:
+            return gradient_work.norms_of(self.optimizer)
         return torch.stack([torch.as_tensor(norm) for norm in self.optimizer._get_norm_groups()])
 
-    def refusing_gradients(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def refusing_gradients(self) -> Iterator[None]:
         # The gradients themselves are left alone: what is written into their padding is never cleared.
-        return self.knowing_norms(torch.tensor([math.inf]))
+        with self.hiding_norms(torch.tensor([math.inf])):
+            yield
 
     @contextmanager
     def knowing_norms(self, norms: torch.Tensor) -> Iterator[None]:
+        with self.hiding_norms(norms):
+            yield
+        self.persistent.gather_updated()
+
+    @contextmanager
+    def hiding_norms(self, norms: torch.Tensor) -> Iterator[None]:
         self.optimizer._get_norm_groups = lambda: list(norms.unbind())  # hides the method
         try:
             yield

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launching.local_launcher import combined, run_ranks, start_rank
+from cluster.launching.local_launcher import RankNews, combined, run_ranks, start_rank
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -46,6 +46,15 @@ def test_one_exit_code_says_most_about_all_ranks(codes: list[int], expected: int
 def test_a_rank_that_dies_takes_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.launching.local_launcher.GRACE_S", 0.2)
     assert ranks("rank == 1 and os.kill(os.getpid(), signal.SIGKILL); time.sleep(600)", 2) == 1
+
+
+@pytest.mark.parametrize(("number", "causes"), [("KILL", ["rank 1 was killed by SIGKILL"]), ("USR2", [])])
+def test_the_rank_that_was_killed_is_the_cause_unless_it_was_asked_to_stop(number: str, causes: list[str]) -> None:
+    told: list[str] = []
+    rank = f"os.kill(os.getppid(), signal.SIGUSR2) if '{number}' == 'USR2' else os.kill(os.getpid(), signal.SIGKILL)"
+    code = f"import os, signal, time; os.environ['RANK'] == '1' and ({rank}); time.sleep(1); os._exit(1)"
+    run_ranks([sys.executable, "-c", code], 2, news=RankNews(note_cause=told.append))
+    assert told == causes
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])

@@ -21,7 +21,7 @@ def _old_handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
 def test_a_signal_is_remembered_and_read_at_the_next_agreement(tmp_path: Path, number: signal.Signals) -> None:
     flag = StopFlag(tmp_path / "STOP")
     flag.install()
@@ -48,6 +48,9 @@ def test_a_rank_stops_because_another_was_asked_to(tmp_path: Path) -> None:
     flag = StopFlag(tmp_path / "STOP")
     assert flag.agreed(lambda value: 1)
     assert flag.reason == "another rank was asked to stop"
+    flag = StopFlag(tmp_path / "STOP")
+    assert flag.agreed(lambda value: 1 + signal.SIGUSR2)
+    assert flag.reason == "signal SIGUSR2"
 
 
 def test_a_second_interrupt_ends_the_process_at_once(tmp_path: Path) -> None:

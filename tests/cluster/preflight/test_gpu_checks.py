@@ -73,9 +73,19 @@ def test_healthy_free_gpus_are_ok(machine: Any) -> None:
             "warning",
             "900 MiB are in use by python (process 4711)",
         ),
+        (
+            {"gpus": [gpu(), "Unable to determine the device handle for GPU0000:3B:00.0: GPU is lost. Reboot"]},
+            "failure",
+            "nvidia-smi: Unable to determine the device handle for GPU0000:3B:00.0: GPU is lost",
+        ),
+        (
+            {"gpus": [H100.format(index=0, used="[GPU requires reset]", mig="Disabled")]},
+            "failure",
+            "GPU 0: nvidia-smi gives [GPU requires reset] for memory.used",
+        ),
         ({"dmesg": "[  1.5] NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off"}, "warning", "Xid 79 in the last day"),
     ],
-    ids=["ECC", "failed remapping", "pending remapping", "MIG", "in use", "a process", "Xid"],
+    ids=["ECC", "failed remapping", "pending remapping", "MIG", "in use", "a process", "lost", "needs a reset", "Xid"],
 )
 def test_a_fault_of_a_gpu_is_named(machine: Any, fault: dict[str, Any], level: str, message: str) -> None:
     machine(**{"gpus": [gpu()], **fault})
@@ -91,15 +101,48 @@ def test_errors_of_programs_and_what_a_driver_cannot_tell_are_no_fault(machine: 
     assert [f.level for f in found_here()] == ["ok"]
 
 
+def test_what_computes_on_a_gpu_may_remain_untold(machine: Any, tmp_path: Path) -> None:
+    machine([gpu()])
+    script = (tmp_path / "nvidia-smi").read_text()
+    (tmp_path / "nvidia-smi").write_text(script.replace(f"cat {tmp_path}/processes", "echo no permission; exit 4"))
+    assert [f.level for f in found_here()] == ["ok"]
+
+
 def test_another_s_gpu_is_not_ours_to_judge(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine([gpu(0), gpu(1, used=40000)])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert [f.level for f in found_here()] == ["ok"]
 
 
-def test_a_mig_instance_is_refused_by_its_name(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_mig_instance_of_one_host_is_told_and_several_are_refused(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine([gpu()])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-4711")
+    assert [f.level for f in found_here()] == ["warning"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-4711,MIG-4712")
+    assert [f.level for f in found_here()] == ["failure"]
+
+
+def test_gpus_of_another_maker_are_not_taken_for_missing(
+    tmp_path: Path, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine([])
+    (tmp_path / "nvidia-smi").unlink()
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    assert [(f.level, f.found) for f in found_here()] == [("failure", "0 of 8 GPUs are seen")]
+    monkeypatch.setattr(gpu_probes, "AMD", tmp_path)
+    assert [f.level for f in found_here()] == ["warning"]
+
+
+def test_nvidia_smi_on_a_host_without_gpus_is_no_failure_unless_slurm_gave_some(
+    tmp_path: Path, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine([])
+    monkeypatch.setattr(gpu_probes, "gpus_of_host", lambda: 0)
+    program(tmp_path / "nvidia-smi", "#!/bin/sh\necho 'No devices were found'; exit 6\n")
+    assert [(f.level, f.found) for f in found_here()] == [("warning", "nvidia-smi: No devices were found")]
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
     assert [f.level for f in found_here()] == ["failure"]
 
 
@@ -109,9 +152,14 @@ def test_fewer_gpus_than_slurm_has_given_are_a_failure(machine: Any, monkeypatch
     assert [(f.level, f.found) for f in found_here()] == [("failure", "1 of 2 GPUs are seen")]
 
 
-def test_a_driver_that_fails_or_hangs_is_a_failure(tmp_path: Path, machine: Any) -> None:
+def test_a_driver_that_fails_or_hangs_is_a_failure(
+    tmp_path: Path, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine([])
-    program(tmp_path / "nvidia-smi", "#!/bin/sh\necho 'Unable to determine the device handle for GPU0'; exit 15\n")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
+    row = gpu(1)  # of the other GPU, which still answers
+    lost = "Unable to determine the device handle for GPU0"
+    program(tmp_path / "nvidia-smi", f"#!/bin/sh\necho '{row}'; echo '{lost}'; exit 15\n")
     assert "Unable to determine the device handle" in found_here()[0].found
     program(tmp_path / "nvidia-smi", "#!/bin/sh\nsleep 60\n")
     findings = check_gpus({"node1": answers({"gpus": probe_gpus}, within_s=0.5)})

@@ -59,6 +59,16 @@ def test_the_gpus_of_each_host_are_what_slurm_has_given_the_job(controller: Call
     assert controller(DETAILS).gpus() == {"a1": 2, "a3": 2, "a2": 0}
 
 
+def test_the_end_of_the_time_limit_is_asked_for_in_seconds_and_a_job_without_one_has_none(
+    controller: Callable[[str], Controller], tmp_path: Path
+) -> None:
+    asks = controller("")
+    for says, told in (('[ "$SLURM_TIME_FORMAT" = %s ] && echo 1700000000', 1_700_000_000), ("echo NONE", None)):
+        (tmp_path / "squeue").write_text(f"#!/bin/sh\n{says}\n")
+        (tmp_path / "squeue").chmod(0o755)
+        assert asks.end_time() == told
+
+
 def test_a_job_without_the_programs_of_slurm_says_so(controller: Callable[[str], Controller], tmp_path: Path) -> None:
     asks = controller("")
     (tmp_path / "scontrol").unlink()

@@ -11,9 +11,11 @@ import pytest
 
 from cluster.errors import DataError
 from data_prep.shards import Manifest, ShardReader, read_manifest
-from data_prep.shards.trained_tokens import NAME
+from data_prep.shards.trained_tokens import TRAINED_TOKENS
 from data_prep.shards.writing import write_manifest
 from data_prep.verify import verify
+
+NAME = TRAINED_TOKENS.name
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.training.test_plan import manifest_of
 from training.advice.learning_rates import Method, usual_learning_rates
 from training.advice.plan_warnings import division_warnings, plan_warnings
 from training.config import TrainConfig
+from training.order import BY_WORK, IN_TURN
 from training.plan import make_plan
 
 GOOD: dict[str, Any] = {"epochs": 3.0, "global_batch_rows": 8, "learning_rate": 2e-5}
@@ -50,24 +52,28 @@ def test_each_reason_not_to_learn_is_named_alone(changed: dict[str, Any], said: 
 
 
 @pytest.mark.parametrize(
-    ("rows", "ranks", "micro", "said"),
+    ("deal", "rows", "ranks", "micro", "said"),
     [
         (
+            IN_TURN,
             8,
             3,
             2,
             "8 rows for 3 ranks x 2 micro_batch_rows: 33% of the ranks' time is lost (11% with micro_batch_rows 1)",
         ),
-        (8, 3, 2, "4 of 12 places empty; none would be on 2 or 4 ranks"),
-        (16, 5, 1, ""),
-        (5, 1, 4, ""),  # three of eight places are empty, and no rank waits
+        (IN_TURN, 8, 3, 2, "4 of 12 places empty; none would be on 2 or 4 ranks"),
+        (IN_TURN, 5, 1, 4, ""),  # three of eight places are empty, and no rank waits
+        (BY_WORK, 8, 3, 2, ""),
+        (BY_WORK, 16, 5, 1, ""),
+        (BY_WORK, 5, 4, 1, "5 rows for 4 ranks x 1 micro_batch_rows: 38% of the ranks' time is lost; 3 of 8 places"),
     ],
 )
 def test_ranks_that_wait_for_others_for_more_than_a_quarter_of_the_time_are_told(
-    rows: int, ranks: int, micro: int, said: str
+    deal: int, rows: int, ranks: int, micro: int, said: str
 ) -> None:
     train = TrainConfig(global_batch_rows=rows, micro_batch_rows=micro)
     plan = make_plan(train, manifest_of(100), parameters=1, world_size=ranks, seed=0)
+    plan = replace(plan, deal=deal)
     found = "\n".join(division_warnings(plan))
     assert said in found and bool(found) == bool(said)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cluster.errors import CheckpointError
-from cluster.journal import read_lines
+from cluster.journal.records import read_lines
 from cluster.launching.local_launcher import run_ranks
 from data_prep.shards import ShardReader, read_manifest
 from launch.__main__ import main

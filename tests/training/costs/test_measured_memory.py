@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.training.rank_programs.memory_ranks import BUCKET
+from training.costs.buckets import Buckets
 from training.costs.memory import Layout, activations, layer_bytes_per_token, memory_of, state_of
 from training.costs.shapes import ModelShape, Parameter, shape_of_config
 
@@ -87,7 +88,8 @@ def test_the_peak_of_a_real_step_on_an_h200_is_predicted() -> None:
         }
     )  # fmt: skip
     assert shape is not None
-    predicted = memory_of(shape, Layout(ranks=1, stage=3, micro_batch_rows=2, row_tokens=4096))
+    layout = Layout(ranks=1, stage=3, micro_batch_rows=2, row_tokens=4096, buckets=Buckets())  # not sized then
+    predicted = memory_of(shape, layout)
     for measured_mib in (38_417, 39_762):  # with smaller and larger chunks of the loss
         assert predicted.gpu / (1 << 20) == pytest.approx(measured_mib, rel=0.10)
 
@@ -96,5 +98,5 @@ def test_recomputation_keeps_the_input_of_each_layer_and_one_layer() -> None:
     config = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 20}
     shape = shape_of_config({**config, "num_attention_heads": 4, "vocab_size": 32})
     assert shape is not None
-    layout = Layout(ranks=1, stage=1, micro_batch_rows=2, row_tokens=TOKENS, is_recomputed=True)
+    layout = Layout(ranks=1, stage=1, micro_batch_rows=2, row_tokens=TOKENS, checkpointing="full")
     assert activations(shape, layout) == 2 * TOKENS * (20 * 2 * 64 + layer_bytes_per_token(shape))

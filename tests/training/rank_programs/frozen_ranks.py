@@ -35,7 +35,10 @@ def whole_weights(engine: Any) -> dict[str, Any]:
 
 
 def steps(trials: Trials, trial: str, template: Mapping[str, Any], train: Mapping[str, Any]) -> None:
-    """Keep a start, two steps, and the next step of a second engine that resumes from a checkpoint."""
+    """Keep a start, two steps, and the next steps of a second engine that resumes from a checkpoint.
+
+    The second one computes activations again.
+    """
     from training.checkpoints.async_save import SavePolicy
     from training.checkpoints.checkpoint import Checkpoints
     from training.config import LoraConfig
@@ -61,10 +64,10 @@ def steps(trials: Trials, trial: str, template: Mapping[str, Any], train: Mappin
             first_weights=lambda: origin.first_weights(0, lora),
         )
         checkpoints.complete(engine, TrainState(steps_done=2))
-        again, _, _ = trials.engine(model, template, **common)
+        again, _, _ = trials.engine(model, template, **common, activation_checkpointing="selective")
         again.fill_frozen(origin.first_weights(0, lora))
         checkpoints.restore(again)
-        facts["next"] = [take_step(e, batches, 2, LEARNING_RATE) for e in (engine, again)]
+        facts["next"] = [[take_step(e, batches, step, LEARNING_RATE) for step in (2, 3)] for e in (engine, again)]
     trials.keep_facts(trial, **facts)
 
 

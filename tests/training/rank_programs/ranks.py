@@ -99,14 +99,14 @@ def dtypes_of(engine: Any) -> list[str]:
     return sorted({str(parameter.dtype) for parameter in engine.module.parameters()})
 
 
-def gradients(trials: Trials, *, micro_batch_rows: int, recompute: bool) -> None:
+def gradients(trials: Trials, *, micro_batch_rows: int, checkpointing: str = "none") -> None:
     """Keep the gradients of one step: from zero, Adam's first moment is (1 - beta1) times the gradient."""
     engine, batches, origin = trials.engine(
-        {"path": str(trials.model)}, micro_batch_rows=micro_batch_rows, activation_checkpointing=recompute
+        {"path": str(trials.model)}, micro_batch_rows=micro_batch_rows, activation_checkpointing=checkpointing
     )
     engine.start_from(origin.first_weights(0))
     loss = take_step(engine, batches, 0, LEARNING_RATE)
-    name = f"gradients-{micro_batch_rows}{'-recomputed' if recompute else ''}"
+    name = f"gradients-{micro_batch_rows}{'' if checkpointing == 'none' else f'-{checkpointing}'}"
     trials.keep(name, {part.name: part.values["exp_avg"] / (1 - 0.9) for part in engine.parts()})
     trials.keep_facts(name, loss=loss, dtypes=dtypes_of(engine))
 
@@ -132,6 +132,8 @@ def counted_waits(engine: Any) -> Iterator[dict[str, list[str]]]:
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
+    from training.zero import gradient_work
+
     counted: dict[str, list[str]] = {"values": [], "lists": [], "norms": []}
 
     class Values(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -154,14 +156,15 @@ def counted_waits(engine: Any) -> Iterator[dict[str, list[str]]]:
 
     updating: list[bool] = []
     true_update, engine.update = engine.update, update
-    true_norms, true_list = type(engine.optimizer)._get_norm_groups, torch.Tensor.tolist
-    type(engine.optimizer)._get_norm_groups = noted("norms", true_norms)
+    true_norms, true_list = gradient_work.norms_of, torch.Tensor.tolist
+    gradient_work.norms_of = noted("norms", true_norms)
+    engine.optimizer.get_grad_norm_direct = noted("norms", engine.optimizer.get_grad_norm_direct)
     torch.Tensor.tolist = noted("lists", true_list)  # type: ignore[method-assign]
     try:
         with Values():  # type: ignore[no-untyped-call]
             yield counted
     finally:
-        engine.update, type(engine.optimizer)._get_norm_groups = true_update, true_norms
+        engine.update, gradient_work.norms_of = true_update, true_norms
         torch.Tensor.tolist = true_list  # type: ignore[method-assign]
 
 
@@ -183,6 +186,8 @@ def contract(trials: Trials) -> None:
     engine.start_from(origin.first_weights(0))
     take_step(engine, batches, 0, LEARNING_RATE)
     trials.keep_parts("one-step", engine)
+    named = dict(engine.module.named_parameters())
+    trials.keep("persistent", {name: parameter.data for name, parameter in named.items() if parameter.ds_persist})
 
     checkpoints = Checkpoints(
         trials.output / "checkpoints",
@@ -264,6 +269,27 @@ def seen_tensors(seen: list[Any]) -> dict[str, Any]:
     return {"stats": torch.tensor(values, dtype=torch.float64)}
 
 
+def node_copies(trials: Trials) -> None:
+    """Keep what steps leave with a copy of the weights on each of two "nodes" of two ranks, and without.
+
+    DeepSpeed makes the group of a node once a process: no engine with such copies may come after it.
+    """
+    released = {"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}  # at once: nothing is reused
+    for size in (1, 2):
+        zero = {**MIXED["zero_optimization"], **released, "zero_hpz_partition_size": size}
+        engine, batches, origin = trials.engine(
+            {"path": str(trials.model)}, {"zero_optimization": zero}, micro_batch_rows=1
+        )
+        losses = []
+        for _ in range(2):  # the second time as after a rollback
+            engine.start_from(origin.first_weights(0))
+            losses += [take_step(engine, batches, step, LEARNING_RATE) for step in range(2)]
+        trials.keep_parts(f"hpz-{size}", engine)
+        engine.loss(batches.for_step(2).micro_batches[0])
+        copies = sum(parameter.ds_secondary_tensor is not None for parameter in engine.module.parameters())
+        trials.keep_facts(f"hpz-{size}-losses", losses=losses, copies=copies)
+
+
 def main(output: str, model: str, shards: str) -> None:
     world = read_world()
     assert world is not None
@@ -273,12 +299,15 @@ def main(output: str, model: str, shards: str) -> None:
     join_world(world)
     trials = Trials(Path(output), Path(model), Path(shards), world)
     for micro_batch_rows in FACTORINGS[world.size]:
-        gradients(trials, micro_batch_rows=micro_batch_rows, recompute=False)
-    gradients(trials, micro_batch_rows=2, recompute=True)
+        gradients(trials, micro_batch_rows=micro_batch_rows)
+    for checkpointing in ("selective", "full"):
+        gradients(trials, micro_batch_rows=2, checkpointing=checkpointing)
     first_loss(trials)
     low_precision(trials)
     contract(trials)
     guarded(trials)
+    if world.size == 4:
+        node_copies(trials)
     leave_world()
 
 

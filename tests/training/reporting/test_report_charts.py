@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from training.reporting.page.axes import log_ticks, ticks
 from training.reporting.page.charts import BUCKETS, Chart, Series, decimated
 from training.reporting.page.evaluation_tables import tables
+from training.reporting.page.facts import mfu_figures
 from training.reporting.page.goodput import goodput, wall_time
 from training.reporting.page.hardware import compute_of
-from training.reporting.status import RunState, paired_attempts
+from training.reporting.plots import mfu_chart
+from training.reporting.run_state import RunState, paired_attempts
 
 H100 = {"event": "start", "time": "2026-11-20T12:00:00+00:00", "step": 0, "world_size": 2, "device": "NVIDIA H100 80GB"}
 PLAN = {"parameters": 1000, "trained_parameters": 100}
@@ -146,3 +148,15 @@ def test_figures_that_this_version_does_not_know_are_in_the_tables() -> None:
     ]
     assert [(row.label, row.values) for row in harness.rows] == [("boolq, acc", ("0.5 ± 0.01", "0.75 ± 0.02"))]
     assert [(row.label, row.values) for row in probes.rows] == [("Words: he", ("3",))]
+
+
+def test_the_mfu_that_was_measured_is_drawn_and_not_the_one_by_the_number_of_parameters() -> None:
+    lines = [
+        {"step": n, "loss": 1.0, "tokens_per_s": 9.0, "step_s": 1.0, "data_wait_s": 0.0, "mfu": mfu}
+        for n, mfu in ((1, 0.41), (2, 0.42))
+    ]
+    attempts = paired_attempts([H100], lines)
+    state = RunState(total_steps=2, lines=lines, attempts=attempts, events=[H100], validation={})
+    (found,) = mfu_chart(state.lines, compute_of(state, PLAN), [])
+    assert list(found.series[0].y) == [0.41, 0.42] and "no padding" in found.caption
+    assert mfu_figures(state, compute_of(state, PLAN))[0][1] == "41.5%"

@@ -14,7 +14,8 @@ import pytest
 from cluster.disk.lock_holder import Holder
 from cluster.model_files import weights_digest
 from cluster.paths import RunPaths
-from training.reporting.status import command, evaluation_text, is_going_on, is_stale, read_state, status_text
+from training.reporting.run_state import read_state
+from training.reporting.status import command, evaluation_text, is_going_on, is_stale, status_text
 from training.reporting.wording import duration
 
 BEGIN = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
@@ -242,3 +243,31 @@ def test_an_evaluation_of_an_earlier_export_is_told_and_made_again(paths: RunPat
     weights.write_bytes(bytes(100_000) + b"1" + bytes(99_999))
     assert "of an earlier export" in evaluation_text(evaluation, paths.export)
     assert not is_stale({"models": losses}, paths.export)  # of an earlier version, which does not tell
+
+
+def test_the_speed_without_padding_the_mfu_and_the_slowest_rank_are_told_where_they_were_measured(
+    paths: RunPaths,
+) -> None:
+    write_run(paths, [start(0, 0)], steps=4)
+    assert "speed" not in facts(paths, at=5)
+    more = {"useful_tokens_per_s": 610.2, "mfu": 0.412, "memory_gb": 61.23}
+    lines = [{"step": n, "loss": 2.5, "tokens_per_s": 640.4, "step_s": 1.0, **more} for n in range(1, 5)]
+    for line, slowest, by in zip(lines[1:], (3, 3, 1), (0.2, 0.3, 0.01), strict=True):
+        line |= {"slowest_rank": slowest, "slowest_by": by}
+    paths.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert facts(paths, at=5)["speed"] == (
+        "610 tokens/s without padding, MFU 41.2%, 61.2 GB on rank 0,"
+        " slowest most often: rank 3, in 67% of the steps, then by 25%"
+    )
+
+
+def test_the_log_of_the_rank_that_told_the_end_is_named_and_those_of_all(paths: RunPaths) -> None:
+    write_run(paths, [start(0, 0), {**end(9, 8, "RuntimeError: boom", 1), "log": "logs/local-2-rank0.log"}], steps=8)
+    assert "logs" not in facts(paths)
+    paths.logs.mkdir()
+    for second, name in enumerate(["local-1-rank0.log", "local-2-rank0.log", "local-2-rank1.log", "a-train-7.log"]):
+        (paths.logs / name).write_text("")
+        os.utime(paths.logs / name, (second, second))
+    assert facts(paths)["logs"] == (
+        f"{paths.root}/logs/local-2-rank0.log; of all its ranks: {paths.root}/logs/local-2-rank*.log"
+    )

@@ -19,7 +19,7 @@ import pytest
 from cluster.paths import RunPaths
 from launch.__main__ import main
 from tests.training.reporting.test_status import BEGIN, end, start, write_run
-from training.reporting.status import read_state
+from training.reporting.run_state import read_state
 from training.reporting.watch import ENTER, LEAVE, frame, list_text, loss_text, watch, watch_lines
 
 ROOT = Path(__file__).resolve().parents[3]

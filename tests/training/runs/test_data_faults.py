@@ -14,6 +14,7 @@ from data_prep.shards.blocks import block_range
 from training.checkpoints.layout import newest_checkpoint, step_of
 from training.order import Order
 from training.reporting.status import status_text
+from training.step.batches import Batches
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROWS, STEPS, BATCH = 320, 40, 8  # one epoch: no row comes twice
@@ -21,9 +22,12 @@ ROWS, STEPS, BATCH = 320, 40, 8  # one epoch: no row comes twice
 
 def row_of_the_second_rank(data: Path, step: int) -> int:
     """Return a row that in a step (from 0) only the second of two ranks reads."""
-    digest = read_manifest(data).content_digest
-    order = Order(row_count=ROWS, global_batch_rows=BATCH, seed=0, data_digest=digest)
-    return order.micro_batches(step, 1, 2, 2)[0][0]
+    manifest = read_manifest(data)
+    order = Order(row_count=ROWS, global_batch_rows=BATCH, seed=0, data_digest=manifest.content_digest)
+    reader = ShardReader(data, manifest, "train")
+    rows = order.rows_of_step(step)
+    batches = Batches(reader=reader, order=order, rank=1, world_size=2, micro_batch_rows=2)
+    return rows[batches.dealt(rows).of_rank(1)[0].places[0]]
 
 
 def change_a_byte(data: Path, shard: Path, row: int) -> None:

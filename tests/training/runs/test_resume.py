@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from cluster.journal import read_lines
+from cluster.journal.records import read_lines
 from tests.training.rank_programs.bits import exact, weights
 from training.checkpoints.layout import committed_folders, newest_checkpoint
-from training.reporting.status import read_state
+from training.reporting.run_state import read_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 STEPS, SAVE_EVERY = 12, 4  # all three checkpoints stay
@@ -127,7 +127,7 @@ def test_a_run_stopped_by_signals_has_the_bits_of_one_never_stopped(
     run.watch(process, done(run.steps()[-1] + 1))
     run.signal_rank(process, 1, signal.SIGUSR2)  # to one rank, as Slurm may
     assert process.wait() == 75
-    assert run.ends()[-1]["reason"] == "another rank was asked to stop"
+    assert run.ends()[-1]["reason"] == "signal SIGUSR2"
     assert_saved_where_it_ended(run)
 
     assert run.train() == 0

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.shards import ShardReader, read_manifest
-from training.order import Order
+from training.order import BY_WORK, IN_TURN, Order
 from training.step.batches import Batches, MicroBatch, micro_batch_of, nothing_of, one_document_a_row
 
 ROWS, GLOBAL_BATCH = 30, 24  # rows in the data; in a step
@@ -89,22 +89,51 @@ def test_every_rank_knows_how_many_tokens_the_whole_global_batch_trains(
     assert {share.trained_tokens for share in shares} == {int(torch.cat(masks).sum())}
 
 
-@given(step=st.integers(0, 10**6), world_size=st.integers(2, 14))
-def test_a_micro_batch_has_the_same_number_and_rows_whatever_rank_takes_it(
+@given(step=st.integers(0, 10**6), world_size=st.integers(2, 30))
+def test_the_ranks_together_take_each_row_once_and_in_worlds_that_divide_the_same_micro_batches(
     reader: ShardReader, step: int, world_size: int
 ) -> None:
     alone = batches_of(reader).for_step(step).micro_batches
     shares = [batches_of(reader, rank, world_size).for_step(step).micro_batches for rank in range(world_size)]
     together = sorted((micro for share in shares for micro in share), key=lambda micro: micro.index)
     assert [micro.index for micro in together] == list(range(len(together)))
-    assert all(map(same, together[: GLOBAL_BATCH // 2], alone))
-    assert not any(micro.loss_mask.any() for micro in together[GLOBAL_BATCH // 2 :])
+    if GLOBAL_BATCH % (2 * world_size) == 0:
+        assert all(map(same, together, sorted(alone, key=lambda micro: micro.index)))
+    assert rows_in(together[:GLOBAL_BATCH]) == rows_in(alone)
+    assert not any(micro.loss_mask.any() for micro in together[GLOBAL_BATCH:])
+
+
+def rows_in(micro_batches: list[MicroBatch]) -> list[bytes]:
+    return sorted(row.numpy().tobytes() for micro in micro_batches for row in micro.input_ids)
+
+
+@given(step=st.integers(0, 10**6), world_size=st.integers(2, 14), deal=st.sampled_from([IN_TURN, BY_WORK]))
+def test_the_checks_of_the_rows_sum_up_to_nothing_unless_a_rank_deals_in_another_way(
+    reader: ShardReader, step: int, world_size: int, deal: int
+) -> None:
+    ranks = [replace(batches_of(reader, rank, world_size), deal=deal) for rank in range(world_size)]
+    checks = [sum(micro.row_check for micro in rank.for_step(step).micro_batches) for rank in ranks]
+    assert sum(checks) == 0 and float(max(checks)) == max(checks)
+    other = sum(micro.row_check for micro in replace(ranks[1], rank=0).for_step(step + 1).micro_batches)
+    assert other + sum(checks[1:]) != 0
+
+
+def test_a_run_that_began_in_turn_keeps_its_micro_batches(reader: ShardReader) -> None:
+    rows = order_of(ROWS).rows_of_step(5)
+    for rank in range(3):
+        found = replace(batches_of(reader, rank, 3), deal=IN_TURN).for_step(5).micro_batches
+        for number, micro in enumerate(found):
+            first = (3 * number + rank) * 2
+            assert micro.index == 3 * number + rank
+            assert np.array_equal(micro.input_ids.numpy(), reader.rows(rows[first : first + 2]).input_ids)
 
 
 def test_a_rank_without_rows_has_one_row_of_the_step_with_nothing_trained(reader: ShardReader) -> None:
-    first, last = (batches_of(reader, rank, 7, micro_batch_rows=4).for_step(5).micro_batches for rank in (0, 6))
-    assert [len(micro.input_ids) for micro in (*first, *last)] == [4, 1]
-    assert torch.equal(last[0].input_ids, first[0].input_ids[:1]) and not last[0].loss_mask.any()
+    ranks = [batches_of(reader, rank, GLOBAL_BATCH + 2).for_step(5).micro_batches for rank in range(GLOBAL_BATCH + 2)]
+    idle = [micro for (micro,) in ranks if micro.index >= GLOBAL_BATCH]
+    assert [len(micro.input_ids) for (micro,) in ranks] == [1] * len(ranks) and len(idle) == 2
+    first = reader.rows(order_of(ROWS).rows_of_step(5)[:1]).input_ids
+    assert all(np.array_equal(micro.input_ids.numpy(), first) and not micro.loss_mask.any() for micro in idle)
 
 
 def test_an_error_while_reading_ahead_reaches_the_loop(reader: ShardReader) -> None:
@@ -117,7 +146,7 @@ def test_an_error_while_reading_ahead_reaches_the_loop(reader: ShardReader) -> N
 EPOCH, STEPS = 1003, 59  # a prime number of rows in each step: no world but 1 divides it
 
 
-def test_resumed_at_every_step_in_worlds_of_1_to_9_an_epoch_has_every_row_once_in_one_order(
+def test_resumed_at_every_step_in_worlds_of_1_to_9_an_epoch_has_every_row_once_in_the_same_steps(
     uneven_shards: Callable[[int], Path],
 ) -> None:
     folder = uneven_shards(EPOCH)
@@ -127,16 +156,16 @@ def test_resumed_at_every_step_in_worlds_of_1_to_9_an_epoch_has_every_row_once_i
     order = Order(row_count=EPOCH, global_batch_rows=EPOCH // STEPS, seed=3, data_digest=manifest.content_digest)
 
     def seen(reader: ShardReader, step: int, world_size: int, micro_batch_rows: int) -> list[int]:
-        """The rows of a step as the ranks of such a world read them, in the order of the micro batches."""
+        """The rows of a step as the ranks of such a world read them."""
         dealt: dict[str, Any] = {"order": order, "world_size": world_size, "micro_batch_rows": micro_batch_rows}
         ranks = [Batches(reader=reader, rank=rank, **dealt) for rank in range(world_size)]
         micro_batches = [micro for rank in ranks for micro in rank.for_step(step).micro_batches]
         micro_batches.sort(key=lambda micro: micro.index)
         ids, masks = (torch.cat([getattr(m, name) for m in micro_batches]) for name in ("input_ids", "loss_mask"))
         assert not masks[order.global_batch_rows :].any()  # these rows stand in empty places
-        return [number_of[row.numpy().tobytes()] for row in ids[: order.global_batch_rows]]
+        return sorted(number_of[row.numpy().tobytes()] for row in ids[: order.global_batch_rows])
 
-    epoch = [row for step in range(STEPS) for row in order.rows_of_step(step)]
+    epoch = [row for step in range(STEPS) for row in sorted(order.rows_of_step(step))]
     assert sorted(epoch) == list(range(EPOCH))
     for world_size in range(1, 10):
         reader = ShardReader(folder, manifest, "train")

@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.config_loading import dump_yaml
 from cluster.disk.atomic_files import write_text
-from cluster.journal import read_metrics, write_event
+from cluster.journal.records import read_metrics, write_event
 from cluster.paths import RunPaths
 
 CONFIGURATION = {

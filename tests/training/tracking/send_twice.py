@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cluster.journal import set_up_logging
+from cluster.journal.log import set_up_logging
 from launch.runs.track import sent
 from tests.training.tracking.life import Life
 from training.tracking.follower import Follower

@@ -12,8 +12,9 @@ import pytest
 from cluster.config_loading import parse_yaml
 from cluster.errors import ConfigError
 from training.config import ExportConfig, TrainConfig
+from training.costs.buckets import Buckets
 from training.plan import Plan
-from training.zero.ds_config import DEFAULT_TEMPLATE, OWNED, deepspeed_config, read_template, stage_of
+from training.zero.ds_config import DEFAULT_TEMPLATE, OWNED, deepspeed_config, read_template, stage_of, with_sizes
 
 TEMPLATES = sorted(DEFAULT_TEMPLATE.parent.glob("*.json"))
 
@@ -119,7 +120,19 @@ def test_the_plan_decides_the_batch_the_precision_and_the_clipping() -> None:
     ]
     assert sizes == [48, 3, 4]
     assert (result["bf16"], result["gradient_clipping"]) == ({"enabled": True}, 0.5)
-    assert result["zero_optimization"] == read_template(None)["zero_optimization"]
+    assert result["zero_optimization"] == with_sizes(read_template(None)["zero_optimization"], Buckets())
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_auto_becomes_a_number_in_every_template_that_comes_with_us(path: Path) -> None:
+    sizes = Buckets(reduce=1, prefetch=2, persistence=3)
+    zero = with_sizes(read_template(path)["zero_optimization"], sizes)
+    assert "auto" not in zero.values() and zero["reduce_bucket_size"] == 1
+    assert zero.get("stage3_prefetch_bucket_size", 2) == 2
+
+
+def test_a_number_in_a_template_is_kept() -> None:
+    assert with_sizes({"stage": 2, "reduce_bucket_size": 5}, Buckets()) == {"stage": 2, "reduce_bucket_size": 5}
 
 
 def test_no_clipping_is_no_clipping() -> None:

@@ -118,4 +118,4 @@ def test_the_plain_model_acts_as_the_one_that_was_trained(
     for name, parameter in plain.named_parameters():
         parameter.data.copy_(tensors.tensor(name))
     loss = float(loss_of(plain, uneven_shards(ROWS)).detach())
-    assert facts["next"][0] == pytest.approx(loss, rel=1e-5)
+    assert facts["next"][0][0] == pytest.approx(loss, rel=1e-5)

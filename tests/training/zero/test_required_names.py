@@ -32,6 +32,7 @@ from training.zero.required_names import (
 
 ROOT = Path(__file__).resolve().parents[3]
 ZERO = ROOT / "training" / "zero"
+OF_STAGE_3 = ("zero3.py", "host_work.py", "gradient_work.py")
 
 
 class BF16_Optimizer(SimpleNamespace):  # noqa: N801  (DeepSpeed's name: the adapters tell it by that)
@@ -128,14 +129,16 @@ def accesses(*files: str) -> Iterator[str]:
 
 def taken_of(owner: str, *files: str) -> set[str]:
     """Return the first attribute that is taken of `owner`, whether a variable or an attribute of self."""
-    pattern = re.compile(rf"(?:self\.)?{owner}\.(\w+)")
+    pattern = re.compile(rf"(?:self\.)?(?:{owner})\.(\w+)")
     return {match[1] for text in accesses(*files) if (match := pattern.fullmatch(text))}
 
 
 def test_the_lists_hold_each_attribute_that_the_adapters_take_of_an_optimizer_and_nothing_else() -> None:
     hidden = {"check_grad_overflow", "averaged_gradients"}  # by their names: hiding(NAME=...), getattr(..., "NAME")
-    both = {**STAGES_1_2, **STAGE_1_BF16, **ANY_OPTIMIZER}.keys()
-    assert taken_of("optimizer", "zero3.py") == {*STAGE_3, *ANY_OPTIMIZER}
+    both, stage_3 = {**STAGES_1_2, **STAGE_1_BF16, **ANY_OPTIMIZER}.keys(), {*STAGE_3, *ANY_OPTIMIZER}
+    assert taken_of("optimizer", "zero3.py", "host_work.py", "gradient_work.py") == {
+        name.split(".")[0] for name in stage_3
+    }
     assert taken_of("optimizer", "zero12.py") == both - hidden
     text = (ZERO / "zero12.py").read_text()
     assert all(f'"{name}"' in text or f"hiding({name}=" in text for name in hidden)
@@ -145,7 +148,9 @@ def test_the_lists_hold_each_attribute_that_is_taken_of_the_engine_and_the_packa
     assert taken_of("deepspeed", "engine.py") >= ENGINE.keys()
     of_package = {
         text.removeprefix("deepspeed.")
-        for text in accesses("engine.py", "model.py", "zero12.py", "zero3.py", "nvme.py")
+        for text in accesses(
+            "engine.py", "model.py", "zero12.py", "zero3.py", "host_work.py", "gradient_work.py", "nvme.py"
+        )
         if text.startswith("deepspeed.") and "(" not in text
     }
     longest = {name for name in of_package if not any(other.startswith(f"{name}.") for other in of_package)}
@@ -155,5 +160,5 @@ def test_the_lists_hold_each_attribute_that_is_taken_of_the_engine_and_the_packa
 
 
 def test_the_lists_hold_each_attribute_of_a_parameter_that_torch_does_not_give_it() -> None:
-    found = taken_of("parameter", "zero3.py") | taken_of("first", "zero3.py")
+    found = taken_of("parameter|first", *OF_STAGE_3)
     assert {name for name in found if not hasattr(torch.nn.Parameter, name)} == STAGE_3_PARAMETER.keys()

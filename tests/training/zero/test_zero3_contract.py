@@ -49,6 +49,14 @@ def test_one_step_moves_every_parameter_and_fills_every_moment(trial_of: TrialOf
         assert tensor.abs().max() > 0 or key.endswith(("attn.c_attn.bias",)), key
 
 
+def test_small_parameters_stay_whole_on_every_rank_and_follow_the_update(trial_of: TrialOf, ranks: int) -> None:
+    trial = trial_of(ranks)
+    masters, shapes = trial.joined("one-step"), trial.facts("one-step")["shapes"]
+    for whole in trial.by_rank("persistent"):
+        assert set(whole) == {name for name, shape in shapes.items() if math.prod(shape) <= 200}  # as in ranks.py
+        assert all(torch.equal(tensor.reshape(-1), masters[f"master.{name}"]) for name, tensor in whole.items())
+
+
 def test_a_checkpoint_loads_back_bit_for_bit_though_some_parts_are_empty(trial_of: TrialOf, ranks: int) -> None:
     trial = trial_of(ranks)
     saved, loaded = trial.by_rank("one-step"), trial.by_rank("loaded")
@@ -91,7 +99,7 @@ def test_new_master_weights_are_used_once_they_are_refreshed_and_not_before(tria
 
 
 def test_the_weights_of_forward_have_the_precision_that_was_asked_for(trial_of: TrialOf, ranks: int) -> None:
-    assert trial_of(ranks).facts("gradients-2-recomputed")["dtypes"] == ["torch.float32"]
+    assert trial_of(ranks).facts("gradients-2-full")["dtypes"] == ["torch.float32"]
     assert trial_of(ranks).facts("bf16")["dtypes"] == ["torch.bfloat16"]
 
 

@@ -14,7 +14,7 @@ from training.reporting.page.charts import Chart, Series
 from training.reporting.page.facts import config_of, model_name
 from training.reporting.page.goodput import goodput, wall_time
 from training.reporting.plots import Evaluation, smoothed, speed_chart
-from training.reporting.status import RunState
+from training.reporting.run_state import RunState
 from training.reporting.wording import duration, short
 
 COLOURS = 6  # of the page's style sheet

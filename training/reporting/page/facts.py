@@ -12,7 +12,7 @@ from cluster.paths import RunPaths
 from training.reporting.page.goodput import goodput, wall_time
 from training.reporting.page.hardware import Compute, hardware_text
 from training.reporting.plots import Evaluation, smoothed
-from training.reporting.status import RunState
+from training.reporting.run_state import RunState
 from training.reporting.wording import duration, short
 
 Record = Mapping[str, Any] | None
@@ -57,14 +57,21 @@ def run_figures(state: RunState) -> list[Figure]:
     return [
         ("Steps", f"{state.step:,}", f"of {state.total_steps or 0:,}; {state.step_s or 0:.3g} s a step"),
         ("Tokens trained", short(tokens), "each pass over the data counts"),
-        ("Speed", f"{speed:,.0f} tokens/s", "median, with masked tokens and padding"),
+        ("Speed", f"{speed:,.0f} tokens/s", f"median, with masked tokens and padding{useful_text(state)}"),
         ("Wall time", duration(elapsed), f"goodput {goodput(shares):.0%}: in steps that were kept" if elapsed else ""),
         ("Restarts", str(state.restarts), "each from the newest checkpoint" if state.restarts else "a single attempt"),
     ]
 
 
+def useful_text(state: RunState) -> str:
+    useful = [line["useful_tokens_per_s"] for line in state.lines if "useful_tokens_per_s" in line]
+    return f"; {statistics.median(useful):,.0f} without padding" if useful else ""
+
+
 def mfu_figures(state: RunState, compute: Compute) -> list[Figure]:
     """Return the median MFU, or why there is none."""
+    if measured := [line["mfu"] for line in state.lines if "mfu" in line]:
+        return [("MFU", f"{statistics.median(measured):.1%}", "median, without padding; see below")]
     if compute.peak_flops is None:
         return [("MFU", "not known", compute.explained)]
     speed = statistics.median(line["tokens_per_s"] for line in state.lines)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from training.reporting.status import Attempt, RunState
+from training.reporting.run_state import Attempt, RunState
 
 SHORTEST_S = 0.0005
 

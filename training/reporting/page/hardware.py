@@ -6,22 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from training.reporting.status import RunState
-
-# Dense bf16 FLOPs a second, by a word of the name that torch gives the device, the more exact name first: from the data
-# sheets, which give twice that, with sparsity, for Hopper. Other devices have no MFU rather than a guessed one.
-PEAKS: Mapping[str, float | None] = {
-    "H200": 989e12,
-    "H100 NVL": None,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H800": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A40": 149.7e12,
-    "A10": 125e12,
-}
+from training.costs.gpus import peak_of
+from training.reporting.run_state import RunState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +39,6 @@ def compute_of(state: RunState, plan: Mapping[str, Any] | None) -> Compute:
         return Compute(flops_per_token=cost, peak_flops=None, explained="the attempts ran on different hardware")
     told = f"{cost / parameters:.3g} x parameters operations per token, attention left out, of {peak / 1e12:g} TFLOP/s"
     return Compute(flops_per_token=cost, peak_flops=peak * ranks, explained=f"{told} (bf16, dense) per {device}.")
-
-
-def peak_of(device: str) -> float | None:
-    words = f" {device.replace('-', ' ').replace('NVIDIA', '').replace('GeForce', '')} "
-    return next((peak for name, peak in PEAKS.items() if f" {name} " in words), None)
 
 
 def device_of(state: RunState) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from training.evaluate.verdict import verdict
-from training.reporting.status import RunState
+from training.reporting.run_state import RunState
 
 POINTS = 500  # of the training loss that the verdict looks at: means of so many spans
 TONES = {"learnt": "good", "over-fitted": "warn", "too short": "warn", "did not learn": "bad", "diverged": "bad"}

@@ -1,29 +1,29 @@
-"""What a run writes about itself: log lines, `metrics.jsonl` (a line a step), `attempts.jsonl` (a line an event).
-
-An attempt is one start of a run. Its events are its launch, its start, its end, and the incidents in between.
-"""
+"""The journal of one rank: it logs, records and tells the watchdog what the rank does."""
 
 from __future__ import annotations
 
 import json
 import logging
 import shlex
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 from cluster.disk.atomic_files import write_text
 from cluster.environment import World, host_name
-from cluster.errors import EXIT_USER_ACTION, ClusterError
+from cluster.errors import EXIT_USER_ACTION
 from cluster.heartbeats.heartbeat import Heartbeat
+from cluster.journal.records import (
+    read_events,
+    read_metrics,
+    write_event,
+)
 from cluster.paths import RunPaths
 from cluster.processes import process_age_s
 from cluster.progress import DRAW_S, Waiting, duration
-from cluster.terminal import ERASE, LineInPlace, can_draw_in_place
+from cluster.terminal import LineInPlace, console
 from cluster.versions import versions
 
 log = logging.getLogger(__name__)
@@ -38,119 +38,6 @@ NEXT = {  # what a rank waits for after each phase of its start-up
     "ranks": "building the model and the optimizer",
     "engine": "loading the weights and checking the model",
 }
-FACTS: Mapping[str, Mapping[str, tuple[type, ...]]] = {  # of each event, what is asked for and its types
-    "launch": {"reached": (int,)},
-    "start": {"step": (int,), "world_size": (int,)},
-    "end": {"reason": (str,), "exit_code": (int,)},
-    "no-start": {"reason": (str,), "exit_code": (int,)},
-    "validation": {"step": (int,), "loss": (int, float)},
-    "skip": {"step": (int,), "reason": (str,), "rows": (list,)},
-    "rollback": {"step": (int,), "failed_step": (int,), "barred": (list,)},
-}
-
-MEASURED = ("step", "loss", "step_s", "tokens_per_s")  # the numbers of a step that its readers ask for
-
-
-def set_up_logging(world: World | None = None) -> None:
-    """Log to stderr: INFO from rank 0, WARNING and above from every rank, with rank and host on each line."""
-    where = "" if world is None or world.size == 1 else f" [{world.rank}/{world.size} {host_name()}]"
-    handler = logging.StreamHandler(sys.stderr)
-    erase = ERASE if can_draw_in_place(sys.stderr) else ""  # the line in place may be drawn by another process
-    handler.setFormatter(logging.Formatter(f"{erase}%(asctime)s{where} %(levelname).1s %(message)s", "%H:%M:%S"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    for package in ("cluster", "data_prep", "training", "launch"):
-        logging.getLogger(package).setLevel(logging.INFO if world is None or world.is_first else logging.WARNING)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSONL file, without a last line that a crash cut short; none if there is no file.
-
-    Raises ClusterError if another line is not a JSON object.
-    """
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    return [parsed(line, path, number) for number, line in enumerate(whole.splitlines(), start=1)]
-
-
-def parsed(line: str, path: Path, number: int) -> dict[str, Any]:
-    try:
-        return dict(json.loads(line))
-    except (ValueError, TypeError):
-        raise ClusterError(
-            f"{path}:{number}: damaged: not a JSON object: {line[:60]!r}; remove the line, or restore the file"
-        ) from None
-
-
-def read_metrics(path: Path, asked: Sequence[str] = ("step",)) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file. Raises ClusterError for one that lacks a number that is asked for."""
-    lines = read_lines(path)
-    for number, line in enumerate(lines, start=1):
-        missing = [name for name in asked if type(line.get(name)) not in (int, float)]
-        if missing:
-            raise ClusterError(
-                f"{path}:{number}: damaged: no number under {', '.join(missing)}: {json.dumps(line)[:60]};"
-                " remove the line, or restore the file"
-            )
-    return lines
-
-
-def last_step(path: Path) -> int:
-    """Return the step of the last whole line of a metrics file; 0 without one."""
-    lines = read_metrics(path)
-    return int(lines[-1]["step"]) if lines else 0
-
-
-def world_size_at(paths: RunPaths, step: int) -> int:
-    """Return how many ranks took a step (from 1): those of the last attempt that started before it."""
-    starts = [event for event in read_events(paths) if event["event"] == "start" and event["step"] < step]
-    return int(starts[-1]["world_size"]) if starts else 1
-
-
-def read_events(paths: RunPaths) -> list[dict[str, Any]]:
-    """Return the events of all attempts, oldest first, those of earlier versions of Shardline included.
-
-    Raises ClusterError for a line that is no event as `write_event` writes it.
-    """
-    found = []
-    for path in (paths.older_attempts, paths.attempts):
-        for number, event in enumerate(read_lines(path), start=1):
-            if not is_event(event):
-                told = f"{path}:{number}: damaged: not an event of a run: {json.dumps(event)[:60]}"
-                raise ClusterError(f"{told}; remove the line, or restore the file")
-            found.append(event)
-    return found
-
-
-def is_event(values: Mapping[str, Any]) -> bool:
-    """Return whether an object has the facts that every reader of its kind of event asks for."""
-    try:
-        datetime.fromisoformat(values["time"])
-        return all(type(values[name]) in kinds for name, kinds in FACTS.get(values["event"], {}).items())
-    except (KeyError, TypeError, ValueError):
-        return False
-
-
-def write_event(paths: RunPaths, event: str, **facts: Any) -> None:
-    """Append an event to the run's attempts: a launch, a start, an end, or an incident in between."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    paths.root.mkdir(parents=True, exist_ok=True)
-    cut_torn_line(paths.attempts)
-    with paths.attempts.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({"event": event, "time": now, **facts}) + "\n")
-
-
-def cut_torn_line(path: Path) -> None:
-    """Remove a last line that a crash cut short: the next line would be appended to it and lost."""
-    if not path.exists():
-        return
-    with path.open("r+b") as stream:
-        content = stream.read()
-        if content and not content.endswith(b"\n"):
-            stream.truncate(content.rfind(b"\n") + 1)
 
 
 class Journal:
@@ -161,15 +48,17 @@ class Journal:
         self.stream: TextIO | None = None
         self.started = self.told = time.monotonic()
         self.waiting = Waiting(NEXT["imports"], is_shown=world.is_first)
-        self.line = LineInPlace(sys.stderr)
+        self.line = LineInPlace(console())
         self.recent_s: deque[float] = deque(maxlen=RECENT_STEPS)
         self.shown = ""
         self.drawn = 0.0
         self.last_step = self.total_steps = 0
         self.phases: dict[str, float] = {}  # seconds of each phase of the start-up, imports included
         self.write_accepted: Callable[[], None] = lambda: None
+        self.log_file: Path | None = None  # this rank's own log
         self.device = ""  # the model of this rank's GPU or processor, if known
         self.peak_memory_bytes: Callable[[], int | None] = lambda: None
+        self.mfu: Callable[[Mapping[str, Any]], float | None] = lambda record: None
 
     def mark(self, name: str) -> None:
         """Record that a phase of the start-up has ended."""
@@ -234,21 +123,26 @@ class Journal:
         self.last_step = int(record["step"])
         if self.stream is None:
             return
-        memory = self.peak_memory_bytes()
-        line = {**record, **({} if memory is None else {"memory_gb": round(memory / 1e9, 3)})}
+        memory, mfu = self.peak_memory_bytes(), self.mfu(record)
+        line = {
+            **record,
+            **({} if memory is None else {"memory_gb": round(memory / 1e9, 3)}),
+            **({} if mfu is None else {"mfu": round(mfu, 4)}),
+        }
         self.stream.write(json.dumps(line) + "\n")
         self.stream.flush()
         self.draw(record)
         if self.last_step in (1, self.total_steps) or self.is_line_due(time.monotonic()):
             self.told = time.monotonic()
             log.info(
-                "step %d/%d  loss %.4f  gradient norm %.2f  learning rate %.2e  %.0f tokens/s",
+                "step %d/%d  loss %.4f  gradient norm %.2f  learning rate %.2e  %.0f tokens/s%s",
                 self.last_step,
                 self.total_steps,
                 record["loss"],
                 record["gradient_norm"],
                 record["learning_rate"],
                 record["tokens_per_s"],
+                "" if mfu is None else f"  MFU {mfu:.1%}",
             )
             self.line.draw(self.shown)
 
@@ -268,6 +162,14 @@ class Journal:
         if time.monotonic() - self.drawn >= DRAW_S:
             self.drawn = time.monotonic()
             self.line.draw(self.shown)
+
+    def slow_rank(self, rank: int, excess: float, steps: int) -> None:
+        """Report a rank whose computing has taken longer than the median rank's; it does so itself."""
+        if rank != self.world.rank:
+            return
+        told = f"rank {rank} on {host_name()} computes slower than the median rank, by {excess:.0%} over {steps} steps"
+        log.warning("%s: the others wait for it; `shardline doctor` examines its host", told)
+        write_event(self.paths, "slow-rank", rank=rank, host=host_name(), excess=round(excess, 3), steps=steps)
 
     def skip(self, step: int, reason: str, rows: Sequence[int]) -> None:
         """Report that a step (from 1) changed no weight, and which rows were in it."""
@@ -329,7 +231,9 @@ class Journal:
         if writes and self.end_by_another_rank() is None:
             seconds = round(time.monotonic() - self.started, 3)
             name = "end" if self.has_begun else "no-start"
-            write_event(self.paths, name, step=self.last_step, reason=reason, exit_code=exit_code, seconds=seconds)
+            told: dict[str, Any] = {} if self.log_file is None else {"log": f"logs/{self.log_file.name}"}
+            step = self.last_step
+            write_event(self.paths, name, step=step, reason=reason, exit_code=exit_code, seconds=seconds, **told)
         if self.stream is not None:
             self.stream.close()
             self.stream = None

@@ -1,0 +1,64 @@
+"""Start this host's ranks of a run that the same command starts on several hosts, again after failures, to one end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from types import FrameType
+
+from cluster.environment import HOSTS
+from cluster.errors import EXIT_FAILED
+from cluster.hosts.first import FirstHost
+from cluster.hosts.meeting import Hello, Meeting
+from cluster.hosts.other import OtherHost
+from cluster.hosts.peer import stopped_code
+from cluster.launching.local_launcher import RankNews, run_ranks
+from cluster.launching.stop_request import SIGNALS
+
+log = logging.getLogger(__name__)
+
+
+def run_on_hosts(
+    command: Sequence[str], hello: Hello, note: Callable[[], None], *, restart: Callable[[], bool], news: RankNews
+) -> int:
+    """Run `command` as this host's ranks; return the exit code that all hosts end with.
+
+    The first host calls `note` before each start, once all hosts are there, and asks `restart` after a failure whether
+    there is another one. Where this host is the only one, nothing is waited for.
+    """
+    with remembered_signals() as asked, closing(meeting_of(hello, asked)) as meeting:
+        while True:
+            met = meeting.meet(note)
+            if isinstance(met, int):
+                return met
+            variables = {HOSTS: " ".join(met.hosts)}
+            seats = replace(met.seats, elsewhere=meeting.elsewhere)
+            code = stopped_code(asked) or run_ranks(command, hello.ranks, variables, seats=seats, news=news)
+            total, again = meeting.finish(code, lambda code: code == EXIT_FAILED and not asked and restart())
+            if not again:
+                return total
+            log.warning("restarting the ranks")
+
+
+@contextmanager
+def remembered_signals() -> Iterator[list[int]]:
+    """Remember the signals that ask to stop, where there are no ranks to pass them on to."""
+    asked: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    old = {number: signal.signal(number, remember) for number in SIGNALS}
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def meeting_of(hello: Hello, asked: Sequence[int]) -> Meeting:
+    """Return this host's side of the meeting. Raises ClusterError."""
+    return OtherHost(hello, asked) if hello.place.number else FirstHost(hello, asked)

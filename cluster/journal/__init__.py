@@ -1,0 +1,1 @@
+"""What a run writes about itself: log lines, `metrics.jsonl` (a line a step), `attempts.jsonl` (a line an event)."""

@@ -1,0 +1,45 @@
+"""What a start tells of choices that round otherwise than those of the start before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.environment import World
+from cluster.errors import ConfigError
+from training.config import TrainConfig
+from training.zero.ds_config import template_for
+from training.zero.stage_choice import rounding_changes, with_hpz, zero_of
+
+THREE = {"stage": 3, "offload": "none"}
+
+
+def record(zero: dict[str, Any] | None = THREE, **train: Any) -> dict[str, Any]:
+    config = TrainConfig.model_validate(train).model_dump(mode="json")
+    return {"config": config} if zero is None else {"config": config, "zero": zero}
+
+
+def test_only_choices_that_round_otherwise_are_told() -> None:
+    assert rounding_changes(record(), record(activation_checkpointing="full", hpz=True)) == {}
+    changes = rounding_changes(record(), record({"stage": 1, "offload": "none"}, attention="sdpa", compile="layers"))
+    assert changes == {
+        "ZeRO": ("stage 3 with offload none", "stage 1 with offload none"),
+        "train.compile": ("none", "layers"),
+        "train.attention": ("auto", "sdpa"),
+    }
+
+
+def test_a_run_from_before_there_was_a_choice_had_stage_3() -> None:
+    old = {"config": {"deepspeed": None}}
+    assert zero_of(old) == THREE and rounding_changes(old, record()) == {}
+    assert zero_of({"config": {"deepspeed": "my.json"}}) is None
+
+
+def test_hpz_needs_stage_3_and_does_nothing_on_one_node() -> None:
+    train = TrainConfig(hpz=True)
+    two_nodes = World(rank=0, size=4, local_rank=0, local_size=2, master=("", 0))
+    with pytest.raises(ConfigError, match=r"train\.hpz: needs ZeRO stage 3"):
+        with_hpz(template_for(2, "none"), train, two_nodes)
+    one_node = World(rank=0, size=2, local_rank=0, local_size=2, master=("", 0))
+    assert with_hpz(template_for(3, "none"), train, one_node) == template_for(3, "none")
