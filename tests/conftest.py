@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ import pytest
 from hypothesis import settings
 
 from data_prep.shards import Manifest, Piece, template_digest, tokenizer_digest
-from data_prep.shards.writing import PackedRow, PackedRows, row_schema, write_manifest, write_shard, write_split_files
+from data_prep.shards.writing import (
+    PackedRow,
+    PackedRows,
+    list_others,
+    row_schema,
+    write_manifest,
+    write_shard,
+    write_split_files,
+)
 from tests.rank_server import RankServer
 
 HERE = Path(__file__).parent
@@ -71,6 +80,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return first.index(group) if group in first else len(first) + (group not in slow)
 
     items.sort(key=turn)
+
+
+@pytest.fixture(autouse=True)
+def no_micro_batch_is_left() -> Iterator[None]:
+    """Clear the micro batch of the attention function, which outlives a test: none may need the one before it."""
+    yield
+    if attention := sys.modules.get("training.step.document_attention"):
+        vars(attention.CURRENT).update(vars(attention.Current()))
 
 
 WORDS = ("a", "run", "that", "ends", "is", "worth", "more", "than", "fast", "and", "every", "step", "counts", "once")
@@ -178,6 +195,7 @@ def tiny_shards(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> C
                 documents={},
                 tokens={},
                 conversational=False,
+                others=list_others(folder),
             ),
         )
         return folder

@@ -20,7 +20,15 @@ import pytest
 from cluster.journal.records import read_events, read_lines
 from cluster.paths import RunPaths
 from data_prep.shards import SPLITS, Manifest, Piece, template_digest, tokenizer_digest
-from data_prep.shards.writing import PackedRow, PackedRows, row_schema, write_manifest, write_shard, write_split_files
+from data_prep.shards.writing import (
+    PackedRow,
+    PackedRows,
+    list_others,
+    row_schema,
+    write_manifest,
+    write_shard,
+    write_split_files,
+)
 from tests.rank_server import RankServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +81,7 @@ def write_data(folder: Path, tokenizer: Any, splits: dict[str, Sequence[PackedRo
         documents={},
         tokens={},
         conversational=False,
+        others=list_others(folder),
     )
     write_manifest(folder, manifest)
     return folder
