@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -121,6 +121,15 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         old = result.get(key)
         result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+def flat(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings below a key under dotted names; those of a list by their place."""
+    pairs = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    if not pairs:
+        yield name, values
+    for key, value in pairs:
+        yield from flat(value, f"{name}.{key}" if name else str(key))
 
 
 def describe(problem: ErrorDetails, model: type[BaseModel]) -> str:

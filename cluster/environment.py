@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.network.interfaces import interface_towards
+from cluster.wording import count_of
 
 COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 END_TIME = "SLURM_JOB_END_TIME"
@@ -116,7 +117,9 @@ def slurm_world(values: Mapping[str, str]) -> World:
     tasks = host_counts(text(values, "SLURM_STEP_TASKS_PER_NODE"))
     host = number(values, "SLURM_NODEID")
     if host >= len(tasks):
-        raise ClusterError(f"SLURM_NODEID={host}: SLURM_STEP_TASKS_PER_NODE tells of {len(tasks)} hosts only")
+        raise ClusterError(
+            f"SLURM_NODEID={host}: SLURM_STEP_TASKS_PER_NODE tells of {count_of(len(tasks), 'host')} only"
+        )
     return World(
         rank=number(values, "SLURM_PROCID"),
         size=number(values, "SLURM_NTASKS"),
@@ -298,11 +301,16 @@ def host_name() -> str:
     return socket.gethostname()
 
 
-def free_port() -> int:
-    """Return a port that was free a moment ago; another process may take it before the caller does."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def hold_port() -> socket.socket:
+    """Return a socket that holds a free port for a program that will listen there; close it when that has ended.
+
+    The system gives the port to nobody else meanwhile. The program must set SO_REUSEADDR, as torch's store does, and
+    as Python's servers do.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("", 0))  # on all addresses, as the program will
+    return holder
 
 
 def text(values: Mapping[str, str], name: str) -> str:

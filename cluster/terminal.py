@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 import threading
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import TextIO
 
 from cluster.environment import terminal_type
@@ -15,6 +18,7 @@ ERASE = "\r\x1b[K"
 UP_AND_ERASE = "\x1b[A\x1b[2K"
 COLUMNS, ROWS = 80, 24  # where a terminal does not say
 shown: list[TextIO] = []  # what standard error was, in a process whose output has been led into a log
+logged: list[TextIO] = []  # and that log
 
 
 def console() -> TextIO:
@@ -27,9 +31,17 @@ def console_descriptor() -> int:
     return shown[-1].fileno() if shown else 2
 
 
-def show_on(stream: TextIO | None) -> None:
-    """Have `console` be this stream; None: standard error again."""
+def show_on(stream: TextIO | None, log: TextIO | None = None) -> None:
+    """Have `console` be this stream, in a process with this log; None: standard error again."""
     shown[:] = [] if stream is None else [stream]
+    logged[:] = [] if log is None else [log]
+
+
+@contextmanager
+def printing_to_log() -> Iterator[None]:
+    """Have what Python prints in the context in this process's log alone; nowhere if it has none, as in a replay."""
+    with redirect_stdout(logged[-1] if logged else io.StringIO()):
+        yield
 
 
 def can_draw_in_place(stream: TextIO) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from cluster.errors import ClusterError, ShardlineError
 from cluster.launching.ray_cluster import ray_cluster
+from cluster.wording import count_of
 
 log = logging.getLogger(__name__)
 
@@ -200,8 +201,9 @@ def stalled_on_ray(stall_s: float) -> str:
     total, free = ray.cluster_resources(), ray.available_resources()
     return (
         f"no item was finished for {stall_s:g} s on Ray: each needs 1 CPU; the cluster has "
-        f"{total.get('CPU', 0):g} CPUs, of which {free.get('CPU', 0):g} are free, on {len(living_hosts())} nodes; "
-        "end other work there, or write `executor: local` below data. Finished slices are kept"
+        f"{total.get('CPU', 0):g} CPUs, of which {free.get('CPU', 0):g} are free, on "
+        f"{count_of(len(living_hosts()), 'node')}; end other work there, or write `executor: local` below data."
+        " Finished slices are kept"
     )
 
 

@@ -19,6 +19,7 @@ from cluster.disk.atomic_files import full_disk_named
 from cluster.disk.lock_holder import Holder
 from cluster.disk.locks import LockFile, hold_lock
 from cluster.progress import counted
+from cluster.wording import count_of
 from data_prep.clean.cleaning import check_languages
 from data_prep.clean.rejected_samples import FOLDER as REJECTED
 from data_prep.clean.rejected_samples import write_rejected
@@ -74,7 +75,7 @@ def prepare_locked(
         digest = config_digest(config, corpus, model_path, seed, may_add_tokens=may_add_tokens)
         finished = finished_manifest(folder, digest)
         if finished is not None:
-            log.info("already prepared: %s, %d rows in train", folder, finished.rows("train"))
+            log.info("already prepared: %s, %s in train", folder, count_of(finished.rows("train"), "row"))
             return finished
         map_slices = mapper(config, corpus, workers)
         loaded = load_tokenizer(config, model_path, corpus, work, may_add_tokens=may_add_tokens)
@@ -129,7 +130,8 @@ def encode_slices(
     sizes = [sum(part.end - part.start for part in task.parts) for task in missing]
     for _ in counted(map_slices(encode_slice, missing), sizes, "encoding", sum(sizes), "bytes"):
         pass
-    log.info("%d slices: %d encoded, %d reused", len(slices), len(missing), len(slices) - len(missing))
+    reused = len(slices) - len(missing)
+    log.info("%s: %d encoded, %d reused", count_of(len(slices), "slice"), len(missing), reused)
     return paths
 
 
@@ -161,4 +163,4 @@ def remove_except(work: Path, needed: set[Path]) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)  # a worker that outlives a killed process by a moment renames its file

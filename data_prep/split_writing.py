@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.disk.atomic_files import fsync_path
 from cluster.progress import counted
+from cluster.wording import count_of
 from data_prep.config import DataConfig
 from data_prep.encode.encoding import EncoderSpec
 from data_prep.encode.tokenizer import DataTokenizer, digest_of_rules
@@ -65,7 +66,8 @@ def write_splits(
         if infos:
             write_split_files(folder / split, infos, row_schema(config.row_tokens, spec.vocab_size), split)
     rows_written = sum(shard.rows for shard in shards)
-    log.info("wrote %d rows in %d shards, %.1f s", rows_written, len(shards), time.monotonic() - began)
+    told = f"{count_of(rows_written, 'row')} in {count_of(len(shards), 'shard')}"
+    log.info("wrote %s, %.1f s", told, time.monotonic() - began)
     return splits
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return first.index(group) if group in first else len(first) + (group not in slow)
 
     items.sort(key=turn)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Put back how the log was set before a test, with the fixtures that it is the first to use: commands set it."""
+    loggers = [logging.getLogger(name) for name in (None, "cluster", "data_prep", "training", "launch")]
+    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+    result = yield
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+    return result
 
 
 @pytest.fixture(autouse=True)

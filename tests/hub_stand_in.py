@@ -125,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None and not whole:
             fault.held.set()
             if fault.what == "hold":
-                fault.released.wait(timeout=120)
+                fault.released.wait(timeout=600)
             raise CutError
         return bytes(found)
 

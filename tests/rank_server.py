@@ -15,10 +15,11 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import World, child_environment, free_port, rank_variables
+from cluster.environment import World, child_environment, hold_port, rank_variables
 from cluster.launching.local_launcher import LocalRanks, RankNews, Seats, combined, die_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,14 +100,17 @@ def live(command: Sequence[str], world: World) -> None:
 
 def threads() -> list[str]:
     """Return the threads beside the first one; jemalloc, which pyarrow brings, makes its own anew after a fork."""
-    own = os.getpid()
-    found = [(path.name, (path / "comm").read_text().strip()) for path in Path("/proc/self/task").iterdir()]
-    return [name for number, name in found if number != str(own) and name != "jemalloc_bg_thd"]
+    found = []
+    for path in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # one that has ended since
+            found.append((path.name, (path / "comm").read_text().strip()))
+    return [name for number, name in found if number != str(os.getpid()) and name != "jemalloc_bg_thd"]
 
 
 def run_world(command: Sequence[str], size: int) -> int:
     assert not (lost := threads()), f"imports have started threads, which a fork would lose: {lost}"
-    master = ("127.0.0.1", free_port())
+    held = hold_port()
+    master = ("127.0.0.1", int(held.getsockname()[1]))
     ranks: list[Any] = []
     try:
         for rank in range(size):
@@ -116,6 +120,7 @@ def run_world(command: Sequence[str], size: int) -> int:
     finally:
         for forked in ranks:
             forked.end()
+        held.close()
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import statistics
 from dataclasses import dataclass, replace
 
 from cluster.errors import TrainingError
+from cluster.wording import count_of
 from training.config import TrainConfig
 from training.step.loss import StepStats
 from training.train_state import TrainState
@@ -63,8 +64,9 @@ class Guards:
         """Return the message for a run that has exceeded the limit `train.KEY`."""
         computed = sorted(set(state.skipped) - set(state.excluded)) or list(state.skipped)
         steps = ", ".join(str(step + 1) for step in computed[-STREAK_STEPS:])
+        skips, rollbacks = count_of(len(state.skipped), "step"), count_of(state.rollbacks, "time")
         return (
-            f"the run has skipped {len(state.skipped)} steps and rolled back {state.rollbacks} times, but train.{key}"
+            f"the run has skipped {skips} and rolled back {rollbacks}, but train.{key}"
             f" is {limit}. Latest: steps {steps}; look at their documents with `shardline inspect RUN.yaml --step"
             f" {computed[-1] + 1}`; then fix the data, lower train.learning_rate in a new run, or raise train.{key}"
         )

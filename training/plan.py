@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cluster.errors import ConfigError
+from cluster.wording import count_of, either_of
 from data_prep.shards import Manifest
 from training.config import TrainConfig
 from training.optimizer_state import STATE_BYTES_PER_PARAMETER
@@ -110,22 +111,25 @@ class Plan:
         return "" if trained == self.parameters else f", {trained:,} trained ({trained / self.parameters:.2%})"
 
     def step_lines(self) -> Iterator[str]:
-        batch_tokens, is_even = self.global_batch_rows * self.row_tokens, self.division.empty_places == 0
+        rows, batch_tokens = count_of(self.global_batch_rows, "row"), self.global_batch_rows * self.row_tokens
+        is_even = self.division.empty_places == 0
+        ranks, micro = count_of(self.world_size, "rank"), count_of(self.micro_batch_rows, "row")
         yield (
-            f"step         {self.global_batch_rows} rows, {batch_tokens:,} tokens {'=' if is_even else 'on'}"
-            f" {self.world_size} ranks x {self.micro_batch_rows} rows x {self.accumulation_steps} accumulation steps"
+            f"step         {rows}, {batch_tokens:,} tokens {'=' if is_even else 'on'}"
+            f" {ranks} x {micro} x {count_of(self.accumulation_steps, 'accumulation step')}"
         )
         if not is_even:
             yield f"             {empty_places_text(self.division)}"
 
     def as_text(self) -> str:
         """Return the plan as printed before the first step."""
+        rows, steps, epochs = self.rows, self.total_steps, self.total_steps * self.global_batch_rows / self.rows
         return "\n".join(
             [
-                f"data         {self.rows:,} rows of {self.row_tokens:,} tokens, {self.trained_tokens:,} trained",
+                f"data         {count_of(rows, 'row')} of {self.row_tokens:,} tokens, {self.trained_tokens:,} trained",
                 *self.step_lines(),
-                f"length       {self.total_steps:,} steps, {self.total_steps * self.global_batch_rows / self.rows:.2f}"
-                f" epochs, warm-up {self.warmup_steps:,} steps",
+                f"length       {count_of(steps, 'step')}, {epochs:.2f} epochs,"
+                f" warm-up {count_of(self.warmup_steps, 'step')}",
                 f"model        {self.parameters:,} parameters{self.trained_text()};"
                 f" a checkpoint takes {self.checkpoint_bytes / 1e9:.3f} GB",
             ]
@@ -194,10 +198,10 @@ def make_plan(
 
 def empty_places_text(division: Division) -> str:
     """Return how many places of a step are empty, and what would leave none empty."""
-    micro, ranks = division.even_micro_batch(), " or ".join(map(str, division.nearest_even_ranks()))
-    batches = " or ".join(map(str, division.nearest_even_batches()))
-    ways = [f"with micro_batch_rows {micro}"] * (micro is not None) + [f"on {ranks} ranks"] * bool(ranks)
-    even = ", or ".join([*ways, f"with a global batch of {batches} rows"])
+    micro, ranks = division.even_micro_batch(), division.nearest_even_ranks()
+    ways = [f"with micro_batch_rows {micro}"] * (micro is not None)
+    ways += [f"on {either_of(ranks, 'rank')}"] * bool(ranks)
+    even = ", or ".join([*ways, f"with a global batch of {either_of(division.nearest_even_batches(), 'row')}"])
     return f"{division.empty_places} of {division.places} places empty; none would be {even}"
 
 

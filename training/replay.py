@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.environment import World
 from cluster.errors import ConfigError
-from cluster.journal.records import read_metrics, world_size_at
+from cluster.journal.records import attempt_of_step, read_events, read_metrics
 from cluster.paths import RunPaths
+from cluster.versions import versions
 from training.checkpoints.checkpoint import Checkpoints
+from training.device import device_name
 from training.loop import train
 from training.train_rank import RunRequest, assemble
 from training.train_state import TrainState
 from training.zero.engine import ZeroEngine, leave_world
-from training.zero.stage_choice import rounding_changes
+from training.zero.stage_choice import before_changes, rounding_changes, train_as
+from training.zero.stage_choice import recorded as recorded_plan
 
 
-@dataclass(frozen=True)
+@dataclass
 class ReadOnlyCheckpoints:
     """A run's checkpoints up to a step: they are loaded, and nothing is saved."""
 
     checkpoints: Checkpoints
     last: int
+    loaded: int = 0
+    """How many steps were done in the checkpoint that was loaded."""
 
     def restore(self, engine: ZeroEngine, before: int | None = None) -> TrainState:
         if before is not None:
@@ -31,7 +36,9 @@ class ReadOnlyCheckpoints:
                 f"the run rolled back at step {before}, and a replay cannot follow a rollback: replay an earlier step,"
                 " or one after the next checkpoint"
             )
-        return self.checkpoints.restore(engine, last=self.last)
+        state = self.checkpoints.restore(engine, last=self.last)
+        self.loaded = state.steps_done
+        return state
 
     def offer(self, engine: ZeroEngine, state: TrainState, *, due: bool) -> None:
         """Save nothing."""
@@ -75,20 +82,28 @@ class MetricsOfStep:
         return bool(self.record["step"] >= self.stop_after)
 
 
-def replay_rank(request: RunRequest, world: World, step: int) -> list[str]:
+def replay_rank(request: RunRequest, world: World, step: int, asked: Collection[str] = ()) -> list[str]:
     """Replay a step (from 1) as one rank of `world`; return the comparison as lines of text. Collective.
 
+    What decides the rounding is as in the attempt that took the step, except for the keys of `train` in `asked`.
     Raises ConfigError if the run's metrics do not have the step.
     """
     then = recorded(request.paths, step)
+    attempt, since = attempt_of_step(read_events(request.paths), step)
+    last = recorded_plan(request.paths.plan)
+    if last is not None:
+        before = before_changes(last, since)
+        request = replace(request, before=before, train=train_as(request.train, before, asked))
     setup = assemble(request, world, mark=lambda name: None)
-    metrics = MetricsOfStep(step)
-    train(setup.plan, setup.engine, setup.batches, ReadOnlyCheckpoints(setup.checkpoints, step - 1), metrics, metrics)
+    metrics, checkpoints = MetricsOfStep(step), ReadOnlyCheckpoints(setup.checkpoints, step - 1)
+    train(setup.plan, setup.engine, setup.batches, checkpoints, metrics, metrics)
     leave_world()
+    lines, is_same = compared(then, metrics.record)
+    if is_same:
+        return lines
     here = {**setup.plan.as_record(), "zero": setup.choice.as_record()}
-    other = rounding_changes(setup.before, here) if setup.before else {}
-    told = [f"{key} was {was} in the last attempt, is {now}: sums round otherwise" for key, (was, now) in other.items()]
-    return [*compared(then, metrics.record, world.size, world_size_at(request.paths, step)), *told]
+    told = [*settings_told(setup.before, here), *differences(attempt, facts_here(world))]
+    return [*lines, *reasons(told, attempt), *earlier_steps(attempt, checkpoints.loaded)]
 
 
 def recorded(paths: RunPaths, step: int) -> dict[str, Any]:
@@ -99,17 +114,65 @@ def recorded(paths: RunPaths, step: int) -> dict[str, Any]:
     return lines[step]
 
 
-def compared(then: dict[str, Any], now: dict[str, Any], ranks: int, ranks_then: int) -> list[str]:
-    """Return a line for each figure of a step, recorded and replayed; repr shows every bit of a float."""
-    lines = []
+def compared(then: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], bool]:
+    """Return a line for each figure of a step, recorded and replayed, and whether all are equal to the bit.
+
+    repr shows every bit of a float.
+    """
+    lines, is_same = [], True
     for name in ("loss", "gradient_norm"):
         same = repr(then[name]) == repr(now[name])
+        is_same = is_same and same
         verdict = "equal to the bit" if same else f"differs by {now[name] - then[name]:.3g}"
         lines.append(f"step {now['step']}, {name}: {then[name]!r} in metrics.jsonl, {now[name]!r} replayed: {verdict}")
     if "skipped" in now:
         lines.append(f"skipped: {now['skipped']}")
-    if ranks != ranks_then:
-        lines.append(
-            f"replayed on {ranks} ranks, recorded on {ranks_then}: sums in another order may differ in the last bits"
-        )
-    return lines
+    return lines, is_same
+
+
+def facts_here(world: World) -> dict[str, Any]:
+    """Return what the start of an attempt records of its ranks, of this replay."""
+    return {"world_size": world.size, "device": device_name(), "versions": versions()}
+
+
+def settings_told(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> list[str]:
+    """Return what was asked for here otherwise than in the attempt, or did not fit into memory here."""
+    found = rounding_changes(before, here) if before else {}
+    return [f"{key} was {was}, is {now}" for key, (was, now) in found.items()]
+
+
+def differences(attempt: Mapping[str, Any] | None, here: Mapping[str, Any]) -> list[str]:
+    """Return how the ranks, the hardware and the versions differ from those of the attempt, as far as it tells them."""
+    if attempt is None:
+        return []
+    pairs = {"ranks": (attempt["world_size"], here["world_size"]), "hardware": (attempt.get("device"), here["device"])}
+    then, now = attempt.get("versions") or {}, here["versions"]
+    pairs |= {name: (then.get(name), now.get(name)) for name in ("torch", "deepspeed", "transformers", "shardline")}
+    pairs["commit of shardline"] = then.get("commit"), now.get("commit")
+    return [f"{name}: then {was}, now {new}" for name, (was, new) in pairs.items() if was and new and was != new]
+
+
+def reasons(told: Sequence[str], attempt: Mapping[str, Any] | None) -> list[str]:
+    """Return lines that say why a replayed step may differ."""
+    if told:
+        return [
+            "sums may round otherwise than in the attempt that took the step, because of:",
+            *(f"  {t}" for t in told),
+        ]
+    if attempt is None or not (attempt.get("device") and attempt.get("versions")):
+        return ["the hardware and the versions of the attempt that took the step were not recorded; they may be others"]
+    return [
+        "ranks, settings, hardware and versions are those of the attempt that took the step: they do not explain it;"
+        " `shardline doctor` examines this host"
+    ]
+
+
+def earlier_steps(attempt: Mapping[str, Any] | None, loaded: int) -> list[str]:
+    """Return a line if steps were replayed that another attempt took than the one of the step."""
+    if attempt is None or loaded >= attempt["step"]:
+        return []
+    return [
+        f"replayed from the checkpoint after step {loaded}, as the one after step {attempt['step']}, where the attempt"
+        f" that took the step began, is gone: an earlier attempt took the steps between, perhaps on other ranks or"
+        " with other settings"
+    ]

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from cluster.errors import CheckpointError
 from cluster.paths import CHECKPOINT_FOLDER, COMMIT_FILE, RunPaths
+from cluster.wording import count_of
 from data_prep.shards import Manifest
 from data_prep.shards.attention_work import tells_work
 from training.config import TrainConfig
@@ -118,7 +119,7 @@ def length_problem(then: Identity, now: Identity, steps_done: int, rows: int) ->
     if before is None or after is None:
         return "This version cannot reconstruct its learning rates. "
     if after.total_steps < steps_done:
-        return f"It has already taken {steps_done:,} steps, more than {after.total_steps:,}. "
+        return f"It has already taken {count_of(steps_done, 'step')}, more than {after.total_steps:,}. "
     for step in range(steps_done):
         was, new = before.learning_rate(step), after.learning_rate(step)
         if was != new:
@@ -134,7 +135,8 @@ def same_warmup(before: Schedule, after: Schedule) -> str:
     fraction = round(before.warmup_steps / after.total_steps, 9)
     if before.kind != "constant" or round(fraction * after.total_steps) != before.warmup_steps:
         return ""
-    return f"To extend it, keep its warm-up of {before.warmup_steps:,} steps: -o train.warmup_fraction={fraction:g}. "
+    warmup = count_of(before.warmup_steps, "step")
+    return f"To extend it, keep its warm-up of {warmup}: -o train.warmup_fraction={fraction:g}. "
 
 
 def schedule_of(identity: Identity, rows: int) -> Schedule | None:

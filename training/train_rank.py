@@ -75,6 +75,8 @@ class RunRequest:
     """The first and the last step (from 1) to trace."""
     log_file: Path | None = None
     """Where this rank's output goes."""
+    before: Mapping[str, Any] | None = None
+    """The plan of the attempt to keep to, where it is not the one that the run's folder has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class RankSetup:
     plan: Plan
     choice: Choice
     before: Mapping[str, Any] | None
-    """The plan that the run's last attempt recorded."""
+    """The plan of the attempt that this one keeps to: the run's last one, unless the request has another."""
     engine: ZeroEngine
     batches: Batches
     checkpoints: Checkpoints
@@ -199,7 +201,7 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
     if request.train.deterministic:
         make_deterministic()
     mark("ranks")
-    before = recorded(request.paths.plan)
+    before = request.before or recorded(request.paths.plan)
     machine = least_memory(world)
     shape = shape_of_skeleton(origin.trained_skeleton(request.train), origin.config)
     choice, buckets = decided_by_rank0(lambda: decide(request.train, plan, shape, machine, before), world)

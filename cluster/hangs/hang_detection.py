@@ -51,7 +51,9 @@ class Watch:
     period_s: float = POLL_S
     ranks: dict[int, Seen] = field(default_factory=dict)
     step_times: deque[float] = field(default_factory=lambda: deque(maxlen=20))
-    samples: deque[frozenset[int]] = field(default_factory=deque)
+    samples: deque[set[int]] = field(default_factory=deque)
+    in_doubt: dict[int, list[set[int]]] = field(default_factory=dict)
+    """The samples that a rank belongs to if its next beat shows that it had not moved on: its last one is older."""
     last_look: float | None = None
     step_began: float | None = None
     first_step: int | None = None
@@ -76,10 +78,22 @@ class Watch:
             if self.step_began is not None:
                 self.step_times.append((now - self.step_began) / (self.slowest_step() - before))
             self.step_began = now
-        late = [rank for rank in self.behind() if now - self.ranks[rank].moved > self.stale_s()]
-        self.samples.append(self.stopped.union(late))
+        self.samples.append(set(self.stopped))
+        self.add_late(self.samples[-1], now)
         while len(self.samples) > self.window():
             self.samples.popleft()
+
+    def add_late(self, sample: set[int], now: float) -> None:
+        """Add the ranks that the others wait for, those that are known to be late; the rest once it is known."""
+        late = [rank for rank in self.behind() if now - self.ranks[rank].moved > self.stale_s()]
+        self.in_doubt = {rank: self.in_doubt.get(rank, []) for rank in late}
+        for rank, samples in self.in_doubt.items():
+            samples.append(sample)
+            age_s = now - self.ranks[rank].counted
+            if (age_s == 0 and len(samples) > 1) or age_s > self.stale_s():
+                for one in samples:
+                    one.add(rank)
+                samples.clear()
 
     def restart_clocks(self, now: float) -> None:
         """Count all waiting from now on: what was not seen is no rank's fault."""
@@ -87,6 +101,7 @@ class Watch:
             seen.moved = seen.counted = now
         self.step_began = None
         self.samples.clear()
+        self.in_doubt.clear()
 
     def stale_s(self) -> float:
         """Return how old a beat may be when it is seen: written each BEAT_S, then passed on by two files."""

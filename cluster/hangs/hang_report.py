@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def stacks_of(folder: Path, ranks: Mapping[int, Beat]) -> dict[int, str]:
     """Return the Python stacks of this host's ranks; a stopped one has none to give, and says so."""
     for beat in ranks.values():
         if process_state(beat.pid) not in "TX":
-            os.kill(beat.pid, STACKS)
+            with suppress(ProcessLookupError):  # it has ended since
+                os.kill(beat.pid, STACKS)
     time.sleep(STACKS_S)
     return {rank: stacks_text(stacks_path(folder, rank)) for rank in ranks}
 

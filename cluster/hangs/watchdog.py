@@ -31,7 +31,7 @@ from cluster.heartbeats.heartbeat_files import (
     watchdog_locks,
 )
 from cluster.journal.log import set_up_logging
-from cluster.journal.records import last_step, write_event
+from cluster.journal.records import last_step, read_events, seconds_since_start, write_event
 from cluster.launching.stop_request import SIGNALS
 from cluster.paths import RunPaths
 from cluster.processes import process_state, started_at
@@ -109,9 +109,8 @@ class HostWatch:
         try:
             verdict = write_report(self.paths, self.watch, own, culprits, self.view.launch, now)
             if 0 in own:
-                seconds = round(now - self.watch.begun, 3)
-                step = last_step(self.paths.metrics)
-                facts = {"step": step, "exit_code": EXIT_FAILED, "seconds": seconds}
+                step, seconds = last_step(self.paths.metrics), seconds_since_start(read_events(self.paths))
+                facts = {"step": step, "exit_code": EXIT_FAILED} | ({} if seconds is None else {"seconds": seconds})
                 write_event(self.paths, "end", reason=verdict, is_verdict=True, **facts)
         except (OSError, ClusterError) as error:
             log.error("the end of the run was not written: %s", error)

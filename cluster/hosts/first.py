@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.environment import free_port, patience
+from cluster.environment import hold_port, patience
 from cluster.errors import EXIT_DONE, EXIT_FAILED, ClusterError, exit_code_of
-from cluster.hosts.meeting import END_S, MEET_S, Hello, Met
+from cluster.hosts.meeting import END_S, MEET_S, Hello, Met, other_settings
 from cluster.hosts.peer import POLL_S, Patience, Peer
 from cluster.launching.local_launcher import Seats, combined
 
 log = logging.getLogger(__name__)
+
+ABORTED = "was killed by SIGABRT"
 
 
 @dataclass
@@ -31,6 +33,10 @@ class FirstHost:
     codes: dict[int, int] = field(default_factory=dict)
     told: int | None = None
     """The exit code that the others know."""
+    held: socket.socket | None = None
+    """Holds the port where the ranks meet, until these have ended."""
+    causes: list[str] = field(default_factory=list)
+    """Which ranks were killed and which hosts were lost, in the order in which it was heard."""
 
     def __post_init__(self) -> None:
         place = self.hello.place
@@ -100,11 +106,12 @@ class FirstHost:
     def refusal(self, message: dict[str, Any]) -> str:
         """Return why a host cannot take part; "" if it can."""
         own, name = self.hello.message(), message.get("name")
-        if message.get("shardline") != own["shardline"] or message.get("run") != own["run"]:
+        other = other_settings(message.get("run"), own["run"])
+        if message.get("shardline") != own["shardline"] or other:
             return (
-                f"host {message.get('host')} ({name}) starts another run than host 0 ({own['name']}): its"
-                " configuration, its shards or its version of Shardline is not the same; start the same"
-                " checkout with the same YAML and folder on all hosts"
+                f"host {message.get('host')} ({name}) starts another run than host 0 ({own['name']}):"
+                f" {other or 'it is of another version of Shardline'}; start the same checkout with the same YAML and"
+                " folder on all hosts"
             )
         if message.get("hosts") != own["hosts"] or message.get("host") not in range(1, own["hosts"]):
             return (
@@ -115,10 +122,11 @@ class FirstHost:
 
     def seat(self) -> Met:
         """Tell each host its ranks; return this host's."""
-        self.codes, self.told = {}, None
+        self.codes, self.told, self.causes = {}, None, []
         place = self.hello.place
         ranks = [self.hello.ranks, *(self.peers[number].ranks for number in range(1, place.count))]
-        master = (place.master[0], free_port())
+        self.held = hold_port()
+        master = (place.master[0], int(self.held.getsockname()[1]))
         hosts = [place.master[0], self.peers[1].address] if self.peers else [place.master[0]]
         for number, peer in self.peers.items():
             first = sum(ranks[:number])
@@ -132,8 +140,10 @@ class FirstHost:
             for message in peer.messages():
                 if "code" in message:
                     self.codes[number] = int(message["code"])
+                    self.causes += [str(cause) for cause in message.get("causes", [])]
             if peer.is_gone and number not in self.codes:
                 self.codes[number] = EXIT_FAILED
+                self.causes.append(f"{peer.name} was lost")
                 log.warning("host %d (%s) is gone", number, peer.name)
         worst = combined(list(self.codes.values()))
         if worst == EXIT_DONE:
@@ -141,7 +151,8 @@ class FirstHost:
         self.tell_code(worst)
         return worst
 
-    def finish(self, code: int, is_again: Callable[[int], bool]) -> tuple[int, bool]:
+    def finish(self, code: int, causes: Sequence[str], is_again: Callable[[int], bool]) -> tuple[int, bool]:
+        self.causes += causes
         if code != EXIT_DONE:
             self.tell_code(code)
         deadline = time.monotonic() + END_S * patience()
@@ -157,6 +168,10 @@ class FirstHost:
         self.forget()
         return total, again
 
+    def cause(self) -> str | None:
+        """Return the first cause; torch ends a rank that has lost another one by SIGABRT, which is seldom the cause."""
+        return next((one for one in self.causes if not one.endswith(ABORTED)), next(iter(self.causes), None))
+
     def tell_code(self, code: int) -> None:
         if code != self.told:
             self.told = code
@@ -170,6 +185,9 @@ class FirstHost:
         for peer in (*self.peers.values(), *self.strangers):
             peer.close()
         self.peers, self.strangers = {}, []
+        if self.held is not None:
+            self.held.close()
+            self.held = None
 
     def close(self) -> None:
         self.forget()

@@ -2,30 +2,39 @@
 
 The first host listens at PET_MASTER_PORT; the others connect and say who they are. The connections last as long as the
 ranks: a host that ends or is lost is known to all of them within seconds, where its peers' collectives would wait.
-Messages are lines of JSON: hello and code from a host; seats, code and end from the first one.
+Messages are lines of JSON: hello, code and end from a host; seats, code and end from the first one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cluster.environment import HostPlace, host_name
 from cluster.launching.local_launcher import Seats
+from cluster.wording import count_of
 
 MEET_S = 900.0  # that hosts are waited for: they may still be starting, or pulling an image
 END_S = 120.0  # from the end of the ranks here to that of the ranks elsewhere
-PROTOCOL = 1
+PROTOCOL = 2
+SHOWN_KEYS, SHOWN_CHARS = 5, 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hello:
-    """What a host says about itself. `run` is a digest of what must be the same on all: configuration, shards, code."""
+    """What a host says about itself. `run` is what must be the same on all: each setting, the shards, the code."""
 
     place: HostPlace
     ranks: int
-    run: str
+    run: Mapping[str, Any]
+
+    def settings(self) -> dict[str, str]:
+        """Return `run` with each value as text, of which a long one is a beginning and a digest."""
+        texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in self.run.items()}
+        return {key: text if len(text) <= SHOWN_CHARS else shortened(text) for key, text in texts.items()}
 
     def message(self) -> dict[str, Any]:
         return {
@@ -34,8 +43,22 @@ class Hello:
             "hosts": self.place.count,
             "ranks": self.ranks,
             "name": host_name(),
-            "run": self.run,
+            "run": self.settings(),
         }
+
+
+def shortened(text: str) -> str:
+    return f"{text[:SHOWN_CHARS]}... (sha256 {hashlib.sha256(text.encode()).hexdigest()[:12]})"
+
+
+def other_settings(there: object, here: Mapping[str, str]) -> str:
+    """Return each setting that differs from those here, with both values; "" if none does."""
+    if not isinstance(there, dict):
+        return "it is of another version of Shardline"
+    keys = [key for key in here.keys() | there.keys() if there.get(key) != here.get(key)]
+    told = [f"{key} is {there.get(key, 'not set')} there, {here.get(key, 'not set')} here" for key in sorted(keys)]
+    more = f"; and {count_of(len(told) - SHOWN_KEYS, 'other setting')}" if len(told) > SHOWN_KEYS else ""
+    return "; ".join(told[:SHOWN_KEYS]) + more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +83,15 @@ class Meeting(Protocol):
         """Return the exit code other than 0 that another host has ended with, if one has."""
         ...
 
-    def finish(self, code: int, is_again: Callable[[int], bool]) -> tuple[int, bool]:
-        """Tell the others this host's exit code; return that of all, and whether all start again: the first decides."""
+    def finish(self, code: int, causes: Sequence[str], is_again: Callable[[int], bool]) -> tuple[int, bool]:
+        """Tell the others this host's exit code; return that of all, and whether all start again: the first decides.
+
+        `causes` are the ranks here that were killed.
+        """
+        ...
+
+    def cause(self) -> str | None:
+        """Return, on the first host, which rank was killed or which host was lost, once all have ended."""
         ...
 
     def close(self) -> None: ...

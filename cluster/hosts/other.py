@@ -69,8 +69,9 @@ class OtherHost:
                 size=int(found["size"]),
                 master=(self.hello.place.master[0], int(found["port"])),
             )
-            last = seats.first + self.hello.ranks - 1
-            log.info("all %d hosts are there; ranks here: %d to %d", self.hello.place.count, seats.first, last)
+            first_rank, last_rank = seats.first, seats.first + self.hello.ranks - 1
+            here = str(first_rank) if first_rank == last_rank else f"{first_rank} to {last_rank}"
+            log.info("all %d hosts are there; ranks here: %s", self.hello.place.count, here)
             return Met(seats=seats, hosts=message["hosts"])
         return None
 
@@ -86,9 +87,12 @@ class OtherHost:
             log.warning("the first host (%s) is gone", self.first.name)
         return self.code if self.end is None else self.end[0]
 
-    def finish(self, code: int, is_again: Callable[[int], bool]) -> tuple[int, bool]:
+    def cause(self) -> str | None:
+        return None
+
+    def finish(self, code: int, causes: Sequence[str], is_again: Callable[[int], bool]) -> tuple[int, bool]:
         assert self.first is not None
-        self.first.send({"code": code})
+        self.first.send({"code": code, "causes": list(causes)})
         deadline = time.monotonic() + 1.25 * END_S * patience()
         while self.end is None and not self.first.is_gone and time.monotonic() < deadline:
             self.elsewhere()

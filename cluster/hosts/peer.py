@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 TOLD_S = 10.0  # a wait that is longer is told
 POLL_S = 0.1
-LINE_BYTES = 1 << 16  # a longer line is not ours
+SEND_S = 10.0  # that a peer has to take a message
+LINE_BYTES = 1 << 22  # a longer line is not ours: a hello has all settings
 
 
 @dataclass
@@ -64,7 +65,9 @@ class Peer:
 
     def send(self, message: dict[str, Any]) -> None:
         try:
+            self.connection.settimeout(SEND_S)  # a long message does not fit into the socket's buffer
             self.connection.sendall(json.dumps(message).encode() + b"\n")
+            self.connection.setblocking(False)
         except OSError:
             self.is_gone = True
 

@@ -35,9 +35,14 @@ def run_on_hosts(
             if isinstance(met, int):
                 return met
             variables = {HOSTS: " ".join(met.hosts)}
-            seats = replace(met.seats, elsewhere=meeting.elsewhere)
-            code = stopped_code(asked) or run_ranks(command, hello.ranks, variables, seats=seats, news=news)
-            total, again = meeting.finish(code, lambda code: code == EXIT_FAILED and not asked and restart())
+            seats, causes = replace(met.seats, elsewhere=meeting.elsewhere), list[str]()
+            own = replace(news, note_cause=causes.append)
+            code = stopped_code(asked) or run_ranks(command, hello.ranks, variables, seats=seats, news=own)
+            total, again = meeting.finish(code, causes, lambda code: code == EXIT_FAILED and not asked and restart())
+            if total == EXIT_FAILED and (cause := meeting.cause()):
+                where = f"; the ranks' logs: {news.log_of('*')}" if news.log_of else ""
+                log.warning("%s%s", cause, where)
+                news.note_cause(cause)
             if not again:
                 return total
             log.warning("restarting the ranks")

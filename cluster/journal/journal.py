@@ -47,6 +47,7 @@ class Journal:
         self.paths, self.world, self.heartbeat = paths, world, heartbeat
         self.stream: TextIO | None = None
         self.started = self.told = time.monotonic()
+        self.begun: float | None = None  # when the attempt's start was recorded
         self.waiting = Waiting(NEXT["imports"], is_shown=world.is_first)
         self.line = LineInPlace(console())
         self.recent_s: deque[float] = deque(maxlen=RECENT_STEPS)
@@ -88,6 +89,7 @@ class Journal:
         if self.world.is_first:
             facts |= {"versions": versions(), "device": self.device}
         self.event("start", step=first_step, **facts)
+        self.begun = time.monotonic()
         if self.stream is not None:
             told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.phases.items())
             log.info("ready after %.1f s: %s", sum(self.phases.values()), told)
@@ -221,7 +223,8 @@ class Journal:
     def end(self, reason: str, exit_code: int, *, is_own: bool = False) -> None:
         """Write why this attempt ended, or did not start, and close.
 
-        Rank 0 writes it for all. With `is_own`, the error is one that only this rank can see, such as damaged rows: it
+        Rank 0 writes it for all; its `seconds` are those since the start that it recorded, or of the whole process
+        without one. With `is_own`, the error is one that only this rank can see, such as damaged rows: it
         writes the reason itself, before the others fail because it is gone, and rank 0 then adds no second one.
         """
         self.waiting.stop()
@@ -229,7 +232,7 @@ class Journal:
         self.heartbeat.stop()
         writes = self.world.is_first or (is_own and self.has_begun)
         if writes and self.end_by_another_rank() is None:
-            seconds = round(time.monotonic() - self.started, 3)
+            seconds = round(process_age_s() if self.begun is None else time.monotonic() - self.begun, 3)
             name = "end" if self.has_begun else "no-start"
             told: dict[str, Any] = {} if self.log_file is None else {"log": f"logs/{self.log_file.name}"}
             step = self.last_step

@@ -69,10 +69,32 @@ def last_step(path: Path) -> int:
     return int(lines[-1]["step"]) if lines else 0
 
 
+def attempt_of_step(
+    events: Sequence[dict[str, Any]], step: int
+) -> tuple[dict[str, Any] | None, Sequence[dict[str, Any]]]:
+    """Return the start of the attempt that took a step (from 1), the last that began before it, and all events since.
+
+    A run without such a start, which no rank of ours has recorded, has None.
+    """
+    places = [n for n, event in enumerate(events) if event["event"] == "start" and event["step"] < step]
+    return (events[places[-1]], events[places[-1] + 1 :]) if places else (None, [])
+
+
 def world_size_at(paths: RunPaths, step: int) -> int:
-    """Return how many ranks took a step (from 1): those of the last attempt that started before it."""
-    starts = [event for event in read_events(paths) if event["event"] == "start" and event["step"] < step]
-    return int(starts[-1]["world_size"]) if starts else 1
+    """Return how many ranks took a step (from 1)."""
+    start, _ = attempt_of_step(read_events(paths), step)
+    return int(start["world_size"]) if start else 1
+
+
+def seconds_since_start(events: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return for how long the newest launch has run since its start, by the clock of the hosts; None without one."""
+    for event in reversed(events):
+        if event["event"] == "start":
+            began = datetime.fromisoformat(event["time"])
+            return max(0.0, round((datetime.now(UTC) - began).total_seconds(), 3))
+        if event["event"] == "launch":
+            break
+    return None
 
 
 def read_events(paths: RunPaths) -> list[dict[str, Any]]:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from cluster.environment import World, child_environment, free_port, rank_variables
+from cluster.environment import World, child_environment, hold_port, host_name, rank_variables
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION
 from cluster.launching.stop_request import SIGNALS
 from cluster.terminal import erase_line
@@ -32,6 +34,13 @@ PR_SET_PDEATHSIG = 1
 def die_with_parent() -> None:
     """Ask Linux to kill this process when its parent dies: an orphaned rank would train on beside its successor."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def die_with(parent: int) -> None:
+    """Do so in a new process, and end it at once if the parent was killed before it could ask."""
+    die_with_parent()
+    if os.getppid() != parent:
+        os._exit(EXIT_FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +60,13 @@ class Seats:
 class RankNews:
     """Who is told what of the ranks.
 
-    `stopping` is logged as soon as a signal asks them to stop; `log_of` tells where a rank's own log is; `note_cause`
-    is called with the rank that a signal of somebody else has killed, once all have ended.
+    `stopping` is logged as soon as a signal asks them to stop; `log_of` tells where a rank's own log is, and those of
+    all ranks for `*`; `note_cause` is called with the rank that a signal of somebody else has killed, once all have
+    ended.
     """
 
     stopping: str = ""
-    log_of: Callable[[int], Path] | None = None
+    log_of: Callable[[int | str], Path] | None = None
     note_cause: Callable[[str], None] = lambda cause: None
 
 
@@ -75,13 +85,22 @@ def run_ranks(
     before all are started, they are killed: they cannot agree on a step to stop at yet, and nothing is lost. A second
     Ctrl-C kills them at once.
     """
-    seats = Seats(first=0, size=size, master=("127.0.0.1", free_port())) if seats is None else seats
-    local = LocalRanks(seats, RankNews() if news is None else news)
+    news = RankNews() if news is None else news
+    if seats is not None:
+        return run_seated(command, variables or {}, LocalRanks(seats, news), size)
+    with hold_port() as held:  # until rank 0 listens there: it imports for seconds first
+        seats = Seats(first=0, size=size, master=("127.0.0.1", held.getsockname()[1]))
+        return run_seated(command, variables or {}, LocalRanks(seats, news), size)
+
+
+def run_seated(command: Sequence[str], variables: Mapping[str, str], local: LocalRanks, size: int) -> int:
+    """Run `command` as `size` ranks whose seats are known; return one exit code for all."""
     old = {number: signal.signal(number, local.pass_on) for number in SIGNALS}
     try:
         while len(local.ranks) < size and not local.asked:
-            local.ranks.append(start_rank(command, (len(local.ranks), size), seats, variables or {}))
-        codes = local.wait() if len(local.ranks) == size else [-local.asked[0]]
+            local.ranks.append(start_rank(command, (len(local.ranks), size), local.seats, variables))
+        # one that came while the last was started has not reached that one
+        codes = [-local.asked[0]] if local.asked else local.wait()
     finally:
         local.kill()
         for number, handler in old.items():
@@ -150,7 +169,7 @@ class LocalRanks:
         """Return the ranks that a signal has ended which did not come from us, each in words."""
         codes = [(number, rank.returncode or 0) for number, rank in enumerate(self.ranks, start=self.seats.first)]
         return [
-            f"rank {number} was killed by {signal.Signals(-code).name}"
+            f"rank {number} on {host_name()} was killed by {signal.Signals(-code).name}"
             for number, code in codes
             if code < 0 and -code not in self.asked and not is_impatient(self.asked)
         ]
@@ -188,7 +207,7 @@ def start_rank(
     world = World(rank=seats.first + rank, size=seats.size, local_rank=rank, local_size=ranks, master=seats.master)
     environment = child_environment({**variables, **rank_variables(world), "OMP_NUM_THREADS": "1"})
     # a process group of its own: Ctrl-C reaches a rank once, through us
-    return subprocess.Popen(command, env=environment, process_group=0, preexec_fn=die_with_parent)
+    return subprocess.Popen(command, env=environment, process_group=0, preexec_fn=partial(die_with, os.getpid()))
 
 
 def failed(code: int | None) -> bool:

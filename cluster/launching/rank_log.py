@@ -19,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from cluster.paths import RANK_FILE
 from cluster.terminal import show_on
@@ -49,25 +49,19 @@ def rank_log(path: Path, heading: str, *, is_shown: bool) -> Iterator[TextIO | N
         if file is None:
             yield None
             return
-        with suppress(OSError):  # a full disk decides by what the run needs of it, not by this log
-            file.write(f"== {heading}\n")
+        file.write(f"== {heading}\n")
         try:
             yield file
         except BaseException:
-            with suppress(OSError):
-                file.write(traceback.format_exc())
+            file.write(traceback.format_exc())
             raise
 
 
 @contextmanager
 def opened_log(path: Path) -> Iterator[TextIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
-    try:
+    with unfailing(UnfailingFile(path, "a")) as file:
         yield file
-    finally:
-        with suppress(OSError):  # what a full disk did not take: it must not turn 0 or 75 into 2
-            file.close()
 
 
 @contextmanager
@@ -82,14 +76,15 @@ def redirected(path: Path, file: TextIO, *, is_shown: bool) -> Iterator[None]:
         for process in set(tees.values()):
             assert process.stdin is not None
             process.stdin.close()  # not by its number: the object would close that again, whosever it is then
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(line_buffering=True)  # what is in a buffer is lost at a SIGKILL
-        show_on(shown)
+        python = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = (unfailing(UnfailingFile(number, "w", closefd=False)) for number in before)
+        show_on(shown, file)
         faulthandler.enable(file=ERROR)
         try:
             yield
         finally:
             flush()
+            sys.stdout, sys.stderr = python
             for number, descriptor in before.items():
                 os.dup2(descriptor, number)
             for process in set(tees.values()):
@@ -97,6 +92,22 @@ def redirected(path: Path, file: TextIO, *, is_shown: bool) -> Iterator[None]:
                     process.wait(TEE_S)
             show_on(None)
             os.close(before[OUT])
+
+
+class UnfailingFile(io.FileIO):
+    """A file to write to. What a full disk does not take, or a `tee` that has gone, is lost, and ends no rank."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:  # the run itself finds out what else it can no longer write
+            return memoryview(data).nbytes
+
+
+def unfailing(raw: UnfailingFile) -> TextIO:
+    """Return a stream of text that is written line by line: what is in a buffer is lost at a SIGKILL."""
+    buffer = io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffer, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 def copies(path: Path, before: Mapping[int, int]) -> dict[int, subprocess.Popen[bytes]]:

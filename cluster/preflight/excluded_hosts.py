@@ -1,15 +1,16 @@
 """The hosts that a run no longer uses: `excluded_hosts.json` in its folder, and what puts a host there.
 
-Two failures that name the same host exclude it, and so does a preflight that finds it broken. A person forgives it.
+Two failures that name the same host exclude it, and so does a preflight that finds it broken, until a person forgives
+it. One that gave no answer is used again after some hours.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cluster.disk.atomic_files import write_json
@@ -18,6 +19,7 @@ from cluster.paths import RunPaths
 
 VERSION = 1
 FAILURES = 2  # attempts that name one host, which exclude it
+SILENT_H = 6.0  # for which a host is left out that gave no answer; a broken one is until a person forgives it
 MOST_REQUEUES = 3  # to get rid of hosts, in a row without a new step
 ENDINGS = ("end", "no-start")
 BLAMED = re.compile(r"\branks? [\d,-]+ on ([A-Za-z0-9][\w.-]*)|^([A-Za-z0-9][\w.-]*) was lost$")
@@ -26,10 +28,14 @@ NOT_BY_HOST = "out of memory"  # the job's limit, and the rank that needs most, 
 
 @dataclass(frozen=True, kw_only=True)
 class Exclusion:
-    """Why a host is left out, and since when."""
+    """Why a host is left out, since when, and until when; None: until a person forgives it."""
 
     reason: str
     time: str
+    until: str | None = None
+
+    def is_over(self) -> bool:
+        return self.until is not None and datetime.fromisoformat(self.until) <= datetime.now(UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +53,16 @@ class ExcludedHosts:
         """Return how many requeues in a row were not followed by a new step; `reached` is the run's last one."""
         return sum(step >= reached for step in self.requeues)
 
-    def excluding(self, reasons: Mapping[str, str], reached: int) -> ExcludedHosts:
-        """Return the list with these hosts, and one more requeue. A host that is there keeps its first reason."""
-        new = {host: Exclusion(reason=reason, time=now()) for host, reason in reasons.items()}
+    def excluding(self, reasons: Mapping[str, str], reached: int, silent: Collection[str] = ()) -> ExcludedHosts:
+        """Return the list with these hosts, and one more requeue. A host that is there keeps its first reason.
+
+        The `silent` ones are left out for SILENT_H only: a disk or a network that was slow is not always slow.
+        """
+        until = (datetime.now(UTC) + timedelta(hours=SILENT_H)).isoformat(timespec="seconds")
+        new = {
+            host: Exclusion(reason=reason, time=now(), until=until if host in silent else None)
+            for host, reason in reasons.items()
+        }
         return replace(self, hosts={**new, **self.hosts}, requeues=(*self.requeues, reached))
 
     def forgiving(self, names: Iterable[str]) -> ExcludedHosts:
@@ -64,7 +77,7 @@ def now() -> str:
 
 
 def read_excluded(paths: RunPaths) -> ExcludedHosts:
-    """Return the run's list; an empty one without a file. Raises ClusterError for a damaged one."""
+    """Return the run's list without what is over; empty without a file. Raises ClusterError for a damaged one."""
     path = paths.excluded_hosts
     if not path.is_file():
         return ExcludedHosts()
@@ -72,8 +85,9 @@ def read_excluded(paths: RunPaths) -> ExcludedHosts:
         record = json.loads(path.read_text(encoding="utf-8"))
         version = record["version"]
         if version == VERSION:
+            hosts = {str(host): Exclusion(**why) for host, why in record["hosts"].items()}
             return ExcludedHosts(
-                hosts={str(host): Exclusion(**why) for host, why in record["hosts"].items()},
+                hosts={host: why for host, why in hosts.items() if not why.is_over()},
                 forgiven={str(host): moment_of(time) for host, time in record["forgiven"].items()},
                 requeues=tuple(int(step) for step in record["requeues"]),
             )
@@ -144,4 +158,7 @@ def excluded_text(paths: RunPaths) -> str:
         hosts = read_excluded(paths).hosts
     except ClusterError as error:
         return str(error)
-    return "; ".join(f"{host} since {why.time}: {why.reason}" for host, why in hosts.items())
+    return "; ".join(
+        f"{host} since {why.time}{'' if why.until is None else f' until {why.until}'}: {why.reason}"
+        for host, why in hosts.items()
+    )

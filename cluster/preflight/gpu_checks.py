@@ -17,7 +17,7 @@ from cluster.preflight.findings import (
     warning,
 )
 from cluster.preflight.gpu_probes import FAULT
-from cluster.wording import count_of
+from cluster.wording import count_of, is_or_are
 
 FREE_MIB = 1024  # what a driver and its display may hold
 HARDWARE_XIDS = {48, 61, 62, 63, 64, 74, 79, 92, 94, 95, 119, 120}  # NVIDIA's catalogue; others are a program's faults
@@ -85,9 +85,13 @@ def judge_presence(facts: dict[str, Any]) -> Iterator[Problem]:
     asked = facts["of_slurm"]
     seen = len(facts["gpus"]) if facts["has_smi"] else facts["devices"]
     if asked is not None and asked.isdecimal() and seen < int(asked):
-        yield failure(f"{seen} of {asked} GPUs are seen", f"all {asked} that Slurm has given to the job", DRAIN)
+        yield failure(
+            f"{seen} of {count_of(int(asked), 'GPU')} {is_or_are(int(asked))} seen",
+            "all that Slurm has given to the job",
+            DRAIN,
+        )
     elif facts["devices"] and facts["has_smi"] and not facts["gpus"] and facts["visible"] is None:
-        yield failure(f"nvidia-smi lists none of {facts['devices']} GPUs", "all of them", f"{DRAIN}")
+        yield failure("nvidia-smi lists no GPU", f"{count_of(facts['devices'], 'GPU')}, as the kernel does", f"{DRAIN}")
     elif facts["devices"] and not facts["has_smi"]:
         yield warning(
             "there is a GPU but no nvidia-smi, so its health is not known",
@@ -183,7 +187,7 @@ def check_torch(hosts: Hosts) -> list[Finding]:
     """Judge whether torch can compute on the GPUs that are there."""
     answers = answered("torch", hosts)
     asked = {host: facts["devices"] for host, facts in answers.items() if facts["devices"]}
-    ok = f"computes on {sum(asked.values())} GPUs" if asked else "not asked: no GPU here"
+    ok = f"computes on {count_of(sum(asked.values()), 'GPU')}" if asked else "not asked: no GPU here"
     return or_ok("torch", judge_each("torch", hosts, judge_torch), ok)
 
 
@@ -197,5 +201,7 @@ def judge_torch(facts: dict[str, Any]) -> Iterator[Problem]:
         )
     elif facts["usable"] < facts["devices"]:
         yield failure(
-            f"torch computes on {facts['usable']} of {facts['devices']} GPUs", "on all of them", f"see dmesg; {DRAIN}"
+            f"torch computes on {facts['usable']} of {count_of(facts['devices'], 'GPU')}",
+            "on each",
+            f"see dmesg; {DRAIN}",
         )

@@ -18,6 +18,7 @@ from cluster.preflight.findings import (
     or_ok,
     warning,
 )
+from cluster.wording import count_of
 
 OPEN_FILES, OPEN_FILES_LEAST = 4096, 1024  # shards, checkpoints and a connection to each other rank
 SHARED_MEMORY, SHARED_MEMORY_LEAST = 1 << 30, 64 << 20  # NCCL's buffers between the ranks of a host; heartbeats
@@ -199,7 +200,7 @@ def judge_folder(facts: dict[str, Any], room_bytes: int | None) -> Iterator[Prob
         )
     if facts["free_files"] is not None and facts["free_files"] < FREE_FILES:
         yield warning(
-            f"{path}: the disk has room for {facts['free_files']:,} more files",
+            f"{path}: the disk has room for {count_of(facts['free_files'], 'more file')}",
             f"{FREE_FILES:,} or more",
             "remove files there, or set another `folder` in the YAML",
         )

@@ -75,7 +75,7 @@ def counts(values: Mapping[str, str], name: str, hosts: int) -> tuple[int, ...]:
     """Return a variable's number for each host."""
     found = host_counts(text(values, name))
     if len(found) != hosts:
-        raise ClusterError(f"{name}={values[name]}: expected a number for each of the job's {hosts} hosts")
+        raise ClusterError(f"{name}={values[name]}: expected a number for each host of the job, which has {hosts}")
     return tuple(found)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.errors import ClusterError
+from cluster.wording import count_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,8 @@ def plan_layout(hosts: Sequence[str], cpus: Sequence[int], tasks: Sequence[int],
     for host, host_cpus, host_ranks in zip(hosts, cpus, ranks, strict=True):
         if host_cpus < host_ranks:
             raise ClusterError(
-                f"{host_cpus} CPUs for {host_ranks} ranks on {host}; submit with --exclusive or --cpus-per-gpu=N"
+                f"{count_of(host_cpus, 'CPU')} for {count_of(host_ranks, 'rank')} on {host};"
+                " submit with --exclusive or --cpus-per-gpu=N"
             )
     least = min(host_cpus // host_ranks for host_cpus, host_ranks in zip(cpus, ranks, strict=True))
     return Layout(hosts=tuple(hosts), ranks=ranks, cpus_per_rank=least, has_gpus=has_gpus)

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from cluster.config_loading import Section
+from cluster.wording import count_of
 
 MANY_HOSTS = ("prepare", "train")
 ONE_HOST = ("export", "evaluate")
@@ -228,6 +229,6 @@ def check_ranks(request: JobRequest) -> None:
     if request.gpus and request.ranks_per_node:
         raise ValueError("ranks_per_node: with GPUs there is one rank for each; remove it, or gpus_per_node")
     if cpus is not None and cpus < ranks:
-        raise ValueError(f"cpus_per_node: {cpus} for {ranks} ranks on a node; a rank needs one or more")
+        raise ValueError(f"cpus_per_node: {cpus} for {count_of(ranks, 'rank')} on a node; a rank needs one or more")
     if cpus is not None and not request.gpus and cpus % ranks:
         raise ValueError(f"cpus_per_node: {cpus} is not a multiple of ranks_per_node: {ranks}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +56,22 @@ def make_job(
     if cluster.mail is not None:
         options += [f"--mail-user={cluster.mail.user}", f"--mail-type={','.join(cluster.mail.events)}"]
     return Job(stage=stage, name=name, options=[*options, *request.options], script=list(script), variables=variables)
+
+
+def excluding(options: Sequence[str], hosts: Iterable[str]) -> list[str]:
+    """Return sbatch's options with these hosts excluded too: of several --exclude, Slurm takes the last one alone."""
+    kept: list[str] = []
+    nodes: list[str] = []
+    words = iter(options)
+    for word in words:
+        if word in ("--exclude", "-x"):
+            nodes.append(next(words, ""))
+        elif word.startswith(("--exclude=", "-x")):
+            nodes.append(word.removeprefix("--exclude=").removeprefix("-x").strip())
+        else:
+            kept.append(word)
+    new = [host for host in hosts if host not in nodes]
+    return [*kept, f"--exclude={','.join([*nodes, *new])}"] if new else list(options)
 
 
 def size_options(request: JobRequest) -> list[str]:

@@ -217,6 +217,14 @@ def write_kept(place: Path, tokenizer: KeptTokenizer) -> None:
     with whole_folder(place) as partial:
         (partial / RULES).write_text(tokenizer.rules, encoding="utf-8")
         (partial / FACTS).write_text(json.dumps(asdict(tokenizer.facts), ensure_ascii=False), encoding="utf-8")
-    others = sorted((path for path in place.parent.iterdir() if path != place), key=lambda path: path.stat().st_mtime)
+    others = sorted((path for path in place.parent.iterdir() if path != place), key=written_at)
     for path in others[: max(0, len(others) + 1 - KEPT_AT_MOST)]:
         shutil.rmtree(path, ignore_errors=True)  # another process may be removing it too
+
+
+def written_at(path: Path) -> float:
+    """Return when a kept tokenizer was written; 0 for one that another process has removed since it was listed."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

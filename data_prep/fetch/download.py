@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from cluster.disk.atomic_files import fsync_path, publish, sha256_of
+from cluster.disk.atomic_files import fsync_path, publish, sha256_of, write_text
 from cluster.disk.locks import STALE_S, LockFile, wait_for_lock
 from cluster.errors import ConfigError, DataError
 from cluster.progress import Progress, thread_pool
@@ -125,12 +125,14 @@ def fetch(download: Download, host: Host | None = None, count: Count = lambda si
             try:
                 fetch_whole(download, lock.token, host or Host(), count)
             except DataError as error:
-                note.write_text(
-                    str(error), encoding="utf-8"
-                )  # for the processes that wait: they need not ask the server again
+                write_text(note, str(error))  # for the processes that wait: they need not ask the server again
                 raise
         elif not is_here(download):
-            raise DataError(note.read_text(encoding="utf-8"))
+            try:
+                problem = note.read_text(encoding="utf-8")
+            except FileNotFoundError:  # one that came later asks the server again: wait for that
+                return fetch(download, host, count)
+            raise DataError(problem)
     return download.target
 
 

@@ -70,7 +70,7 @@ def show_row(number: int, row: PackedRow, corpus: Corpus, tokenizer: Any, *, col
     for piece in row.pieces:
         place = document_place(corpus.files[piece.source].info, piece.position)
         begins = "" if piece.start == 0 else f", from its token {piece.start}"
-        lines.append(f"── {place}{begins}, {piece.tokens} tokens")
+        lines.append(f"── {place}{begins}, {count_of(piece.tokens, 'token')}")
         lines.append("".join(marked_text(row, at, at + piece.tokens, tokenizer, colour=colour)))
         at += piece.tokens
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.errors import DataError
+from cluster.wording import count_of, is_or_are
 from data_prep.config import SourceConfig
 from data_prep.files.bounded_io import RecordError, open_stream, require_whole, valid_beginning
 from data_prep.files.folders import readable_name
@@ -156,11 +157,12 @@ def wrong_note(form: Format, data: bytes, seen: Seen, name: str, *, is_whole: bo
         return f"not UTF-8: write its `encoding`, such as {likely(data)}"
     if seen.wrong and form.kind not in PAGE_KINDS:
         log.warning(
-            "%s: %d places in its first %d bytes are not UTF-8, and records with such are rejected; "
+            "%s: %s in its first %d bytes %s not UTF-8, and records with such are rejected; "
             "if all of it is in another encoding, write it below the source, for example `encoding: %s`",
             name,
-            seen.wrong,
+            count_of(seen.wrong, "place"),
             len(data),
+            is_or_are(seen.wrong),
             likely(data),
         )
     return None

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cluster.wording import count_of
 from data_prep.arrays import Integers
 from data_prep.config import DataConfig
 from data_prep.encode.encoded_slices import EncodedSlice
@@ -119,13 +120,14 @@ def held_out(
     split[list(passages)] = TRAIN
     passages = {number: one for number, one in passages.items() if number not in elsewhere}
     log.info(
-        "validation: a passage of each of %d long texts, about %g of it, since there are %d texts (data.validation)",
-        len(passages),
+        "validation: about %g of each long text, %s, as there are too few to hold out whole ones: %d (data.validation)",
         config.validation_fraction,
+        count_of(len(passages), "passage"),
         texts,
     )
     if elsewhere:
-        log.info("validation: %d passages also occur in other texts and are not held out", len(elsewhere))
+        told = count_of(len(elsewhere), "passage")
+        log.info("validation: %s found in other texts too, so not held out", told)
     return replace(selection, split=split), passages
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import DataError
+from cluster.wording import count_of
 from data_prep.clean.cleaning import C4_COUNTS
 from data_prep.clean.privacy import KINDS
 from data_prep.fetch.sources import Corpus, not_read
@@ -87,9 +88,10 @@ def changes_of(changed: Mapping[str, int]) -> str:
     """Return what cleaning changed in a corpus, for people."""
     private = [f"{changed[kind]:,} private {kind}" for kind in KINDS if kind in changed]
     if "documents with private data" in changed:  # older manifests do not tell
-        private[-1] += f" in {changed['documents with private data']:,} documents"
+        private[-1] += f" in {count_of(changed['documents with private data'], 'document')}"
     documents, lines, characters = (changed.get(name, 0) for name in C4_COUNTS)
-    removed = f"{documents:,} documents with {lines:,} lines / {characters:,} characters removed by quality c4"
+    parts = f"{count_of(lines, 'line')} / {count_of(characters, 'character')}"
+    removed = f"{count_of(documents, 'document')} with {parts} removed by quality c4"
     told = {*KINDS, *C4_COUNTS, "documents with private data"}
     others = [f"{count:,} {what}" for what, count in sorted(changed.items()) if what not in told]
     return ", ".join(private + [removed] * bool(documents) + others)

@@ -7,15 +7,17 @@ import logging
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.disk.lock_holder import Holder
 from cluster.disk.locks import LockFile, hold_lock
 from cluster.disk.run_lock import hold_run
 from cluster.errors import EXIT_DONE, ClusterError, ConfigError
+from cluster.preflight.excluded_hosts import read_excluded
 from cluster.submission.config import STAGES, ClusterConfig, job_request
 from cluster.submission.queue import cancel, queued, submit
-from cluster.submission.sbatch import Job, make_job
+from cluster.submission.sbatch import Job, excluding, make_job
 from cluster.versions import ROOT, versions
 from data_prep.shards import MANIFEST
 from launch.arguments import add_run
@@ -107,14 +109,17 @@ def check_queue(run: RunConfig) -> None:
 
 
 def make_jobs(run: RunConfig, cluster: ClusterConfig, stages: Mapping[str, str], snapshot: Snapshot) -> list[Job]:
-    """Return the jobs of these stages."""
+    """Return the jobs of these stages. A training does not get hosts that earlier jobs of the run have excluded."""
     root = snapshot.path.parents[1]
     folders = [ROOT, Path.cwd(), root, run.shards.absolute()]
     jobs = []
     for stage in stages:
         script = scripts(stage)
         words = [*script, str(snapshot.path), *stage_options(cluster, stage)]
-        jobs.append(make_job(cluster, stage, f"{run.name}-{stage}", root / "logs", words, folders))
+        job = make_job(cluster, stage, f"{run.name}-{stage}", root / "logs", words, folders)
+        if stage == "train":
+            job = replace(job, options=excluding(job.options, read_excluded(run.paths).hosts))
+        jobs.append(job)
     return jobs
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cluster.disk.atomic_files import digest_of
 from cluster.errors import EXIT_DONE, ConfigError
+from cluster.wording import count_of
 from launch.arguments import positive
 from launch.models.named_model import NamedModel, add_model, named_model, open_base, open_named, speaks_as_chat
 from launch.talk.answer_file import AnswerFile
@@ -147,7 +148,7 @@ def write_answers(generator: Generator, named: NamedModel, prompts: list[Prompt]
         for place, answers in generator.answers(prompts, options.batch, list(file.records)):
             file.add(place, record(prompts[place], answers))
     ended = sum(record["stopped"] for record in file.records.values())
-    say(f"{options.output}: {len(prompts)} answers, {ended} of them ended by the model")
+    say(f"{options.output}: {count_of(len(prompts), 'answer')}, {ended} of them ended by the model")
 
 
 def stamp_of(folder: Path) -> list[list[str | int]]:

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.disk.atomic_files import whole_folder
 from cluster.paths import RunPaths
 from cluster.progress import Waiting, amount_of
+from cluster.wording import count_of
 from data_prep.shards import read_manifest
 from launch.config import RunConfig
 from launch.saved_config import origin_of
@@ -98,9 +99,10 @@ def summary(made: dict[str, Any], before: int, after: int) -> list[str]:
         perplexities = [None if value is None else math.exp(min(value, 700.0)) for value in loss]
         rows.append(("perplexity", *(text(value, "{:,.2f}") for value in perplexities), ""))
     group = f"one scale for {made['group_size']} inputs" if made["group_size"] else "one scale a row"
+    layers = f"{count_of(len(made['layers']), 'layer')} {'has' if len(made['layers']) == 1 else 'have'}"
     lines = [
         *aligned(rows),
-        f"{len(made['layers'])} layers have {made['bits']}-bit weights, {made['quantized_share']:.0%} of all, {group}",
+        f"{layers} {made['bits']}-bit weights, {made['quantized_share']:.0%} of all, {group}",
     ]
     for why, names in made["kept"].items():
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

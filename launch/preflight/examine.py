@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import HOSTS, World, enter_world, free_port, host_name, rank_variables, read_world, variables
+from cluster.environment import HOSTS, World, enter_world, hold_port, host_name, rank_variables, read_world, variables
 from cluster.errors import EXIT_DONE, ClusterError, ConfigError
 from cluster.preflight.all_hosts import MARK, ask_hosts
 from cluster.preflight.deadline import Probe, answers
@@ -168,14 +168,15 @@ def own_words(options: argparse.Namespace, words: Sequence[str]) -> list[str]:
 
 def measure_together(examined: Examined, options: argparse.Namespace) -> None:
     """Have the hosts that answered meet by gloo, and note what they measured."""
-    names, port = list(examined.hosts), free_port()
+    names = list(examined.hosts)
 
     def variables_of(number: int) -> dict[str, str | None]:
-        world = World(rank=number, size=len(names), local_rank=0, local_size=1, master=(names[0], port))
+        master = (names[0], int(held.getsockname()[1]))
+        world = World(rank=number, size=len(names), local_rank=0, local_size=1, master=master)
         return {**rank_variables(world), "SHARDLINE_LAUNCHER": None, HOSTS: " ".join(names[:2])}
 
     words = ["--part", "network", "--part-within", f"{options.within * OF_NETWORK * ALONE:g}"]
-    with Waiting(f"measuring the network of {count_of(len(names), 'host')}"):
+    with hold_port() as held, Waiting(f"measuring the network of {count_of(len(names), 'host')}"):
         measured, problems, _ = ask_hosts(names, own_command(options, words), options.within * OF_NETWORK, variables_of)
     examined.measured, examined.network_problems = measured, problems
     if len(measured) == len(names):  # read at the same moment: better than when the facts arrived

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from cluster.environment import wants_preflight
@@ -94,9 +94,9 @@ class HostGuard:
         silent = {host: f"no facts: {why}" for host, why in verdict.silent.items()}
         bad = {host: f"preflight: {why}" for host, why in {**silent, **verdict.broken}.items()}
         if not verdict.broken:
-            return self.leave_if_possible(bad, controller, layout, reached)
+            return self.leave_if_possible(bad, controller, layout, reached, silent)
         try:
-            why_not = self.leave(bad, controller, layout, reached)
+            why_not = self.leave(bad, controller, layout, reached, silent)
         except NoAnswerError as error:
             log.warning("%s: the ranks are started on the hosts that there are", error)
             return None
@@ -109,28 +109,40 @@ class HostGuard:
         )
 
     def leave_if_possible(
-        self, bad: Mapping[str, str], controller: Controller, layout: Layout, reached: int
+        self,
+        bad: Mapping[str, str],
+        controller: Controller,
+        layout: Layout,
+        reached: int,
+        silent: Collection[str] = (),
     ) -> int | None:
         """Return the job's exit code if it was requeued without these hosts; None to use them all the same."""
         if not bad:
             return None
         try:
-            why_not = self.leave(bad, controller, layout, reached)
+            why_not = self.leave(bad, controller, layout, reached, silent)
         except NoAnswerError as error:
             why_not = str(error)
         if why_not:
             log.warning("%s; used all the same: %s", told(bad), why_not)
         return None if why_not else EXIT_STOPPED
 
-    def leave(self, bad: Mapping[str, str], controller: Controller, layout: Layout, reached: int) -> str:
+    def leave(
+        self,
+        bad: Mapping[str, str],
+        controller: Controller,
+        layout: Layout,
+        reached: int,
+        silent: Collection[str] = (),
+    ) -> str:
         """Exclude hosts from the run and requeue the job; return why that cannot be, nothing if it is done.
 
-        Raises NoAnswerError.
+        The `silent` ones are excluded for some hours. Raises NoAnswerError.
         """
         excluded = read_excluded(self.paths)
         if excluded.requeues_without_progress(reached) >= MOST_REQUEUES:
             return f"the run was requeued {MOST_REQUEUES} times for other hosts without a new step"
-        excluded = excluded.excluding(bad, reached)
+        excluded = excluded.excluding(bad, reached, silent)
         least = min(self.least_hosts or len(layout.hosts), len(layout.hosts))
         if why_not := why_no_others(controller, layout.hosts, excluded.hosts, least):
             return why_not

@@ -59,10 +59,11 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     ds_config.read_template(run.train.deepspeed)
     check_source(run)
     yield f"configuration  valid; the run goes to {run.paths.root}"
-    yield f"machine        {cpu_count()} CPUs, {gpu_count()} GPUs; ranks: {ranks}"
+    yield f"machine        {count_of(cpu_count(), 'CPU')}, {count_of(gpu_count(), 'GPU')}; ranks: {ranks}"
     for text in missing_trackers(run):
         yield f"WARNING        {text}; the run goes on without it"
     yield from gpu_warning()
+    yield from idle_keys(run)
     if not (run.shards / MANIFEST).exists():
         from data_prep.preview.survey import survey
 
@@ -96,6 +97,25 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     yield disk_line(run.paths.root, plan)
     for warning in run_warnings(origin, plan, manifest, run.model):
         yield f"WARNING        {warning}"
+
+
+def idle_keys(run: RunConfig) -> Iterator[str]:
+    """Yield a line for each key of the configuration that this machine cannot follow, or that does nothing here."""
+    train = run.train
+    needs = {"a GPU, and there is none here": gpu_count() > 0, "precision: bf16": train.precision == "bf16"}
+    lacking = [need for need, is_met in needs.items() if not is_met]
+    if train.attention == "varlen" and lacking:
+        yield (
+            f"WARNING        train.attention: varlen needs {' and '.join(lacking)}: `train` would end before the first"
+            " step; set auto, which uses it where it can"
+        )
+    if train.hpz:
+        fixed = layouts.template_of(run)[0] if train.deepspeed else train.zero_stage
+        stage = f", and needs ZeRO stage 3, not {fixed}" if fixed in (1, 2) else ""
+        yield (
+            "WARNING        train.hpz does nothing on one host: it keeps a copy of the weights within each of several"
+            f"{stage}; `shardline check --nodes` shows whether it is worth its memory"
+        )
 
 
 def check_source(run: RunConfig) -> None:

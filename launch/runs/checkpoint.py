@@ -122,7 +122,8 @@ def show(run: RunConfig, options: argparse.Namespace) -> int:
     facts = {
         "folder": f"{folder}{', kept' if (folder / KEEP).exists() else ''}",
         "written": f"{commit.written} by ranks: {commit.world_size}; format version {commit.version}",
-        "progress": f"{progress.steps_done:,} steps taken, {progress.updates:,} updates; steps skipped: {skipped}",
+        "progress": f"{count_of(progress.steps_done, 'step')} taken, {count_of(progress.updates, 'update')};"
+        f" steps skipped: {skipped}",
     }
     lines = [f"{name:<10}{fact}" for name, fact in facts.items()]
     lines += ["identity", *(f"  {key:<38} {value}" for key, value in commit.identity.items())]

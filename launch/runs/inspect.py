@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 
+from cluster.environment import enter_world, gpu_count, read_world
 from cluster.errors import EXIT_DONE, DataError
+from cluster.journal.records import world_size_at
+from cluster.launching.local_launcher import run_ranks
+from cluster.wording import count_of
 from data_prep.documents import shortened
 from data_prep.fetch.provenance import document_place, read_document
 from data_prep.shards import ShardReader, read_manifest
 from data_prep.shards.tokenizer_files import open_tokenizer
 from launch.arguments import add_run, positive
 from launch.config import RunConfig
-from launch.runs.train import replay
+from launch.runs.train import rank_request
 from launch.saved_config import load
 from launch.wording import say
 from training.order import order_of
@@ -39,6 +44,25 @@ def run(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def replay(run: RunConfig, options: argparse.Namespace) -> int:
+    """Repeat a step: as a rank if this process was started as one, else with as many ranks as took it.
+
+    Where there are fewer GPUs, with one rank on each: the comparison tells it.
+    """
+    world = read_world()
+    if world is None:
+        ranks = world_size_at(run.paths, options.step)
+        return run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], min(ranks, gpu_count() or ranks))
+    enter_world(world)
+    from training.replay import replay_rank
+
+    asked = {override.partition("=")[0].strip().removeprefix("train.") for override in options.overrides}
+    for line in replay_rank(rank_request(run), world, options.step, asked):
+        if world.is_first:
+            say(line)
+    return EXIT_DONE
+
+
 def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool) -> Iterator[str]:
     """Yield lines about the rows of a step (from 1): each row, and for each segment its document and its text.
 
@@ -53,7 +77,7 @@ def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool)
     tokenizer = open_tokenizer(run.shards / "tokenizer")
     for place, row in enumerate(order.rows_of_step(step - 1)):
         arrays = reader.rows([row])
-        yield f"row {row}, place {place} of the batch, {int(arrays.loss_mask.sum())} trained tokens"
+        yield f"row {row}, place {place} of the batch, {count_of(int(arrays.loss_mask.sum()), 'trained token')}"
         first = 0
         for piece in reader.pieces(row):
             ids = arrays.input_ids[0, first : first + piece.tokens].tolist()
@@ -65,4 +89,4 @@ def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool)
                 base = relative_to.get(manifest.files[piece.source].source)
                 text = read_document(run.shards, manifest, piece.source, piece.position, base)
             shown = shortened(" ".join(text.split()), characters)
-            yield f"  {where}{start}, {piece.tokens} tokens: {shown}"
+            yield f"  {where}{start}, {count_of(piece.tokens, 'token')}: {shown}"

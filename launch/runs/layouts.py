@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cluster.environment import gpu_count
 from cluster.errors import ConfigError, ShardlineError
 from cluster.model_files import CONFIG, found_folder, read_settings
+from cluster.wording import count_of
 from data_prep.shards import MANIFEST, Manifest, ShardReader, read_manifest
 from launch.config import RunConfig
 from training.costs.gpus import KINDS, NETWORK_FORMS, Cluster, kind_of_device, parse_gpus, parse_network
@@ -109,8 +110,8 @@ def layout_lines(run: RunConfig, options: argparse.Namespace) -> Iterator[str]:
     steps = run.train.steps if data.rows is None else steps_of(run.train, data.rows)
     yield wrapped("data", data.said)
     batch_tokens = wanted.global_batch_rows * wanted.row_tokens
-    length = f"{steps:,} steps" if steps is not None else "unknown number of steps: give --tokens"
-    yield f"length         {length} of {wanted.global_batch_rows:,} rows = {batch_tokens:,} tokens"
+    length = count_of(steps, "step") if steps is not None else "unknown number of steps: give --tokens"
+    yield f"length         {length} of {count_of(wanted.global_batch_rows, 'row')} = {batch_tokens:,} tokens"
     yield from fixed_line(wanted)
     yield from attention_line(run)
     yield ""
@@ -190,7 +191,7 @@ def data_of(run: RunConfig, tokens: int | None) -> Generator[str, None, Data]:
     if tokens is None and run.train.steps is None:
         tokens = yield from surveyed_tokens(run)
     rows = None if tokens is None else math.ceil(tokens / run.data.row_tokens)
-    told = "an unknown number of rows" if rows is None else f"about {rows:,} rows"
+    told = "an unknown number of rows" if rows is None else f"about {count_of(rows, 'row')}"
     said = (
         f"{told} of {run.data.row_tokens:,} tokens; not prepared, so one document a row and a loss on"
         " every token are assumed: the most that attention and loss can cost"
@@ -226,8 +227,8 @@ def prepared_data(run: RunConfig, manifest: Manifest) -> Data:
     context = sum(length**2 for length in lengths) / max(1, sum(lengths))
     trained = manifest.trained_tokens("train") / (rows * manifest.row_tokens)
     said = (
-        f"{rows:,} rows of {manifest.row_tokens:,} tokens, {trained:.0%} trained; a token's document has"
-        f" {context:,.0f} tokens in the mean, by {len(numbers)} rows"
+        f"{count_of(rows, 'row')} of {manifest.row_tokens:,} tokens, {trained:.0%} trained; a token's document has"
+        f" {context:,.0f} tokens in the mean, by {count_of(len(numbers), 'row')}"
     )
     return Data(rows=rows, work=Work(context=context, trained=trained), said=said)
 

@@ -16,6 +16,7 @@ from cluster.disk.lock_holder import Holder
 from cluster.disk.locks import LockFile, hold_lock
 from cluster.errors import EXIT_DONE, EXIT_USER_ACTION, ConfigError, ShardlineError
 from cluster.paths import RunPaths
+from cluster.wording import count_of
 from launch.arguments import add_run
 from launch.wording import say
 from training.tracking.follower import Follower
@@ -93,7 +94,7 @@ def sent(follower: Follower) -> bool:
         is_complete = follower.follow()
     if is_complete:
         steps = follower.sent_steps
-        say(f"{follower.name}: sent {steps:,} steps" if steps else f"{follower.name}: has all steps already")
+        say(f"{follower.name}: sent {count_of(steps, 'step')}" if steps else f"{follower.name}: has all steps already")
     return is_complete
 
 

@@ -1,9 +1,8 @@
-"""`shardline train`, as the process that starts the ranks and as one of them; and a replay of one step."""
+"""`shardline train`, as the process that starts the ranks and as one of them."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.config_loading import flat, parse_yaml
 from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run, hold_run_for_rank
 from cluster.environment import (
@@ -31,11 +31,18 @@ from cluster.environment import (
     read_world,
     set_defaults,
 )
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, ClusterError, ShardlineError
+from cluster.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    ClusterError,
+    ShardlineError,
+    exit_code_of,
+)
 from cluster.hosts.meeting import Hello
 from cluster.hosts.ranks import run_on_hosts
 from cluster.journal.log import set_up_logging
-from cluster.journal.records import world_size_at
 from cluster.launching.companions import companions
 from cluster.launching.local_launcher import RankNews, run_ranks
 from cluster.launching.rank_log import rank_log, remove_old
@@ -136,20 +143,35 @@ def check_start(run: RunConfig) -> None:
 
 @contextmanager
 def logged_as_rank(run: RunConfig, world: World) -> Iterator[Path]:
-    """Write all output of this rank into a log of its own; yield its path."""
+    """Write all output of this rank into a log of its own; yield its path.
+
+    A failure that no person has to act on ends the rank with one line, as the log has its traceback.
+    """
     attempt = attempt_of_launcher() or attempt_name(run.paths)
     set_defaults({ATTEMPT: attempt})  # for the watchdog
     path = run.paths.rank_log(attempt, world.rank)
     if world.is_first:
         remove_old(run.paths.logs)
         remove_old(run.paths.hangs)
+    file = None
     heading = f"rank {world.rank} of {world.size} on {host_name()}, process {os.getpid()}"
     try:
         with rank_log(path, heading, is_shown=world.is_first) as file:
             set_up_logging(world, file)
             yield path
+    except Exception as error:
+        set_up_logging(world)
+        if file is None or exit_code_of(error) != EXIT_FAILED:
+            raise
+        log.error("%s; the traceback is in %s", said_of(error), path)
+        raise SystemExit(EXIT_FAILED) from None
     finally:
         set_up_logging(world)
+
+
+def said_of(error: Exception) -> str:
+    """Return what kind of an error it is, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
 def train_as_rank(run: RunConfig, world: World, profiled: tuple[int, int] | None, log_file: Path) -> int:
@@ -211,15 +233,19 @@ def train_on_hosts(run: RunConfig, options: argparse.Namespace, place: HostPlace
     stop = run.paths.stop_request
     if stop.exists():
         raise ClusterError(f"{stop} exists: nothing is started; remove it to resume the run")
-    shared = f"{saved_text(run)}{read_manifest(run.shards).content_digest}{versions()['shardline']}"
+    shared = {"version of Shardline": versions()["shardline"], "shards": read_manifest(run.shards).content_digest}
     ranks = options.ranks or place.ranks or local_ranks(run, None)
-    hello = Hello(place=place, ranks=ranks, run=hashlib.sha256(shared.encode()).hexdigest())
+    hello = Hello(place=place, ranks=ranks, run={**shared, **dict(flat(parse_yaml(saved_text(run), "its YAML")))})
     code = run_on_hosts(
         [sys.executable, "-m", "launch", *sys.argv[1:]],
         hello,
         lambda: check_and_note(run, lambda: note_launch(run.paths), TRAINING),
         restart=lambda: options.restart and not stop.exists(),
-        news=RankNews(stopping=STOPPING, log_of=partial(log_of_newest, run.paths)),
+        news=RankNews(
+            stopping=STOPPING,
+            log_of=partial(log_of_newest, run.paths),
+            note_cause=partial(note_if_possible, run.paths),
+        ),
     )
     if place.number == 0:
         note_stop(run.paths, code)
@@ -227,7 +253,7 @@ def train_on_hosts(run: RunConfig, options: argparse.Namespace, place: HostPlace
     return code
 
 
-def log_of_newest(paths: RunPaths, rank: int) -> Path:
+def log_of_newest(paths: RunPaths, rank: int | str) -> Path:
     """Return where a rank of the newest attempt logs; with `*` for the attempt where the disk is away."""
     try:
         return paths.rank_log(attempt_name(paths), rank)
@@ -260,20 +286,6 @@ def run_with_restarts(run: RunConfig, ranks: int, holder: Holder, *, restart: bo
         if code != EXIT_FAILED or not restart or run.paths.stop_request.exists():
             return code
         log.warning("restarting the ranks")
-
-
-def replay(run: RunConfig, options: argparse.Namespace) -> int:
-    """Repeat a step: as a rank if this process was started as one, else with as many ranks as took it."""
-    world = read_world()
-    if world is None:
-        return run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], world_size_at(run.paths, options.step))
-    enter_world(world)
-    from training.replay import replay_rank
-
-    for line in replay_rank(rank_request(run), world, options.step):
-        if world.is_first:
-            say(line)
-    return EXIT_DONE
 
 
 def rank_request(run: RunConfig) -> RunRequest:

@@ -28,16 +28,21 @@ from cluster.errors import EXIT_DONE, EXIT_USER_ACTION, ConfigError
 from cluster.journal.records import read_metrics
 from cluster.launching.local_launcher import die_with_parent
 from cluster.paths import RunPaths
-from data_prep.shards import read_manifest
+from cluster.wording import count_of
+from data_prep.shards import Manifest, read_manifest
+from data_prep.shards.attention_work import tells_work
 from launch.arguments import add_run, positive
 from launch.config import RunConfig
 from launch.runs.check import check_fits, local_ranks
 from launch.saved_config import load
 from launch.wording import say
 from training.checkpoints.layout import committed_folders, folder_of
-from training.order import order_of
+from training.order import Division, order_of
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}  # of a loss on another number of ranks: sums in another order
+DROPOUT = """
+if the model has dropout, this is why: dropout is drawn for each micro batch, and with these two numbers of ranks micro
+batches have other rows; with train.micro_batch_rows: 1, or a global batch that leaves no place empty, they do not"""
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "pyarrow")
 
 
@@ -157,6 +162,7 @@ def certificate_of(
         "other_ranks_largest_relative_loss_difference": difference,
         "other_ranks_within_tolerance": difference <= TOLERANCE[run.train.precision],
         "tolerance": TOLERANCE[run.train.precision],
+        "micro_batches_have_the_same_rows": have_same_rows(run, manifest, ranks),
         "data": manifest.content_digest,
         "configuration": digest_of(run.model_dump(mode="json", exclude={"name", "folder", "trackers"})),
         "seed": run.seed,
@@ -167,6 +173,13 @@ def certificate_of(
         "killed_and_started_again": bits_of(killed),
         "second_half_on_other_ranks": bits_of(resharded),
     }
+
+
+def have_same_rows(run: RunConfig, manifest: Manifest, worlds: Sequence[int]) -> bool:
+    """Return whether micro batches have the same rows with each number of ranks. Dropout is drawn for each of them."""
+    rows, at_once = run.train.global_batch_rows, run.train.micro_batch_rows
+    counts = {Division(rows=rows, ranks=ranks, micro_batch_rows=at_once).micro_batches for ranks in worlds}
+    return at_once == 1 or len(counts) == 1 or not tells_work(manifest)
 
 
 def rows_digest(rows: Sequence[int]) -> str:
@@ -188,13 +201,16 @@ def bits_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def as_text(certificate: dict[str, Any]) -> str:
-    """Return the verdict in two lines."""
+    """Return the verdict in two lines, and a third one if dropout may explain it."""
     half, steps = certificate["killed_after_step"], certificate["steps"]
     same = "the same to the bit" if certificate["bit_identical"] else "NOT the same"
     difference = certificate["other_ranks_largest_relative_loss_difference"]
-    within = "within" if certificate["other_ranks_within_tolerance"] else "NOT within"
+    is_within = certificate["other_ranks_within_tolerance"]
+    within = "within" if is_within else "NOT within"
+    remark = "" if is_within or certificate["micro_batches_have_the_same_rows"] else DROPOUT
+    ranks, others = (count_of(certificate[key], "rank") for key in ("ranks", "other_ranks"))
     return (
-        f"killed after step {half} of {steps} and resumed on {certificate['ranks']} ranks: losses and gradient"
-        f" norms are {same}\nresumed on {certificate['other_ranks']} ranks: losses differ by {difference:.1e} at"
-        f" most, {within} {certificate['tolerance']:.0e}"
+        f"killed after step {half} of {steps} and resumed on {ranks}: losses and gradient"
+        f" norms are {same}\nresumed on {others}: losses differ by {difference:.1e} at"
+        f" most, {within} {certificate['tolerance']:.0e}{remark}"
     )

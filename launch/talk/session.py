@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import DataError
+from cluster.wording import count_of
 from launch.talk.conversation import Conversation
 from launch.talk.generator import TUNED, Generator
 from launch.talk.terminal import BOLD, DIM, Screen
@@ -126,7 +127,7 @@ class Session:
 
 def told(answer: Answer, seconds: float, sampling: Sampling, *, was_stopped: bool) -> str:
     """Return the line under an answer."""
-    speed = f"{answer.tokens} tokens, {answer.tokens / max(seconds, 1e-9):.1f}/s"
+    speed = f"{count_of(answer.tokens, 'token')}, {answer.tokens / max(seconds, 1e-9):.1f}/s"
     if was_stopped:
         return f"{speed}, stopped"
     if answer.stopped:

@@ -13,7 +13,7 @@ from cluster.environment import World
 from cluster.errors import ClusterError
 from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal.journal import Journal
-from cluster.journal.records import read_events, read_lines, write_event
+from cluster.journal.records import attempt_of_step, read_events, read_lines, world_size_at, write_event
 from cluster.paths import RunPaths
 from cluster.processes import process_age_s
 
@@ -43,6 +43,24 @@ def test_every_start_and_end_leaves_a_line(tmp_path: Path) -> None:
     start, end = read_events(paths)
     assert (start["event"], start["step"], start["world_size"]) == ("start", 0, 1)
     assert (end["event"], end["step"], end["reason"], end["exit_code"]) == ("end", 1, "signal SIGTERM", 75)
+
+
+def test_an_end_counts_its_seconds_from_the_start_that_was_recorded(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    journal = Journal(paths, WORLD, Heartbeat(paths, WORLD))
+    journal.started -= 1000  # a model that took long to load
+    journal.begin(first_step=0, total_steps=2)
+    journal.end("done", exit_code=0)
+    assert read_events(paths)[-1]["seconds"] < 500
+
+
+def test_the_attempt_that_took_a_step_is_the_last_that_began_before_it(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    for step, ranks in ((0, 2), (10, 4), (5, 8)):  # the checkpoint of step 10 was damaged
+        write_event(paths, "start", step=step, world_size=ranks)
+    assert [world_size_at(paths, step) for step in (5, 6, 12)] == [2, 8, 8]
+    start, since = attempt_of_step(read_events(paths), 5)
+    assert start is not None and start["step"] == 0 and [event["step"] for event in since] == [10, 5]
 
 
 def test_a_line_that_a_crash_cut_short_does_not_spoil_the_next(tmp_path: Path) -> None:

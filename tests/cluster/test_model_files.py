@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.model_files import found_folder, looks_local, require_weights, weight_files
+from cluster.model_files import HUB_TIMEOUT_S, found_folder, looks_local, require_weights, weight_files
 
 
 @pytest.mark.parametrize("path", ["./llama", "../llama", "/models/llama", "~/llama", "models/llama/", "a/b/llama"])
@@ -59,9 +59,10 @@ def test_the_weights_are_the_files_of_the_index_or_the_one_that_transformers_loa
     assert weight_files(tmp_path) == ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]
 
 
-def asked_for(name: str, home: Path, **environment: str) -> str:
+def asked_for(name: str, home: Path, *, patience_s: float = HUB_TIMEOUT_S, **environment: str) -> str:
     """Ask for a model of the hub in a process of its own; return what it says."""
-    code = "from cluster.model_files import found_folder\n"
+    code = f"from cluster import model_files; model_files.HUB_TIMEOUT_S = {patience_s}\n"
+    code += "from cluster.model_files import found_folder\n"
     code += f"try: print(found_folder({name!r}, weights=True))\nexcept Exception as error: print(type(error), error)"
     env = {**os.environ, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
@@ -144,7 +145,7 @@ def test_from_the_hub_only_what_transformers_would_load_is_fetched(tmp_path: Pat
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{hub.server_port}"
 
-    folder = Path(asked_for("a/b", tmp_path, HF_ENDPOINT=address, HF_HUB_DISABLE_XET="1"))
+    folder = Path(asked_for("a/b", tmp_path, patience_s=60.0, HF_ENDPOINT=address, HF_HUB_DISABLE_XET="1"))
     hub.shutdown()
     hub.server_close()
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def wait_for_state(pid: int, state: str) -> None:
-    pause = threading.Event()
-    for _ in range(200):
-        if process_state(pid) == state:
-            return
-        pause.wait(0.02)
-    pytest.fail(f"process {pid} is in state {process_state(pid)}, expected {state}")
+    deadline = time.monotonic() + 60
+    while process_state(pid) != state:
+        assert time.monotonic() < deadline, f"process {pid} is in state {process_state(pid)}, expected {state}"
+        time.sleep(0.02)
 
 
 def test_a_process_is_followed_from_stopped_to_unreaped_to_gone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -159,8 +160,9 @@ class Server:
 
 class Handler(BaseHTTPRequestHandler):
     """Faults: a number (that status, with Retry-After after a colon), 'drop' (no answer), 'short' (the body ends
-    early), 'stall' (the body stops and the line stays open), 'whole' (200 to a Range), 'shifted' (another range than
-    asked for), 'garbled' (right size, wrong bytes), 'changed' (from now on another file)."""
+    early), 'stall' (the body stops and the line stays open until the client closes it), 'whole' (200 to a Range),
+    'shifted' (another range than asked for), 'garbled' (right size, wrong bytes), 'changed' (from now on another file).
+    """
 
     protocol_version = "HTTP/1.0"
 
@@ -173,11 +175,9 @@ class Handler(BaseHTTPRequestHandler):
             state.most_at_once = max(state.most_at_once, state.at_once)
             fault = state.faults.pop(0) if state.faults else "none"
         time.sleep(state.delay_s)
-        try:
-            self.answer(state, fault)
-        finally:
-            with self.server.mutex:  # type: ignore[attr-defined]
-                state.at_once -= 1
+        with self.server.mutex:  # type: ignore[attr-defined]
+            state.at_once -= 1  # before the answer: who has all of it may ask for the next file at once
+        self.answer(state, fault)
 
     def answer(self, state: Server, fault: str) -> None:
         status, _, retry_after = fault.partition(":")
@@ -212,8 +212,8 @@ class Handler(BaseHTTPRequestHandler):
             rest = bytes(byte ^ 1 for byte in rest)
         self.wfile.write(rest[: len(rest) // 2] if fault in ("short", "stall") else rest)
         if fault == "stall":
-            self.wfile.flush()
-            time.sleep(1.0)
+            with contextlib.suppress(ConnectionError):
+                self.rfile.read(1)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep the tests' output clean."""

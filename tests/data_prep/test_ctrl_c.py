@@ -32,12 +32,13 @@ def test_ctrl_c_ends_a_preparation_with_one_line_and_leaves_nothing_running(
     while len(group(process.pid)) < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)  # itself, what tracks its resources, and two workers
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=120)
 
     assert process.returncode == 130
     assert "Traceback" not in told
     assert told.splitlines()[-1].endswith("E interrupted")
     assert told.count("interrupted") == 1
+    deadline = time.monotonic() + 60
     while group(process.pid) and time.monotonic() < deadline:
         time.sleep(0.01)  # what tracks resources ends when it has seen that its process is gone
     assert not group(process.pid)

@@ -45,11 +45,12 @@ def test_nothing_moving_on_ray_ends_in_an_error_that_names_what_is_wanted(tmp_pa
     """Two CPUs are taken by somebody else's actors, so that no item can ever be scheduled."""
     import ray
 
-    with Workers(2, stall_s=3.0) as workers:
+    with Workers(2) as workers:
         list(workers.map_slices(canonical_json, [1], "ray"))
         hoard = ray.remote(Hoarder)
         actors = [hoard.options(num_cpus=1).remote() for _ in range(2)]
         ray.get([actor.ready.remote() for actor in actors])
+        workers.stall_s = 3.0  # not before: the first item waits for Ray's worker to start
         with pytest.raises(ClusterError, match=r"no item was finished for 3 s on Ray: each needs 1 CPU; .* 0 are free"):
             list(workers.map_slices(canonical_json, [5], "ray"))
 

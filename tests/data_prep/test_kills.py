@@ -24,14 +24,23 @@ from data_prep.verify import verify
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"slice_bytes": 1024, "shard_rows": 16}
 PROGRAM = """
-import sys
+import sys, time
 from pathlib import Path
 from cluster.disk.sizes import files_below
 from data_prep.config import DataConfig
+from data_prep.encode import encoded_slices
 from data_prep.prepare import prepare
+folder, held_at = Path(sys.argv[2]), int(sys.argv[3])
+write_slice = encoded_slices.write_slice
+def write_or_wait(*of_slice):
+    while sum(path.suffix in (".arrow", ".json") for path, _ in files_below(folder)) >= held_at:
+        time.sleep(0.01)
+    write_slice(*of_slice)
+encoded_slices.write_slice = write_or_wait
 if __name__ == "__main__":
-    prepare(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), None, seed=1)
+    prepare(DataConfig.model_validate_json(sys.argv[1]), folder, None, seed=1)
 """
+NEVER = 10**9
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -65,13 +74,17 @@ def is_alive(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class Kill:
-    """How a start is disturbed: when so many files have appeared, after a while, whoever is the victim."""
+    """How a start is disturbed: when so many files have appeared, after a while, whoever is the victim.
+
+    One that `is_held` writes no slice from then on, so the kill cannot come too late.
+    """
 
     workers: int
     executor: str
     files: int
     wait_s: float
     victim: str
+    is_held: bool = False
 
 
 def random_kill(rng: random.Random, *, ray: bool) -> Kill:
@@ -93,10 +106,10 @@ class Disturbed:
         self.program.write_text(PROGRAM)
         self.workers: set[int] = set()
 
-    def start(self, **settings: Any) -> subprocess.Popen[bytes]:
+    def start(self, held_at: int = NEVER, **settings: Any) -> subprocess.Popen[bytes]:
         config = self.config(self.corpus, **SMALL, **settings).model_dump_json()
         with self.folder.with_suffix(".log").open("ab") as log:
-            command = [sys.executable, str(self.program), config, str(self.folder)]
+            command = [sys.executable, str(self.program), config, str(self.folder), str(held_at)]
             return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
 
     def files(self) -> int:
@@ -104,7 +117,8 @@ class Disturbed:
 
     def suffer(self, kill: Kill) -> bool:
         """Start, and kill as told; return whether anybody was killed."""
-        process = self.start(workers=kill.workers, executor=kill.executor)
+        held_at = kill.files if kill.is_held else NEVER
+        process = self.start(held_at, workers=kill.workers, executor=kill.executor)
         while process.poll() is None and self.files() < kill.files:
             time.sleep(0.002)
         time.sleep(kill.wait_s)
@@ -137,8 +151,8 @@ def test_a_run_that_was_killed_at_random_moments_ends_with_the_same_bytes(
     clean = prepared(corpus, into="clean", **SMALL)
     disturbed = Disturbed(tmp_path / "killed", config_of, corpus)
     kills = [
-        Kill(workers=2, executor="local", files=1, wait_s=0.0, victim="driver"),
-        Kill(workers=3, executor="local", files=12, wait_s=0.0, victim="worker"),
+        Kill(workers=2, executor="local", files=1, wait_s=0.0, victim="driver", is_held=True),
+        Kill(workers=3, executor="local", files=12, wait_s=0.0, victim="worker", is_held=True),
     ]
 
     assert all([disturbed.suffer(kill) for kill in kills])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.environment import child_environment, free_port
+from cluster.environment import child_environment, hold_port
 from cluster.hangs.flight_recorder import ask_for_dumps, recorder_variables, waits_of
 
 pytestmark = [
@@ -35,8 +35,9 @@ def test_what_a_rank_waits_in_is_read_from_its_recorder(tmp_path: Path, monkeypa
     variables = recorder_variables(tmp_path / "dump-", tmp_path)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    command = [sys.executable, "-c", RANK, f"tcp://127.0.0.1:{free_port()}"]
-    with subprocess.Popen(command, env=child_environment({}), stdout=subprocess.PIPE, text=True) as process:
+    held = hold_port()
+    command = [sys.executable, "-c", RANK, f"tcp://127.0.0.1:{held.getsockname()[1]}"]
+    with held, subprocess.Popen(command, env=child_environment({}), stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None and process.stdout.readline() == "waits\n"
             began = time.time()

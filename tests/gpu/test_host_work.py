@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.environment import World, free_port, rank_variables
+from cluster.environment import World, hold_port, rank_variables
 from cluster.journal.records import read_lines
 
 pytestmark = [
@@ -32,10 +32,13 @@ sys.exit(main())
 def train(folder: Path, run_yaml: Callable[..., Path], tried_on: str) -> tuple[list[tuple[float, float]], str]:
     """Return the loss and the gradient norm of each step, and what the rank said."""
     yaml = run_yaml(folder, steps=12, save_every_steps=6, validation_rows=4)
-    world = World(rank=0, size=1, local_rank=0, local_size=1, master=("127.0.0.1", free_port()))
     command = [sys.executable, "-c", PROGRAM, tried_on, "train", str(yaml)]
-    environment = {**os.environ, **rank_variables(world)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90, check=False)
+    with hold_port() as held:
+        world = World(rank=0, size=1, local_rank=0, local_size=1, master=("127.0.0.1", held.getsockname()[1]))
+        environment = {**os.environ, **rank_variables(world)}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=90, check=False
+        )
     assert done.returncode == 0, done.stderr
     lines = read_lines(folder / "run" / "metrics.jsonl")
     return [(line["loss"], line["gradient_norm"]) for line in lines], done.stderr

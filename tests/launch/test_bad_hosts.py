@@ -14,6 +14,7 @@ import pytest
 
 from cluster.errors import ClusterError
 from cluster.journal.records import read_events, write_event
+from cluster.preflight import excluded_hosts
 from cluster.preflight.excluded_hosts import read_excluded
 from cluster.preflight.one_step import printed
 from cluster.slurm import controller as questions
@@ -125,7 +126,7 @@ def test_a_host_that_fails_twice_is_excluded_and_the_job_requeued_without_it(job
     assert job.start(LOST, LOST) == 75
     assert job.asked == WITHOUT_NODE2
     (reason,) = job.excluded.values()
-    assert reason == "preflight: gpus: 0 of 1 GPUs are seen; expected: all 1 that Slurm has given to the job"
+    assert reason == "preflight: gpus: 0 of 1 GPU is seen; expected: all that Slurm has given to the job"
     events = [(event["event"], event.get("exit_code")) for event in read_events(job.guard.paths)]
     assert events == [("host-excluded", None), ("no-start", 75)]
     assert "excluded     node2 since 2" in status_text(job.guard.paths)
@@ -146,7 +147,16 @@ def test_a_host_that_stays_silent_hangs_or_cannot_write_is_left(job: Job, looks:
     assert (job.start(*looks), job.asked) == (75, WITHOUT_NODE2)
 
 
-@pytest.mark.parametrize(("fault", "message"), [(LOST, "0 of 1 GPUs are seen"), (FULL, "the disk is full")])
+@pytest.mark.parametrize(("look", "stays"), [(None, False), (HUNG, False), (LOST, True)])
+def test_a_silent_host_is_left_for_some_hours_and_a_broken_one_until_it_is_forgiven(
+    job: Job, monkeypatch: pytest.MonkeyPatch, look: dict[str, Any] | None, stays: bool
+) -> None:
+    monkeypatch.setattr(excluded_hosts, "SILENT_H", 0.0)
+    assert (job.start(look, look), job.asked) == (75, WITHOUT_NODE2)
+    assert ("node2" in job.excluded) == stays
+
+
+@pytest.mark.parametrize(("fault", "message"), [(LOST, "0 of 1 GPU is seen"), (FULL, "the disk is full")])
 def test_what_is_wrong_on_all_hosts_refuses_the_job_and_excludes_none(
     job: Job, fault: dict[str, Any], message: str
 ) -> None:

@@ -13,7 +13,9 @@ from cluster.config_loading import load_config
 from cluster.errors import ConfigError
 from launch.config import RunConfig
 from launch.data.init import SHAPES, write_init
+from launch.runs.check import idle_keys
 from launch.saved_config import load_run, save_config, saved_text
+from training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if "cluster" not in path.parts)
@@ -46,6 +48,25 @@ def test_a_new_model_needs_a_tokenizer_and_is_shown_one(tmp_path: Path) -> None:
 def test_a_model_comes_from_a_path_or_from_nothing_never_both_or_neither(tmp_path: Path, model: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"model: give exactly one of 'path' .* and 'new'"):
         load_config(RunConfig, written(tmp_path, model=model, tokenizer=TRAINED))
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({"attention": "varlen"}, "train.attention: varlen needs a GPU, and there is none here: `train` would end"),
+        ({"attention": "varlen", "precision": "fp32"}, "there is none here and precision: bf16: `train` would end"),
+        ({"hpz": True}, "train.hpz does nothing on one host: it keeps a copy of the weights within each of several;"),
+        ({"hpz": True, "zero_stage": 2}, "each of several, and needs ZeRO stage 3, not 2;"),
+        ({"hpz": True, "deepspeed": str(ROOT / "ds_configs" / "zero1.json")}, "needs ZeRO stage 3, not 1;"),
+    ],
+)
+def test_a_key_that_does_nothing_on_this_machine_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run = load_config(RunConfig, written(tmp_path, model={"path": "m"}))
+    (line,) = idle_keys(run.model_copy(update={"train": TrainConfig.model_validate(train, strict=False)}))
+    assert line.startswith("WARNING        ") and said in line
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden", "a/b"])

@@ -98,10 +98,11 @@ def test_an_answer_that_cannot_be_used_is_asked_again_until_the_yaml_is_valid(
 
 def test_ctrl_c_at_a_question_writes_nothing(evening: Terminal, tmp_path: Path) -> None:
     evening.until("or a glob")
-    for _ in range(30):  # a signal between the prompt and the wait for a key is seen at the next one: readline's way
+    for _ in range(10):
+        time.sleep(0.3)  # a signal between the question and the wait for a key is seen at the next one: readline's way
         os.killpg(evening.process.pid, signal.SIGINT)
         try:
-            evening.process.wait(2)
+            evening.process.wait(20)  # a second signal while the command ends by the first would kill it
             break
         except subprocess.TimeoutExpired:
             continue

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cluster.disk.lock_holder import Holder
+from cluster.disk.locks import LockFile
 from cluster.disk.run_lock import hold_run, hold_run_for_rank, wait_for_first_rank
 from cluster.environment import World, host_name
 from cluster.errors import ClusterError
@@ -36,8 +37,9 @@ def yaml(tmp_path: Path, run_yaml: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def busy(yaml: Path) -> Iterator[RunPaths]:
+def busy(yaml: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunPaths]:
     """A run in which another command is running, and has written what a training writes."""
+    monkeypatch.setattr(LockFile, "touch", lambda lock: True)  # it would change a time while a second command starts
     paths = RunPaths(yaml.parent / "run")
     paths.heartbeats.mkdir(parents=True)
     for path, text in {paths.config: "name: t\n", paths.plan: "{}", paths.stop_request: ""}.items():

@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PREPARE = ROOT / "launch" / "prepare.sh"
 SRUN = f"""#!/usr/bin/env bash
 for word; do [[ $word != --nodelist=* ]] || host=${{word#*=}}; done
-echo >>"$FAKES/starts-$host"
 printf '%s\\n' "$@" >"$FAKES/words-$host"
 trap 'echo ended >>"$FAKES/ended-$host"; exit 140' USR2
 trap 'echo killed >>"$FAKES/ended-$host"; exit 143' TERM
+echo >>"$FAKES/starts-$host" # from here on a signal is heard
 [[ $host != node7 || -e $FAKES/refuses ]] || echo "{BEGINS}" >&2
 [[ $host == node7 ]] || until false; do sleep 0.05; done
-until [[ -e $FAKES/words-node8 ]]; do sleep 0.05; done
+until (($(cat "$FAKES/starts-node8" 2>/dev/null | wc -l) >= $(wc -l <"$FAKES/starts-node7"))); do sleep 0.05; done
 eval "$FIRST_DOES"
 """
 SCONTROL = f"""#!/usr/bin/env bash
@@ -60,7 +60,7 @@ def run_job(tmp_path: Path, fakes: Path, run_yaml: Callable[..., Path]) -> Calla
             **{"SLURM_JOB_CPUS_PER_NODE": "8,4", **variables},
         }
         command = ["bash", script, "run.yaml"]
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
     return run
 
@@ -90,7 +90,8 @@ def test_the_exit_code_is_the_command_s_and_the_other_hosts_are_asked_to_end(
 
 
 def test_a_host_whose_srun_fails_does_not_cost_the_job(run_job: Callable[..., Done], fakes: Path) -> None:
-    lost = 'until [[ -s $FAKES/pid-node8 ]]; do sleep 0.05; done; kill -KILL "$(<"$FAKES/pid-node8")"; sleep 1'
+    is_seen = 'while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done'  # it stays a zombie until the launcher has looked
+    lost = f'pid=$(<"$FAKES/pid-node8"); kill -KILL "$pid"; {is_seen}'
     (fakes / "srun").write_text(SRUN.replace("trap", 'echo $$ >"$FAKES/pid-$host"\ntrap', 1))
     done = run_job(lost)
     assert done.returncode == 0

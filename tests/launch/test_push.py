@@ -82,7 +82,7 @@ def run(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A stand-in of the Hub that the library talks to, in parts of 10 kB, with a token that may write."""
-    from huggingface_hub import constants
+    from huggingface_hub import close_session, constants
 
     with serving(part_bytes=10_000) as hub:
         # what HF_ENDPOINT, HF_HUB_DISABLE_XET and HF_HOME set, which the library reads when it is imported
@@ -91,6 +91,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         monkeypatch.setenv("HF_TOKEN", WRITE)
         yield hub
+        close_session()  # a connection outlives its server, and a later one may get the same port
 
 
 def exported(run: Path) -> dict[str, bytes]:
@@ -119,7 +120,7 @@ def test_a_push_that_is_killed_twice_and_run_again_sends_no_file_twice(run: Path
     hub.faults = [in_a_file, before_the_commit]
     for fault in hub.faults:
         process = started(run, hub)
-        assert fault.held.wait(timeout=60)
+        assert fault.held.wait(timeout=110)
         while len(hub.arrived) < len(large) - (fault is in_a_file):  # the others arrive meanwhile
             time.sleep(0.01)
         process.kill()
@@ -128,7 +129,7 @@ def test_a_push_that_is_killed_twice_and_run_again_sends_no_file_twice(run: Path
         assert hub.model(REPO).messages == ["initial commit"]
     hub.faults = [Fault("cut", "POST .*/preupload/main")]  # which the library tries again by itself
     process = started(run, hub)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
     assert exported(run).items() <= hub.model(REPO).files.items()
     assert len(hub.arrived) == len(set(hub.arrived)) == len(large) > 2
     assert hub.model(REPO).messages == ["initial commit", "Step 5 of tiny"]

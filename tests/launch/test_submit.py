@@ -15,6 +15,7 @@ import pytest
 from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run
 from cluster.paths import RunPaths
+from cluster.preflight.excluded_hosts import ExcludedHosts, write_excluded
 from data_prep.shards import read_manifest
 from launch.jobs.stages import stages_to_do
 from launch.saved_config import load_run
@@ -120,6 +121,13 @@ def test_what_is_left_of_a_run_becomes_a_chain_that_a_failure_ends(site: Site) -
     assert f"shardline status {run} --watch" in result.out
     assert "squeue --jobs=100,101,102" in result.out
     assert "scancel 100 101 102" in result.out
+
+
+def test_a_training_is_submitted_without_the_hosts_that_the_run_has_excluded(site: Site) -> None:
+    site.paths.root.mkdir(parents=True)
+    write_excluded(site.paths, ExcludedHosts().excluding({"node2": "two failures"}, 3))
+    assert site.submit().code == 0
+    assert ["--exclude=node2" in job for job in site.jobs()] == [True, False, False]
 
 
 def test_the_jobs_use_the_configuration_as_it_was_submitted_and_code_and_packages_are_recorded(site: Site) -> None:

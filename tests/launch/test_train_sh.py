@@ -361,7 +361,7 @@ def test_a_number_of_tasks_that_another_job_has_left_is_not_the_layout(run_job: 
 def test_fewer_cpus_than_gpus_end_before_a_rank_starts(run_job: Callable[..., Result]) -> None:
     result = run_job(SLURM_GPUS_ON_NODE="8", SLURM_JOB_CPUS_PER_NODE="1(x2)")
     assert (result.code, result.started) == (2, [])
-    assert "1 CPUs for 8 ranks on node7; submit with --exclusive" in result.stderr
+    assert "1 CPU for 8 ranks on node7; submit with --exclusive" in result.stderr
 
 
 def test_a_wrong_configuration_ends_with_2_before_a_rank_starts(run_job: Callable[..., Result]) -> None:
@@ -385,7 +385,8 @@ def run_here(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             f'#!/bin/sh\n[ "$1" != -c ] || exit $BROKEN\nprintf "%s|" {name} $SITE "$@"\nexit 75\n'
         )
         (folder / "python").chmod(0o755)
-    shutil.copytree(ROOT / "launch", tmp_path / "checkout/launch", ignore=shutil.ignore_patterns("*.py", "site.env"))
+    left_out = shutil.ignore_patterns("*.py", "site.env", "__pycache__")  # other processes write into the last one
+    shutil.copytree(ROOT / "launch", tmp_path / "checkout/launch", ignore=left_out)
 
     def run(site: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "checkout/launch/site.env").write_text(site)

@@ -81,7 +81,7 @@ def test_a_notice_of_slurm_reaches_the_trial(number: signal.Signals) -> None:
         assert process.stdout is not None and process.stdout.readline()
         signals.process = process
         os.kill(os.getpid(), number)
-        assert process.wait(30) == 75
+        assert process.wait(120) == 75
     assert not signals.is_interrupted
 
 

@@ -13,6 +13,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 TRANSFORMERS_4 = ["transformers==4.57.6", "huggingface_hub<1", "tokenizers==0.22.*"]
+PATIENT = ["--timeout", "60", "--retries", "10"]  # of pip, with a slow registry
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +40,8 @@ def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., di
     found = os.environ.get("TRANSFORMERS_4")
     target = Path(found) if found else tmp_path_factory.mktemp("transformers_4")
     if not (target / "transformers").is_dir():
-        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), *TRANSFORMERS_4]
-        done = subprocess.run(install, capture_output=True, text=True, check=False)
+        install = [sys.executable, "-m", "pip", "install", "-q", *PATIENT, "--no-deps", "--target", str(target)]
+        done = subprocess.run([*install, *TRANSFORMERS_4], capture_output=True, text=True, check=False)
         if done.returncode:
             reason = f"transformers 4 could not be fetched: pip install --target DIR --no-deps {TRANSFORMERS_4}"
             if os.environ.get("CI"):

@@ -132,6 +132,7 @@ def logits_in_4(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # for a slow registry, and all families under transformers 4
 @pytest.mark.parametrize("name", IN_4)
 def test_an_export_acts_in_transformers_4_as_its_source_does_in_5(
     name: str, family_folder: FamilyFolder, logits_in_4: Callable[[str], torch.Tensor]
@@ -155,6 +156,7 @@ def written_by_4(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # for a slow registry, and all families under transformers 4
 @pytest.mark.parametrize("name", IN_4)
 def test_a_family_that_transformers_4_wrote_is_read_and_exported_the_same(
     name: str, written_by_4: Callable[[str], Path], export_from: Callable[[Path], Path]

@@ -6,27 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.slurm.runs import until
+
 CLUSTER = Path(__file__).parent / "cluster.sh"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "setpriv", "ss")
 PACKAGES = "slurmctld slurmd slurm-client munge iproute2 util-linux procps"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
-PATIENCE_S = 180.0  # when something has gone wrong, not how long it may take
-
-
-def until(condition: Callable[[], bool], otherwise: Callable[[], str]) -> None:
-    """Wait for a condition; fail with what `otherwise` tells if it never comes."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(otherwise(), pytrace=False)
-        time.sleep(0.1)
 
 
 @dataclass(frozen=True)
@@ -50,9 +41,15 @@ class Job:
         return f"waited in vain for job {self.number}: {self.facts()}\n{self.log()}"
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is true of a job that has not ended."""
-        until(lambda: condition() or self.has_ended(), self.describe)
-        assert condition(), f"the job ended before that\n{self.log()}"
+        """Wait until something is true of a job that has not ended; it need not be true for long."""
+        came: list[bool] = []
+
+        def is_over() -> bool:
+            came.append(condition())
+            return came[-1] or self.has_ended()
+
+        until(is_over, self.describe)
+        assert came[-1] or condition(), f"the job ended before that\n{self.log()}"
 
     def has_ended(self) -> bool:
         return self.facts()["JobState"] in ENDED

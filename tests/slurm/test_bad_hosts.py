@@ -11,7 +11,7 @@ import pytest
 from cluster.journal.records import read_events
 from cluster.paths import RunPaths
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 TRAIN = str(Path(__file__).resolve().parents[2] / "launch" / "train.sh")
 RANKS_TELL = """import os

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 TRAIN = str(Path(__file__).resolve().parents[2] / "launch" / "train.sh")
 STOPPED_ONCE = """import os, time

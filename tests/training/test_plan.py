@@ -87,6 +87,7 @@ def plan_of(*, world_size: int = 1, rows: int = 100, seed: int = 0, digest: str 
         (8, 3, 2, "4 of 12 places empty; none would be on 2 or 4 ranks, or with a global batch of 6 or 12 rows"),
         (6, 8, 1, "2 of 8 places empty; none would be on 6 ranks, or with a global batch of 8 rows"),
         (12, 2, 4, "4 of 16 places empty; none would be with micro_batch_rows 3, or on 1 or 3 ranks, or with a global"),
+        (3, 2, 3, "3 of 6 places empty; none would be on 1 rank, or with a global batch of 6 rows"),
         (9, 2, 4, "7 of 16 places empty; none would be with a global batch of 8 or 16 rows"),
     ],
 )

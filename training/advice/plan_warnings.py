@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cluster.wording import count_of
+from cluster.wording import count_of, is_or_are
 from data_prep.shards import Manifest
 from training.advice.learning_rates import NAMES, Method, usual_learning_rates
 from training.config import ModelConfig, TrainConfig
@@ -39,18 +39,19 @@ def length_warnings(plan: Plan, method: Method) -> Iterator[str]:
     batch, epochs = plan.global_batch_rows, plan.total_steps * plan.global_batch_rows / plan.rows
     if batch > plan.rows:
         yield (
-            f"train.global_batch_rows: {batch} is more than the {plan.rows:,} training rows, so each step repeats rows;"
-            " use a smaller batch or more data"
+            f"train.global_batch_rows: {batch} is more than the {count_of(plan.rows, 'training row')}, so each step"
+            " repeats rows; use a smaller batch or more data"
         )
     if plan.total_steps < FEW_STEPS:
         yield (
-            f"train: {plan.total_steps:,} steps are few to learn from; aim at {2 * FEW_STEPS} or more: raise"
+            f"train: {count_of(plan.total_steps, 'step')} {is_or_are(plan.total_steps)} few to learn from; aim at"
+            f" {2 * FEW_STEPS} or more: raise"
             " train.epochs or train.steps, or lower train.global_batch_rows"
         )
     if 2 * plan.warmup_steps > plan.total_steps:
         whole = "all" if plan.warmup_steps >= plan.total_steps else "more than half"
         yield (
-            f"train.warmup_fraction: the warm-up of {plan.warmup_steps:,} steps is {whole} of the run's"
+            f"train.warmup_fraction: the warm-up of {count_of(plan.warmup_steps, 'step')} is {whole} of the run's"
             f" {plan.total_steps:,}; 0.03 to 0.1 is usual"
         )
     if epochs > MANY_EPOCHS[method]:
@@ -68,7 +69,7 @@ def division_warnings(plan: Plan) -> Iterator[str]:
     faster = division.faster()
     less = f" ({faster.idle_share:.0%} with micro_batch_rows {faster.micro_batch_rows})" if faster else ""
     yield (
-        f"train.global_batch_rows: {count_of(division.rows, 'row')} for {division.ranks} ranks x"
+        f"train.global_batch_rows: {count_of(division.rows, 'row')} for {count_of(division.ranks, 'rank')} x"
         f" {division.micro_batch_rows} micro_batch_rows: {division.idle_share:.0%} of the ranks' time is lost{less};"
         f" {empty_places_text(division)}, which is another run"
     )
@@ -97,4 +98,4 @@ def held_out_warnings(plan: Plan, manifest: Manifest) -> Iterator[str]:
     elif min(rows, plan.config.validation_rows) < FEW_HELD_OUT:
         few = min(rows, plan.config.validation_rows)
         which = "data.validation_fraction" if rows < FEW_HELD_OUT else "train.validation_rows"
-        yield f"validation: {few} held-out rows say little; raise {which}"
+        yield f"validation: {count_of(few, 'held-out row')} {'says' if few == 1 else 'say'} little; raise {which}"

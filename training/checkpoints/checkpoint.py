@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from cluster.environment import host_name
 from cluster.errors import CheckpointError
+from cluster.wording import count_of
 from training.checkpoints import layout
 from training.checkpoints.async_save import SavePolicy, Saver, all_gather_text
 from training.checkpoints.layout import Commit, DamagedError
@@ -81,7 +82,8 @@ class Checkpoints:
             if engine.world.is_first:
                 refuse(folder, "\n  ".join(damaged), aside=last is None)
         self.load(engine, folder, commit)
-        log.info("loaded %s, written by %d ranks, in %.1f s", folder, commit.world_size, time.monotonic() - started)
+        ranks = count_of(commit.world_size, "rank")
+        log.info("loaded %s, written by %s, in %.1f s", folder, ranks, time.monotonic() - started)
         self.saver.saved_step, self.restored_identity = commit.step, commit.identity
         return commit.resumed()
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from cluster.wording import count_of
 from training.config import ActivationCheckpointing
 from training.costs.buckets import Buckets
 from training.costs.gpus import Cluster
@@ -82,7 +83,7 @@ def predict(
         rows = wanted.global_batch_rows
         return Misfit(
             cluster=cluster,
-            why=f"a batch of {rows:,} rows gives {cluster.gpus - rows:,} GPUs nothing to do;"
+            why=f"a batch of {count_of(rows, 'row')} gives {count_of(cluster.gpus - rows, 'GPU')} nothing to do;"
             f" set train.global_batch_rows to {cluster.gpus:,} or more",
         )
     fitting = [

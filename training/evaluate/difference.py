@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from cluster.wording import count_of
 from training.evaluate.scoring import DocumentScore, Key
 
 DRAWS = 2000
@@ -40,7 +41,7 @@ class Difference:
 
     def as_text(self) -> str:
         """Return the difference in words, for people."""
-        share = f"lower in {self.improved:,} of {self.documents:,} documents"
+        share = f"lower in {self.improved:,} of {count_of(self.documents, 'document')}"
         if self.low is None or self.high is None:
             return f"{self.loss:+.4f}, {share}: too few documents to tell a difference from chance"
         told = {

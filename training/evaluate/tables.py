@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.disk.atomic_files import write_text
+from cluster.wording import count_of
 
 Format = Callable[[float], str]
 
@@ -32,13 +33,13 @@ FIGURES: Sequence[tuple[str, Sequence[str], Format]] = (
 def as_text(evaluation: Mapping[str, Any]) -> str:
     """Return the comparison as a table for the terminal."""
     models = evaluation["models"]
-    head = f"{evaluation['rows']:,} held-out rows, {evaluation['documents']:,} documents"
+    head = f"{count_of(evaluation['rows'], 'held-out row')}, {count_of(evaluation['documents'], 'document')}"
     rows = [("", "base", "tuned", "")]
     for label, keys, form in FIGURES:
         base, tuned = (value_at(models[name], keys) for name in ("base", "tuned"))
         if base is not None and tuned is not None:
             rows.append((label, form(base), form(tuned), remark_on(evaluation, keys)))
-    lines = [f"{head}, {evaluation['trained_tokens']:,} tokens scored", *aligned(rows)]
+    lines = [f"{head}, {count_of(evaluation['trained_tokens'], 'token')} scored", *aligned(rows)]
     lines.append(evaluation["difference"]["text"])
     return "\n".join([*lines, *warnings(evaluation)])
 

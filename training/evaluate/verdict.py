@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cluster.wording import count_of, is_or_are
+
 SMALL = 0.01  # share of a loss, or of its fall, below which a difference is called none
 SMOOTHED_SHARE = 0.1  # of the steps, over which the training loss is averaged
 LAST_SHARE = 0.2  # of the steps: a held-out loss that falls within them is still falling
@@ -100,7 +102,11 @@ def without_held_out(train: Points, held_out: Points) -> Verdict:
 
 def not_learnt_text(start: float, end: float, steps: int) -> str:
     """Return what a run without progress is told."""
-    advice = f"{steps:,} steps are few: train for longer" if steps < FEW_STEPS else "look at the data with `prepare`"
+    advice = (
+        f"{count_of(steps, 'step')} {is_or_are(steps)} few: train for longer"
+        if steps < FEW_STEPS
+        else "look at the data with `prepare`"
+    )
     return f"Did not learn: the loss went from {start:.3f} to {end:.3f}; {advice}, or raise the learning rate."
 
 

@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from cluster.disk.atomic_files import whole_folder
 from cluster.errors import CheckpointError
+from cluster.wording import count_of
 from training.checkpoints.layout import Commit, first_difference, newest_checkpoint, stored_state
 from training.checkpoints.layout import verify as verify_checkpoint
 from training.checkpoints.shard_files import StoredState
@@ -179,8 +180,8 @@ class Source:
         lost = sorted(self.commit.shapes.keys() - self.used)
         if lost:
             raise CheckpointError(
-                f"{checkpoint}: {len(lost)} trained tensors would not be exported: {', '.join(lost[:3])}; restore"
-                " model.path and train.lora"
+                f"{checkpoint}: {count_of(len(lost), 'trained tensor')} would not be exported:"
+                f" {', '.join(lost[:3])}; restore model.path and train.lora"
             )
 
 

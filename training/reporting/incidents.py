@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cluster.wording import count_of
+
 SHOWN_ROWS = 8
+ROUTINE = ("launch", "start", "end", "cause", "proof", "validation")  # no incidents, or told as the attempt's end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,35 +41,43 @@ def spans(numbers: Sequence[int]) -> str:
 
 def described(event: dict[str, Any]) -> Incident | None:
     """Return the incident that an event describes; None for launches, starts, ends, validations and other routine."""
-    time = event["time"]
     match event["event"]:
+        case name if name in ROUTINE:
+            return None
         case "skip":
-            return Incident(
-                time=time, what=f"skipped: {event['reason']}", steps=(event["step"],), rows=tuple(event["rows"])
-            )
+            what, steps, rows = f"skipped: {event['reason']}", (event["step"],), tuple(event["rows"])
+            return Incident(time=event["time"], what=what, steps=steps, rows=rows)
         case "rollback":
             excluded = spans(event["barred"])  # the key in the file's format
-            return Incident(
-                time=time,
-                what=f"rolled back to step {event['step']:,}; excluded from then on: steps {excluded}",
-                steps=(event["failed_step"],),
-            )
+            what = f"rolled back to step {event['step']:,}; excluded from then on: steps {excluded}"
+            return Incident(time=event["time"], what=what, steps=(event["failed_step"],))
+    return Incident(time=event["time"], what=what_happened(event))
+
+
+def what_happened(event: Mapping[str, Any]) -> str:
+    """Return in words an event that concerns no step of its own."""
+    match event["event"]:
         case "no-start":
-            return Incident(time=time, what=f"no step taken: {event['reason']} (exit code {event['exit_code']})")
+            return f"no step taken: {event['reason']} (exit code {event['exit_code']})"
         case "host-excluded":
-            return Incident(time=time, what=f"host {event['host']} excluded: {event['reason']}")
+            return f"host {event['host']} excluded: {event['reason']}"
         case "length":
-            told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in event["changed"].items())
-            return Incident(time=time, what=f"length changed: {told}; the last step is now {event['total_steps']:,}")
+            told = changes_text(event["changed"])
+            return f"length changed: {told}; the last step is now {event['total_steps']:,}"
+        case "rounding":
+            return f"sums round otherwise from here on: {changes_text(event['changed'])}"
         case "straggler":
             where = f"rank {event['rank']} on {event['host']}"
-            what = f"straggler: the others waited for {where} {event['share']:.0%} of the time"
-            return Incident(time=time, what=what)
+            return f"straggler: the others waited for {where} {event['share']:.0%} of the time"
         case "slow-rank":
             where = f"rank {event['rank']} on {event['host']}"
             what = f"slow: {where} computed slower than the median rank, by {event['excess']:.0%}"
-            return Incident(time=time, what=f"{what} over {event['steps']:,} steps")
-    return None
+            return f"{what} over {count_of(event['steps'], 'step')}"
+    return str(event["event"])  # of a later version: better its name alone than nothing
+
+
+def changes_text(changed: Mapping[str, Sequence[Any]]) -> str:
+    return ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
 
 
 def incidents(events: Iterable[dict[str, Any]]) -> list[Incident]:

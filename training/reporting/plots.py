@@ -58,7 +58,7 @@ def plots(state: RunState, evaluation: Evaluation, compute: Compute) -> list[Cha
         speed_chart([by_step(lines, "tokens_per_s", style="bold")], marks=marks),
     ]
     found += [*mfu_chart(lines, compute, marks), *memory_chart(state, marks), wait_chart(lines, marks)]
-    return [*found, *pace_chart(lines, marks)]
+    return [*found, *pace_chart(state, marks)]
 
 
 def interruptions(state: RunState) -> list[Mark]:
@@ -152,12 +152,13 @@ def mfu_chart(lines: Lines, compute: Compute, marks: Sequence[Mark]) -> list[Cha
     ]
 
 
-def pace_chart(lines: Lines, marks: Sequence[Mark]) -> list[Chart]:
+def pace_chart(state: RunState, marks: Sequence[Mark]) -> list[Chart]:
     """Return by how much the slowest rank of each step was slower, where several ranks were measured."""
-    excess = by_step(lines, "slowest_by")
+    excess = by_step(state.lines, "slowest_by")
     if not excess.x:
         return []
-    told = slowest_text(lines)
+    told = slowest_text(state.paced_lines)
+    told = f"{told[:1].upper()}{told[1:]}" if told else "No rank is the slowest in nearly all steps of an attempt"
     return [
         Chart(
             key="pace",
@@ -168,7 +169,7 @@ def pace_chart(lines: Lines, marks: Sequence[Mark]) -> list[Chart]:
             marks=marks,
             from_zero=True,
             is_share=True,
-            caption=f"{told[:1].upper()}{told[1:]}. The time of decoder layers, in which no rank waits for another.",
+            caption=f"{told}. The time of decoder layers, in which no rank waits for another.",
         )
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,6 +17,7 @@ from cluster.journal.records import MEASURED, read_events, read_metrics
 from cluster.paths import RunPaths
 
 RECENT_STEPS = 50  # whose median time is the current speed
+ENOUGH_STEPS = 20  # of an attempt in which the ranks' times were measured, to compare them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +26,17 @@ class Attempt:
 
     start: dict[str, Any]
     end: dict[str, Any] | None
-    kept_steps: int
-    kept_s: float
-    """How many of its steps are part of the run, not taken again later, and how long they took."""
+    kept: list[dict[str, Any]]
+    """The metrics of its steps that are part of the run, not taken again later."""
+
+    @property
+    def kept_steps(self) -> int:
+        return len(self.kept)
+
+    @property
+    def kept_s(self) -> float:
+        """How long they took."""
+        return float(sum(line["step_s"] for line in self.kept))
 
     @property
     def started(self) -> datetime:
@@ -94,6 +104,15 @@ class RunState:
         return statistics.median(line["step_s"] for line in self.lines[-RECENT_STEPS:]) if self.lines else None
 
     @property
+    def paced_lines(self) -> list[dict[str, Any]]:
+        """The measured steps of the newest attempt that has enough: another one may have had other hosts."""
+        for attempt in reversed(self.attempts):
+            lines = [line for line in attempt.kept if "slowest_rank" in line]
+            if len(lines) >= ENOUGH_STEPS:
+                return lines
+        return []
+
+    @property
     def kept_s(self) -> float:
         return float(sum(line["step_s"] for line in self.lines))
 
@@ -139,7 +158,7 @@ def paired_attempts(events: list[dict[str, Any]], lines: list[dict[str, Any]]) -
     for number, following in pairwise([*starts, len(events)]):
         end = next((event for event in events[number:following] if event["event"] == "end"), None)
         first = events[number]["step"]
-        until = events[following]["step"] if following < len(events) else float("inf")
-        times = [line["step_s"] for line in lines if first < line["step"] <= until]
-        attempts.append(Attempt(start=events[number], end=end, kept_steps=len(times), kept_s=sum(times)))
+        until = min((events[later]["step"] for later in starts if later > number), default=math.inf)
+        kept = [line for line in lines if first < line["step"] <= until]
+        attempts.append(Attempt(start=events[number], end=end, kept=kept))
     return attempts

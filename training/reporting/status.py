@@ -14,9 +14,12 @@ from cluster.disk.sizes import size_below
 from cluster.model_files import weights_digest
 from cluster.paths import CHECKPOINT_FOLDER, COMMIT_FILE, RANK_FILE, RunPaths
 from cluster.preflight.excluded_hosts import excluded_text
+from cluster.wording import count_of
 from training.reporting.run_state import RECENT_STEPS, RunState, read_record, read_state
 from training.reporting.wording import bytes_text, duration
 
+MOSTLY = 0.8  # of the steps: a rank that is the slowest in fewer of them may be so by chance
+NOISE = 0.05  # of the median rank's time: less is what one rank may differ from another by
 QUIET_S = 300.0  # a run that writes nothing for this long, and for ten steps, counts as dead
 
 
@@ -41,7 +44,7 @@ def status_facts(paths: RunPaths, state: RunState, now: datetime) -> dict[str, s
         "time left": time_left(state),
         "state": starting_text(state, now) or ending_text(state, quiet_s),
         "validation": validation_text(state.validation),
-        "skipped": f"{state.skipped} steps changed no weight" if state.skipped else "",
+        "skipped": f"{count_of(state.skipped, 'step')} changed no weight" if state.skipped else "",
         "starts": starts_text(state),
         "excluded": excluded_text(paths),
         "logs": logs_text(paths, state),
@@ -114,19 +117,24 @@ def speed_text(state: RunState) -> str:
         found.append(f"MFU {statistics.median(mfus):.1%}")
     if "memory_gb" in last:
         found.append(f"{last['memory_gb']:.1f} GB on rank 0")
-    if slowest := slowest_text(recent):
+    if slowest := slowest_text(state.paced_lines[-RECENT_STEPS:]):
         found.append(slowest)
     return ", ".join(found)
 
 
 def slowest_text(lines: Sequence[dict[str, Any]]) -> str:
-    """Return which rank was the slowest in most of these steps, and by how much then; nothing for a rank alone."""
+    """Return which rank was the slowest in nearly all of these steps, and by how much in their median.
+
+    Nothing if there is none: on a host that others use too, each step has another slowest rank, by any share.
+    """
     found = [(line["slowest_rank"], line["slowest_by"]) for line in lines if "slowest_rank" in line]
     if not found:
         return ""
     rank, times = Counter(rank for rank, _ in found).most_common(1)[0]
-    by = statistics.median(excess for slowest, excess in found if slowest == rank)
-    return f"slowest most often: rank {rank}, in {times / len(found):.0%} of the steps, then by {by:.0%}"
+    by = statistics.median(excess if slowest == rank else 0.0 for slowest, excess in found)
+    if times < MOSTLY * len(found) or by < NOISE:
+        return ""
+    return f"rank {rank} is the slowest, by {by:.0%} (median of {count_of(len(found), 'step')})"
 
 
 def time_left(state: RunState) -> str:

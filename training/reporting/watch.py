@@ -16,6 +16,7 @@ from cluster.errors import ShardlineError
 from cluster.heartbeats.heartbeat_files import MOST_BYTES, parsed_object, read_small
 from cluster.paths import RunPaths
 from cluster.terminal import can_draw_in_place, fitted, size_of
+from training.reporting.incidents import changes_text
 from training.reporting.run_state import RunState, read_state
 from training.reporting.status import is_going_on, seconds_since_written, status_facts
 
@@ -102,7 +103,8 @@ def event_text(event: dict[str, Any]) -> str:
     value = f": loss {event['loss']:.4f}" if event["event"] == "validation" else ""
     reason = f": {event['reason']}" if isinstance(event.get("reason"), str) else ""
     who = f": rank {event['rank']} on {event['host']}" if {"rank", "host"} <= event.keys() else ""
-    return f"{moment}  {event['event']}{step}{who}{value}{reason}"
+    changed = f": {changes_text(event['changed'])}" if isinstance(event.get("changed"), dict) else ""
+    return f"{moment}  {event['event']}{step}{who}{value}{changed}{reason}"
 
 
 def has_bars(stream: TextIO) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 
 from cluster.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError
+from cluster.wording import count_of
 from training.generate.answers import positions
 from training.serve.answering import Served
 from training.serve.app import make_app
@@ -120,4 +121,5 @@ class SignalledServer(uvicorn.Server):  # type: ignore[misc]  # uvicorn is not t
         self.should_exit = True
         self.engine.ends_at = time.monotonic() + self.config.timeout_graceful_shutdown - LAST_WORDS_S
         self.engine.is_closing = True  # a lock must not be taken in a signal's handler
-        log.info("stopping: %d requests in flight get to finish; a second signal ends them", self.engine.in_flight)
+        left = count_of(self.engine.in_flight, "request")
+        log.info("stopping after %s in flight; a second signal ends them now", left)

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from cluster.errors import ClusterError
+from cluster.wording import count_of
 from training.reporting.incidents import described
 from training.tracking.journal_tail import REWINDING
 from training.tracking.records import Cursor, News, Note, Point
@@ -117,7 +118,7 @@ def text_of(event: Mapping[str, Any]) -> str:
     """Return an event in words; empty for one that is routine."""
     match event["event"]:
         case "start":
-            return f"started after step {event['step']:,} on {event['world_size']} ranks"
+            return f"started after step {event['step']:,} on {count_of(event['world_size'], 'rank')}"
         case "end":
             return f"ended after step {event.get('step', 0):,}: {event['reason']} (exit code {event['exit_code']})"
     incident = described(dict(event))

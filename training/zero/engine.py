@@ -15,6 +15,7 @@ import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from cluster.environment import World
+from cluster.terminal import printing_to_log
 from training.config import TrainConfig
 from training.models.buffers import made_buffers, persistent_buffers, put_buffers, stored_buffers
 from training.models.initial_weights import Weights
@@ -130,7 +131,7 @@ class ZeroEngine(StepEngine):
             self.nvme = take_nvme(folder, world.local_rank)  # held as long as the engine is
             require_async_io()
         model = build_model(config, train, ds_config)
-        with without_compiler():
+        with without_compiler(), printing_to_log():  # its bf16 optimizer prints the memory at each step of its making
             self.deepspeed, self.optimizer, *_ = deepspeed.initialize(
                 model=model, optimizer=adamw(model, train), config=ds_config
             )

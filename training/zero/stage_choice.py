@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.environment import World, free_memory_bytes
-from cluster.errors import ConfigError
+from cluster.errors import ClusterError, ConfigError
 from training.config import TrainConfig
 from training.costs.buckets import sized_buckets
 from training.costs.choice import DEFAULT, Choice, MachineMemory, choose
@@ -23,7 +24,14 @@ from training.zero.ds_config import buckets_in, read_template, stored_as, templa
 
 Decision = TypeVar("Decision")
 Record = Mapping[str, Any]
-ROUNDING = {"compile": "none", "attention": "auto", "loss_chunk_tokens": None}  # keys of `train` with their defaults
+ROUNDING = {  # keys of `train` that decide in which order sums are taken, with their defaults
+    "compile": "none",
+    "attention": "auto",
+    "loss_chunk_tokens": None,
+    "micro_batch_rows": 1,
+}
+ZERO = "ZeRO"  # what the journal calls the stage with its offload
+STAGE_TEXT = re.compile(r"stage ([123]) with offload (\w+)")
 
 
 def layout_of(
@@ -136,7 +144,7 @@ def rounding_changes(before: Record, now: Record) -> dict[str, tuple[Any, Any]]:
     then_zero, now_zero = zero_of(before), zero_of(now)
     pairs: dict[str, tuple[Any, Any]] = {}
     if then_zero is not None and now_zero is not None:
-        pairs["ZeRO"] = stage_text(then_zero), stage_text(now_zero)
+        pairs[ZERO] = stage_text(then_zero), stage_text(now_zero)
     then, here = (dict(record.get("config") or {}) for record in (before, now))
     pairs |= {f"train.{key}": (then.get(key, old), here.get(key, old)) for key, old in ROUNDING.items()}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -144,3 +152,40 @@ def rounding_changes(before: Record, now: Record) -> dict[str, tuple[Any, Any]]:
 
 def stage_text(zero: Record) -> str:
     return f"stage {zero['stage']} with offload {zero['offload']}"
+
+
+def before_changes(record: Record, events: Iterable[Record]) -> Record:
+    """Return the plan that an earlier attempt recorded: this one, without the changes that the events since tell.
+
+    Raises ClusterError for a change that `rounding_changes` of this version does not write.
+    """
+    config, zero = dict(record.get("config") or {}), record.get("zero")
+    changes = [event["changed"] for event in events if event["event"] == "rounding"]
+    for key, (was, _) in ((key, pair) for changed in reversed(changes) for key, pair in changed.items()):
+        stage = STAGE_TEXT.fullmatch(str(was)) if key == ZERO else None
+        if stage is not None:
+            zero = {"stage": int(stage[1]), "offload": stage[2]}
+        elif key.removeprefix("train.") in ROUNDING:
+            config[key.removeprefix("train.")] = was
+        else:
+            raise ClusterError(
+                f"attempts.jsonl: {key} was {was}: not known to this version; replay with the one of then"
+            )
+    return {**record, "config": config, **({} if zero is None else {"zero": zero})}
+
+
+def train_as(train: TrainConfig, then: Record, asked: Collection[str]) -> TrainConfig:
+    """Return the settings with what decides their rounding as a plan recorded it, except for the keys asked for."""
+    config, zero = dict(then.get("config") or {}), zero_of(then)
+    values = {key: config.get(key, old) for key, old in ROUNDING.items()}
+    if zero is not None and not {"deepspeed", "zero_stage"} & set(asked):
+        is_as_template = train.deepspeed is not None and stored_as(read_template(train.deepspeed)) == (
+            zero["stage"],
+            zero["offload"],
+        )
+        if not is_as_template:
+            values |= {"deepspeed": None, "zero_stage": zero["stage"], "hpz": train.hpz and zero["stage"] == 3}
+    if values["compile"] == "layers" and train.activation_checkpointing == "selective":
+        values["activation_checkpointing"] = "full"  # the two do not go together; this one changes no gradient
+    changed = {key: value for key, value in values.items() if key not in asked}
+    return TrainConfig.model_validate({**train.model_dump(), **changed})

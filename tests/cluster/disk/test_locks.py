@@ -67,9 +67,11 @@ def touched(lock: Path) -> Iterator[None]:
 
     beat = threading.Thread(target=touch)
     beat.start()
-    yield
-    stop.set()
-    beat.join()
+    try:
+        yield
+    finally:
+        stop.set()
+        beat.join()
 
 
 def test_a_second_process_is_told_who_holds_the_lock_and_leaves_every_byte(
@@ -109,7 +111,8 @@ def test_a_holder_whose_lock_was_taken_by_another_ends_at_once_with_2(
     tmp_path: Path, hold: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     holder = hold(stale_s=0.2)
-    (tmp_path / "lock").write_text(Holder.here("shardline export").text)
+    (tmp_path / "other").write_text(Holder.here("shardline export").text)
+    (tmp_path / "other").rename(tmp_path / "lock")  # at once: the holder reads it at any moment
     assert holder.wait() == 2
     assert holder.stderr is not None and b"taken by `shardline export`" in holder.stderr.read()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 
-from cluster.environment import free_port
+from cluster.environment import hold_port
 from cluster.hangs.reachability import unreachable
 
 
 def test_a_host_that_refuses_has_answered_and_a_name_that_nobody_knows_says_nothing() -> None:
-    assert unreachable(["127.0.0.1", "nowhere.invalid"], free_port(), timeout_s=5.0) == []
+    with hold_port() as held:
+        assert unreachable(["127.0.0.1", "nowhere.invalid"], held.getsockname()[1], timeout_s=5.0) == []
 
 
 def test_a_host_that_lets_a_connection_wait_does_not_answer() -> None:

@@ -158,6 +158,16 @@ def test_ranks_that_keep_together_have_no_straggler(ranks: Ranks) -> None:
     assert ranks.watch.stragglers() == {}
 
 
+def test_a_rank_is_not_taken_for_late_because_its_last_beat_is_older_than_that_of_another() -> None:
+    ranks = Ranks(size=2)
+    ranks.train(10)
+    for step in range(10, 20):
+        for moment in range(8):  # steps of 4 s, a beat each second: rank 0's new one is seen 1 s after rank 1's
+            ranks.place = [("forward-backward", step + (moment >= 2)), ("forward-backward", step + 1)]
+            assert ranks.look(silent={0, 1} if moment % 2 else set()) is None
+    assert ranks.watch.stragglers() == {}
+
+
 @pytest.mark.parametrize("phase", ["load", "save", "forward-backward"])
 def test_a_rank_that_a_signal_has_stopped_is_named_at_once_though_others_may_load_for_long(phase: str) -> None:
     ranks = Ranks(hang_timeout_s=5.0)

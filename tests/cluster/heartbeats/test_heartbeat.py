@@ -44,7 +44,7 @@ def beating(tmp_path: Path) -> Iterator[Heartbeat]:
     beat.stop()
 
 
-def until(claim: Callable[[], object], seconds: float = 30.0) -> None:
+def until(claim: Callable[[], object], seconds: float = 90.0) -> None:
     deadline = time.monotonic() + seconds
     while not claim():
         assert time.monotonic() < deadline
@@ -156,7 +156,6 @@ def watched(beating: Heartbeat) -> tuple[Path, Watchdog, subprocess.Popen[bytes]
     return path, watchdog, first
 
 
-@pytest.mark.timeout(120)
 def test_a_killed_watchdog_is_replaced_by_one_that_writes_the_host_s_file_again(
     beating: Heartbeat, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -171,17 +170,16 @@ def test_a_killed_watchdog_is_replaced_by_one_that_writes_the_host_s_file_again(
     assert "no watchdog on" in caplog.text
 
 
-@pytest.mark.timeout(120)
 def test_heartbeats_that_somebody_removed_are_made_again_and_watched_by_one_process(
     beating: Heartbeat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "GONE_S", 1.0)
     folder = local_folders(beating.paths, LAUNCH, host_name())[0]
     path, watchdog, first = watched(beating)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder.rename(f"{folder}-removed"))  # by another name: the rank may write while it is emptied
     until(lambda: read_local_beats([folder], 2, LAUNCH))
     until(lambda: watchdog.process is not first)
-    assert first.wait(timeout=30) == 0
+    assert first.wait(timeout=120) == 0
     path.unlink()
     until(path.exists)
     assert watchdog.process is not None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.environment import free_port
+from cluster.environment import hold_port
 
 ROOT = Path(__file__).resolve().parents[3]
 HOST = """
@@ -27,10 +27,10 @@ from cluster.launching.local_launcher import RankNews
 local_launcher.GRACE_S = 0.3
 number, count, ranks, port, run, restart, code = json.loads(sys.argv[1])
 place = HostPlace(number=number, count=count, ranks=ranks, master=("127.0.0.1", port))
-hello = Hello(place=place, ranks=ranks, run=run)
+hello = Hello(place=place, ranks=ranks, run={"train.seed": 1, "train.rate": run})
 try:
     command = [sys.executable, "-c", "import os, signal, sys, time; rank = int(os.environ['RANK']); " + code]
-    sys.exit(run_on_hosts(command, hello, lambda: None, restart=lambda: restart, news=RankNews()))
+    sys.exit(run_on_hosts(command, hello, lambda: None, restart=lambda: restart, news=RankNews(note_cause=print)))
 except ShardlineError as error:
     print(error)
     sys.exit(2)
@@ -41,7 +41,8 @@ class Hosts:
     """Starts the hosts of a run, each a process whose ranks run some code."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        self.held = hold_port()
+        self.port = int(self.held.getsockname()[1])
         self.started: list[subprocess.Popen[str]] = []
 
     def __call__(
@@ -73,10 +74,11 @@ def host() -> Iterator[Hosts]:
     for process in hosts.started:
         process.kill()
         process.communicate()
+    hosts.held.close()
 
 
 def ends(*hosts: subprocess.Popen[str]) -> list[int]:
-    return [process.wait(30) for process in hosts]
+    return [process.wait(120) for process in hosts]
 
 
 def test_ranks_of_unequal_hosts_are_one_world_that_meets_in_one_place(tmp_path: Path, host: Hosts) -> None:
@@ -114,7 +116,16 @@ def test_a_host_that_is_lost_ends_the_other_at_once(tmp_path: Path, host: Hosts,
 def test_a_host_with_another_configuration_is_refused_on_both(host: Hosts) -> None:
     hosts = [host(0, "time.sleep(60)"), host(1, "time.sleep(60)", run="another")]
     assert ends(*hosts) == [2, 2]
-    assert "starts another run" in (hosts[0].stdout.read() if hosts[0].stdout else "")
+    told = hosts[0].stdout.read() if hosts[0].stdout else ""
+    assert "starts another run than host 0" in told and "train.seed" not in told
+    assert ': train.rate is "another" there, "same" here; start the same' in told
+
+
+def test_the_first_host_hears_which_rank_of_another_one_was_killed(host: Hosts) -> None:
+    hosts = [host(0, "time.sleep(0.1); sys.exit(1)"), host(1, "os.kill(os.getpid(), 9)")]
+    assert ends(*hosts) == [1, 1]
+    told = [one.stdout.read() if one.stdout else "" for one in hosts]
+    assert told == [f"rank 1 on {socket.gethostname()} was killed by SIGKILL\n", ""]
 
 
 def test_a_host_that_counts_other_hosts_is_refused_on_both(host: Hosts) -> None:

@@ -14,7 +14,7 @@ from cluster.launching.rank_log import KEPT_ATTEMPTS, remove_old
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
-import logging, os, subprocess, sys
+import ctypes, logging, os, subprocess, sys
 from pathlib import Path
 from cluster.environment import World
 from cluster.journal.log import set_up_logging
@@ -28,7 +28,7 @@ with rank_log(path, "a heading", is_shown=world.is_first) as file:
     logging.getLogger("cluster").warning("a warning")
     logging.getLogger("cluster").info("a fact")
     print("from Python")
-    os.write(2, b"from native code\\n")
+    ctypes.CDLL(None).write(2, b"from native code\\n", 17)
     subprocess.run(["echo", "from a child"])
     exec(sys.argv[3])
 set_up_logging(world)
@@ -72,6 +72,19 @@ def test_the_first_ranks_standard_output_and_error_stay_apart_and_come_before_wh
 def test_what_a_rank_died_of_is_in_its_log(tmp_path: Path, last: str, said: str) -> None:
     assert run(1, tmp_path / "log", last).returncode != 0
     assert said in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_does_not_end_a_rank_that_prints(rank: int) -> None:
+    done = run(rank, Path("/dev/full"), "print('x' * 100_000); print('y', file=sys.stderr, flush=True)")
+    assert (done.returncode, "after it" in done.stdout) == (0, True), done.stderr
+
+
+def test_what_is_printed_to_the_log_alone_is_not_on_the_console(tmp_path: Path) -> None:
+    last = "from cluster.terminal import printing_to_log\nwith printing_to_log():\n    print('of no interest')"
+    done = run(0, tmp_path / "log", last)
+    assert "of no interest" in (tmp_path / "log").read_text()
+    assert "of no interest" not in done.stdout + done.stderr
 
 
 def test_a_rank_whose_log_cannot_be_opened_says_so_and_goes_on(tmp_path: Path) -> None:

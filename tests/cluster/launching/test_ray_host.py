@@ -32,7 +32,7 @@ def test_a_host_that_the_launcher_ends_has_not_failed_and_its_folder_is_removed(
     while not listens(process.pid, number):
         time.sleep(0.02)
     process.send_signal(number)
-    assert (process.wait(30), folder.exists()) == (code, False)
+    assert (process.wait(120), folder.exists()) == (code, False)
 
 
 def test_a_first_host_that_a_signal_ends_has_not_done_its_work() -> None:

@@ -22,10 +22,10 @@ def test_a_probe_that_hangs_is_ended_and_named_while_the_others_answer(tmp_path:
         (tmp_path / "pid").write_text(str(os.getpid()))
         time.sleep(60)
 
-    found = answers({"gpus": hang, "code": lambda: {"commit": "1"}}, within_s=0.5)
-    assert found == {"gpus": {"error": "no answer within 0.5 s"}, "code": {"commit": "1"}}
+    found = answers({"gpus": hang, "code": lambda: {"commit": "1"}}, within_s=3)
+    assert found == {"gpus": {"error": "no answer within 3 s"}, "code": {"commit": "1"}}
     pid = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while process_state(pid) not in ("Z", "X"):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -33,7 +33,7 @@ def test_a_probe_that_hangs_is_ended_and_named_while_the_others_answer(tmp_path:
 
 def test_a_probe_that_raises_or_crashes_is_a_failure_of_its_check() -> None:
     probes: dict[str, Any] = {"code": raise_error, "torch": lambda: os.kill(os.getpid(), signal.SIGKILL)}
-    found = answers(probes, within_s=5)
+    found = answers(probes, within_s=60)
     assert found["code"] == {"error": "ValueError: no such field"}
     assert found["torch"]["error"].startswith("it ended without an answer")
     assert [f.level for name in probes for f in judge_each(name, {"a": found}, lambda facts: ())] == ["failure"] * 2
@@ -44,4 +44,4 @@ def test_a_check_whose_probe_did_not_run_is_not_ok() -> None:
 
 
 def test_a_long_answer_comes_whole() -> None:
-    assert answers({"code": lambda: "x" * 1_000_000}, within_s=5) == {"code": "x" * 1_000_000}
+    assert answers({"code": lambda: "x" * 1_000_000}, within_s=60) == {"code": "x" * 1_000_000}

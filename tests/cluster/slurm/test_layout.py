@@ -90,5 +90,5 @@ def test_a_host_without_a_gpu_among_hosts_with_gpus_is_named() -> None:
 
 
 def test_a_host_with_fewer_cpus_than_ranks_is_named() -> None:
-    with pytest.raises(ClusterError, match="1 CPUs for 2 ranks on a2; submit with --exclusive"):
+    with pytest.raises(ClusterError, match="1 CPU for 2 ranks on a2; submit with --exclusive"):
         plan_layout(["a1", "a2"], [4, 1], [2, 2], {})

@@ -10,7 +10,7 @@ import pytest
 from cluster.config_loading import validate
 from cluster.errors import ConfigError
 from cluster.submission.config import ClusterConfig
-from cluster.submission.sbatch import PYTHON, SRUN_OPTIONS, make_job
+from cluster.submission.sbatch import PYTHON, SRUN_OPTIONS, excluding, make_job
 
 LOGS = Path("/shared/my runs/a/logs")
 GPUS = {"partition": "gpu", "nodes": 4, "gpus_per_node": "h100:8", "memory": "all", "time": "1-12:00:00"}
@@ -33,6 +33,19 @@ def test_a_training_gets_all_gpus_an_evaluation_one_and_the_other_stages_none() 
     }
     for stage, options in size.items():
         assert options_of(stage, **GPUS) == [*options, "--mem=0", "--partition=gpu", "--time=1-12:00:00"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--mem=0"], ["--mem=0", "--exclude=node2,node9"]),
+        (["--exclude=a[01-03],node2", "--mem=0"], ["--mem=0", "--exclude=a[01-03],node2,node2,node9"]),
+        (["--exclude", "a", "-x b"], ["--exclude=a,b,node2,node9"]),
+    ],
+)
+def test_bad_hosts_are_excluded_beside_those_that_the_yaml_excludes(options: list[str], expected: list[str]) -> None:
+    assert excluding(options, ["node2", "node9"]) == expected
+    assert excluding(options, []) == options
 
 
 def test_every_key_becomes_its_option() -> None:

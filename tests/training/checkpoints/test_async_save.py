@@ -17,7 +17,7 @@ import pytest
 from tests.training.rank_programs.power import Disk
 from training.checkpoints.layout import DamagedError, candidate_folders, step_of, verify
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[3]
 LIVES = ROOT / "tests" / "training" / "rank_programs" / "lives.py"
 

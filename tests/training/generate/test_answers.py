@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,20 @@ def test_a_special_token_among_the_stop_texts_ends_an_answer(tiny: tuple[Any, An
 
 def test_a_reader_who_leaves_ends_the_generation(stories: tuple[Any, Any]) -> None:
     model, tokenizer = stories
-    pieces = stream(model, tokenizer, [1, 403], Sampling(tokens=500))
-    first = next(pieces)
-    pieces.close()
+    is_known, steps = threading.Event(), count()
+
+    def wait_for_the_reader(*_: Any) -> None:
+        if next(steps) == 100:  # on a busy machine it would be at the end before the reader leaves
+            assert is_known.wait(60) and pieces.left.wait(60)
+
+    hook = model.register_forward_pre_hook(wait_for_the_reader)
+    try:
+        pieces = stream(model, tokenizer, [1, 403], Sampling(tokens=500))
+        is_known.set()
+        first = next(pieces)
+        pieces.close()
+    finally:
+        hook.remove()
     assert not pieces.thread.is_alive()
     assert pieces.answer is not None
     assert pieces.answer.raw.startswith(first)

@@ -132,7 +132,7 @@ def model_of_kind(folder: Path, tiny_model: Path, kind: str) -> Path:
     shutil.copytree(tiny_model, folder / kind)
     if kind == "bias":
         model = PhiForCausalLM(PhiConfig(**sizes))
-        torch.nn.init.normal_(model.lm_head.bias)
+        torch.nn.init.normal_(model.lm_head.bias, generator=torch.Generator().manual_seed(0))
         model.save_pretrained(folder / kind)
     else:
         LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=kind == "tied")).save_pretrained(folder / kind)

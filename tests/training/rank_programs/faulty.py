@@ -44,7 +44,8 @@ IN_FORWARD: dict[str, Callable[[Any], Any]] = {
     "leave": leave,
 }
 SLOW_SAVE_S = 8.0
-STEP_S = 0.1  # a beat comes each second: steps must be seen to advance before something happens to one
+STEP_S = 0.1
+SEEN_STEP_S = 0.3  # a beat comes each second: the watchdog must have seen some steps before one hangs
 
 
 def plant(fault: str, first: int, last: int) -> None:
@@ -57,7 +58,7 @@ def plant(fault: str, first: int, last: int) -> None:
 
     def step(engine: ZeroEngine, step: int, *arguments: Any) -> Any:
         now["step"] = step
-        time.sleep(STEP_S)
+        time.sleep(SEEN_STEP_S if fault == "freeze" else STEP_S)
         return true_step(engine, step, *arguments)
 
     def loss(engine: ZeroEngine, batch: Any) -> Any:

@@ -66,6 +66,7 @@ def measure(trials: Trials, name: str, **train: Any) -> None:
     true_norms = engine.gradient_norms
 
     def norms() -> Any:
+        gc.collect()  # what only waits to be collected is not the engine's
         seen["gradients"] = tensor_bytes(engine, others)
         return true_norms()
 

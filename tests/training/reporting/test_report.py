@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import re
@@ -20,6 +21,8 @@ from data_prep.shards import Manifest, ShardInfo
 from data_prep.shards.writing import write_manifest
 from training.config import TrainConfig
 from training.plan import Plan, make_plan
+from training.reporting import incidents as reporting_incidents
+from training.reporting.incidents import ROUTINE, incidents
 from training.reporting.plots import smoothed
 from training.reporting.report import write_report
 
@@ -142,6 +145,24 @@ def range_of(step: int) -> list[int]:
 
 def test_a_run_without_incidents_has_no_list_of_them(run: RunPaths) -> None:
     assert "Incidents" not in page_of(run)
+
+
+def test_every_event_that_the_code_writes_is_routine_or_told_in_words() -> None:
+    root = Path(__file__).resolve().parents[3]
+    files = [path for room in ("cluster", "training", "launch") for path in (root / room).rglob("*.py")]
+    written = re.compile(r'(?:write_event\([\w.]+, |(?:self|journal)\.(?:event|record)\()"([\w-]+)"')
+    names = {name for path in files for name in written.findall(path.read_text(encoding="utf-8"))}
+    source = inspect.getsource(reporting_incidents)
+    assert {"rounding", "slow-rank", "host-excluded", "proof"} <= names
+    assert [name for name in sorted(names) if name not in ROUTINE and f'case "{name}"' not in source] == []
+
+
+def test_a_start_that_rounds_otherwise_is_an_incident() -> None:
+    changed = {"train.attention": ["auto", "sdpa"], "train.loss_chunk_tokens": [None, 64]}
+    (found,) = incidents([happened("rounding", 4, changed=changed)])
+    assert found.what == (
+        "sums round otherwise from here on: train.attention was auto, is sdpa, train.loss_chunk_tokens was None, is 64"
+    )
 
 
 def test_only_the_newest_of_many_incidents_are_listed(run: RunPaths) -> None:

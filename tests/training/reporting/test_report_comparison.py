@@ -100,16 +100,19 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        one = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"], timeout=120_000)
         yield one
         one.close()
 
 
 @pytest.mark.slow
 def test_a_report_in_a_browser_fits_a_phone_asks_no_network_and_shows_values(tmp_path: Path, browser: Any) -> None:
+    from playwright.sync_api import expect
+
     run = make_run(tmp_path, "a" * 70, 0.01)
     assert main(["report", str(run.root)]) == 0
     page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.set_default_timeout(60_000)
     said: list[str] = []
     asked: list[str] = []
     page.on("console", lambda message: said.append(message.text))
@@ -119,8 +122,8 @@ def test_a_report_in_a_browser_fits_a_phone_asks_no_network_and_shows_values(tmp
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     loss = page.locator("#chart-loss .plot")
     loss.hover(position={"x": 100, "y": 60})
-    assert re.match(r"step \d+\s*loss 2\.\d+", loss.locator(".tip").inner_text())
+    expect(loss.locator(".tip")).to_have_text(re.compile(r"^step \d+\s*loss 2\.\d+"), timeout=60_000)
     loss.focus()
     page.keyboard.press("End")
-    assert loss.locator(".tip").inner_text().startswith("step 40")
+    expect(loss.locator(".tip")).to_have_text(re.compile("^step 40"), timeout=60_000)
     assert (said, asked) == ([], [run.report.as_uri()])

@@ -16,7 +16,7 @@ from training.order import Order
 from training.reporting.status import status_text
 from training.step.batches import Batches
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROWS, STEPS, BATCH = 320, 40, 8  # one epoch: no row comes twice
 
 

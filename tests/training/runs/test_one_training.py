@@ -19,7 +19,7 @@ from launch.saved_config import load_run
 from tests.training.rank_programs.bits import exact, weights
 from training.checkpoints.layout import newest_checkpoint, read_commit
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CONSTANT = {"schedule": "constant", "warmup_fraction": 0.0, "save_every_steps": 3}
 KEPT = ("config.yaml", "plan.json", "heartbeats/rank-00000.stacks")
 

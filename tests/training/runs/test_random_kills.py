@@ -108,6 +108,7 @@ def check_kills(new_run: Callable[[str, int], Any], seed: int, deaths: int, step
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_that_dies_at_random_moments_ends_with_the_bits_of_one_that_nobody_touched(
     new_run: Callable[[str, int], Any],
 ) -> None:

@@ -20,7 +20,7 @@ from tests.training.rank_programs.bits import exact, weights
 from training.checkpoints.layout import committed_folders, newest_checkpoint
 from training.reporting.run_state import read_state
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS, SAVE_EVERY = 12, 4  # all three checkpoints stay
 GPT2_WITH_DROPOUT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 SOME_STAY_GATHERED = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 500}}

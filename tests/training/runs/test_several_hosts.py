@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from cluster.environment import free_port
+from cluster.environment import hold_port, host_name
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def start_hosts(run: Any) -> list[subprocess.Popen[str]]:
-    port = free_port()
+def start_hosts(run: Any, port: int) -> list[subprocess.Popen[str]]:
     return [
         run.launch(
             [
@@ -29,11 +29,17 @@ def start_hosts(run: Any) -> list[subprocess.Popen[str]]:
     ]  # fmt: skip
 
 
+@pytest.fixture
+def held_port() -> Iterator[socket.socket]:
+    with hold_port() as held:
+        yield held
+
+
 def test_two_hosts_restart_together_after_a_dead_rank_and_stop_together_when_one_is_asked_to(
-    short_run: Callable[..., Any],
+    short_run: Callable[..., Any], held_port: socket.socket
 ) -> None:
     run = short_run(steps=10**6, schedule="constant", warmup_fraction=0.0, save_every_steps=3)
-    hosts = start_hosts(run)
+    hosts = start_hosts(run, held_port.getsockname()[1])
     run.watch(hosts[1], lambda run: run.paths.lock.exists() and run.ranks(hosts[1]))  # rank 0 holds the run
     run.signal_rank(hosts[1], 0, signal.SIGKILL)
     run.watch(hosts[1], lambda run: len(run.steps()) > 4)
@@ -43,4 +49,7 @@ def test_two_hosts_restart_together_after_a_dead_rank_and_stop_together_when_one
     assert [end["exit_code"] for end in run.ends()] == [75]
     assert len(run.events("launch")) == 2
     assert [start["world_size"] for start in run.events("start")] == [2]
-    assert "rank 1 ended with signal SIGKILL" in run.log.read_text()
+    said, killed = run.log.read_text(), f"rank 1 on {host_name()} was killed by SIGKILL"
+    assert "rank 1 ended with signal SIGKILL" in said and f"{killed}; the ranks' logs: {run.paths.logs}" in said
+    assert [event["reason"] for event in run.events("no-start")] == [killed]
+    assert "Traceback" not in said

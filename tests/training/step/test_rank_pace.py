@@ -66,4 +66,4 @@ def test_layers_are_measured_where_they_are_asked_to_be_and_compute_the_same() -
         found = layer(layer(values) * 0 + values)
     layer(values)
     assert torch.equal(found, expected)
-    assert len(clock.taken) == 2 and 0 < clock.seconds()["layers_s"] < 1
+    assert len(clock.taken) == 2 and 0 < clock.seconds()["layers_s"] < 60

@@ -30,6 +30,7 @@ from training.tracking.tracker import TRACKERS
 ROOT = Path(__file__).resolve().parents[3]
 WANDB_BLOCK = 32768
 OFFLINE = {"WANDB_MODE": "offline", "COMET_START_ONLINE": "0", "COMET_API_KEY": "none"}
+PATIENT = {"WANDB__SERVICE_WAIT": "240", "WANDB_INIT_TIMEOUT": "240"}  # seconds: its own process starts beside others
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def sent_twice(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     folder = tmp_path_factory.mktemp("tracked") / "run"
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("send_twice.py")), str(folder)],
-        env={**os.environ, **OFFLINE, "PYTHONPATH": str(ROOT), "HOME": str(folder.parent)},
+        env={**os.environ, **OFFLINE, **PATIENT, "PYTHONPATH": str(ROOT), "HOME": str(folder.parent)},
         cwd=folder.parent,
         capture_output=True,
         text=True,

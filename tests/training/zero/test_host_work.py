@@ -54,7 +54,7 @@ def test_what_is_not_known_is_left_to_deepspeed_and_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str, facts: Any, reason: str
 ) -> None:
     monkeypatch.setattr(host_work, "installed", lambda: version)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="training"):
         assert not can_replace(Module(**facts))
     assert reason in caplog.text
 
@@ -63,7 +63,7 @@ def test_a_device_that_was_not_tried_is_left_to_deepspeed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(host_work, "TRIED_ON", set())
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="training"):
         assert not can_replace(Module())
     assert "the replacement was not tried on cpu" in caplog.text
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 JOURNEY = [(2, "zero3"), (3, "zero1"), (1, "zero2_offload_cpu"), (4, "zero3_offload_cpu"), (2, "zero2")]
 STEPS = 2  # in each place
 

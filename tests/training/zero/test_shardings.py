@@ -17,7 +17,7 @@ from training.config import ModelConfig
 from training.models.source import find_model
 from training.step.batches import micro_batch
 
-pytestmark = [pytest.mark.slow, pytest.mark.parametrize("ranks", [1, 3])]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.parametrize("ranks", [1, 3])]
 TEMPLATES = ("zero1", "zero2", "zero2_offload_cpu", "zero3", "zero3_offload_cpu")
 ROWS, ODD_GPT2 = 7, {"n_embd": 15, "n_layer": 2, "n_head": 3, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
 TOLERANCE = {"fp32": 1e-6, "bf16": 2e-3}

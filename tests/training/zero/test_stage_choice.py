@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from cluster.environment import World
-from cluster.errors import ConfigError
+from cluster.errors import ClusterError, ConfigError
 from training.config import TrainConfig
 from training.zero.ds_config import template_for
-from training.zero.stage_choice import rounding_changes, with_hpz, zero_of
+from training.zero.stage_choice import before_changes, rounding_changes, train_as, with_hpz, zero_of
 
 THREE = {"stage": 3, "offload": "none"}
 
@@ -28,6 +28,27 @@ def test_only_choices_that_round_otherwise_are_told() -> None:
         "train.compile": ("none", "layers"),
         "train.attention": ("auto", "sdpa"),
     }
+
+
+def test_a_replay_has_the_settings_of_the_attempt_that_took_the_step() -> None:
+    first = record(attention="sdpa", micro_batch_rows=2)
+    second = record({"stage": 1, "offload": "none"}, compile="layers", loss_chunk_tokens=64)
+    events = [
+        {"event": "rounding", "changed": {key: list(pair) for key, pair in rounding_changes(then, now).items()}}
+        for then, now in ((first, second), (second, record()))
+    ]
+    then = before_changes(record(), events)
+    assert rounding_changes(first, then) == {} and before_changes(record(), events[1:])["zero"]["stage"] == 1
+    now = TrainConfig(activation_checkpointing="selective", zero_stage=2)
+    of_second = train_as(now, before_changes(record(), events[1:]), asked=["loss_chunk_tokens"])
+    assert (of_second.compile, of_second.zero_stage, of_second.loss_chunk_tokens) == ("layers", 1, None)
+    of_first = train_as(now, then, asked=["zero_stage"])
+    assert (of_first.attention, of_first.micro_batch_rows, of_first.zero_stage) == ("sdpa", 2, 2)
+
+
+def test_a_change_that_this_version_does_not_know_is_refused() -> None:
+    with pytest.raises(ClusterError, match=r"train\.fast was yes: not known to this version"):
+        before_changes(record(), [{"event": "rounding", "changed": {"train.fast": ["yes", "no"]}}])
 
 
 def test_a_run_from_before_there_was_a_choice_had_stage_3() -> None:

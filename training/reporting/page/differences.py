@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.config_loading import flat
 from cluster.paths import RunPaths
 from data_prep.shards import Manifest
 from training.reporting.page.charts import Chart, Series
@@ -101,20 +102,12 @@ def differing_settings(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
 
 def settings(run: Compared) -> Iterator[tuple[str, str]]:
     """Yield a run's settings, and what of its plan follows from the machine."""
-    yield from flat(config_of(run.paths), "")
+    for key, value in flat(config_of(run.paths)):
+        yield key, "none" if value in (None, [], {}) else str(value)
     if run.plan is not None:
         for key in ("world_size", "accumulation_steps", "total_steps", "parameters", "trained_parameters", "rows"):
             if key in run.plan:
                 yield f"plan: {key}", f"{run.plan[key]:,}"
-
-
-def flat(values: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Yield the settings below a key under dotted names; those of a list by their place."""
-    pairs = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
-    if not pairs:
-        yield name, "none" if values in (None, [], {}) else str(values)
-    for key, value in pairs:
-        yield from flat(value, f"{name}.{key}" if name else str(key))
 
 
 def cut(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.config_loading import read_yaml
 from cluster.paths import RunPaths
+from cluster.wording import count_of
 from training.reporting.page.goodput import goodput, wall_time
 from training.reporting.page.hardware import Compute, hardware_text
 from training.reporting.plots import Evaluation, smoothed
@@ -134,7 +135,7 @@ def batch_text(plan: Record) -> str:
         return ""
     rows, tokens = plan["global_batch_rows"], plan["global_batch_rows"] * plan["row_tokens"]
     split = f"{plan['world_size']} x {plan['micro_batch_rows']} x {plan['accumulation_steps']}"
-    shape = f"{rows:,} rows of {plan['row_tokens']:,} tokens = {tokens:,} tokens a step"
+    shape = f"{count_of(rows, 'row')} of {plan['row_tokens']:,} tokens = {tokens:,} tokens a step"
     places = plan["world_size"] * plan["micro_batch_rows"] * plan["accumulation_steps"]
     empty = f", {places - rows:,} of {places:,} places empty" if places > rows else ""
     return f"{shape} ({split}: ranks, rows, accumulation{empty})"
@@ -144,5 +145,5 @@ def rate_text(plan: Record) -> str:
     config = (plan or {}).get("config") or {}
     if "learning_rate" not in config:
         return ""
-    warmup = f", warm-up {plan['warmup_steps']:,} steps" if plan and plan.get("warmup_steps") else ""
+    warmup = f", warm-up {count_of(plan['warmup_steps'], 'step')}" if plan and plan.get("warmup_steps") else ""
     return f"{config['learning_rate']:g}, {config.get('schedule', '')}{warmup}"

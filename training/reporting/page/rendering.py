@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cluster.wording import count_of
 from training.reporting.wording import bytes_text, duration, short
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -27,7 +28,13 @@ def render(template: str, **facts: Any) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"duration": duration, "short": short, "bytes": bytes_text, "clock": clock}
+    environment.filters |= {
+        "duration": duration,
+        "short": short,
+        "bytes": bytes_text,
+        "clock": clock,
+        "counted": count_of,
+    }
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     return environment.get_template(template).render(
         **facts,

@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass
 from itertools import pairwise
 
+from cluster.wording import count_of
 from training.evaluate.verdict import verdict
 from training.reporting.run_state import RunState
 
@@ -36,7 +37,7 @@ def judged(state: RunState) -> Judged | None:
         title = "No verdict"
     text = text.removeprefix(f"{title}: ")
     if not state.is_finished:
-        so_far = f"after {state.step:,} of {state.total_steps or 0:,} steps"
+        so_far = f"after {state.step:,} of {count_of(state.total_steps or 0, 'step')}"
         if found.kind == "too short":  # not to be said of a run that goes on
             return Judged(title=f"Still falling {so_far}", text=capitalized(f"{text.partition(';')[0]}."), tone="")
         title += f" ({so_far})"

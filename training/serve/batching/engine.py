@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from cluster.wording import count_of
 from training.serve.batching.batch import Batch
 from training.serve.batching.choosing import Chooser
 from training.serve.batching.limits import Limits
@@ -186,7 +187,8 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.slots = max(1, len(left) // 2)
-        log.warning("a step with %d requests failed (%s); slots are now %d", len(left), error, self.slots)
+        told = count_of(len(left), "request")
+        log.warning("a step with %s failed (%s); slots are now %d", told, error, self.slots)
         for request in left:
             request.failures += 1
         again = [request for request in left if len(left) > 1 and request.failures < FAILURES]
