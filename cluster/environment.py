@@ -150,11 +150,14 @@ def rank_variables(world: World) -> dict[str, str]:
     }
 
 
-def enter_world(world: World) -> None:
-    """Set the variables that torch and DeepSpeed read; call it before they are imported.
+def rank_names() -> set[str]:
+    """Return the names of the variables that differ from one rank, or one attempt, to the next."""
+    anyone = World(rank=0, size=1, local_rank=0, local_size=1, master=("", 0))
+    return {*rank_variables(anyone), HOSTS, LOCK, ATTEMPT}
 
-    On CPUs a rank gets one thread: ranks share the cores, and a sum's order must not depend on the number of threads.
-    """
+
+def enter_world(world: World) -> None:
+    """Set the variables that torch and DeepSpeed read; call it before they are imported."""
     os.environ.update(rank_variables(world))
     hosts = os.environ.get(HOSTS, "").split()
     if len(hosts) > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
@@ -162,6 +165,14 @@ def enter_world(world: World) -> None:
         interface = interface_towards(hosts)
         if interface:
             os.environ["GLOO_SOCKET_IFNAME"] = interface
+    set_library_variables()
+
+
+def set_library_variables() -> None:
+    """Set what the libraries read when they are imported and is the same for all ranks.
+
+    On CPUs a rank gets one thread: ranks share the cores, and a sum's order must not depend on the number of threads.
+    """
     if gpu_count() == 0:
         os.environ["OMP_NUM_THREADS"] = "1"
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -175,6 +186,16 @@ def child_environment(changes: Mapping[str, str | None]) -> dict[str, str]:
     """Return this process's environment with `changes`, for a process to be started; None removes a variable."""
     values = {**os.environ, **changes}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def replace_environment(values: Mapping[str, str]) -> None:
+    """Have these variables and no others, as in a process that was started with them."""
+    os.environ.clear()
+    os.environ.update(values)
+
+
+def update_environment(values: Mapping[str, str]) -> None:
+    os.environ.update(values)
 
 
 def set_defaults(values: Mapping[str, str]) -> None:
@@ -256,6 +277,14 @@ def attempt_of_launcher() -> str | None:
     return os.environ.get(ATTEMPT)
 
 
+SPARE = "SHARDLINE_SPARE"
+
+
+def spare_of_launcher() -> int | None:
+    """Return the descriptor by which our launcher talks to this process if that is a spare one; else None."""
+    return int(os.environ[SPARE]) if SPARE in os.environ else None
+
+
 def slurm_job() -> str | None:
     """Return the id of this process's Slurm job, which a requeue does not change; None outside of Slurm."""
     return os.environ.get("SLURM_JOB_ID")
@@ -278,7 +307,7 @@ def wants_preflight() -> bool:
 
 
 def patience() -> float:
-    """Return the factor on what the launcher waits for under Slurm, in SHARDLINE_PATIENCE: 1, but less in tests."""
+    """Return the factor on what the launcher waits for, in SHARDLINE_PATIENCE: 1, but less in tests."""
     return float(os.environ.get("SHARDLINE_PATIENCE") or 1)
 
 

@@ -64,8 +64,8 @@ def note_stop(paths: RunPaths, code: int) -> None:
         write_ending(paths, events, "interrupted" if code == EXIT_INTERRUPTED else "stopped before it had begun", code)
 
 
-def note_cause(paths: RunPaths, cause: str) -> None:
-    """Record why the newest launch failed, as the process that started its ranks saw it.
+def note_cause(paths: RunPaths, cause: str) -> bool:
+    """Record why the newest launch failed, as the process that started its ranks saw it; return whether it is why.
 
     The ranks that are left can only record that their connection to another one broke. What the watchdog has found out,
     and what a person must act on, stays the reason.
@@ -76,6 +76,9 @@ def note_cause(paths: RunPaths, cause: str) -> None:
         write_ending(paths, events, cause, EXIT_FAILED)
     elif all(ending["exit_code"] == EXIT_FAILED and not ending.get("is_verdict") for ending in endings):
         write_event(paths, "cause", reason=cause)
+    else:
+        return False
+    return True
 
 
 def newest_launch(paths: RunPaths) -> list[dict[str, Any]]:

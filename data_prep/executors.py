@@ -198,11 +198,11 @@ def stalled_on_ray(stall_s: float) -> str:
     """Return the message for a stalled item: what it needs and what is free."""
     import ray
 
-    total, free = ray.cluster_resources(), ray.available_resources()
+    total, free = (float(found.get("CPU", 0)) for found in (ray.cluster_resources(), ray.available_resources()))
     return (
-        f"no item was finished for {stall_s:g} s on Ray: each needs 1 CPU; the cluster has "
-        f"{total.get('CPU', 0):g} CPUs, of which {free.get('CPU', 0):g} are free, on "
-        f"{count_of(len(living_hosts()), 'node')}; end other work there, or write `executor: local` below data."
+        f"no item was finished for {stall_s:g} s on Ray: each needs 1 CPU; the cluster has {total:g}"
+        f" {'CPU' if total == 1 else 'CPUs'}, of which {free:g} {'is' if free == 1 else 'are'} free, on"
+        f" {count_of(len(living_hosts()), 'node')}; end other work there, or write `executor: local` below data."
         " Finished slices are kept"
     )
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from cluster.environment import World
 from cluster.errors import ConfigError
 from cluster.journal.records import attempt_of_step, read_events, read_metrics
@@ -14,11 +16,14 @@ from cluster.versions import versions
 from training.checkpoints.checkpoint import Checkpoints
 from training.device import device_name
 from training.loop import train
+from training.reporting.incidents import change_text
 from training.train_rank import RunRequest, assemble
 from training.train_state import TrainState
 from training.zero.engine import ZeroEngine, leave_world
 from training.zero.stage_choice import before_changes, rounding_changes, train_as
 from training.zero.stage_choice import recorded as recorded_plan
+
+COMPARED = ("hardware", "versions", "settings")  # of an attempt, besides its ranks, which every start records
 
 
 @dataclass
@@ -103,7 +108,9 @@ def replay_rank(request: RunRequest, world: World, step: int, asked: Collection[
         return lines
     here = {**setup.plan.as_record(), "zero": setup.choice.as_record()}
     told = [*settings_told(setup.before, here), *differences(attempt, facts_here(world))]
-    return [*lines, *reasons(told, attempt), *earlier_steps(attempt, checkpoints.loaded)]
+    told += chance_told(here, has_gpu=torch.cuda.is_available())
+    unknown = not_recorded(attempt, setup.before, here)
+    return [*lines, *reasons(told, unknown), *earlier_steps(attempt, checkpoints.loaded)]
 
 
 def recorded(paths: RunPaths, step: int) -> dict[str, Any]:
@@ -138,7 +145,14 @@ def facts_here(world: World) -> dict[str, Any]:
 def settings_told(before: Mapping[str, Any] | None, here: Mapping[str, Any]) -> list[str]:
     """Return what was asked for here otherwise than in the attempt, or did not fit into memory here."""
     found = rounding_changes(before, here) if before else {}
-    return [f"{key} was {was}, is {now}" for key, (was, now) in found.items()]
+    return [change_text(key, *pair) for key, pair in found.items()]
+
+
+def chance_told(here: Mapping[str, Any], *, has_gpu: bool) -> list[str]:
+    """Return that this replay may not repeat itself either, where a GPU was not asked for the same bits each time."""
+    if not has_gpu or here["config"]["deterministic"]:
+        return []
+    return ["train.deterministic is false: a GPU may compute other bits each time"]
 
 
 def differences(attempt: Mapping[str, Any] | None, here: Mapping[str, Any]) -> list[str]:
@@ -149,22 +163,29 @@ def differences(attempt: Mapping[str, Any] | None, here: Mapping[str, Any]) -> l
     then, now = attempt.get("versions") or {}, here["versions"]
     pairs |= {name: (then.get(name), now.get(name)) for name in ("torch", "deepspeed", "transformers", "shardline")}
     pairs["commit of shardline"] = then.get("commit"), now.get("commit")
-    return [f"{name}: then {was}, now {new}" for name, (was, new) in pairs.items() if was and new and was != new]
+    told = [f"{name}: then {was}, now {new}" for name, (was, new) in pairs.items() if was and new and was != new]
+    changed = [when for when, found in (("then", then), ("now", now)) if found.get("dirty")]
+    return [*told, *([f"code of shardline changed since its commit: {' and '.join(changed)}"] if changed else [])]
 
 
-def reasons(told: Sequence[str], attempt: Mapping[str, Any] | None) -> list[str]:
+def not_recorded(
+    attempt: Mapping[str, Any] | None, before: Mapping[str, Any] | None, here: Mapping[str, Any]
+) -> list[str]:
+    """Return what of the attempt could not be compared."""
+    facts = {"hardware": (attempt or {}).get("device"), "versions": (attempt or {}).get("versions"), "settings": before}
+    configs = [dict((record or {}).get("config") or {}) for record in (before, here)]
+    templates = sorted({str(config["deepspeed"]) for config in configs if config.get("deepspeed")})
+    return [*(name for name in COMPARED if not facts[name]), *(f"what {path} said" for path in templates)]
+
+
+def reasons(told: Sequence[str], unknown: Sequence[str]) -> list[str]:
     """Return lines that say why a replayed step may differ."""
-    if told:
-        return [
-            "sums may round otherwise than in the attempt that took the step, because of:",
-            *(f"  {t}" for t in told),
-        ]
-    if attempt is None or not (attempt.get("device") and attempt.get("versions")):
-        return ["the hardware and the versions of the attempt that took the step were not recorded; they may be others"]
-    return [
-        "ranks, settings, hardware and versions are those of the attempt that took the step: they do not explain it;"
-        " `shardline doctor` examines this host"
-    ]
+    lines = ["the reason may be:", *(f"  {t}" for t in told)] if told else []
+    if unknown:
+        lines.append(f"not recorded of that attempt, so it may differ too: {', '.join(unknown)}")
+    if not told and not set(COMPARED) <= set(unknown):
+        lines.append("no difference was found in what is recorded; `shardline doctor` examines this host")
+    return lines
 
 
 def earlier_steps(attempt: Mapping[str, Any] | None, loaded: int) -> list[str]:

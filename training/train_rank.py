@@ -39,6 +39,7 @@ from training.loop import Outcome, train
 from training.models.source import ModelOrigin, find_model
 from training.order import order_of
 from training.plan import Plan, make_plan
+from training.reporting.incidents import changes_text
 from training.run_identity import changes, deal_of_run
 from training.step.balance import balance_lines
 from training.step.batches import Batches
@@ -121,7 +122,7 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
         if world.is_first:
             precision = request.train.precision
             journal.mfu = utilization_of(setup.shape, journal.device, world.size, precision).mfu
-        journal.when_accepted(lambda: write_accepted(request, setup, journal))
+        journal.when_accepted(partial(write_accepted, request, setup, journal))
         outcome = train(setup.plan, setup.engine, setup.batches, setup.checkpoints, stop, journal)
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code_of(error)
@@ -153,23 +154,25 @@ def announce_silence(journal: Journal, step: int) -> None:
     time.sleep(TOLD_S)
 
 
-def write_accepted(request: RunRequest, setup: RankSetup, journal: Journal) -> None:
+def write_accepted(request: RunRequest, setup: RankSetup, journal: Journal, first_step: int) -> None:
     """Write the configuration and the plan into the run's folder, now that its checkpoint is known to fit them.
 
-    Only rank 0 calls this.
+    Only rank 0 calls this. What changed since the recorded plan is written before that plan is replaced: after a kill
+    in between, the next start finds the same change and writes it again, which readers bear.
     """
     write_text(request.paths.config, request.config)
     record = {**setup.plan.as_record(), "zero": setup.choice.as_record()}
-    write_json(request.paths.plan, record)
     then = setup.checkpoints.restored_identity
     changed = changes(then, setup.checkpoints.identity) if then else {}
     if changed:
         journal.change_length({key: list(values) for key, values in changed.items()}, setup.plan.total_steps)
     rounded = rounding_changes(setup.before, record) if then and setup.before else {}
     if rounded:
-        write_event(request.paths, "rounding", changed={key: list(values) for key, values in rounded.items()})
-        told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in rounded.items())
-        log.warning("%s: the steps are the same but for rounding, so not bit for bit those of an undisturbed run", told)
+        changed_lists = {key: list(values) for key, values in rounded.items()}
+        write_event(request.paths, "rounding", step=first_step, changed=changed_lists)
+        told = changes_text(rounded)
+        log.warning("steps are not bit for bit those of an undisturbed run, but differ by rounding: %s", told)
+    write_json(request.paths.plan, record)
 
 
 def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> RankSetup:

@@ -109,8 +109,7 @@ class HostWatch:
         try:
             verdict = write_report(self.paths, self.watch, own, culprits, self.view.launch, now)
             if 0 in own:
-                step, seconds = last_step(self.paths.metrics), seconds_since_start(read_events(self.paths))
-                facts = {"step": step, "exit_code": EXIT_FAILED} | ({} if seconds is None else {"seconds": seconds})
+                facts = {"step": last_step(self.paths.metrics), "exit_code": EXIT_FAILED, **duration(self.paths)}
                 write_event(self.paths, "end", reason=verdict, is_verdict=True, **facts)
         except (OSError, ClusterError) as error:
             log.error("the end of the run was not written: %s", error)
@@ -124,6 +123,16 @@ class HostWatch:
                 os.kill(beat.pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue  # it ended by itself
+
+
+def duration(paths: RunPaths) -> dict[str, float]:
+    """Return the `seconds` of an end; nothing if there is no start, or a damaged record: the verdict matters more."""
+    try:
+        seconds = seconds_since_start(read_events(paths))
+    except ClusterError as error:
+        log.warning("how long the ranks have run is not known: %s", error)
+        return {}
+    return {} if seconds is None else {"seconds": seconds}
 
 
 def main(run: str, world_size: str, local_size: str, launch: str, hang_timeout_s: str | None = None) -> None:

@@ -14,11 +14,9 @@ from cluster.environment import hold_port, patience
 from cluster.errors import EXIT_DONE, EXIT_FAILED, ClusterError, exit_code_of
 from cluster.hosts.meeting import END_S, MEET_S, Hello, Met, other_settings
 from cluster.hosts.peer import POLL_S, Patience, Peer
-from cluster.launching.local_launcher import Seats, combined
+from cluster.launching.local_launcher import Seats, combined, first_cause
 
 log = logging.getLogger(__name__)
-
-ABORTED = "was killed by SIGABRT"
 
 
 @dataclass
@@ -169,8 +167,7 @@ class FirstHost:
         return total, again
 
     def cause(self) -> str | None:
-        """Return the first cause; torch ends a rank that has lost another one by SIGABRT, which is seldom the cause."""
-        return next((one for one in self.causes if not one.endswith(ABORTED)), next(iter(self.causes), None))
+        return first_cause(self.causes)
 
     def tell_code(self, code: int) -> None:
         if code != self.told:

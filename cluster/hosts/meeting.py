@@ -20,6 +20,7 @@ from cluster.wording import count_of
 MEET_S = 900.0  # that hosts are waited for: they may still be starting, or pulling an image
 END_S = 120.0  # from the end of the ranks here to that of the ranks elsewhere
 PROTOCOL = 2
+SETTINGS_BYTES = 1 << 20  # a hello must stay below the LINE_BYTES of a peer
 SHOWN_KEYS, SHOWN_CHARS = 5, 200
 
 
@@ -32,9 +33,18 @@ class Hello:
     run: Mapping[str, Any]
 
     def settings(self) -> dict[str, str]:
-        """Return `run` with each value as text, of which a long one is a beginning and a digest."""
+        """Return `run` with each value as text, of which a long one is a beginning and a digest.
+
+        Of more than a message can hold, there is one digest.
+        """
         texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in self.run.items()}
-        return {key: text if len(text) <= SHOWN_CHARS else shortened(text) for key, text in texts.items()}
+        texts = {key: text if len(text) <= SHOWN_CHARS else shortened(text) for key, text in texts.items()}
+        whole = json.dumps(texts, sort_keys=True)
+        if len(whole) <= SETTINGS_BYTES:
+            return texts
+        return {
+            "the YAML": f"{count_of(len(texts), 'setting')} (sha256 {hashlib.sha256(whole.encode()).hexdigest()[:12]})"
+        }
 
     def message(self) -> dict[str, Any]:
         return {

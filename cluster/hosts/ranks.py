@@ -15,14 +15,20 @@ from cluster.hosts.first import FirstHost
 from cluster.hosts.meeting import Hello, Meeting
 from cluster.hosts.other import OtherHost
 from cluster.hosts.peer import stopped_code
-from cluster.launching.local_launcher import RankNews, run_ranks
+from cluster.launching.local_launcher import RankNews, SpareProcess, run_ranks
 from cluster.launching.stop_request import SIGNALS
 
 log = logging.getLogger(__name__)
 
 
 def run_on_hosts(
-    command: Sequence[str], hello: Hello, note: Callable[[], None], *, restart: Callable[[], bool], news: RankNews
+    command: Sequence[str],
+    hello: Hello,
+    note: Callable[[], None],
+    *,
+    restart: Callable[[], bool],
+    news: RankNews,
+    spare: SpareProcess | None = None,
 ) -> int:
     """Run `command` as this host's ranks; return the exit code that all hosts end with.
 
@@ -37,12 +43,11 @@ def run_on_hosts(
             variables = {HOSTS: " ".join(met.hosts)}
             seats, causes = replace(met.seats, elsewhere=meeting.elsewhere), list[str]()
             own = replace(news, note_cause=causes.append)
-            code = stopped_code(asked) or run_ranks(command, hello.ranks, variables, seats=seats, news=own)
+            code = stopped_code(asked) or run_ranks(command, hello.ranks, variables, seats=seats, news=own, spare=spare)
             total, again = meeting.finish(code, causes, lambda code: code == EXIT_FAILED and not asked and restart())
-            if total == EXIT_FAILED and (cause := meeting.cause()):
+            if total == EXIT_FAILED and (cause := meeting.cause()) and news.note_cause(cause):
                 where = f"; the ranks' logs: {news.log_of('*')}" if news.log_of else ""
                 log.warning("%s%s", cause, where)
-                news.note_cause(cause)
             if not again:
                 return total
             log.warning("restarting the ranks")

@@ -55,7 +55,7 @@ class Journal:
         self.drawn = 0.0
         self.last_step = self.total_steps = 0
         self.phases: dict[str, float] = {}  # seconds of each phase of the start-up, imports included
-        self.write_accepted: Callable[[], None] = lambda: None
+        self.write_accepted: Callable[[int], None] = lambda first_step: None
         self.log_file: Path | None = None  # this rank's own log
         self.device = ""  # the model of this rank's GPU or processor, if known
         self.peak_memory_bytes: Callable[[], int | None] = lambda: None
@@ -69,8 +69,8 @@ class Journal:
             if name == "imports":
                 self.waiting.start()
 
-    def when_accepted(self, write: Callable[[], None]) -> None:
-        """Have rank 0 call `write` once the attempt is accepted: a refused one must not change the run's folder."""
+    def when_accepted(self, write: Callable[[int], None]) -> None:
+        """Have rank 0 call `write` with the steps done once the attempt is accepted: a refused one changes no file."""
         self.write_accepted = write
 
     @property
@@ -80,7 +80,7 @@ class Journal:
     def begin(self, first_step: int, total_steps: int) -> None:
         """Start the attempt after `first_step` steps; metrics of later steps are removed, as those are taken again."""
         if self.world.is_first:
-            self.write_accepted()
+            self.write_accepted(first_step)
         self.total_steps = total_steps
         self.waiting.stop()
         self.reopen(first_step)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from cluster.environment import World, child_environment, hold_port, host_name, rank_variables
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION
@@ -28,18 +29,17 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 10.0  # the time that the other ranks have to end by themselves after one has failed
 STOP_S = 120.0  # the same after another host has ended with 75: the last save is over there
+LATE = ("SIGSEGV", "SIGABRT")  # torch's own abort last
 PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies: an orphaned rank would train on beside its successor."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask Linux to kill this process when its parent dies: an orphaned rank would train on beside its successor.
+
+    Where `parent` is given, this process ends at once if that has died before it could ask.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def die_with(parent: int) -> None:
-    """Do so in a new process, and end it at once if the parent was killed before it could ask."""
-    die_with_parent()
-    if os.getppid() != parent:
+    if parent is not None and os.getppid() != parent:
         os._exit(EXIT_FAILED)
 
 
@@ -62,12 +62,43 @@ class RankNews:
 
     `stopping` is logged as soon as a signal asks them to stop; `log_of` tells where a rank's own log is, and those of
     all ranks for `*`; `note_cause` is called with the rank that a signal of somebody else has killed, once all have
-    ended.
+    ended, and returns whether it has recorded that.
     """
 
     stopping: str = ""
     log_of: Callable[[int | str], Path] | None = None
-    note_cause: Callable[[str], None] = lambda cause: None
+    note_cause: Callable[[str], bool | None] = lambda cause: None
+
+
+class Rank(Protocol):
+    """A rank's process: the part of subprocess.Popen that the launcher uses."""
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class SpareProcess(Protocol):
+    """A process that has imported what ranks import, and that ranks can be forked from: see spare.py."""
+
+    def tend(self) -> None:
+        """Start it when it is time. Called again and again while ranks work."""
+        ...
+
+    def is_usable(self, environment: Mapping[str, str]) -> bool:
+        """Return whether ranks with such an environment may be forked from it now."""
+        ...
+
+    def fork(self, environment: Mapping[str, str]) -> Rank | None:
+        """Return a rank with this environment; None if there is none, and one must be started."""
+        ...
 
 
 def run_ranks(
@@ -77,35 +108,35 @@ def run_ranks(
     *,
     seats: Seats | None = None,
     news: RankNews | None = None,
+    spare: SpareProcess | None = None,
 ) -> int:
     """Run `command` as `size` ranks; return one exit code for all, as `combined` chooses it.
 
     Without `seats` they are the whole world. After a failure on another host, these are ended as after one of theirs.
-    `variables` are added to the ranks' environment. A signal that asks to stop is forwarded to all ranks. If it comes
-    before all are started, they are killed: they cannot agree on a step to stop at yet, and nothing is lost. A second
-    Ctrl-C kills them at once.
+    `variables` are added to the ranks' environment. If `spare` is usable, the ranks are forked from it. A signal that
+    asks to stop is forwarded to all ranks. If it comes before all are started, they are killed: they cannot agree on a
+    step to stop at yet, and nothing is lost. A second Ctrl-C kills them at once.
     """
     news = RankNews() if news is None else news
     if seats is not None:
-        return run_seated(command, variables or {}, LocalRanks(seats, news), size)
+        return run_seated(command, variables or {}, LocalRanks(seats, news, spare=spare), size)
     with hold_port() as held:  # until rank 0 listens there: it imports for seconds first
         seats = Seats(first=0, size=size, master=("127.0.0.1", held.getsockname()[1]))
-        return run_seated(command, variables or {}, LocalRanks(seats, news), size)
+        return run_seated(command, variables or {}, LocalRanks(seats, news, spare=spare), size)
 
 
 def run_seated(command: Sequence[str], variables: Mapping[str, str], local: LocalRanks, size: int) -> int:
     """Run `command` as `size` ranks whose seats are known; return one exit code for all."""
     old = {number: signal.signal(number, local.pass_on) for number in SIGNALS}
     try:
-        while len(local.ranks) < size and not local.asked:
-            local.ranks.append(start_rank(command, (len(local.ranks), size), local.seats, variables))
+        local.start(command, size, variables)
         # one that came while the last was started has not reached that one
         codes = [-local.asked[0]] if local.asked else local.wait()
     finally:
         local.kill()
         for number, handler in old.items():
             signal.signal(number, handler)
-    for cause in local.causes[:1]:
+    if cause := first_cause(local.causes):
         local.news.note_cause(cause)
     asked = local.asked
     return EXIT_INTERRUPTED if is_impatient(asked) else combined([code_of(code, asked) for code in codes])
@@ -117,10 +148,23 @@ class LocalRanks:
 
     seats: Seats
     news: RankNews
-    ranks: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    ranks: list[Rank] = field(default_factory=list)
     asked: list[int] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
     stopped_elsewhere_at: float | None = None
+    spare: SpareProcess | None = None
+
+    def start(self, command: Sequence[str], size: int, variables: Mapping[str, str]) -> None:
+        """Start the ranks of this host, unless a signal asks to stop meanwhile."""
+        spare = self.spare
+        if spare and not spare.is_usable(rank_environment((0, size), self.seats, variables)):
+            spare = None
+        if spare:
+            log.info("the ranks are forked from the spare process, which has everything imported")
+        while len(self.ranks) < size and not self.asked:
+            local = len(self.ranks), size
+            forked = spare.fork(rank_environment(local, self.seats, variables)) if spare else None
+            self.ranks.append(forked or start_rank(command, local, self.seats, variables))
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
         self.asked.append(number)
@@ -147,6 +191,8 @@ class LocalRanks:
                 self.causes = self.killed()  # ranks that die later do so because of it
             if deadline is not None and time.monotonic() > deadline:
                 break
+            if deadline is None and self.spare and not self.asked:
+                self.spare.tend()
             time.sleep(0.05)
         if deadline is None and self.has_failed():  # all have ended between two looks
             self.causes = self.killed()
@@ -166,19 +212,23 @@ class LocalRanks:
         return failed(code)
 
     def killed(self) -> list[str]:
-        """Return the ranks that a signal has ended which did not come from us, each in words."""
+        """Return the ranks that a signal has ended which did not come from us, each in words.
+
+        Not "on HOST", by which failures exclude a host from jobs: what kills ranks of a shell is often short memory.
+        """
         codes = [(number, rank.returncode or 0) for number, rank in enumerate(self.ranks, start=self.seats.first)]
         return [
-            f"rank {number} on {host_name()} was killed by {signal.Signals(-code).name}"
+            f"rank {number} ({host_name()}) was killed by {signal.Signals(-code).name}"
             for number, code in codes
             if code < 0 and -code not in self.asked and not is_impatient(self.asked)
         ]
 
     def tell_failures(self) -> None:
         for number, rank in enumerate(self.ranks, start=self.seats.first):
-            if failed(rank.returncode) and rank.returncode not in (EXIT_USER_ACTION, EXIT_INTERRUPTED):
+            code = rank.returncode or EXIT_DONE
+            if failed(code) and code not in (EXIT_USER_ACTION, EXIT_INTERRUPTED):
                 where = f"; its log: {self.news.log_of(number)}" if self.news.log_of else ""
-                log.warning("rank %d ended with %s%s", number, spelled(rank.returncode), where)
+                log.warning("rank %d ended with %s%s", number, spelled(code), where)
 
     def kill(self) -> None:
         for rank in self.ranks:
@@ -203,11 +253,16 @@ def start_rank(
     command: Sequence[str], local: tuple[int, int], seats: Seats, variables: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     """Start one rank; `local` is its number among those of this host, and how many these are."""
+    environment = rank_environment(local, seats, variables)
+    # a process group of its own: Ctrl-C reaches a rank once, through us
+    return subprocess.Popen(command, env=environment, process_group=0, preexec_fn=partial(die_with_parent, os.getpid()))
+
+
+def rank_environment(local: tuple[int, int], seats: Seats, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a rank, by its number among those of this host, and how many these are."""
     rank, ranks = local
     world = World(rank=seats.first + rank, size=seats.size, local_rank=rank, local_size=ranks, master=seats.master)
-    environment = child_environment({**variables, **rank_variables(world), "OMP_NUM_THREADS": "1"})
-    # a process group of its own: Ctrl-C reaches a rank once, through us
-    return subprocess.Popen(command, env=environment, process_group=0, preexec_fn=partial(die_with, os.getpid()))
+    return child_environment({**variables, **rank_variables(world), "OMP_NUM_THREADS": "1"})
 
 
 def failed(code: int | None) -> bool:
@@ -216,6 +271,11 @@ def failed(code: int | None) -> bool:
 
 def spelled(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+def first_cause(causes: Sequence[str]) -> str | None:
+    """Return the first cause that is likely one: ranks that have lost another one often end by the LATE signals."""
+    return min(causes, key=lambda cause: 1 + LATE.index(cause.split()[-1]) if cause.endswith(LATE) else 0, default=None)
 
 
 def combined(codes: Sequence[int]) -> int:

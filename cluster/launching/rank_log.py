@@ -12,17 +12,18 @@ import io
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from cluster.paths import RANK_FILE
-from cluster.terminal import show_on
+from cluster.terminal import console, show_on
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def redirected(path: Path, file: TextIO, *, is_shown: bool) -> Iterator[None]:
     before = {number: os.dup(number) for number in (OUT, ERROR)}
     with open(before[ERROR], "w", buffering=1, encoding="utf-8", errors="backslashreplace") as shown:  # noqa: PTH123
         tees = copies(path, before) if is_shown else {}
+        pipes = {os.fstat(stdin_of(process)).st_ino for process in tees.values()}
         flush()
         for number in before:
             os.dup2(file.fileno() if not is_shown else stdin_of(tees[number]), number)
@@ -87,6 +89,8 @@ def redirected(path: Path, file: TextIO, *, is_shown: bool) -> Iterator[None]:
             sys.stdout, sys.stderr = python
             for number, descriptor in before.items():
                 os.dup2(descriptor, number)
+            for number in duplicates(pipes):
+                os.dup2(before[ERROR], number)
             for process in set(tees.values()):
                 with suppress(subprocess.TimeoutExpired):  # a child of ours still has its input; it will end with it
                     process.wait(TEE_S)
@@ -95,13 +99,37 @@ def redirected(path: Path, file: TextIO, *, is_shown: bool) -> Iterator[None]:
 
 
 class UnfailingFile(io.FileIO):
-    """A file to write to. What a full disk does not take, or a `tee` that has gone, is lost, and ends no rank."""
+    """A file to write to. What a full disk does not take, or a `tee` that has gone, is lost, and ends no rank.
+
+    The first loss in a log is told on the console; `has_lost` says that there was one.
+    """
+
+    has_lost = False
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
-        except OSError:  # the run itself finds out what else it can no longer write
+        except OSError as error:  # the run itself finds out what else it can no longer write
+            self.tell_loss(error)
             return memoryview(data).nbytes
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # some disks say only here that they have not kept what was written
+            self.tell_loss(error)
+
+    def tell_loss(self, error: OSError) -> None:
+        is_first, self.has_lost = not self.has_lost, True
+        if is_first and not isinstance(self.name, int):  # not by `log`, which would write into this file again
+            with suppress(OSError, ValueError, RuntimeError):  # the last: a handler of a signal came between
+                print(f"{self.name}: {error.strerror}; output of this rank is lost", file=console(), flush=True)
+
+
+def has_lost(file: TextIO) -> bool:
+    """Return whether something that was written to a rank's log is not in it."""
+    raw = getattr(file.buffer, "raw", None)
+    return isinstance(raw, UnfailingFile) and raw.has_lost
 
 
 def unfailing(raw: UnfailingFile) -> TextIO:
@@ -137,6 +165,20 @@ def outlive_signals() -> None:
 def stdin_of(process: subprocess.Popen[bytes]) -> int:
     assert process.stdin is not None
     return process.stdin.fileno()
+
+
+def duplicates(pipes: Collection[int]) -> list[int]:
+    """Return the descriptors of this process that still lead into one of these pipes, named by their inodes.
+
+    A library may have duplicated standard output or error: DeepSpeed does so while it looks for a library in C, and
+    never closes the duplicate. `tee` would wait for it, and this process for `tee`.
+    """
+    found = []
+    for number in [int(name) for name in os.listdir("/proc/self/fd")]:  # noqa: PTH208  (numbers, not paths)
+        with suppress(OSError):  # that of the folder itself is closed by now
+            facts = os.fstat(number)
+            found += [number] if stat.S_ISFIFO(facts.st_mode) and facts.st_ino in pipes else []
+    return found
 
 
 def flush() -> None:

@@ -1,7 +1,8 @@
 """The hosts that a run no longer uses: `excluded_hosts.json` in its folder, and what puts a host there.
 
 Two failures that name the same host exclude it, and so does a preflight that finds it broken, until a person forgives
-it. One that gave no answer is used again after some hours.
+it. One that gave no answer is used again after some hours, by jobs that do not know of it yet: the job that has left it
+does not get it back, as Slurm keeps a job's list of excluded nodes through its requeues.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class ExcludedHosts:
     def excluding(self, reasons: Mapping[str, str], reached: int, silent: Collection[str] = ()) -> ExcludedHosts:
         """Return the list with these hosts, and one more requeue. A host that is there keeps its first reason.
 
+        But one that was left for some hours is left until it is forgiven once it is not silent alone.
+
         The `silent` ones are left out for SILENT_H only: a disk or a network that was slow is not always slow.
         """
         until = (datetime.now(UTC) + timedelta(hours=SILENT_H)).isoformat(timespec="seconds")
@@ -63,7 +66,10 @@ class ExcludedHosts:
             host: Exclusion(reason=reason, time=now(), until=until if host in silent else None)
             for host, reason in reasons.items()
         }
-        return replace(self, hosts={**new, **self.hosts}, requeues=(*self.requeues, reached))
+        for host, why in self.hosts.items():
+            if host not in new or why.until is None or new[host].until is not None:
+                new[host] = why
+        return replace(self, hosts=new, requeues=(*self.requeues, reached))
 
     def forgiving(self, names: Iterable[str]) -> ExcludedHosts:
         """Return the list without these hosts, and with no requeue counted."""
@@ -105,8 +111,12 @@ def moment_of(text: str) -> str:
 
 
 def write_excluded(paths: RunPaths, excluded: ExcludedHosts) -> None:
-    """Write the run's list whole or not at all."""
-    write_json(paths.excluded_hosts, {"version": VERSION, **asdict(excluded)})
+    """Write the run's list whole or not at all; without an `until` that is not set, which earlier versions refuse."""
+    record = asdict(excluded)
+    hosts = {
+        host: {key: text for key, text in why.items() if text is not None} for host, why in record["hosts"].items()
+    }
+    write_json(paths.excluded_hosts, {"version": VERSION, **record, "hosts": hosts})
 
 
 def named_by_failures(

@@ -86,7 +86,7 @@ def judge_presence(facts: dict[str, Any]) -> Iterator[Problem]:
     seen = len(facts["gpus"]) if facts["has_smi"] else facts["devices"]
     if asked is not None and asked.isdecimal() and seen < int(asked):
         yield failure(
-            f"{seen} of {count_of(int(asked), 'GPU')} {is_or_are(int(asked))} seen",
+            f"{seen} of {count_of(int(asked), 'GPU')} {is_or_are(seen or int(asked))} seen",
             "all that Slurm has given to the job",
             DRAIN,
         )

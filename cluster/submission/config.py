@@ -65,6 +65,12 @@ def as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def is_option(word: str, long: str, short: str) -> bool:
+    """Return whether a word is this option of sbatch, which takes `--exclud` for --exclude."""
+    name = word.partition("=")[0]
+    return len(name) >= SHORTEST_PREFIX and long.startswith(name) if name.startswith("--") else name.startswith(short)
+
+
 def check_option(option: str) -> str:
     name = option.partition("=")[0]
     if not re.fullmatch(r"-[A-Za-z].*|--[a-z][a-z-]*(=.*)?", option):

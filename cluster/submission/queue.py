@@ -62,7 +62,7 @@ def submit(job: Job, after: str | None) -> str:
     if result.returncode:
         raise ClusterError(
             f"sbatch refused the job of {job.stage} (exit code {result.returncode}): {last_line(result.stderr)};"
-            " correct `cluster` in the YAML, then submit again"
+            f" correct `cluster` in the YAML{job.hint}, then submit again"
         )
     answer = last_line(result.stdout)
     found = JOB_ID.fullmatch(answer)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.errors import ConfigError
-from cluster.submission.config import ClusterConfig, Container, JobRequest, job_request
+from cluster.submission.config import ClusterConfig, Container, JobRequest, is_option, job_request
 
 SRUN_OPTIONS = "SHARDLINE_SRUN_OPTIONS"  # words for each srun that starts Python
 PYTHON = "SHARDLINE_PYTHON"  # the words that start Python on a node
@@ -23,6 +23,8 @@ class Job:
     options: list[str]
     script: list[str]
     variables: dict[str, str] = field(default_factory=dict)
+    hint: str = ""
+    """What else to do about a refusal than to correct the YAML."""
 
     def command(self, after: str | None = None) -> list[str]:
         """Return the command; the job starts once `after` has ended with 0, and is removed if it ends otherwise."""
@@ -59,19 +61,26 @@ def make_job(
 
 
 def excluding(options: Sequence[str], hosts: Iterable[str]) -> list[str]:
-    """Return sbatch's options with these hosts excluded too: of several --exclude, Slurm takes the last one alone."""
+    """Return sbatch's options with these hosts excluded too: of several --exclude, Slurm takes the last one alone.
+
+    They stay as they are if they name the job's nodes, as Slurm refuses an --exclude of one of them, or a file of nodes
+    to exclude.
+    """
     kept: list[str] = []
     nodes: list[str] = []
     words = iter(options)
     for word in words:
-        if word in ("--exclude", "-x"):
-            nodes.append(next(words, ""))
-        elif word.startswith(("--exclude=", "-x")):
-            nodes.append(word.removeprefix("--exclude=").removeprefix("-x").strip())
-        else:
+        if is_option(word, "--nodelist", "-w") or is_option(word, "--nodefile", "-F"):
+            return list(options)
+        if not is_option(word, "--exclude", "-x"):
             kept.append(word)
+        elif "=" in word:
+            nodes.append(word.partition("=")[2])
+        else:
+            nodes.append(word.removeprefix("-x").strip() if word.startswith("-x") and word != "-x" else next(words, ""))
     new = [host for host in hosts if host not in nodes]
-    return [*kept, f"--exclude={','.join([*nodes, *new])}"] if new else list(options)
+    is_file = any("/" in value for value in nodes)
+    return [*kept, f"--exclude={','.join([*nodes, *new])}"] if new and not is_file else list(options)
 
 
 def size_options(request: JobRequest) -> list[str]:

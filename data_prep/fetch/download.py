@@ -127,13 +127,21 @@ def fetch(download: Download, host: Host | None = None, count: Count = lambda si
             except DataError as error:
                 write_text(note, str(error))  # for the processes that wait: they need not ask the server again
                 raise
-        elif not is_here(download):
-            try:
-                problem = note.read_text(encoding="utf-8")
-            except FileNotFoundError:  # one that came later asks the server again: wait for that
-                return fetch(download, host, count)
-            raise DataError(problem)
-    return download.target
+            return download.target
+        if is_here(download):
+            return download.target
+        problem = text_of(note)
+    if problem is None:  # one that came later asks the server again: wait for that, and not with the lock in hand
+        return fetch(download, host, count)
+    raise DataError(problem)
+
+
+def text_of(note: Path) -> str | None:
+    """Return what a file says; None if there is no file."""
+    try:
+        return note.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def modified_ns(path: Path) -> int | None:

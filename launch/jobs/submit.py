@@ -109,7 +109,7 @@ def check_queue(run: RunConfig) -> None:
 
 
 def make_jobs(run: RunConfig, cluster: ClusterConfig, stages: Mapping[str, str], snapshot: Snapshot) -> list[Job]:
-    """Return the jobs of these stages. A training does not get hosts that earlier jobs of the run have excluded."""
+    """Return the jobs of these stages."""
     root = snapshot.path.parents[1]
     folders = [ROOT, Path.cwd(), root, run.shards.absolute()]
     jobs = []
@@ -118,9 +118,27 @@ def make_jobs(run: RunConfig, cluster: ClusterConfig, stages: Mapping[str, str],
         words = [*script, str(snapshot.path), *stage_options(cluster, stage)]
         job = make_job(cluster, stage, f"{run.name}-{stage}", root / "logs", words, folders)
         if stage == "train":
-            job = replace(job, options=excluding(job.options, read_excluded(run.paths).hosts))
+            job = without_bad_hosts(run, job)
         jobs.append(job)
     return jobs
+
+
+def without_bad_hosts(run: RunConfig, job: Job) -> Job:
+    """Return a training's job that does not get the hosts that the run has excluded, and say which.
+
+    Not those that were silent and are left for hours: the job may wait longer than that, and Slurm never forgets them.
+    """
+    bad = {host: why for host, why in read_excluded(run.paths).hosts.items() if why.until is None}
+    options = excluding(job.options, bad)
+    if options == job.options:
+        return job
+    forgive = f"shardline doctor {shlex.quote(str(run.paths.root))} --forgive HOST"
+    told = "; ".join(f"{host}: {why.reason}" for host, why in bad.items())
+    log.warning(
+        "the training is submitted without the hosts that the run has excluded (to use one: %s): %s", forgive, told
+    )
+    hint = f", or use a host again that the run has excluded ({', '.join(bad)}): {forgive}"
+    return replace(job, options=options, hint=hint)
 
 
 def stage_options(cluster: ClusterConfig, stage: str) -> list[str]:

@@ -84,14 +84,15 @@ class HostGuard:
         listed = read_excluded(self.paths).hosts
         bad = {host: listed[host].reason for host in layout.hosts if host in listed}
         if bad:
-            return self.leave_if_possible(bad, controller, layout, reached)
+            silent = [host for host in bad if listed[host].until is not None]
+            return self.leave_if_possible(bad, controller, layout, reached, silent)
         return self.after_failure(controller, layout, reached)
 
     def follow(self, verdict: Verdict, controller: Controller, layout: Layout, reached: int) -> int | Refusal | None:
         """Act on what the preflight has found."""
         if verdict.refusal:
             return Refusal(f"preflight: {verdict.refusal}. {REMEDY}")
-        silent = {host: f"no facts: {why}" for host, why in verdict.silent.items()}
+        silent = {host: f"no facts: {why}" for host, why in verdict.silent.items() if host not in verdict.broken}
         bad = {host: f"preflight: {why}" for host, why in {**silent, **verdict.broken}.items()}
         if not verdict.broken:
             return self.leave_if_possible(bad, controller, layout, reached, silent)

@@ -6,6 +6,7 @@ import argparse
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,8 @@ def run(options: argparse.Namespace) -> int:
     """Say what a run will do and need, here or on clusters of `--nodes`."""
     layouts.require_nodes(options)
     run = load(options)
-    lines = layouts.layout_lines(run, options) if options.nodes else check_run(run, local_ranks(run, None))
-    for line in lines:
+    here = chain(check_run(run, local_ranks(run, None)), idle_keys(run))
+    for line in layouts.layout_lines(run, options) if options.nodes else here:
         say(line)
     return EXIT_DONE
 
@@ -63,7 +64,6 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     for text in missing_trackers(run):
         yield f"WARNING        {text}; the run goes on without it"
     yield from gpu_warning()
-    yield from idle_keys(run)
     if not (run.shards / MANIFEST).exists():
         from data_prep.preview.survey import survey
 
@@ -112,9 +112,10 @@ def idle_keys(run: RunConfig) -> Iterator[str]:
     if train.hpz:
         fixed = layouts.template_of(run)[0] if train.deepspeed else train.zero_stage
         stage = f", and needs ZeRO stage 3, not {fixed}" if fixed in (1, 2) else ""
+        only = ", and only forces ZeRO stage 3" if fixed == "auto" else ""
         yield (
-            "WARNING        train.hpz does nothing on one host: it keeps a copy of the weights within each of several"
-            f"{stage}; `shardline check --nodes` shows whether it is worth its memory"
+            f"WARNING        train.hpz keeps no copy of the weights on one host{only}: it keeps one within each of"
+            f" several{stage}; `shardline check --nodes` shows whether it is worth its memory"
         )
 
 

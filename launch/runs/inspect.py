@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from cluster.config_loading import parse_override
 from cluster.environment import enter_world, gpu_count, read_world
 from cluster.errors import EXIT_DONE, DataError
 from cluster.journal.records import world_size_at
@@ -56,11 +57,15 @@ def replay(run: RunConfig, options: argparse.Namespace) -> int:
     enter_world(world)
     from training.replay import replay_rank
 
-    asked = {override.partition("=")[0].strip().removeprefix("train.") for override in options.overrides}
-    for line in replay_rank(rank_request(run), world, options.step, asked):
+    for line in replay_rank(rank_request(run), world, options.step, asked_of_train(options.overrides)):
         if world.is_first:
             say(line)
     return EXIT_DONE
+
+
+def asked_of_train(overrides: Sequence[str]) -> set[str]:
+    """Return the keys of `train` that overrides set, one by one or as a mapping."""
+    return {key for override in overrides for key in parse_override(override).get("train", {})}
 
 
 def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool) -> Iterator[str]:

@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -45,7 +45,8 @@ from cluster.hosts.ranks import run_on_hosts
 from cluster.journal.log import set_up_logging
 from cluster.launching.companions import companions
 from cluster.launching.local_launcher import RankNews, run_ranks
-from cluster.launching.rank_log import rank_log, remove_old
+from cluster.launching.rank_log import has_lost, rank_log, remove_old
+from cluster.launching.spare import Spare
 from cluster.launching.stop_request import StopFlag
 from cluster.paths import RunPaths
 from cluster.progress import Waiting
@@ -145,7 +146,7 @@ def check_start(run: RunConfig) -> None:
 def logged_as_rank(run: RunConfig, world: World) -> Iterator[Path]:
     """Write all output of this rank into a log of its own; yield its path.
 
-    A failure that no person has to act on ends the rank with one line, as the log has its traceback.
+    A failure that no person has to act on ends the rank with one line if the log has its traceback.
     """
     attempt = attempt_of_launcher() or attempt_name(run.paths)
     set_defaults({ATTEMPT: attempt})  # for the watchdog
@@ -161,7 +162,7 @@ def logged_as_rank(run: RunConfig, world: World) -> Iterator[Path]:
             yield path
     except Exception as error:
         set_up_logging(world)
-        if file is None or exit_code_of(error) != EXIT_FAILED:
+        if file is None or has_lost(file) or exit_code_of(error) != EXIT_FAILED:
             raise
         log.error("%s; the traceback is in %s", said_of(error), path)
         raise SystemExit(EXIT_FAILED) from None
@@ -236,17 +237,21 @@ def train_on_hosts(run: RunConfig, options: argparse.Namespace, place: HostPlace
     shared = {"version of Shardline": versions()["shardline"], "shards": read_manifest(run.shards).content_digest}
     ranks = options.ranks or place.ranks or local_ranks(run, None)
     hello = Hello(place=place, ranks=ranks, run={**shared, **dict(flat(parse_yaml(saved_text(run), "its YAML")))})
-    code = run_on_hosts(
-        [sys.executable, "-m", "launch", *sys.argv[1:]],
-        hello,
-        lambda: check_and_note(run, lambda: note_launch(run.paths), TRAINING),
-        restart=lambda: options.restart and not stop.exists(),
-        news=RankNews(
-            stopping=STOPPING,
-            log_of=partial(log_of_newest, run.paths),
-            note_cause=partial(note_if_possible, run.paths),
-        ),
+    command = [sys.executable, "-m", "launch", *sys.argv[1:]]
+    news = RankNews(
+        stopping=STOPPING,
+        log_of=partial(log_of_newest, run.paths),
+        note_cause=partial(note_if_possible, run.paths),
     )
+    with spare_for(command, restart=options.restart) as spare:
+        code = run_on_hosts(
+            command,
+            hello,
+            lambda: check_and_note(run, lambda: note_launch(run.paths), TRAINING),
+            restart=lambda: options.restart and not stop.exists(),
+            news=news,
+            spare=spare,
+        )
     if place.number == 0:
         note_stop(run.paths, code)
         tell_next(run, options, code)
@@ -261,31 +266,44 @@ def log_of_newest(paths: RunPaths, rank: int | str) -> Path:
         return paths.rank_log("*", rank)
 
 
-def note_if_possible(paths: RunPaths, cause: str) -> None:
-    """Record a cause; a disk that is away must not keep the ranks from being started again."""
+def note_if_possible(paths: RunPaths, cause: str) -> bool:
+    """Record a cause; return whether that was done. A disk that is away must not keep the ranks from a new start."""
     try:
-        note_cause(paths, cause)
+        return note_cause(paths, cause)
     except (OSError, ShardlineError) as error:
         log.warning("%s; not recorded: %s", cause, error)
+        return False
 
 
 def run_with_restarts(run: RunConfig, ranks: int, holder: Holder, *, restart: bool) -> int:
     """Start the ranks; with `restart`, start them again after each failure as long as they reach new steps."""
     command = [sys.executable, "-m", "launch", *sys.argv[1:]]
-    while True:
-        note_launch(run.paths)
-        attempt = attempt_name(run.paths)
-        variables = {LOCK: holder.id, ATTEMPT: attempt}
-        news = RankNews(
-            stopping=STOPPING,
-            log_of=partial(run.paths.rank_log, attempt),
-            note_cause=partial(note_if_possible, run.paths),
-        )
-        code = run_ranks(command, ranks, variables, news=news)
-        note_stop(run.paths, code)
-        if code != EXIT_FAILED or not restart or run.paths.stop_request.exists():
-            return code
-        log.warning("restarting the ranks")
+    with spare_for(command, restart=restart) as spare:
+        while True:
+            note_launch(run.paths)
+            attempt = attempt_name(run.paths)
+            variables = {LOCK: holder.id, ATTEMPT: attempt}
+            news = RankNews(
+                stopping=STOPPING,
+                log_of=partial(run.paths.rank_log, attempt),
+                note_cause=partial(note_if_possible, run.paths),
+            )
+            code = run_ranks(command, ranks, variables, news=news, spare=spare)
+            note_stop(run.paths, code)
+            if code != EXIT_FAILED or not restart or run.paths.stop_request.exists():
+                return code
+            log.warning("restarting the ranks")
+
+
+@contextmanager
+def spare_for(command: Sequence[str], *, restart: bool) -> Iterator[Spare | None]:
+    """Have a spare process beside the ranks, if they are to be restarted."""
+    spare = Spare(command) if restart else None
+    try:
+        yield spare
+    finally:
+        if spare is not None:
+            spare.end()
 
 
 def rank_request(run: RunConfig) -> RunRequest:

@@ -41,8 +41,9 @@ from training.order import Division, order_of
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}  # of a loss on another number of ranks: sums in another order
 DROPOUT = """
-if the model has dropout, this is why: dropout is drawn for each micro batch, and with these two numbers of ranks micro
-batches have other rows; with train.micro_batch_rows: 1, or a global batch that leaves no place empty, they do not"""
+if the model has dropout or a router's auxiliary loss, this is why: dropout is drawn for each micro batch, the
+auxiliary loss is computed of each, and with these two numbers of ranks micro batches have other rows; with
+train.micro_batch_rows: 1, or a global batch that leaves no place empty, they do not"""
 PACKAGES = ("torch", "deepspeed", "transformers", "numpy", "pyarrow")
 
 

@@ -143,7 +143,7 @@ class TrialRun:
         return self.outcome(process.returncode, seen, pruned=pruned)
 
     def watch(self, seen: dict[int, float], tell: Callable[[str], None]) -> bool:
-        """Report the new held-out losses to the study; return whether the trial should be pruned."""
+        """Report the new held-out losses to the study; return whether to prune the trial, from the second on."""
         found = {int(e["step"]): float(e["loss"]) for e in read_events(self.paths) if e["event"] == "validation"}
         new = {step: loss for step, loss in sorted(found.items()) if step not in seen}
         reported = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
@@ -154,7 +154,8 @@ class TrialRun:
             if step not in reported:
                 self.trial.report(loss, step)
             tell(f"step {step}  held-out loss {loss:.4f}")
-        return bool(new) and bool(self.trial.should_prune())
+        is_warm = len(seen) > 1  # at the first, the learning rate has hardly been reached
+        return bool(new) and is_warm and bool(self.trial.should_prune())
 
     def outcome(self, code: int, seen: Mapping[int, float], *, pruned: bool = False) -> Outcome:
         """Return how the trial ended, from the exit code of its training and its held-out losses."""

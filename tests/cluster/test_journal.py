@@ -140,10 +140,10 @@ def test_what_an_accepted_start_writes_is_written_once_by_the_first_rank(
 ) -> None:
     paths, world, calls = RunPaths(tmp_path), replace(WORLD, rank=rank, local_rank=rank), []
     journal = Journal(paths, world, Heartbeat(paths, world))
-    journal.when_accepted(lambda: calls.append(paths.attempts.exists()))
+    journal.when_accepted(lambda first_step: calls.append((first_step, paths.attempts.exists())))
     assert calls == []
-    journal.begin(0, 8)
-    assert calls == [False] * written
+    journal.begin(4, 8)
+    assert calls == [(4, False)] * written
     journal.end("done", 0)
 
 

@@ -132,7 +132,7 @@ def test_a_rank_that_was_killed_is_the_reason_and_not_what_the_others_saw_of_it(
 
 def test_the_end_of_ranks_that_could_record_none_is_recorded_for_them(paths: RunPaths) -> None:
     launch(paths, reached=0)
-    note_cause(paths, KILLED)
+    assert note_cause(paths, KILLED)
     assert [(e["event"], e.get("reason")) for e in read_events(paths)] == [("launch", None), ("no-start", KILLED)]
 
 
@@ -140,5 +140,5 @@ def test_the_end_of_ranks_that_could_record_none_is_recorded_for_them(paths: Run
 def test_a_reason_that_does_not_follow_from_the_killed_rank_stays(paths: RunPaths, facts: dict[str, Any]) -> None:
     note_launch(paths)
     write_event(paths, "end", reason="its own", step=1, **facts)
-    note_cause(paths, KILLED)
+    assert not note_cause(paths, KILLED)
     assert [event.get("reason") for event in read_events(paths)] == [None, "its own"]

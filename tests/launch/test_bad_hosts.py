@@ -156,6 +156,14 @@ def test_a_silent_host_is_left_for_some_hours_and_a_broken_one_until_it_is_forgi
     assert ("node2" in job.excluded) == stays
 
 
+def test_a_host_that_is_broken_and_hangs_stays_excluded_and_a_silent_one_is_not_met_again_for_good(job: Job) -> None:
+    both = {**WHOLE, "gpus": HUNG["gpus"], "folder": FULL["folder"]}
+    for look, is_for_good in ((both, True), (None, False)):
+        job.guard.paths.excluded_hosts.unlink(missing_ok=True)
+        assert (job.start(look, look), job.start(WHOLE)) == (75, 75)  # the second time it is on the list
+        assert (read_excluded(job.guard.paths).hosts["node2"].until is None) == is_for_good
+
+
 @pytest.mark.parametrize(("fault", "message"), [(LOST, "0 of 1 GPU is seen"), (FULL, "the disk is full")])
 def test_what_is_wrong_on_all_hosts_refuses_the_job_and_excludes_none(
     job: Job, fault: dict[str, Any], message: str

@@ -55,7 +55,11 @@ def test_a_model_comes_from_a_path_or_from_nothing_never_both_or_neither(tmp_pat
     [
         ({"attention": "varlen"}, "train.attention: varlen needs a GPU, and there is none here: `train` would end"),
         ({"attention": "varlen", "precision": "fp32"}, "there is none here and precision: bf16: `train` would end"),
-        ({"hpz": True}, "train.hpz does nothing on one host: it keeps a copy of the weights within each of several;"),
+        ({"hpz": True}, "keeps no copy of the weights on one host, and only forces ZeRO stage 3: it keeps one within"),
+        (
+            {"hpz": True, "zero_stage": 3},
+            "train.hpz keeps no copy of the weights on one host: it keeps one within each",
+        ),
         ({"hpz": True, "zero_stage": 2}, "each of several, and needs ZeRO stage 3, not 2;"),
         ({"hpz": True, "deepspeed": str(ROOT / "ds_configs" / "zero1.json")}, "needs ZeRO stage 3, not 1;"),
     ],

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import ConfigError, exit_code_of
+from cluster.paths import RunPaths
 from launch.__main__ import main
 
 Command = Callable[..., Any]  # returns a Result: see conftest.py
@@ -185,3 +186,30 @@ def test_output_that_nobody_reads_is_no_crash(
     command = f"{sys.executable} -m launch status {run_yaml(tmp_path)} {redirection}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+
+
+FAILING_RANK = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from cluster.environment import World
+from cluster.paths import RunPaths
+from launch.runs.train import logged_as_rank
+
+world = World(rank=1, size=2, local_rank=1, local_size=2, master=("localhost", 1))
+with logged_as_rank(SimpleNamespace(paths=RunPaths(Path(sys.argv[1]))), world):
+    raise ValueError("a bug")
+"""
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_a_traceback_is_on_the_console_if_the_rank_s_log_cannot_hold_it(tmp_path: Path, is_full: bool) -> None:
+    log = RunPaths(tmp_path).rank_log("local-1", 1)
+    log.parent.mkdir()
+    if is_full:
+        log.symlink_to("/dev/full")
+    command = [sys.executable, "-c", FAILING_RANK, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "ValueError: a bug" in done.stderr
+    assert ["Traceback" in done.stderr, f"the traceback is in {log}" in done.stderr] == [is_full, not is_full]
+    assert done.stderr.count("No space left on device; output of this rank is lost") == is_full

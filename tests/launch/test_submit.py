@@ -125,9 +125,29 @@ def test_what_is_left_of_a_run_becomes_a_chain_that_a_failure_ends(site: Site) -
 
 def test_a_training_is_submitted_without_the_hosts_that_the_run_has_excluded(site: Site) -> None:
     site.paths.root.mkdir(parents=True)
-    write_excluded(site.paths, ExcludedHosts().excluding({"node2": "two failures"}, 3))
-    assert site.submit().code == 0
+    bad = {"node2": "two failures", "node3": "no facts"}
+    write_excluded(site.paths, ExcludedHosts().excluding(bad, 3, silent=["node3"]))
+    forgive = f"shardline doctor {shlex.quote(str(site.paths.root))} --forgive HOST"
+    assert f"{forgive}): node2: two failures" in site.submit("--dry-run").err
+    result = site.submit()
+    assert (result.code, forgive in result.err, "node3" in result.err) == (0, True, False)
     assert ["--exclude=node2" in job for job in site.jobs()] == [True, False, False]
+
+
+def test_what_a_key_does_on_one_host_is_told_by_check_and_not_where_the_jobs_have_several(site: Site) -> None:
+    hpz = ("-o", "train.hpz=true")
+    assert "train.hpz keeps no copy of the weights on one host" in site.shardline("check", site.yaml, *hpz).out
+    submitted = site.submit("--dry-run", *hpz)
+    assert submitted.code == 0 and "hpz" not in submitted.err
+
+
+def test_a_refusal_of_a_training_without_excluded_hosts_says_how_to_use_them(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.paths.root.mkdir(parents=True)
+    write_excluded(site.paths, ExcludedHosts().excluding({"node2": "two failures"}, 3))
+    monkeypatch.setenv("REFUSED", "--exclude=node2")
+    site.submit().assert_refused("or use a host again that the run has excluded (node2): shardline doctor", "HOST")
 
 
 def test_the_jobs_use_the_configuration_as_it_was_submitted_and_code_and_packages_are_recorded(site: Site) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.journal.records import read_events, read_lines
+from cluster.journal.records import read_events, read_lines, write_event
 from cluster.paths import RunPaths
 from launch.saved_config import load_run
 from launch.tuning.space import check_space, read_space
 from launch.tuning.study import StudyFolder, optuna, take
-from launch.tuning.trial_run import StopSignals
+from launch.tuning.trial_run import StopSignals, TrialRun
 from tests.launch.conftest import ROOT, Result
 
 SPACE = "train.learning_rate: {low: 1e-4, high: 1e-2, log: true}\n"
@@ -63,6 +63,19 @@ def test_a_range_without_values_is_refused(tmp_path: Path, space: str, word: str
     with pytest.raises(ConfigError) as refused:
         read_space(tmp_path / "space.yaml")
     assert word in str(refused.value)
+
+
+def test_a_trial_above_the_median_is_pruned_but_not_at_its_first_evaluation(tmp_path: Path) -> None:
+    study = optuna().create_study(pruner=optuna().pruners.MedianPruner(n_startup_trials=1))
+    earlier = study.ask()
+    for step, loss in ((5, 1.0), (10, 0.9)):
+        earlier.report(loss, step)
+    study.tell(earlier, 0.9)
+    trial, seen, told = TrialRun(folder=tmp_path, trial=study.ask(), command=[]), dict[int, float](), list[str]()
+    for step, is_pruned in ((5, False), (10, True)):
+        write_event(trial.paths, "validation", step=step, loss=2.0)
+        assert trial.watch(seen, told.append) is is_pruned
+    assert told == ["step 5  held-out loss 2.0000", "step 10  held-out loss 2.0000"]
 
 
 def test_a_new_trial_that_another_process_takes_first_is_left_to_it(tmp_path: Path) -> None:

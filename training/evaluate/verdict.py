@@ -51,7 +51,8 @@ def verdict(train: Points, held_out: Points) -> Verdict:
     if start - best <= SMALL * start:
         return Verdict(kind="did not learn", text=not_learnt_text(start, best, last_step), best_step=best_step)
     fell = f"the held-out loss fell from {first:.3f} (step {first_step:,}) to {last:.3f} (step {last_step:,})"
-    recent = at(held_out, last_step * (1 - LAST_SHARE)) - last
+    border = last_step * (1 - LAST_SHARE)
+    recent = min([at(held_out, border), *(loss for step, loss in held_out if step <= border)]) - last
     if recent > small:
         return Verdict(
             kind="too short",

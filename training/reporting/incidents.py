@@ -9,6 +9,10 @@ from typing import Any
 from cluster.wording import count_of
 
 SHOWN_ROWS = 8
+REMARKS = {  # what a change means beyond another rounding, or where it means nothing
+    "train.micro_batch_rows": "with dropout or a router's auxiliary loss, more than rounding",
+    "train.deterministic": "on a GPU",
+}
 ROUTINE = ("launch", "start", "end", "cause", "proof", "validation")  # no incidents, or told as the attempt's end
 
 
@@ -65,7 +69,9 @@ def what_happened(event: Mapping[str, Any]) -> str:
             told = changes_text(event["changed"])
             return f"length changed: {told}; the last step is now {event['total_steps']:,}"
         case "rounding":
-            return f"sums round otherwise from here on: {changes_text(event['changed'])}"
+            is_older = "step" not in event  # of an earlier version
+            since = "from here on" if is_older else f"from step {event['step'] + 1:,} on"
+            return f"sums round otherwise {since}: {changes_text(event['changed'])}"
         case "straggler":
             where = f"rank {event['rank']} on {event['host']}"
             return f"straggler: the others waited for {where} {event['share']:.0%} of the time"
@@ -77,7 +83,12 @@ def what_happened(event: Mapping[str, Any]) -> str:
 
 
 def changes_text(changed: Mapping[str, Sequence[Any]]) -> str:
-    return ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
+    return ", ".join(change_text(key, *pair) for key, pair in changed.items())
+
+
+def change_text(key: str, was: object, now: object) -> str:
+    """Return what a setting was and is; of one that changes more than rounding, that too."""
+    return f"{key} was {was}, is {now}" + (f" ({REMARKS[key]})" if key in REMARKS else "")
 
 
 def incidents(events: Iterable[dict[str, Any]]) -> list[Incident]:

@@ -10,7 +10,7 @@ from typing import Any
 from training.reporting.page.charts import Chart, Mark, Series
 from training.reporting.page.hardware import Compute
 from training.reporting.run_state import RunState
-from training.reporting.status import slowest_text
+from training.reporting.status import NOISE, slowest_of, slowest_text
 
 SMOOTHING_SHARE = 1 / 60  # of the run's steps: the time constant of the bold loss curve
 MEASURED_MFU = "Operations on tokens that are no padding, attention within documents, of the GPUs' dense bf16 peak."
@@ -157,8 +157,6 @@ def pace_chart(state: RunState, marks: Sequence[Mark]) -> list[Chart]:
     excess = by_step(state.lines, "slowest_by")
     if not excess.x:
         return []
-    told = slowest_text(state.paced_lines)
-    told = f"{told[:1].upper()}{told[1:]}" if told else "No rank is the slowest in nearly all steps of an attempt"
     return [
         Chart(
             key="pace",
@@ -169,9 +167,22 @@ def pace_chart(state: RunState, marks: Sequence[Mark]) -> list[Chart]:
             marks=marks,
             from_zero=True,
             is_share=True,
-            caption=f"{told}. The time of decoder layers, in which no rank waits for another.",
+            caption=f"{pace_text(state)}. The time of decoder layers, in which no rank waits for another.",
         )
     ]
+
+
+def pace_text(state: RunState) -> str:
+    """Return which rank is the slowest, or why none is named."""
+    if state.paced is None:
+        return "Too few steps were measured on the ranks of the newest attempt to name one"
+    told = slowest_text(state)
+    if told:
+        return f"{told[:1].upper()}{told[1:]}"
+    _, is_mostly, _ = slowest_of(state.paced.measured)
+    if is_mostly:
+        return f"One rank is the slowest in nearly all steps, but by less than {NOISE:.0%} in their median"
+    return "No rank is the slowest in nearly all steps of the attempt"
 
 
 def memory_chart(state: RunState, marks: Sequence[Mark]) -> list[Chart]:

@@ -30,6 +30,11 @@ class Attempt:
     """The metrics of its steps that are part of the run, not taken again later."""
 
     @property
+    def measured(self) -> list[dict[str, Any]]:
+        """Those in which the ranks' times were measured."""
+        return [line for line in self.kept if "slowest_rank" in line]
+
+    @property
     def kept_steps(self) -> int:
         return len(self.kept)
 
@@ -104,13 +109,17 @@ class RunState:
         return statistics.median(line["step_s"] for line in self.lines[-RECENT_STEPS:]) if self.lines else None
 
     @property
-    def paced_lines(self) -> list[dict[str, Any]]:
-        """The measured steps of the newest attempt that has enough: another one may have had other hosts."""
+    def paced(self) -> Attempt | None:
+        """The newest attempt with enough measured steps; another one may have had other hosts.
+
+        None if a newer one has another number of ranks: its ranks are not those that were measured.
+        """
         for attempt in reversed(self.attempts):
-            lines = [line for line in attempt.kept if "slowest_rank" in line]
-            if len(lines) >= ENOUGH_STEPS:
-                return lines
-        return []
+            if attempt.start["world_size"] != self.attempts[-1].start["world_size"]:
+                return None
+            if len(attempt.measured) >= ENOUGH_STEPS:
+                return attempt
+        return None
 
     @property
     def kept_s(self) -> float:

@@ -117,24 +117,34 @@ def speed_text(state: RunState) -> str:
         found.append(f"MFU {statistics.median(mfus):.1%}")
     if "memory_gb" in last:
         found.append(f"{last['memory_gb']:.1f} GB on rank 0")
-    if slowest := slowest_text(state.paced_lines[-RECENT_STEPS:]):
+    if slowest := slowest_text(state, RECENT_STEPS):
         found.append(slowest)
     return ", ".join(found)
 
 
-def slowest_text(lines: Sequence[dict[str, Any]]) -> str:
-    """Return which rank was the slowest in nearly all of these steps, and by how much in their median.
+def slowest_text(state: RunState, recent: int | None = None) -> str:
+    """Return which rank is the slowest in nearly all of the (recent) steps, and by how much in their median.
 
     Nothing if there is none: on a host that others use too, each step has another slowest rank, by any share.
     """
-    found = [(line["slowest_rank"], line["slowest_by"]) for line in lines if "slowest_rank" in line]
-    if not found:
+    attempt = state.paced
+    if attempt is None:
         return ""
+    lines = attempt.measured if recent is None else attempt.measured[-recent:]
+    rank, is_mostly, by = slowest_of(lines)
+    if not is_mostly or by < NOISE:
+        return ""
+    is_newest = attempt is state.attempts[-1]
+    when = "is the slowest" if is_newest else f"was the slowest in the attempt from step {attempt.start['step'] + 1:,}"
+    return f"rank {rank} {when}, by {by:.0%} (median of {count_of(len(lines), 'step')})"
+
+
+def slowest_of(lines: Sequence[dict[str, Any]]) -> tuple[int, bool, float]:
+    """Return the rank that was the slowest most often, whether it was in nearly all of these steps, and by how much."""
+    found = [(line["slowest_rank"], line["slowest_by"]) for line in lines]
     rank, times = Counter(rank for rank, _ in found).most_common(1)[0]
     by = statistics.median(excess if slowest == rank else 0.0 for slowest, excess in found)
-    if times < MOSTLY * len(found) or by < NOISE:
-        return ""
-    return f"rank {rank} is the slowest, by {by:.0%} (median of {count_of(len(found), 'step')})"
+    return rank, times >= MOSTLY * len(found), by
 
 
 def time_left(state: RunState) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from cluster.config_loading import validate
 from cluster.environment import World, free_memory_bytes
 from cluster.errors import ClusterError, ConfigError
 from training.config import TrainConfig
@@ -25,6 +26,7 @@ from training.zero.ds_config import buckets_in, read_template, stored_as, templa
 Decision = TypeVar("Decision")
 Record = Mapping[str, Any]
 ROUNDING = {  # keys of `train` that decide in which order sums are taken, with their defaults
+    "deterministic": True,
     "compile": "none",
     "attention": "auto",
     "loss_chunk_tokens": None,
@@ -175,7 +177,10 @@ def before_changes(record: Record, events: Iterable[Record]) -> Record:
 
 
 def train_as(train: TrainConfig, then: Record, asked: Collection[str]) -> TrainConfig:
-    """Return the settings with what decides their rounding as a plan recorded it, except for the keys asked for."""
+    """Return the settings with what decides their rounding as a plan recorded it, except for the keys asked for.
+
+    Raises ConfigError if what was asked for does not go with the recorded settings.
+    """
     config, zero = dict(then.get("config") or {}), zero_of(then)
     values = {key: config.get(key, old) for key, old in ROUNDING.items()}
     if zero is not None and not {"deepspeed", "zero_stage"} & set(asked):
@@ -188,4 +193,5 @@ def train_as(train: TrainConfig, then: Record, asked: Collection[str]) -> TrainC
     if values["compile"] == "layers" and train.activation_checkpointing == "selective":
         values["activation_checkpointing"] = "full"  # the two do not go together; this one changes no gradient
     changed = {key: value for key, value in values.items() if key not in asked}
-    return TrainConfig.model_validate({**train.model_dump(), **changed})
+    source = "the settings of the attempt that took the step, with those of -o"
+    return validate(TrainConfig, {**train.model_dump(), **changed}, source)

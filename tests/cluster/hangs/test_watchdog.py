@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.hang_report import named, waits_in_collective
 from cluster.hangs.shared_view import POLL_S
+from cluster.hangs.watchdog import duration
 from cluster.heartbeats.heartbeat_files import Beat
+from cluster.journal.records import write_event
+from cluster.paths import RunPaths
 
 
 @dataclass
@@ -76,6 +80,15 @@ def test_a_rank_that_lives_but_is_behind_is_named(ranks: Ranks) -> None:
     ranks.place = [("forward-backward", 10), ("forward-backward", 10), ("data", 10)]
     after_s, culprits = ranks.wait(60)
     assert culprits == [2] and after_s < 30
+
+
+def test_a_damaged_record_costs_a_verdict_its_duration_alone(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    write_event(paths, "launch", reached=0)
+    write_event(paths, "start", step=0, world_size=1)
+    assert duration(paths)["seconds"] >= 0
+    paths.attempts.write_text("no JSON\n" + paths.attempts.read_text())
+    assert duration(paths) == {}
 
 
 def test_ranks_that_hang_in_the_same_phase_are_told_apart_by_their_stacks(ranks: Ranks) -> None:

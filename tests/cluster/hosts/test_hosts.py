@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.environment import hold_port
+from cluster.environment import HostPlace, hold_port
+from cluster.hosts.meeting import Hello, other_settings
+from cluster.hosts.peer import LINE_BYTES
 
 ROOT = Path(__file__).resolve().parents[3]
 HOST = """
@@ -121,11 +123,20 @@ def test_a_host_with_another_configuration_is_refused_on_both(host: Hosts) -> No
     assert ': train.rate is "another" there, "same" here; start the same' in told
 
 
+def test_a_hello_with_more_settings_than_a_message_holds_still_tells_two_runs_apart() -> None:
+    place = HostPlace(number=1, count=2, ranks=1, master=("127.0.0.1", 1))
+    many = {f"data.sources.{number}.path": "\N{GRINNING FACE}" * 100 for number in range(20_000)}
+    hellos = [Hello(place=place, ranks=1, run={**many, "seed": seed}) for seed in (1, 1, 2)]
+    here, same, other = (hello.message()["run"] for hello in hellos)
+    assert len(json.dumps(here)) < LINE_BYTES and other_settings(same, here) == ""
+    assert other_settings(other, here).startswith("the YAML is 20,001 settings (sha256 ")
+
+
 def test_the_first_host_hears_which_rank_of_another_one_was_killed(host: Hosts) -> None:
     hosts = [host(0, "time.sleep(0.1); sys.exit(1)"), host(1, "os.kill(os.getpid(), 9)")]
     assert ends(*hosts) == [1, 1]
     told = [one.stdout.read() if one.stdout else "" for one in hosts]
-    assert told == [f"rank 1 on {socket.gethostname()} was killed by SIGKILL\n", ""]
+    assert told == [f"rank 1 ({socket.gethostname()}) was killed by SIGKILL\n", ""]
 
 
 def test_a_host_that_counts_other_hosts_is_refused_on_both(host: Hosts) -> None:

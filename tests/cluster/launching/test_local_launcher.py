@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.environment import host_name
-from cluster.launching.local_launcher import RankNews, combined, run_ranks, start_rank
+from cluster.launching.local_launcher import RankNews, combined, first_cause, run_ranks, start_rank
 from cluster.processes import alive_since
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,13 +45,24 @@ def test_one_exit_code_says_most_about_all_ranks(codes: list[int], expected: int
     assert combined(codes) == expected
 
 
+@pytest.mark.parametrize(
+    ("endings", "first"), [(["SIGABRT", "SIGSEGV", "SIGKILL"], 2), (["SIGABRT", "SIGSEGV"], 1), (["SIGABRT"], 0)]
+)
+def test_what_kills_a_rank_from_outside_is_the_cause_before_how_others_end_without_it(
+    endings: list[str], first: int
+) -> None:
+    causes = [f"rank {rank} (a) was killed by {ending}" for rank, ending in enumerate(endings)]
+    assert first_cause(causes) == causes[first]
+    assert first_cause([causes[0], "b was lost"]) == "b was lost" and first_cause([]) is None
+
+
 def test_a_rank_that_dies_takes_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.launching.local_launcher.GRACE_S", 0.2)
     assert ranks("rank == 1 and os.kill(os.getpid(), signal.SIGKILL); time.sleep(600)", 2) == 1
 
 
 @pytest.mark.parametrize(
-    ("number", "causes"), [("KILL", [f"rank 1 on {host_name()} was killed by SIGKILL"]), ("USR2", [])]
+    ("number", "causes"), [("KILL", [f"rank 1 ({host_name()}) was killed by SIGKILL"]), ("USR2", [])]
 )
 def test_the_rank_that_was_killed_is_the_cause_unless_it_was_asked_to_stop(
     tmp_path: Path, number: str, causes: list[str]

@@ -61,6 +61,13 @@ def test_the_first_ranks_standard_output_and_error_stay_apart_and_come_before_wh
     assert "after it" not in (tmp_path / "log").read_text()
 
 
+def test_a_rank_does_not_wait_for_duplicates_of_its_output_that_a_library_has_left_open(tmp_path: Path) -> None:
+    last = "import cluster.launching.rank_log as module; module.TEE_S = 3600; kept = os.dup(2), os.dup(1)"
+    done = run(0, tmp_path / "log", f"{last}; import atexit; atexit.register(os.write, kept[0], b'at the end')")
+    assert done.returncode == 0
+    assert done.stderr.endswith("at the end") and "at the end" not in (tmp_path / "log").read_text()
+
+
 @pytest.mark.parametrize(
     ("last", "said"),
     [
@@ -78,6 +85,18 @@ def test_what_a_rank_died_of_is_in_its_log(tmp_path: Path, last: str, said: str)
 def test_a_full_disk_does_not_end_a_rank_that_prints(rank: int) -> None:
     done = run(rank, Path("/dev/full"), "print('x' * 100_000); print('y', file=sys.stderr, flush=True)")
     assert (done.returncode, "after it" in done.stdout) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_log_that_cannot_be_closed_does_not_end_a_rank_and_is_told_once(tmp_path: Path, rank: int) -> None:
+    done = run(rank, tmp_path / "log", "os.close(file.fileno())")
+    assert (done.returncode, "after it" in done.stdout) == (0, True), done.stderr
+    assert done.stderr.count("Bad file descriptor; output of this rank is lost") == 1
+
+
+def test_a_rank_knows_that_its_log_lacks_something(tmp_path: Path) -> None:
+    last = "from cluster.launching.rank_log import has_lost\nfile.write('x\\n')\nsys.exit(3 if has_lost(file) else 4)"
+    assert [run(1, path, last).returncode for path in (Path("/dev/full"), tmp_path / "log")] == [3, 4]
 
 
 def test_what_is_printed_to_the_log_alone_is_not_on_the_console(tmp_path: Path) -> None:

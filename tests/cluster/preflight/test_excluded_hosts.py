@@ -70,6 +70,19 @@ def test_a_forgiven_host_is_judged_by_what_follows_alone(paths: RunPaths, monkey
     assert (excluded.hosts, excluded.requeues, named(paths, excluded)) == ({}, (), [])
 
 
+def test_a_silent_host_that_is_broken_too_is_left_until_it_is_forgiven_and_not_the_other_way_round(
+    paths: RunPaths,
+) -> None:
+    excluded = ExcludedHosts().excluding({"node2": "no facts", "node3": "no GPU"}, 0, silent=["node2"])
+    again = excluded.excluding({"node2": "no facts", "node3": "no facts"}, 1, silent=["node2", "node3"])
+    assert again.hosts == excluded.hosts
+    write_excluded(paths, again.excluding({"node2": "no GPU"}, 2))
+    assert "until" not in paths.excluded_hosts.read_text()  # earlier versions know no such key
+    assert {host: why.reason for host, why in read_excluded(paths).hosts.items()} == dict.fromkeys(
+        ("node2", "node3"), "no GPU"
+    )
+
+
 def test_requeues_count_as_long_as_no_new_step_follows() -> None:
     excluded = ExcludedHosts()
     for reached in (5, 5, 8):

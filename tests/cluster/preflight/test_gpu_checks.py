@@ -149,7 +149,7 @@ def test_nvidia_smi_on_a_host_without_gpus_is_no_failure_unless_slurm_gave_some(
 def test_fewer_gpus_than_slurm_has_given_are_a_failure(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine([gpu()])
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
-    assert [(f.level, f.found) for f in found_here()] == [("failure", "1 of 2 GPUs are seen")]
+    assert [(f.level, f.found) for f in found_here()] == [("failure", "1 of 2 GPUs is seen")]
 
 
 def test_a_driver_that_fails_or_hangs_is_a_failure(

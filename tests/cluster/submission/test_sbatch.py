@@ -40,7 +40,9 @@ def test_a_training_gets_all_gpus_an_evaluation_one_and_the_other_stages_none() 
     [
         (["--mem=0"], ["--mem=0", "--exclude=node2,node9"]),
         (["--exclude=a[01-03],node2", "--mem=0"], ["--mem=0", "--exclude=a[01-03],node2,node2,node9"]),
-        (["--exclude", "a", "-x b"], ["--exclude=a,b,node2,node9"]),
+        (["--exclude", "a", "-x b", "-xc"], ["--exclude=a,b,c,node2,node9"]),
+        (["--exclud=a", "--exclusive"], ["--exclusive", "--exclude=a,node2,node9"]),
+        *((same, same) for same in (["--nodel=a"], ["-wa"], ["--nodefile=a"], ["-F a"], ["--exclude=/a/file"])),
     ],
 )
 def test_bad_hosts_are_excluded_beside_those_that_the_yaml_excludes(options: list[str], expected: list[str]) -> None:

@@ -68,6 +68,14 @@ def test_an_attempt_continues_where_the_last_one_ended(server: Server, download:
     assert server.ranges == [None, "bytes=650-", "bytes=975-"]
 
 
+def test_a_file_that_is_gone_again_once_its_lock_is_ours_is_fetched(
+    server: Server, download: Download, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_here, answers = module.is_here, [False, True, False]  # before the lock, in it, and after
+    monkeypatch.setattr(module, "is_here", lambda it: answers.pop(0) if answers else is_here(it))
+    assert fetch(download).read_bytes() == server.body and server.requests == 1
+
+
 def test_without_a_validator_only_a_pinned_file_is_resumed(server: Server, download: Download) -> None:
     server.etag, server.faults = None, ["short", "none", "short"]
     fetch(download)

@@ -51,6 +51,11 @@ def test_a_run_that_learnt_before_its_first_evaluation_has_learnt() -> None:
     assert verdict(FALLS, [(180, 2.21), (200, 2.205)]).kind == "learnt"
 
 
+def test_a_loss_that_rose_for_a_moment_and_came_back_is_not_still_falling() -> None:
+    held_out = [(20, 2.312), (80, 1.96), (140, 1.803), (160, 1.7946), (180, 1.8444), (200, 1.8105), (211, 1.7953)]
+    assert verdict([], held_out).kind == "learnt"
+
+
 def test_few_steps_are_given_as_the_reason_that_nothing_was_learnt() -> None:
     found = verdict([(1, 6.26), (14, 6.23)], [(7, 6.25), (14, 6.24)])
     assert (found.kind, "14 steps are few" in found.text) == ("did not learn", True)

@@ -159,10 +159,10 @@ def test_every_event_that_the_code_writes_is_routine_or_told_in_words() -> None:
 
 def test_a_start_that_rounds_otherwise_is_an_incident() -> None:
     changed = {"train.attention": ["auto", "sdpa"], "train.loss_chunk_tokens": [None, 64]}
-    (found,) = incidents([happened("rounding", 4, changed=changed)])
-    assert found.what == (
-        "sums round otherwise from here on: train.attention was auto, is sdpa, train.loss_chunk_tokens was None, is 64"
-    )
+    older, found = incidents([happened("rounding", 4, changed=changed, **more) for more in ({}, {"step": 8})])
+    told = "train.attention was auto, is sdpa, train.loss_chunk_tokens was None, is 64"
+    assert older.what == f"sums round otherwise from here on: {told}"
+    assert found.what == f"sums round otherwise from step 9 on: {told}"
 
 
 def test_only_the_newest_of_many_incidents_are_listed(run: RunPaths) -> None:

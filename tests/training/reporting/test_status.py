@@ -14,11 +14,13 @@ import pytest
 from cluster.disk.lock_holder import Holder
 from cluster.model_files import weights_digest
 from cluster.paths import RunPaths
+from training.reporting.plots import pace_text
 from training.reporting.run_state import read_state
 from training.reporting.status import command, evaluation_text, is_going_on, is_stale, status_text
 from training.reporting.wording import duration
 
 BEGIN = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
+SEVEN = "rank 7 was the slowest in the attempt from step 1, by 50% (median of 20 steps)"
 
 
 def start(second: int, step: int) -> dict[str, Any]:
@@ -30,6 +32,10 @@ def end(second: int, step: int, reason: str, exit_code: int) -> dict[str, Any]:
     return {"event": "end", "time": time, "step": step, "reason": reason, "exit_code": exit_code, "seconds": 1.0}
 
 
+def write_events(paths: RunPaths, events: list[dict[str, Any]]) -> None:
+    paths.attempts.write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
 def write_run(paths: RunPaths, events: list[dict[str, Any]], steps: int) -> RunPaths:
     """Write a run of 20 planned steps, of which `steps` were taken, one a second; the last was written at that time."""
     paths.root.mkdir(parents=True, exist_ok=True)
@@ -37,7 +43,7 @@ def write_run(paths: RunPaths, events: list[dict[str, Any]], steps: int) -> RunP
     paths.plan.write_text(json.dumps({"total_steps": 20}))
     lines = [{"step": n, "loss": 2.5, "tokens_per_s": 640.4, "step_s": 1.0} for n in range(1, steps + 1)]
     paths.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    paths.attempts.write_text("".join(json.dumps(event) + "\n" for event in events))
+    write_events(paths, events)
     written = BEGIN.timestamp() + steps
     os.utime(paths.metrics, (written, written))
     return paths
@@ -257,16 +263,16 @@ def test_the_speed_without_padding_the_mfu_and_the_slowest_rank_are_told_where_t
 
 
 @pytest.mark.parametrize(
-    ("ranks", "by", "said"),
+    ("ranks", "by", "said", "caption"),
     [
-        ([3] * 17 + [1, 2, 0], 0.2, "rank 3 is the slowest, by 20% (median of 20 steps)"),
-        ([3] * 14 + [1, 2, 0] * 2, 0.9, None),  # a host that others use too
-        ([3] * 20, 0.03, None),
-        ([3] * 19, 0.2, "rank 7 is the slowest, by 50% (median of 20 steps)"),  # too few: the attempt before tells
+        ([3] * 17 + [1, 2, 0], 0.2, "rank 3 is the slowest, by 20% (median of 20 steps)", "Rank 3 is the slowest"),
+        ([3] * 14 + [1, 2, 0] * 2, 0.9, None, "No rank is the slowest in nearly all"),  # a host that others use too
+        ([3] * 20, 0.03, None, "One rank is the slowest in nearly all steps, but by less than 5%"),
+        ([3] * 19, 0.2, SEVEN, "Rank 7 was the slowest"),  # too few: the attempt before tells
     ],
 )
 def test_the_slowest_rank_is_that_of_nearly_all_steps_of_the_newest_attempt_with_enough(
-    paths: RunPaths, ranks: list[int], by: float, said: str | None
+    paths: RunPaths, ranks: list[int], by: float, said: str | None, caption: str
 ) -> None:
     write_run(paths, [start(0, 0), start(30, 20)], steps=20)
     pace = [(7, 0.5)] * 20 + [(rank, by) for rank in ranks]
@@ -274,6 +280,10 @@ def test_the_slowest_rank_is_that_of_nearly_all_steps_of_the_newest_attempt_with
     told = [line | {"slowest_rank": r, "slowest_by": b} for line, (r, b) in zip(lines, pace, strict=True)]
     paths.metrics.write_text("".join(json.dumps(line) + "\n" for line in told))
     assert facts(paths, at=40).get("speed") == said
+    assert pace_text(read_state(paths)).startswith(caption)
+    write_events(paths, [start(0, 0), start(30, 20), {**start(50, len(pace)), "world_size": 4}])
+    assert "speed" not in facts(paths, at=60)  # ranks of another number are others
+    assert pace_text(read_state(paths)).startswith("Too few steps were measured")
 
 
 def test_the_log_of_the_rank_that_told_the_end_is_named_and_those_of_all(paths: RunPaths) -> None:

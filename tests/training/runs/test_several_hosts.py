@@ -49,7 +49,7 @@ def test_two_hosts_restart_together_after_a_dead_rank_and_stop_together_when_one
     assert [end["exit_code"] for end in run.ends()] == [75]
     assert len(run.events("launch")) == 2
     assert [start["world_size"] for start in run.events("start")] == [2]
-    said, killed = run.log.read_text(), f"rank 1 on {host_name()} was killed by SIGKILL"
+    said, killed = run.log.read_text(), f"rank 1 ({host_name()}) was killed by SIGKILL"
     assert "rank 1 ended with signal SIGKILL" in said and f"{killed}; the ranks' logs: {run.paths.logs}" in said
     assert [event["reason"] for event in run.events("no-start")] == [killed]
     assert "Traceback" not in said

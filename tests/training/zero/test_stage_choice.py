@@ -13,6 +13,7 @@ from training.zero.ds_config import template_for
 from training.zero.stage_choice import before_changes, rounding_changes, train_as, with_hpz, zero_of
 
 THREE = {"stage": 3, "offload": "none"}
+SELECTIVE = ["activation_checkpointing"]
 
 
 def record(zero: dict[str, Any] | None = THREE, **train: Any) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def test_only_choices_that_round_otherwise_are_told() -> None:
 
 
 def test_a_replay_has_the_settings_of_the_attempt_that_took_the_step() -> None:
-    first = record(attention="sdpa", micro_batch_rows=2)
+    first = record(attention="sdpa", micro_batch_rows=2, deterministic=False)
     second = record({"stage": 1, "offload": "none"}, compile="layers", loss_chunk_tokens=64)
     events = [
         {"event": "rounding", "changed": {key: list(pair) for key, pair in rounding_changes(then, now).items()}}
@@ -44,6 +45,12 @@ def test_a_replay_has_the_settings_of_the_attempt_that_took_the_step() -> None:
     assert (of_second.compile, of_second.zero_stage, of_second.loss_chunk_tokens) == ("layers", 1, None)
     of_first = train_as(now, then, asked=["zero_stage"])
     assert (of_first.attention, of_first.micro_batch_rows, of_first.zero_stage) == ("sdpa", 2, 2)
+    assert of_second.deterministic and not of_first.deterministic
+
+
+def test_what_is_asked_of_a_replay_and_does_not_go_with_the_attempt_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"with those of -o: 1 problem to fix\n.*compile: layers"):
+        train_as(TrainConfig(activation_checkpointing="selective"), record(compile="layers"), SELECTIVE)
 
 
 def test_a_change_that_this_version_does_not_know_is_refused() -> None:

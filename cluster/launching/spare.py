@@ -1,0 +1,201 @@
+"""A spare process beside the ranks of a host: it has imported what they import, and the next ones are forked from it.
+
+Most of the start of a small model is importing torch, transformers and DeepSpeed. The spare process is the same command
+as the ranks, with SPARE in its environment; what it does is in cluster/launching/forking.py and launch/spare.py. Ranks
+that are forked from it become children of this process, as those that it starts itself are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+from cluster.environment import SPARE, child_environment, free_memory_bytes, patience, rank_names
+from cluster.launching.local_launcher import die_with_parent
+
+log = logging.getLogger(__name__)
+
+CHECK, FORK, USABLE = b"check", b"fork", b"usable"
+ANSWER_S = 10.0  # that the spare has for an answer: it only looks at files, or forks
+DUE_S = 30.0  # after the ranks
+MOST_BYTES = 4096  # of an answer
+PR_SET_CHILD_SUBREAPER = 36
+LEAST_FREE_BYTES = 2e9  # without it, no spare process: it takes about 0.5 GB
+# torch then counts GPUs without starting CUDA, which a process that is forked could not use; DeepSpeed sets it as well
+IN_SPARE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+
+
+@dataclass
+class ForkedRank:
+    """A rank that was forked from the spare, a child of this process, as the launcher handles a subprocess.Popen."""
+
+    pid: int
+    returncode: int | None = None
+
+    def poll(self) -> int | None:
+        return self.ended(os.WNOHANG)
+
+    def wait(self) -> int:
+        code = self.ended(0)
+        assert code is not None
+        return code
+
+    def ended(self, options: int) -> int | None:
+        if self.returncode is None and (found := os.waitpid(self.pid, options))[0]:
+            self.returncode = os.waitstatus_to_exitcode(found[1])
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:  # until it is waited for, no other process has its number
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@dataclass
+class Spare:
+    """The spare process of this host: started half a minute after the ranks, and asked for those of later attempts.
+
+    By then most ranks take steps. That is not looked up: the run's disk may hang, and the launcher must not.
+    Whatever is wrong with the process is told, and ranks are then started afresh.
+    """
+
+    command: Sequence[str]
+    process: subprocess.Popen[bytes] | None = None
+    control: socket.socket | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    is_ready: bool = False
+    is_refused: bool = False
+    waiting_since: float | None = None
+
+    def tend(self) -> None:
+        """Start the process once it is due, and hear whether it can be used. Called while the ranks work."""
+        if self.is_ready or self.is_refused:
+            return
+        if self.control is None:
+            now = time.monotonic()
+            self.waiting_since = now if self.waiting_since is None else self.waiting_since
+            if now - self.waiting_since >= DUE_S * patience():
+                self.start()
+            return
+        try:
+            answer = self.control.recv(MOST_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            answer = b""
+        if answer != USABLE:
+            self.refuse(answer)
+            return
+        self.is_ready = True
+        self.control.settimeout(ANSWER_S)
+        log.info("a spare process is ready for quick restarts")
+
+    def start(self) -> None:
+        if (free := free_memory_bytes()) < LEAST_FREE_BYTES:
+            self.refuse(f"only {free / 1e9:.1f} GB of memory is free".encode())
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.environment = child_environment({"OMP_NUM_THREADS": "1"})
+        with theirs:
+            try:
+                self.process = subprocess.Popen(
+                    self.command,
+                    env={**IN_SPARE, **self.environment, SPARE: str(theirs.fileno())},
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,
+                    preexec_fn=partial(die_with_parent, os.getpid()),
+                )
+            except OSError as error:
+                ours.close()
+                self.refuse(str(error).encode())
+                return
+        ours.setblocking(False)  # until it has answered: the launcher looks after its ranks meanwhile
+        self.control = ours
+
+    def refuse(self, why: bytes) -> None:
+        """Do without a spare from now on."""
+        self.is_refused = True
+        self.end()
+        told = why.decode(errors="replace") or "it has ended"
+        log.info("no spare process for quick restarts here: %s", told)
+
+    def is_usable(self, environment: Mapping[str, str]) -> bool:
+        """Return whether a rank with this environment may be forked now; tell why not where a spare was there."""
+        if self.control is None or not self.is_ready:
+            return False
+        why = self.changed_variable(environment) or self.answer_to_check(self.control)
+        if why:
+            log.info("the ranks are started afresh, not from the spare process: %s", why)
+            self.end()  # the next attempt gets another one
+        return not why
+
+    def changed_variable(self, environment: Mapping[str, str]) -> str:
+        """Return in words which variable differs from those that the libraries were imported with."""
+        own = rank_names()
+        names = {
+            name for name in {*environment, *self.environment} if environment.get(name) != self.environment.get(name)
+        }
+        changed = sorted(name for name in names if name not in own)
+        return f"the environment has changed: {', '.join(changed)}" if changed else ""
+
+    def answer_to_check(self, control: socket.socket) -> str:
+        try:
+            control.send(CHECK)
+            answer = control.recv(MOST_BYTES)
+        except OSError as error:
+            return f"it does not answer ({error})"
+        return "" if answer == USABLE else answer.decode(errors="replace") or "it has ended"
+
+    def fork(self, environment: Mapping[str, str]) -> ForkedRank | None:
+        """Fork a rank with this environment; None if that failed, which is told."""
+        if self.control is None:
+            return None
+        ours, theirs = socket.socketpair()
+        with ours, adopting_orphans():
+            ours.settimeout(ANSWER_S)
+            try:
+                with theirs:
+                    socket.send_fds(self.control, [FORK], [theirs.fileno()])
+                rank = ForkedRank(int(ours.recv(MOST_BYTES)))
+            except (OSError, ValueError) as error:  # the rank ends by itself: nothing more comes from here
+                log.warning("the spare process has forked no rank: %s", error)
+                self.end()
+                return None
+            try:
+                ours.sendall(json.dumps(dict(environment)).encode())
+            except OSError:
+                log.warning("rank process %d has ended at once", rank.pid)  # its exit code tells more
+        return rank
+
+    def end(self) -> None:
+        """End the process, if there is one; ranks that were forked from it live on."""
+        if self.control is not None:
+            self.control.close()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        self.process = self.control = self.waiting_since = None
+        self.is_ready = False
+
+
+@contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Become the parent of processes below this one whose parent ends, as the one between spare and rank does."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
