@@ -6,6 +6,7 @@ no thread behind and does not touch a GPU: a process that is forked could use ne
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 import os
 import socket
@@ -16,41 +17,58 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.environment import child_environment, gpus_of_host, set_library_variables, update_environment
+from cluster.environment import (
+    child_environment,
+    gpus_of_host,
+    rank_names,
+    set_library_variables,
+    update_environment,
+)
 from cluster.errors import EXIT_FAILED
 from cluster.launching.forking import become_ranks, lasting_threads, offer_memory
 from cluster.launching.spare import IN_SPARE
+from cluster.wording import count_of
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cluster", "data_prep", "launch", "training")
 IMPORTED = ("launch.runs.train", "training.train_rank")  # the last one brings torch, transformers and DeepSpeed
 NICENESS = 10
+# what an import may raise: ranks are then started afresh, and tell it themselves
+IMPORT_ERRORS = (ImportError, OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, SyntaxError)
 Stamps = dict[str, tuple[int, int]]
 
 
 def be_spare(descriptor: int) -> None:
     """Import, then fork ranks when the launcher asks for them. Returns in each rank; the spare itself ends here."""
     control = socket.socket(fileno=descriptor)
-    adjustment = offer_memory()
-    own, gpus = own_stamps(), gpus_of_host()
     try:
+        adjustment = offer_memory()
+        own, gpus, installed = own_stamps(), gpus_of_host(), installed_stamps()
         set_library_variables()
         before = {name: value for name, value in child_environment({}).items() if name not in IN_SPARE}
         with silenced(), ThreadPoolExecutor(1, initializer=step_back) as pool:
-            pool.submit(import_all).result()
+            context = contextvars.copy_context()
+            pool.submit(context.run, import_all).result()
+        for variable, value in context.items():  # torch keeps settings in some: they are those of a thread
+            variable.set(value)
         why = unfit()
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except IMPORT_ERRORS as error:
         why = f"{type(error).__name__}: {error}"
     if why:
         control.send(why.encode()[:4000])
         os._exit(EXIT_FAILED)
     libraries = library_stamps()
     made = {name: value for name, value in child_environment({}).items() if before.get(name) != value}
+    made = {name: value for name, value in made.items() if name not in rank_names()}
 
     def changed() -> str:
         if gpus_of_host() != gpus:
-            return f"this host has {gpus_of_host()} GPUs now, and had {gpus}"
-        return difference(own, own_stamps()) or difference(libraries, library_stamps())
+            return f"this host has {count_of(gpus_of_host(), 'GPU')} now, and had {gpus}"
+        return (
+            difference(own, own_stamps())
+            or difference(installed, installed_stamps())
+            or difference(libraries, library_stamps())
+        )
 
     become_ranks(control, changed, adjustment)
     update_environment(made)  # by imports, as in a process of its own
@@ -69,7 +87,8 @@ def import_all() -> None:
 
 def step_back() -> None:
     """Leave the CPU to the ranks, in this thread only: a process could not take its priority back without rights."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    niceness = max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0))
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def unfit() -> str:
@@ -105,6 +124,11 @@ def silenced() -> Iterator[None]:
 def own_stamps() -> Stamps:
     """Return the times and sizes of our own files, imported or not."""
     return stamps([str(path) for package in PACKAGES for path in (CHECKOUT / package).rglob("*.py")])
+
+
+def installed_stamps() -> Stamps:
+    """Return the same of the folders that packages are in: one that is installed, updated or removed changes them."""
+    return stamps([folder for folder in sys.path if folder.endswith(("site-packages", "dist-packages"))])
 
 
 def library_stamps() -> Stamps:

@@ -62,7 +62,7 @@ def become_ranks(control: socket.socket, changed: Callable[[], str], adjustment:
         if not message:  # the launcher has ended, or needs no spare any more
             os._exit(EXIT_DONE)
         if message == CHECK:
-            control.send(changed().encode()[:MOST_BYTES] or USABLE)
+            control.send(told_change(changed).encode()[:MOST_BYTES] or USABLE)
             continue
         if is_rank():
             control.close()
@@ -70,6 +70,13 @@ def become_ranks(control: socket.socket, changed: Callable[[], str], adjustment:
             ADJUSTMENT.write_text(adjustment)
             return
         os.close(descriptors[0])
+
+
+def told_change(changed: Callable[[], str]) -> str:
+    try:
+        return changed()
+    except OSError as error:
+        return f"whether the code has changed cannot be told: {error}"
 
 
 def is_rank() -> bool:
@@ -102,9 +109,10 @@ def enter(own: socket.socket, launcher: int) -> None:
     die_with_parent()
     if os.getppid() != launcher:
         os._exit(EXIT_FAILED)
-    with own, own.makefile("rb") as stream:
-        own.sendall(str(os.getpid()).encode())
-        environment = stream.read()
-    if not environment:
+    try:
+        with own, own.makefile("rb") as stream:
+            own.sendall(str(os.getpid()).encode())
+            environment = json.loads(stream.read())
+    except (OSError, ValueError):  # the launcher waits for this rank no longer
         os._exit(EXIT_FAILED)
-    replace_environment(json.loads(environment))
+    replace_environment(environment)

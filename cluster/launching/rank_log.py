@@ -90,7 +90,7 @@ def redirected(path: Path, file: TextIO, *, is_shown: bool) -> Iterator[None]:
             for number, descriptor in before.items():
                 os.dup2(descriptor, number)
             for number in duplicates(pipes):
-                os.dup2(before[ERROR], number)
+                os.dup2(before[ERROR], number, inheritable=False)
             for process in set(tees.values()):
                 with suppress(subprocess.TimeoutExpired):  # a child of ours still has its input; it will end with it
                     process.wait(TEE_S)

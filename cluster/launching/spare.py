@@ -14,9 +14,10 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 CHECK, FORK, USABLE = b"check", b"fork", b"usable"
 ANSWER_S = 10.0  # that the spare has for an answer: it only looks at files, or forks
 DUE_S = 30.0  # after the ranks
+WAIT_S = 0.02
+END_S = 1.0
 MOST_BYTES = 4096  # of an answer
 PR_SET_CHILD_SUBREAPER = 36
 LEAST_FREE_BYTES = 2e9  # without it, no spare process: it takes about 0.5 GB
@@ -37,27 +40,34 @@ IN_SPARE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 @dataclass
 class ForkedRank:
-    """A rank that was forked from the spare, a child of this process, as the launcher handles a subprocess.Popen."""
+    """A rank that was forked from the spare, a child of this process, as the launcher handles a subprocess.Popen.
+
+    A signal's handler may ask for the same rank while this process is about to hear of its end: only one of them waits
+    for it, as a child can be waited for once.
+    """
 
     pid: int
     returncode: int | None = None
+    waiting: threading.Lock = field(default_factory=threading.Lock)
 
     def poll(self) -> int | None:
-        return self.ended(os.WNOHANG)
-
-    def wait(self) -> int:
-        code = self.ended(0)
-        assert code is not None
-        return code
-
-    def ended(self, options: int) -> int | None:
-        if self.returncode is None and (found := os.waitpid(self.pid, options))[0]:
-            self.returncode = os.waitstatus_to_exitcode(found[1])
+        if self.returncode is None and self.waiting.acquire(blocking=False):
+            try:
+                if self.returncode is None and (found := os.waitpid(self.pid, os.WNOHANG))[0]:
+                    self.returncode = os.waitstatus_to_exitcode(found[1])
+            finally:
+                self.waiting.release()
         return self.returncode
 
+    def wait(self) -> int:
+        while (code := self.poll()) is None:
+            time.sleep(WAIT_S)
+        return code
+
     def send_signal(self, number: int) -> None:
-        if self.poll() is None:  # until it is waited for, no other process has its number
-            os.kill(self.pid, number)
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -103,13 +113,14 @@ class Spare:
         log.info("a spare process is ready for quick restarts")
 
     def start(self) -> None:
-        if (free := free_memory_bytes()) < LEAST_FREE_BYTES:
-            self.refuse(f"only {free / 1e9:.1f} GB of memory is free".encode())
-            return
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.environment = child_environment({"OMP_NUM_THREADS": "1"})
-        with theirs:
-            try:
+        try:
+            if (free := free_memory_bytes()) < LEAST_FREE_BYTES:
+                self.refuse(f"only {free / 1e9:.1f} GB of memory is free".encode())
+                return
+            self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.control.setblocking(False)  # until it has answered: the launcher looks after its ranks meanwhile
+            self.environment = child_environment({"OMP_NUM_THREADS": "1"})
+            with theirs:
                 self.process = subprocess.Popen(
                     self.command,
                     env={**IN_SPARE, **self.environment, SPARE: str(theirs.fileno())},
@@ -117,23 +128,20 @@ class Spare:
                     process_group=0,
                     preexec_fn=partial(die_with_parent, os.getpid()),
                 )
-            except OSError as error:
-                ours.close()
-                self.refuse(str(error).encode())
-                return
-        ours.setblocking(False)  # until it has answered: the launcher looks after its ranks meanwhile
-        self.control = ours
+        except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
+            self.refuse(f"{type(error).__name__}: {error}".encode())  # whatever it is, the ranks go on
 
     def refuse(self, why: bytes) -> None:
-        """Do without a spare from now on."""
-        self.is_refused = True
+        """Do without a spare in this attempt; the next one tries again, as memory may be free by then."""
         self.end()
+        self.is_refused = True
         told = why.decode(errors="replace") or "it has ended"
         log.info("no spare process for quick restarts here: %s", told)
 
     def is_usable(self, environment: Mapping[str, str]) -> bool:
         """Return whether a rank with this environment may be forked now; tell why not where a spare was there."""
         if self.control is None or not self.is_ready:
+            self.is_refused, self.waiting_since = False, None  # another attempt begins
             return False
         why = self.changed_variable(environment) or self.answer_to_check(self.control)
         if why:
@@ -162,22 +170,20 @@ class Spare:
         """Fork a rank with this environment; None if that failed, which is told."""
         if self.control is None:
             return None
-        ours, theirs = socket.socketpair()
-        with ours, adopting_orphans():
-            ours.settimeout(ANSWER_S)
-            try:
+        try:
+            ours, theirs = socket.socketpair()
+            with ours, adopting_orphans():
+                ours.settimeout(ANSWER_S)
                 with theirs:
                     socket.send_fds(self.control, [FORK], [theirs.fileno()])
                 rank = ForkedRank(int(ours.recv(MOST_BYTES)))
-            except (OSError, ValueError) as error:  # the rank ends by itself: nothing more comes from here
-                log.warning("the spare process has forked no rank: %s", error)
-                self.end()
-                return None
-            try:
-                ours.sendall(json.dumps(dict(environment)).encode())
-            except OSError:
-                log.warning("rank process %d has ended at once", rank.pid)  # its exit code tells more
-        return rank
+                with suppress(OSError):  # it has ended at once: its exit code tells more
+                    ours.sendall(json.dumps(dict(environment)).encode())
+                return rank
+        except (OSError, ValueError) as error:  # a rank that was forked ends by itself: nothing more comes from here
+            log.warning("the spare process has forked no rank: %s", error)
+            self.end()
+            return None
 
     def end(self) -> None:
         """End the process, if there is one; ranks that were forked from it live on."""
@@ -185,7 +191,8 @@ class Spare:
             self.control.close()
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            with suppress(subprocess.TimeoutExpired):  # it may hang in a disk, which nothing ends
+                self.process.wait(END_S)
         self.process = self.control = self.waiting_since = None
         self.is_ready = False
 

@@ -94,7 +94,7 @@ def test_something_trained_that_the_model_has_no_place_for_is_named(
     write_checkpoint(tmp_path / "checkpoints", lost, **{"frozen weights": origin.source_digest(0)})
     partial = Partial(origin=origin, seed=0, lora=LoraConfig(rank=2))
     with pytest.raises(
-        CheckpointError, match=r"1 trained tensors would not be exported: model\.layers\.7\.mlp\.up_proj"
+        CheckpointError, match=r"1 trained tensor would not be exported: model\.layers\.7\.mlp\.up_proj"
     ):
         export(origin, tmp_path / "checkpoints", ExportConfig(), tmp_path / "export", partial)
     assert not (tmp_path / "export").exists()
