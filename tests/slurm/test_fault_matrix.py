@@ -277,7 +277,7 @@ def test_fault_matrix_of_hosts_that_come_and_go(
     slurm: Any, start: Callable[..., Any], soak_log: Callable[[str], None]
 ) -> None:
     """One command on three hosts: then there are two, one, and three again, and nobody does anything about it."""
-    train = {"steps": 600, "precision": "fp32"}
+    train = {"steps": 900, "precision": "fp32"}
     quiet = start(**train)
     quiet.wait()
     job = start("-N1-3", "--partition=spare", **train)
@@ -285,21 +285,21 @@ def test_fault_matrix_of_hosts_that_come_and_go(
     for lost in ("node3", "node2", "node1", None):
         wait_for_phase(job, "step")
         job.wait_for(lambda: bool(saved_steps(job)))
-        hosts.append(len(heartbeats(job)))
+        hosts.append(events(job, "start")[-1]["world_size"])  # a rank on each
         soak_log(f"step {last_step(job)}: {hosts[-1]} hosts")
         count = len(starts(job))
         if lost == "node1":  # the last of them goes and comes back at once, as the others have in the meantime
             slurm.power_on("node2")
             slurm.power_on("node3")
-            slurm.unplug(lost)
-            slurm.power_off(lost)
-            slurm.power_on(lost)
+            cut_power(job, lost)
+            slurm.power_on(lost)  # while Slurm still holds the requeued job back
         elif lost:
             cut_power(job, lost)
         job.wait_for(lambda count=count, lost=lost: lost is None or len(starts(job)) > count)
     assert hosts == [3, 2, 1, 3]
     assert job.wait()["ExitCode"] == "0:0"
-    assert losses(job) == pytest.approx(losses(quiet), rel=1e-5)
+    # the sums' other order grows with Adam's steps, and the rows are learnt by heart: the last losses are near 0
+    assert losses(job) == pytest.approx(losses(quiet), rel=1e-5, abs=5e-5)
     certified = job.cluster.on("node1", "python", "-m", "launch", "verify-resume", "run.yaml", cwd=job.folder)
     soak_log(certified)
     assert "the same to the bit" in certified
