@@ -25,12 +25,22 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_overrides(command)
     command.add_argument(
         "--watch",
-        type=not_negative,
+        type=seconds,
         nargs="?",
         const=WATCH_S,
         metavar="SECONDS",
         help=f"show it again every so many seconds ({WATCH_S:g}) until the run ends, or Ctrl-C",
     )
+
+
+def seconds(text: str) -> float:
+    """Parse what follows --watch, which may be the run."""
+    try:
+        return not_negative(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{error}; a run is named before it: shardline status {text} --watch"
+        ) from None
 
 
 def run(options: argparse.Namespace) -> int:
