@@ -1,4 +1,4 @@
-"""What the environment and the host say: this process's rank, its GPUs, CPUs and memory, its Slurm job.
+"""What the environment says: this process's rank, the GPUs that it may use, its Slurm job, what a user has set.
 
 No other module but cluster/launching/ray_cluster.py reads environment variables: Ray takes its own from there.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import ClusterError
+from cluster.machine import cpu_count, gpus_of_host
 from cluster.network.interfaces import interface_towards
 from cluster.wording import count_of
 
@@ -222,37 +222,6 @@ def gpu_count() -> int:
     return gpus_of_host()
 
 
-def gpus_of_host() -> int:
-    """Return how many NVIDIA GPUs the kernel shows to this process; some machines show them in one place only."""
-    return max(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))), len(list(Path("/dev").glob("nvidia[0-9]*"))))
-
-
-def cpu_count() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def free_memory_bytes() -> int:
-    """Return how much memory this process can still allocate: what the host, and its cgroup's limit, leave free."""
-    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(meminfo["MemAvailable"].split()[0]) * 1024
-    own = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "/")
-    root = Path("/sys/fs/cgroup")
-    group = root / own.lstrip("/")
-    groups = [one for one in (group, *group.parents) if one.is_relative_to(root)]  # a limit may be that of the job
-    return min([free, *(left for one in groups if (left := left_in_group(one)) is not None)])
-
-
-def left_in_group(group: Path) -> int | None:
-    """Return the bytes that a memory cgroup (version 2) can still allocate; None if it has no limit."""
-    limit = group / "memory.max"
-    if not limit.is_file() or limit.read_text().strip() == "max":
-        return None
-    pages = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    cached = int(pages["inactive_file"]) + int(pages["active_file"])  # given back when memory is asked for
-    return max(0, int(limit.read_text()) - int((group / "memory.current").read_text()) + cached)
-
-
 RAY_HOSTS = "SHARDLINE_RAY_HOSTS"
 
 
@@ -324,22 +293,6 @@ def variables(*beginnings: str) -> dict[str, str]:
 def terminal_type() -> str | None:
     """Return what the terminal calls itself; `dumb` if it knows no escape sequences."""
     return os.environ.get("TERM")
-
-
-def host_name() -> str:
-    return socket.gethostname()
-
-
-def hold_port() -> socket.socket:
-    """Return a socket that holds a free port for a program that will listen there; close it when that has ended.
-
-    The system gives the port to nobody else meanwhile. The program must set SO_REUSEADDR, as torch's store does, and
-    as Python's servers do.
-    """
-    holder = socket.socket()
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.bind(("", 0))  # on all addresses, as the program will
-    return holder
 
 
 def text(values: Mapping[str, str], name: str) -> str:

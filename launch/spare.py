@@ -17,16 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.environment import (
-    child_environment,
-    gpus_of_host,
-    rank_names,
-    set_library_variables,
-    update_environment,
-)
+from cluster.environment import child_environment, rank_names, set_library_variables, update_environment
 from cluster.errors import EXIT_FAILED
 from cluster.launching.forking import become_ranks, lasting_threads, offer_memory
 from cluster.launching.spare import IN_SPARE
+from cluster.machine import gpus_of_host
 from cluster.wording import count_of
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -14,13 +14,14 @@ import torch
 from pydantic import ValidationError
 
 from cluster.disk.atomic_files import write_json, write_text
-from cluster.environment import World, attempt_of_launcher, free_memory_bytes, set_defaults
+from cluster.environment import World, attempt_of_launcher, set_defaults
 from cluster.errors import EXIT_FAILED, ClusterError, ConfigError, DamagedRowsError, exit_code_of
 from cluster.hangs.flight_recorder import recorder_variables
 from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal.journal import Journal
 from cluster.journal.records import write_event
 from cluster.launching.stop_request import StopFlag
+from cluster.machine import free_memory_bytes
 from cluster.paths import RunPaths
 from cluster.restart_limit import attempt_name
 from cluster.versions import as_text, versions

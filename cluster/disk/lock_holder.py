@@ -8,7 +8,8 @@ import uuid
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from cluster.environment import host_name, slurm_job
+from cluster.environment import slurm_job
+from cluster.machine import host_name
 from cluster.processes import alive_since
 
 

@@ -10,12 +10,13 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from cluster.environment import attempt_of_launcher, host_name
+from cluster.environment import attempt_of_launcher
 from cluster.hangs.flight_recorder import Wait, ask_for_dumps, of_all_hosts, waits_of, waits_text
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.reachability import unreachable
 from cluster.heartbeats.heartbeat import STACKS
 from cluster.heartbeats.heartbeat_files import Beat, stacks_path
+from cluster.machine import host_name
 from cluster.paths import RunPaths
 from cluster.processes import process_state
 

@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.environment import host_name
 from cluster.errors import EXIT_FAILED, ClusterError
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.hang_report import write_report
@@ -33,6 +32,7 @@ from cluster.heartbeats.heartbeat_files import (
 from cluster.journal.log import set_up_logging
 from cluster.journal.records import last_step, read_events, seconds_since_start, write_event
 from cluster.launching.stop_request import SIGNALS
+from cluster.machine import host_name
 from cluster.paths import RunPaths
 from cluster.processes import process_state, started_at
 

@@ -28,8 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import World, host_name
+from cluster.environment import World
 from cluster.errors import ClusterError
+from cluster.machine import host_name
 from cluster.paths import RunPaths
 from cluster.processes import started_at
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.environment import hold_port, patience
+from cluster.environment import patience
 from cluster.errors import EXIT_DONE, EXIT_FAILED, ClusterError, exit_code_of
 from cluster.hosts.meeting import END_S, MEET_S, Hello, Met, other_settings
 from cluster.hosts.peer import POLL_S, Patience, Peer
 from cluster.launching.local_launcher import Seats, combined, first_cause
+from cluster.machine import hold_port
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TextIO
 
-from cluster.environment import World, host_name
+from cluster.environment import World
+from cluster.machine import host_name
 from cluster.terminal import ERASE, can_draw_in_place, console
 
 

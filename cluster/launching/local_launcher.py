@@ -20,9 +20,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from cluster.environment import World, child_environment, hold_port, host_name, rank_variables
+from cluster.environment import World, child_environment, rank_variables
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION
 from cluster.launching.stop_request import SIGNALS
+from cluster.machine import hold_port, host_name
 from cluster.terminal import erase_line
 
 log = logging.getLogger(__name__)

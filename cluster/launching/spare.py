@@ -21,8 +21,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from cluster.environment import SPARE, child_environment, free_memory_bytes, patience, rank_names
+from cluster.environment import SPARE, child_environment, patience, rank_names
 from cluster.launching.local_launcher import die_with_parent
+from cluster.machine import free_memory_bytes
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import gpus_of_host, variables
+from cluster.environment import variables
+from cluster.machine import gpus_of_host
 
 NVIDIA_SMI = "nvidia-smi"
 AMD = Path("/dev/kfd")  # the driver of AMD's GPUs

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.disk.atomic_files import FULL, sha256_of
-from cluster.environment import host_name, variables
+from cluster.environment import variables
+from cluster.machine import host_name
 from cluster.model_files import CONFIG, cached_folder, looks_local
 from cluster.preflight.findings import NOT_INSTALLED
 from cluster.versions import ROOT, library_version, versions

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cluster.environment import cpu_count
 from cluster.errors import DataError
+from cluster.machine import cpu_count
 from cluster.progress import amount_of, duration
 from cluster.wording import count_of
 from data_prep.clean.cleaning import check_languages

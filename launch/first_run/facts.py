@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.config_loading import validate
-from cluster.environment import cpu_count, gpu_count
+from cluster.environment import gpu_count
 from cluster.errors import ConfigError, DataError
+from cluster.machine import cpu_count
 from cluster.model_files import CONFIG, cached_folder, found_folder, looks_local, read_settings, weight_files
 from data_prep.config import DataConfig, SourceConfig
 from data_prep.fetch.source_files import files_of

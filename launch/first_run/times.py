@@ -12,7 +12,7 @@ import math
 import os
 import time
 
-from cluster.environment import cpu_count
+from cluster.machine import cpu_count
 from cluster.progress import duration
 from cluster.wording import count_of
 from launch.first_run.choices import CHECKS, Choices

@@ -12,8 +12,8 @@ from typing import Any
 
 from cluster.config_loading import dump_yaml
 from cluster.disk.atomic_files import digest_of, write_json, write_text
-from cluster.environment import host_name
 from cluster.errors import DataError
+from cluster.machine import host_name
 from cluster.paths import RunPaths
 from cluster.submission.sbatch import Job
 from cluster.versions import ROOT, versions

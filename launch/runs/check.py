@@ -10,8 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.environment import cpu_count, gpu_count
+from cluster.environment import gpu_count
 from cluster.errors import EXIT_DONE, ConfigError
+from cluster.machine import cpu_count
 from cluster.model_files import found_folder
 from cluster.wording import count_of
 from data_prep.encode.conversations import TEMPLATES, read_template

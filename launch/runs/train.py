@@ -25,7 +25,6 @@ from cluster.environment import (
     attempt_of_launcher,
     enter_world,
     gpu_count,
-    host_name,
     lock_of_launcher,
     read_host_place,
     read_world,
@@ -48,6 +47,7 @@ from cluster.launching.local_launcher import RankNews, run_ranks
 from cluster.launching.rank_log import has_lost, rank_log, remove_old
 from cluster.launching.spare import Spare
 from cluster.launching.stop_request import StopFlag
+from cluster.machine import host_name
 from cluster.paths import RunPaths
 from cluster.progress import Waiting
 from cluster.restart_limit import attempt_name, note_cause, note_launch, note_stop

@@ -17,8 +17,8 @@ from typing import Any
 
 from cluster.disk.lock_holder import Holder
 from cluster.disk.locks import LockFile, hold_lock
-from cluster.environment import host_name
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, ConfigError, TrainingError
+from cluster.machine import host_name
 from cluster.wording import count_of
 from data_prep.shards import check_shards, read_manifest
 from launch.arguments import add_run, positive

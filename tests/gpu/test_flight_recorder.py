@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.environment import child_environment, hold_port
+from cluster.environment import child_environment
 from cluster.hangs.flight_recorder import ask_for_dumps, recorder_variables, waits_of
+from cluster.machine import hold_port
 
 pytestmark = [
     pytest.mark.gpu,

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from cluster.disk.atomic_files import PARTIAL, fsync_path
-from cluster.environment import host_name
 from cluster.errors import CheckpointError
+from cluster.machine import host_name
 from training.checkpoints import layout
 from training.checkpoints.layout import Commit
 from training.checkpoints.shard_files import ITEM_BYTES, FileFacts, rank_file_name, write_rank_file

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from cluster.environment import host_name
 from cluster.errors import CheckpointError
+from cluster.machine import host_name
 from cluster.wording import count_of
 from training.checkpoints import layout
 from training.checkpoints.async_save import SavePolicy, Saver, all_gather_text

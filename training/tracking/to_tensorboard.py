@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from cluster.environment import host_name
+from cluster.machine import host_name
 from training.tracking.records import Note, Point, Target
 
 NAME = "events.out.tfevents."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from cluster.environment import hold_port
 from cluster.hangs.reachability import unreachable
+from cluster.machine import hold_port
 
 
 def test_a_host_that_refuses_has_answered_and_a_name_that_nobody_knows_says_nothing() -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.environment import HostPlace, hold_port
+from cluster.environment import HostPlace
 from cluster.hosts.meeting import Hello, other_settings
 from cluster.hosts.peer import LINE_BYTES
+from cluster.machine import hold_port
 
 ROOT = Path(__file__).resolve().parents[3]
 HOST = """

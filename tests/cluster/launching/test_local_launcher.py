@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.environment import host_name
 from cluster.launching.local_launcher import RankNews, combined, first_cause, run_ranks, start_rank
+from cluster.machine import host_name
 from cluster.processes import alive_since
 
 ROOT = Path(__file__).resolve().parents[3]

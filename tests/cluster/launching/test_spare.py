@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.environment import ATTEMPT, host_name
+from cluster.environment import ATTEMPT
 from cluster.launching.local_launcher import RankNews, run_ranks
 from cluster.launching.spare import Spare
+from cluster.machine import host_name
 
 ROOT = Path(__file__).resolve().parents[3]
 BECOME = """

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.environment import hold_port, host_name
+from cluster.machine import hold_port, host_name
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
