@@ -122,6 +122,8 @@ run_node() { # HOST
   until ip addr show dev eth0 2>/dev/null | grep --quiet "inet 10"; do sleep 0.05; done
   slurmd -D -N "$1" &
   wait
+  # once the cluster is up, a host outlives its slurmd, which a test may start again; the shell reaps orphans
+  while [[ -e $folder/ready ]]; do sleep 1; done
 }
 
 power_off() { # HOST
