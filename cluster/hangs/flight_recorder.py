@@ -101,16 +101,16 @@ def ask_for_dumps(ranks: Iterable[int]) -> list[int]:
     return asked
 
 
-def waits_of(ranks: Iterable[int], asked: Sequence[int], since: float, within_s: float = DUMP_S) -> list[Wait]:
+def waits_of(ranks: Iterable[int], asked: Sequence[int], since: float) -> list[Wait]:
     """Return what ranks of this host wait in, as their files say.
 
-    Those that were asked have `within_s` to write theirs; `since` is when, in seconds since 1970. Files that NCCL has
+    Those that were asked have some seconds to write theirs; `since` is when, in seconds since 1970. Files that NCCL has
     written by itself before count too.
     """
     stem = stem_of_dumps()
     if not stem:
         return []
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + DUMP_S
     while not all(is_written(Path(f"{stem}{rank}"), since) for rank in asked) and time.monotonic() < deadline:
         time.sleep(0.2)
     found = []

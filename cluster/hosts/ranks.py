@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
-from types import FrameType
 
 from cluster.environment import HOSTS
 from cluster.errors import EXIT_FAILED
@@ -16,7 +14,7 @@ from cluster.hosts.meeting import Hello, Meeting
 from cluster.hosts.other import OtherHost
 from cluster.hosts.peer import stopped_code
 from cluster.launching.local_launcher import RankNews, SpareProcess, run_ranks
-from cluster.launching.stop_request import SIGNALS
+from cluster.launching.stop_request import remembered_signals
 
 log = logging.getLogger(__name__)
 
@@ -51,22 +49,6 @@ def run_on_hosts(
             if not again:
                 return total
             log.warning("restarting the ranks")
-
-
-@contextmanager
-def remembered_signals() -> Iterator[list[int]]:
-    """Remember the signals that ask to stop, where there are no ranks to pass them on to."""
-    asked: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    old = {number: signal.signal(number, remember) for number in SIGNALS}
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def meeting_of(hello: Hello, asked: Sequence[int]) -> Meeting:

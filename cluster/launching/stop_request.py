@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +24,22 @@ def ignore_signals() -> None:
     """
     for number in NOTICES:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def remembered_signals() -> Iterator[list[int]]:
+    """Remember the signals that ask to stop, where there are no ranks to pass them on to."""
+    asked: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    old = {number: signal.signal(number, remember) for number in SIGNALS}
+    try:
+        yield asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 MARGIN_S = 30.0  # for what was not measured: a first save, and the ranks' end

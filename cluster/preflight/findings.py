@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cluster.errors import EXIT_DONE, EXIT_USER_ACTION
@@ -165,8 +165,3 @@ def wrapped(first: str, text: str, columns: int) -> list[str]:
     return textwrap.wrap(
         text, columns, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     ) or [first.rstrip()]
-
-
-def of_hosts(finding: Finding, hosts: Iterable[str]) -> Finding:
-    """Return a finding about these hosts."""
-    return replace(finding, hosts=tuple(hosts))

@@ -14,20 +14,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from cluster.environment import RAY_HOSTS, patience, rank_words, slurm_variables
 from cluster.errors import EXIT_INTERRUPTED, ClusterError
 from cluster.launching.ray_host import PORT_IN_USE
+from cluster.launching.stop_request import remembered_signals
 from cluster.slurm.controller import Controller
 from cluster.slurm.decision import SRUN_BACK_OFF_S
 from cluster.slurm.job import SlurmJob, read_job
 from cluster.slurm.srun_output import SrunOutput
-from cluster.slurm.step import SIGNALS, StepEnd, end, ended, start
+from cluster.slurm.step import StepEnd, end, ended, start
 from launch.runs.slurm_job import ENTER, UNDER_SLURM
 
 log = logging.getLogger(__name__)
@@ -42,24 +40,8 @@ def prepare_in_job() -> int:
     """Run this command on Ray over all hosts of this job; return its exit code."""
     job = read_job(slurm_variables(), "prepare.sh")
     hosts = Controller(job.name, patience()).hosts(job.node_list)
-    with signals_noted() as asked:
+    with remembered_signals() as asked:
         return RayJob(job, hosts, patience(), asked).run()
-
-
-@contextmanager
-def signals_noted() -> Iterator[list[int]]:
-    """Collect the signals that ask the job to end."""
-    asked: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    old = {number: signal.signal(number, note) for number in SIGNALS}
-    try:
-        yield asked
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 @dataclass

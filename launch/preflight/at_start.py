@@ -44,8 +44,6 @@ class Preflight:
 
     run: RunConfig
     options: argparse.Namespace
-    first_s: float = FIRST_S
-    second_s: float = SECOND_S
 
     def verdict(self, layout: Layout, is_stopping: Callable[[], bool]) -> Verdict:
         """Examine the job's hosts, log what is wrong, and return what follows; nothing once the job is to stop."""
@@ -54,7 +52,7 @@ class Preflight:
         facts: dict[str, Facts] = {}
         unseen: list[str] = []
         again: Sequence[str] = hosts
-        for within_s in (self.first_s, self.second_s):
+        for within_s in (FIRST_S, SECOND_S):
             if again is not hosts:
                 time.sleep(PAUSE_S * patience())
             more, silent, more_unseen = self.ask(again, within_s, is_stopping)

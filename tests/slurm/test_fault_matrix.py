@@ -193,6 +193,8 @@ def start(slurm: Any, run_yaml: Callable[..., Path], tmp_path_factory: pytest.Te
 @pytest.fixture(scope="module")
 def undisturbed(start: Callable[..., Any]) -> dict[int, float]:
     job = start()
+    for step in range(100, STEPS, 100):
+        job.wait_for(lambda step=step: last_step(job) >= step)
     job.wait()
     found = losses(job)
     assert len(found) == STEPS

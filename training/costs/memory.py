@@ -17,7 +17,6 @@ from training.optimizer_state import ITEM_BYTES, STATE_BYTES_PER_PARAMETER
 
 Offload = Literal["none", "optimizer", "all"]
 MAX_LIVE = 1_000_000_000  # elements that ZeRO-3 keeps gathered, in ds_configs/
-OPTIMIZER_GROUP = 1_000_000_000  # elements that ZeRO-3 updates at a time: DeepSpeed's sub_group_size
 CHUNK_LOGITS = 1 << 22  # of training/step/loss.py, which imports torch
 HEADROOM = 0.10  # of a GPU's memory kept free: fragments of the allocator, and the stated error of a prediction
 CONTEXT = 2.0e9  # of CUDA and NCCL, outside of torch's allocator: 1 to 2.5 GB on Hopper

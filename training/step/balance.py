@@ -63,11 +63,3 @@ def difference(sums: Integers) -> float:
     """
     of_ranks = sums.sum(axis=1)
     return float(1 - of_ranks.min() / of_ranks.max()) if of_ranks.max() else 0.0
-
-
-def waiting(sums: Integers) -> float:
-    """Return how much longer than with equal shares a step takes, if ranks wait for each other after each micro batch.
-
-    `sums` are the times of the micro batches [ranks, accumulation steps].
-    """
-    return float(sums.max(axis=0).sum() / sums.sum() * len(sums) - 1)

@@ -108,11 +108,6 @@ def test_names_tell_formats() -> None:
     assert [format_of(name) for name in ("a.png", "README", "a.parquet.gz", "a.zip.gz", ".gz")] == [None] * 5
 
 
-JSON_VALUES = st.recursive(
-    st.integers() | st.text(max_size=8), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
-)
-
-
 @given(
     values=st.lists(
         st.recursive(st.integers() | st.text(max_size=8), lambda s: st.lists(s) | st.dictionaries(st.text(), s))

@@ -26,7 +26,6 @@ CLASSIFIER = {"model_type": "llama", "architectures": ["LlamaForSequenceClassifi
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "meta/llama"}
 REMOTE = {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": {"AutoModel": "own.Own"}}
 GPTQ = {**LLAMA, "quantization_config": {"quant_method": "gptq", "bits": 4}}
-VIT = {"model_type": "vit", "architectures": []}
 CAUSES = {
     "an encoder with a decoder": (
         {"config.json": T5},

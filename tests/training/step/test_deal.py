@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.order import IN_TURN, Division
-from training.step.balance import difference, waiting
+from training.step.balance import Integers, difference
 from training.step.deal import SLACK, Deal, Share, by_work, in_turn
 
 worlds, sizes = st.integers(1, 17), st.integers(1, 9)
@@ -106,3 +106,11 @@ def shares_of(deal: Deal) -> list[list[Share]]:
 
 def columns(batch: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
     return [work for work, _ in batch], [trained for _, trained in batch]
+
+
+def waiting(sums: Integers) -> float:
+    """Return how much longer than with equal shares a step takes, if ranks wait for each other after each micro batch.
+
+    `sums` are the times of the micro batches [ranks, accumulation steps].
+    """
+    return float(sums.max(axis=0).sum() / sums.sum() * len(sums) - 1)
