@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -137,6 +138,8 @@ def describe(problem: ErrorDetails, model: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in problem["loc"]) or "(file)"
     given = repr(problem["input"])
     given = given if len(given) <= 80 else given[:77] + "..."
+    if isinstance(problem["input"], date):
+        given = f"the date {problem['input']}; if it is a text, put it in quotes"
     match problem["type"]:
         case "extra_forbidden":
             return f"{place}: unknown key{nearest(problem, model)}"

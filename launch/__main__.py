@@ -23,8 +23,12 @@ log = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code. An expected failure is one line on standard error and exit code 2."""
     typed = sys.argv[1:] if arguments is None else arguments
-    options = parser(typed).parse_args(typed)
     set_up_logging()
+    try:
+        options = parser(typed).parse_args(typed)
+    except KeyboardInterrupt:  # importing the verb takes a while
+        log.error("interrupted")
+        return EXIT_INTERRUPTED
     world: World | None = None
     try:
         if options.verb == "train" or (options.verb == "inspect" and options.replay):

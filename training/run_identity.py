@@ -51,6 +51,21 @@ def trained_on_other_shards(paths: RunPaths, manifest: Manifest) -> str | None:
     )
 
 
+def batches_of_run(paths: RunPaths) -> tuple[int, int] | None:
+    """Return the rows of a global batch and the seed with which a run takes its steps; None if it never began.
+
+    With the shards, they say which rows are in a step. Its newest checkpoint has them, or its plan.
+    """
+    found = committed_identity(paths.checkpoints)
+    try:
+        if found is not None:
+            return int(found[1]["train.global_batch_rows"]), int(found[1]["seed"])
+        plan = json.loads(paths.plan.read_text(encoding="utf-8"))
+        return int(plan["global_batch_rows"]), int(plan["seed"])
+    except (OSError, ValueError, TypeError, KeyError):  # no plan, or a damaged one: the run begins with its first step
+        return None
+
+
 def deal_of_run(paths: RunPaths, manifest: Manifest) -> int:
     """Return how a run deals its batches: as it began, by its newest checkpoint or its plan; a new one by work.
 

@@ -13,6 +13,7 @@ from cluster.errors import DataError
 from cluster.model_files import read_settings, reason_of
 
 GENERIC_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}  # its names in transformers 4 and 5
+TOKENIZER_SIGNS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -32,6 +33,8 @@ def open_tokenizer(folder: Path) -> Any:
         else:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001  # which tokenizers raises for rules that it cannot read
+        if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_SIGNS):
+            raise DataError(f"{folder} has no tokenizer: neither {' nor '.join(TOKENIZER_SIGNS)}") from None
         raise DataError(f"the tokenizer {folder} cannot be read: {reason_of(error)}") from None
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(f"the tokenizer {folder} has no tokenizer.json; convert it with transformers first")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 
 from cluster.config_loading import parse_override
 from cluster.environment import enter_world, gpu_count, read_world
-from cluster.errors import EXIT_DONE, DataError
-from cluster.journal.records import world_size_at
+from cluster.errors import EXIT_DONE, ConfigError, DataError
+from cluster.journal.records import read_metrics, world_size_at
 from cluster.launching.local_launcher import run_ranks
 from cluster.wording import count_of
 from data_prep.documents import shortened
@@ -22,7 +23,8 @@ from launch.runs.train import rank_request
 from launch.saved_config import load
 from launch.wording import say
 from training.order import order_of
-from training.run_identity import trained_on_other_shards
+from training.plan import steps_of
+from training.run_identity import batches_of_run, trained_on_other_shards
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -68,6 +70,36 @@ def asked_of_train(overrides: Sequence[str]) -> set[str]:
     return {key for override in overrides for key in parse_override(override).get("train", {})}
 
 
+def check_batches(run: RunConfig) -> None:
+    """Raise ConfigError if the run took its steps with other batches than its configuration now says."""
+    now = run.train.global_batch_rows, run.seed
+    then = batches_of_run(run.paths) or now
+    names = "train.global_batch_rows", "seed"
+    changed = [
+        f"{name} was {was}, is {is_now}" for name, was, is_now in zip(names, then, now, strict=True) if was != is_now
+    ]
+    if changed:
+        raise ConfigError(
+            f"{run.paths.root} took its steps with other rows: {'; '.join(changed)}. To see the rows that it took, name"
+            f" its folder instead of the YAML file, without -o: shardline inspect {shlex.quote(str(run.paths.root))}"
+        )
+
+
+def unusual(run: RunConfig, step: int, rows: int) -> Iterator[str]:
+    """Yield a line about a step that changed no weight, or has not been taken.
+
+    Raises ConfigError for a step that the run does not have.
+    """
+    taken = {int(line["step"]): line for line in read_metrics(run.paths.metrics)}
+    total, last = steps_of(run.train, rows), max(taken, default=0)
+    if step > max(total, last):
+        raise ConfigError(f"--step {step}: the run has {count_of(total, 'step')}; give one from 1 to {total}")
+    if step not in taken:
+        yield f"step {step} has not been taken: {count_of(last, 'step')} done; these rows will be in it"
+    elif reason := taken[step].get("skipped"):
+        yield f"step {step} was skipped, and its rows changed no weight: {reason}"
+
+
 def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool) -> Iterator[str]:
     """Yield lines about the rows of a step (from 1): each row, and for each segment its document and its text.
 
@@ -76,8 +108,10 @@ def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool)
     manifest = read_manifest(run.shards)
     if told := trained_on_other_shards(run.paths, manifest):
         raise DataError(told)
+    check_batches(run)
     reader = ShardReader(run.shards, manifest, "train", verify=False)
     order = order_of(manifest, run.train.global_batch_rows, run.seed)
+    yield from unusual(run, step, order.row_count)
     relative_to = {source.label: source.relative_to for source in run.data.sources}
     tokenizer = open_tokenizer(run.shards / "tokenizer")
     for place, row in enumerate(order.rows_of_step(step - 1)):

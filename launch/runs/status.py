@@ -51,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
             " folder"
         )
     runs = runs_in(options.run)
+    if options.run == RUNS and not runs and not RunPaths(RUNS).config.exists():
+        raise ConfigError(f"{RUNS}: no run in it has begun yet, so there is none to list; name a run's YAML file")
     if runs and options.watch is None:
         say(list_text(runs))
         return EXIT_DONE

@@ -40,6 +40,11 @@ def test_numbers_in_scientific_notation_are_numbers_and_clock_times_are_text(tmp
     assert (run.name, run.optimizer.rate) == ("12:30:00", 3e-4)
 
 
+def test_a_text_that_yaml_takes_for_a_date_is_told(tmp_path: Path) -> None:
+    text = problems_of(written(tmp_path, "name: 2024-01-01\nsteps: 1\n"))
+    assert "got the date 2024-01-01; if it is a text, put it in quotes" in text
+
+
 def test_a_repeated_key_is_an_error_that_names_its_line(tmp_path: Path) -> None:
     assert "run.yaml:3" in problems_of(written(tmp_path, "name: a\nsteps: 1\nsteps: 2\n"))
 

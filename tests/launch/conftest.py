@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -70,3 +72,26 @@ def shardline_process() -> Callable[..., Result]:
         return Result(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with everything that a YAML can name by a relative path."""
+    folder = tmp_path / "my project"
+    (folder / "corpus").mkdir(parents=True)
+    for number in range(40):
+        (folder / "corpus" / f"{number}.txt").write_text(
+            f"A run that ends is worth {number} times more than a fast one."
+        )
+    shutil.copytree(tiny_model, folder / "model")
+    (folder / "zero.json").write_text('{"zero_optimization": {"stage": 3}}')
+    (folder / "chat.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    values = {
+        "name": "t",
+        "data": {"sources": [{"path": "corpus/*.txt"}], "row_tokens": 64, "chat_template": "chat.jinja"},
+        "model": {"path": "model"},
+        "train": {"deepspeed": "zero.json"},
+    }
+    (folder / "run.yaml").write_text(json.dumps(values))
+    monkeypatch.chdir(folder)
+    return folder

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,6 +41,21 @@ WITHOUT_ROOTS_RIGHTS = ["setpriv", "--bounding-set", "-dac_override,-dac_read_se
 )
 def test_an_error_that_another_start_would_meet_again_is_for_a_person(error: BaseException, code: int) -> None:
     assert exit_code_of(error) == code
+
+
+def test_ctrl_c_while_the_verb_is_still_imported_is_told_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-v", "-m", "launch", "status"]  # -v: each import is told, the file first
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "launch/runs/status" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        told = process.stderr.read().splitlines()
+    assert process.returncode == 130
+    assert any(line.endswith(" E interrupted") for line in told)
+    assert not any(line.startswith("Traceback") for line in told)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,29 +14,6 @@ from cluster.paths import RunPaths
 from launch.saved_config import load_run, save_config, saved_text
 
 Command = Callable[..., Any]  # returns a Result: see conftest.py
-
-
-@pytest.fixture
-def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with everything that a YAML can name by a relative path."""
-    folder = tmp_path / "my project"
-    (folder / "corpus").mkdir(parents=True)
-    for number in range(40):
-        (folder / "corpus" / f"{number}.txt").write_text(
-            f"A run that ends is worth {number} times more than a fast one."
-        )
-    shutil.copytree(tiny_model, folder / "model")
-    (folder / "zero.json").write_text('{"zero_optimization": {"stage": 3}}')
-    (folder / "chat.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    values = {
-        "name": "t",
-        "data": {"sources": [{"path": "corpus/*.txt"}], "row_tokens": 64, "chat_template": "chat.jinja"},
-        "model": {"path": "model"},
-        "train": {"deepspeed": "zero.json"},
-    }
-    (folder / "run.yaml").write_text(json.dumps(values))
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def kept(project: Path, *overrides: str) -> Path:
@@ -121,6 +97,7 @@ def test_a_preparation_that_fails_keeps_no_configuration(project: Path, shardlin
     shardline("prepare", "run.yaml", "-o", "data.sources=[{path: nowhere}]").assert_refused("nowhere")
     assert not Path("runs/t/config.yaml").exists()
     shardline("status", "runs/t").assert_refused("holds no run yet", "name the YAML file instead")
+    shardline("status").assert_refused("runs: no run in it has begun yet")
 
 
 def test_preparing_does_not_change_the_configuration_that_training_has_accepted(
