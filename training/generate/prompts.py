@@ -1,8 +1,13 @@
-"""Turn a prompt or a conversation into the ids that a model continues."""
+"""Turn a prompt or a conversation into the ids that a model continues.
+
+What people say is read in the form that `prepare` gives texts by default: lines end with a line feed, and Unicode is in its
+normal form NFC. Browsers, shells and files send other forms of the same text, which have other ids.
+"""
 
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +22,8 @@ def prompt_ids(tokenizer: Any, prompt: str, *, as_chat: bool) -> list[int]:
     """Return a prompt's ids: with `as_chat` and a chat template, as a user's message that an answer follows."""
     if as_chat and tokenizer.chat_template:
         return conversation_ids(tokenizer, [{"role": "user", "content": prompt}])
-    ids: list[int] = tokenizer.encode(prompt, verbose=False)  # a prompt that is too long is told by `answers.room`
+    text = as_prepared(prompt)
+    ids: list[int] = tokenizer.encode(text, verbose=False)  # a prompt that is too long is told by `answers.room`
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
@@ -31,14 +37,20 @@ def conversation_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         raise DataError("the tokenizer has no chat template, so the model continues text; give it one text as a prompt")
     if not messages or messages[-1].get("role") == "assistant":
         raise DataError("a conversation to answer ends with a user's message; remove the assistant's last one")
+    messages = [{**message, "content": as_prepared(message["content"])} for message in messages]
     try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError) as error:
         raise DataError(f"the model's chat template refuses the conversation: {error}") from None
     for message in messages:
         check_said(text, message)
     # the template writes the special tokens itself: the tokenizer's own would put the first one twice
     return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+def as_prepared(text: str) -> str:
+    """Return a text in the form of the texts that a model is trained on."""
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def check_said(text: str, message: Message) -> None:

@@ -210,6 +210,17 @@ def test_a_conversation_begins_with_one_begin_token(tiny_model: Path) -> None:
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
+def test_a_prompt_is_read_in_the_form_of_prepared_texts(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    prepared, sent = "caf\u00e9\ntwo\n", "cafe\u0301\r\ntwo\r"
+    for ids_of in (
+        lambda text: prompt_ids(tokenizer, text, as_chat=False),
+        lambda text: conversation_ids(tokenizer, [{"role": "user", "content": text}]),
+    ):
+        assert ids_of(sent) == ids_of(prepared)
+
+
 @pytest.mark.parametrize(
     ("template", "words"),
     [
