@@ -1,4 +1,4 @@
-"""Counts in messages, in the singular and the plural."""
+"""Counts, in the singular and the plural, and sizes in messages."""
 
 from __future__ import annotations
 
@@ -17,3 +17,7 @@ def either_of(numbers: Sequence[int], noun: str) -> str:
 
 def is_or_are(number: int) -> str:
     return "is" if number == 1 else "are"
+
+
+def bytes_text(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.environment import gpu_count
-from cluster.errors import EXIT_DONE, ConfigError
+from cluster.errors import EXIT_DONE, CheckpointError, ConfigError
 from cluster.machine import cpu_count
 from cluster.model_files import found_folder
 from cluster.wording import count_of
@@ -24,6 +23,7 @@ from launch.runs import layouts
 from launch.runs.track import missing_trackers
 from launch.saved_config import load
 from launch.wording import say
+from training.checkpoints.room import require_room
 from training.models.untrainable import check_architecture, check_trainable
 from training.plan import Plan, make_plan
 from training.run_identity import deal_of_run
@@ -193,13 +193,9 @@ def check_fits(run: RunConfig, manifest: Manifest) -> None:
 def disk_line(root: Path, plan: Plan) -> str:
     """Return a line about the space that checkpoints need and the disk has. Raises ConfigError if they do not fit."""
     saves = plan.checkpoints_at_once()
-    needed = saves * plan.checkpoint_bytes
-    there = next(folder for folder in [root, *root.absolute().parents] if folder.exists())
-    free = shutil.disk_usage(there).free
-    kept = count_of(saves, "checkpoint")
-    if needed > free:
-        raise ConfigError(
-            f"train.keep_last, train.keep_every_steps: {kept} at a time take {needed / 1e9:.1f} GB,"
-            f" {there} has {free / 1e9:.1f} GB free; keep fewer, or choose another folder"
-        )
-    return f"disk           {kept} at a time take {needed / 1e9:.2f} GB of {free / 1e9:.0f} GB free"
+    try:
+        takes = require_room(root, plan.checkpoint_bytes, saves)
+    except CheckpointError as error:
+        told = f"train.keep_last, train.keep_every_steps: {error}; keep fewer, or choose another folder"
+        raise ConfigError(told) from None
+    return f"disk           {count_of(saves, 'checkpoint')} at a time: {takes}"

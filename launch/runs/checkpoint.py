@@ -10,7 +10,7 @@ from cluster.disk.lock_holder import Holder
 from cluster.disk.run_lock import hold_run
 from cluster.errors import EXIT_DONE, EXIT_USER_ACTION, CheckpointError
 from cluster.progress import Waiting
-from cluster.wording import count_of
+from cluster.wording import bytes_text, count_of
 from data_prep.shards import read_manifest
 from launch.arguments import add_run, positive, step_or
 from launch.config import RunConfig
@@ -29,7 +29,6 @@ from training.checkpoints.layout import (
     superseded_folders,
 )
 from training.checkpoints.layout import verify as verified
-from training.reporting.wording import bytes_text
 
 ROW = "{:<12} {:<20} {:>5} {:>10}  {}"
 

@@ -23,6 +23,7 @@ from cluster.errors import CheckpointError
 from cluster.machine import host_name
 from training.checkpoints import layout
 from training.checkpoints.layout import Commit
+from training.checkpoints.room import require_room
 from training.checkpoints.shard_files import ITEM_BYTES, FileFacts, rank_file_name, write_rank_file
 from training.checkpoints.span_index import rank_spans, runs_of
 from training.checkpoints.staging import KindState, Staging, streamed
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_FAILED_SAVES = 3
-SPARE_BYTES = 64 << 20  # what must stay free beside a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class Saver:
             self.failures, self.saved_step = 0, self.pending_step
             return
         self.failures += 1
-        what = "\n  ".join([f"step {self.pending_step} was not saved:", *problems])
+        what = "\n  ".join([f"step {self.pending_step} was not saved: {problems[0]}", *problems[1:]])
         if self.failures == MAX_FAILED_SAVES:
             raise CheckpointError(f"{what}\n  {MAX_FAILED_SAVES} saves in a row have failed; make room or fix the disk")
         self.tell(
@@ -182,16 +182,15 @@ class Saver:
     def room_problem(self, commit: Commit) -> str | None:
         """Return what is wrong if the disk has no room for a checkpoint. On the first rank."""
         elements = sum(math.prod(shape) for shape in commit.shapes.values())
-        needed = len(KINDS) * elements * ITEM_BYTES + SPARE_BYTES
         try:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True)
                 fsync_path(self.folder.parent)
-            free = shutil.disk_usage(self.folder).free
+            require_room(self.folder, len(KINDS) * elements * ITEM_BYTES)
+        except CheckpointError as error:
+            return str(error)
         except OSError as error:
             return f"{self.folder}: {error.strerror}"
-        if free < needed:
-            return f"{self.folder}: {free / 1e9:.3f} GB free, a checkpoint needs {needed / 1e9:.3f} GB"
         return None
 
     def commit(self, partial: Path, final: Path, commit: Commit) -> list[str]:

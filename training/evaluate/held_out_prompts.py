@@ -26,18 +26,34 @@ class HeldOutPrompt:
 def held_out_prompts(reader: ShardReader, conversational: bool, wanted: int) -> list[HeldOutPrompt]:
     """Return up to `wanted` prompts from rows spread evenly over the split, the first document of each row first.
 
-    Of a conversation, the prompt is what precedes its first trained tokens, and these are the reference; of a text, its
-    first tokens are the prompt. The later part of a conversation that was cut gives none, as its prompt is elsewhere.
+    Each document gives one: of a conversation, what precedes one of its answers, which is the reference; of a text, its
+    first tokens. The later part of a conversation that was cut gives none, as its prompt is elsewhere.
     """
     count = min(len(reader), wanted * ROWS_PER_PROMPT)
     rows = [number * len(reader) // count for number in range(count)]
     rounds = [list(prompts_of_row(reader, row, conversational)) for row in spread(rows)]
-    found: list[HeldOutPrompt] = []
+    documents: list[list[HeldOutPrompt]] = []
     for depth in range(max(map(len, rounds), default=0)):
-        found += [prompts[depth] for prompts in rounds if depth < len(prompts)]
-        if len(found) >= wanted:
+        documents += [prompts[depth] for prompts in rounds if depth < len(prompts)]
+        if len(documents) >= wanted:
             break
-    return found[:wanted]
+    return one_of_each(documents[:wanted])
+
+
+def one_of_each(documents: list[list[HeldOutPrompt]]) -> list[HeldOutPrompt]:
+    """Return one prompt of each document: its last, of the next one the last but one, and so on, in turn.
+
+    A prompt that an earlier document gave is passed over while there is another: conversations that all open with the
+    assistant's greeting would else be judged by it.
+    """
+    seen: set[tuple[int, ...]] = set()
+    found = []
+    for number, prompts in enumerate(documents):
+        turn = len(prompts) - 1 - number % len(prompts)
+        in_turn = [*prompts[turn:], *prompts[:turn]]
+        found.append(next((one for one in in_turn if tuple(one.prompt) not in seen), in_turn[0]))
+        seen.add(tuple(found[-1].prompt))
+    return found
 
 
 def spread(rows: list[int]) -> list[int]:
@@ -45,8 +61,8 @@ def spread(rows: list[int]) -> list[int]:
     return [row for start in range(ROWS_PER_PROMPT) for row in rows[start::ROWS_PER_PROMPT]]
 
 
-def prompts_of_row(reader: ShardReader, row: int, conversational: bool) -> Iterator[HeldOutPrompt]:
-    """Yield a prompt for each document of a row."""
+def prompts_of_row(reader: ShardReader, row: int, conversational: bool) -> Iterator[list[HeldOutPrompt]]:
+    """Yield the prompts of each document of a row that has any."""
     arrays = reader.rows([row])
     end = 0
     for piece in reader.pieces(row):
@@ -54,8 +70,19 @@ def prompts_of_row(reader: ShardReader, row: int, conversational: bool) -> Itera
         if conversational and piece.start > 0:  # a later part of a long conversation, without its prompt
             continue
         ids, mask = arrays.input_ids[0, begin:end].tolist(), arrays.loss_mask[0, begin:end].tolist()
-        first = mask.index(True) if conversational and True in mask else TEXT_PROMPT_TOKENS
-        stop = next((place for place in range(first, len(ids)) if not mask[place]), len(ids))
-        if 0 < first < stop:
-            single = conversational and not any(mask[stop:])
-            yield HeldOutPrompt(prompt=ids[:first], reference=ids[first:stop], is_single=single)
+        if conversational and True in mask:
+            prompts = answers_in(ids, mask)
+        else:
+            prompts = [HeldOutPrompt(prompt=ids[:TEXT_PROMPT_TOKENS], reference=ids[TEXT_PROMPT_TOKENS:])]
+        if prompts := [one for one in prompts if one.prompt and one.reference]:
+            yield prompts
+
+
+def answers_in(ids: list[int], mask: list[bool]) -> list[HeldOutPrompt]:
+    """Return each run of trained tokens of a conversation, with all that precedes it as its prompt."""
+    starts = [place for place, is_trained in enumerate(mask) if is_trained and not (place and mask[place - 1])]
+    stops = [next((place for place in range(start, len(ids)) if not mask[place]), len(ids)) for start in starts]
+    return [
+        HeldOutPrompt(prompt=ids[:start], reference=ids[start:stop], is_single=len(starts) == 1)
+        for start, stop in zip(starts, stops, strict=True)
+    ]

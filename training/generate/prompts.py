@@ -1,7 +1,7 @@
 """Turn a prompt or a conversation into the ids that a model continues.
 
-What people say is read in the form that `prepare` gives texts by default: lines end with a line feed, and Unicode is in its
-normal form NFC. Browsers, shells and files send other forms of the same text, which have other ids.
+What people say is read in the form that `prepare` gives texts by default: lines end with a line feed, and Unicode is in
+its normal form NFC. Browsers, shells and files send other forms of the same text, which have other ids.
 """
 
 from __future__ import annotations

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.disk.sizes import size_below
+from cluster.errors import EXIT_USER_ACTION
 from cluster.model_files import weights_digest
 from cluster.paths import CHECKPOINT_FOLDER, COMMIT_FILE, RANK_FILE, RunPaths
 from cluster.preflight.excluded_hosts import excluded_text
-from cluster.wording import count_of
+from cluster.wording import bytes_text, count_of
 from training.reporting.run_state import RECENT_STEPS, RunState, read_record, read_state
-from training.reporting.wording import bytes_text, duration
+from training.reporting.wording import duration
 
 MOSTLY = 0.8  # of the steps: a rank that is the slowest in fewer of them may be so by chance
 NOISE = 0.05  # of the median rank's time: less is what one rank may differ from another by
@@ -198,12 +199,17 @@ def logs_text(paths: RunPaths, state: RunState) -> str:
     return f"{paths.root / ended}; of all its ranks: {every}" if isinstance(ended, str) else every
 
 
-def checkpoints_text(folder: Path) -> str:
-    found = sorted(
+def committed(folder: Path) -> list[tuple[int, Path]]:
+    """Return the step and the folder of each checkpoint, oldest first."""
+    return sorted(
         (int(match[1]), path)
         for path in folder.glob("step-*")
         if (match := CHECKPOINT_FOLDER.fullmatch(path.name)) and (path / COMMIT_FILE).is_file()
     )
+
+
+def checkpoints_text(folder: Path) -> str:
+    found = committed(folder)
     if not found:
         return "none yet"
     size = sum(size_below(path) for _, path in found)  # an old one may be removed meanwhile
@@ -233,7 +239,10 @@ def next_text(paths: RunPaths, state: RunState, quiet_s: float | None, *, is_sta
     if state.total_steps is None and not is_prepared(paths):
         return command("prepare", paths)
     if not state.is_finished:
-        return command("train", paths) + (" (resumes from the newest checkpoint)" if state.attempts else "")
+        end = state.failed_start or (state.attempts[-1].end if state.attempts else None)
+        first = "fix what ended it, then: " if end and end["exit_code"] == EXIT_USER_ACTION else ""
+        again = " (resumes from the newest checkpoint)" if committed(paths.checkpoints) else ""
+        return first + command("train", paths) + again
     evaluation = read_record(paths.evaluation)
     for made, verb in ((paths.export, "export"), (paths.evaluation, "evaluate"), (paths.report, "report")):
         if not made.exists() or (verb == "evaluate" and evaluation and is_stale(evaluation, paths.export)):

@@ -1,4 +1,4 @@
-"""Times, sizes and numbers as people read them."""
+"""Times and numbers as people read them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def bytes_text(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def short(number: float) -> str:

@@ -166,7 +166,7 @@ def test_a_checkpoint_that_has_no_room_is_not_begun(tell: Callable[..., Told], s
     assert told.code == 0, told.log
     assert told.note("saved")["saved"] is None
     assert told.note("saved")["names"] == []
-    assert "GB free, a checkpoint needs 0.067 GB" in told.log
+    assert "a checkpoint needs 67.1 MB, of which 67.1 MB must stay free; the disk has " in told.log
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.shards import ShardReader, read_manifest
 from launch.models.data_probes import new_private_data, probe
-from training.evaluate.held_out_prompts import HeldOutPrompt, held_out_prompts
+from training.evaluate.held_out_prompts import HeldOutPrompt, answers_in, held_out_prompts, one_of_each
 from training.evaluate.labels import LabelTask, choose_labels, figures, find_labels, task_record
 from training.evaluate.memorised import SPAN_TOKENS, memorised_spans
 from training.evaluate.replies import answer_all, has_text_metrics, nearness, repeated_share
@@ -57,6 +57,21 @@ def test_prompts_are_spread_over_the_rows_before_a_row_gives_a_second_one(held_o
     prompts = held_out_prompts(held_out, False, 12)
     starts = [held_out.rows([row]).input_ids[0, :32].tolist() for row in range(12)]
     assert sorted(prompt.prompt for prompt in prompts) == sorted(starts)
+
+
+def test_every_answer_of_a_conversation_has_all_that_precedes_it_as_its_prompt() -> None:
+    mask = [False, True, True, False, False, True]
+    first, second = answers_in([0, 1, 2, 3, 4, 5], mask)
+    assert (first.prompt, first.reference) == ([0], [1, 2])
+    assert (second.prompt, second.reference) == ([0, 1, 2, 3, 4], [5])
+    assert not first.is_single and answers_in([0, 1], [False, True])[0].is_single
+
+
+def test_conversations_are_not_judged_by_a_greeting_that_opens_them_all() -> None:
+    greeting = [HeldOutPrompt(prompt=[1], reference=[2])]
+    answer_to = [HeldOutPrompt(prompt=[1, 2, n], reference=[n]) for n in range(6)]
+    asked = one_of_each([[*greeting, one] for one in answer_to])
+    assert [one.prompt for one in asked] == [[1, 2, 0], [1], [1, 2, 2], [1, 2, 3], [1, 2, 4], [1, 2, 5]]
 
 
 @pytest.mark.parametrize("count", [5, 90])

@@ -123,7 +123,20 @@ def test_run_that_is_quiet_for_long_was_killed_and_is_started_again(paths: RunPa
     write_run(paths, [start(0, 0)], steps=8)
     found = facts(paths, at=8 + 3 * 3600)
     assert found["state"] == "probably killed or crashed: the last step was written 3 h 00 min ago"
-    assert found["next"] == f"shardline train {paths.root} (resumes from the newest checkpoint)"
+    assert found["next"] == f"shardline train {paths.root}"
+    write_commit(paths, 4)
+    assert facts(paths, at=8 + 3 * 3600)["next"] == f"shardline train {paths.root} (resumes from the newest checkpoint)"
+
+
+def test_a_run_that_a_person_must_act_upon_is_not_just_started_again(paths: RunPaths) -> None:
+    write_run(paths, [start(0, 0), end(8, 8, "CheckpointError: the disk is full", 2)], steps=8)
+    assert facts(paths)["next"] == f"fix what ended it, then: shardline train {paths.root}"
+
+
+def write_commit(paths: RunPaths, step: int) -> None:
+    folder = paths.checkpoints / f"step-{step:06d}"
+    folder.mkdir(parents=True)
+    (folder / "commit.json").write_text("{}")
 
 
 def test_restarted_run_is_not_quiet_while_it_loads(paths: RunPaths) -> None:
@@ -155,7 +168,7 @@ def test_a_start_that_failed_before_its_first_step_is_told_with_its_reason(paths
     said = "the last attempt took no step: DataError: train/a.arrow: missing (exit code 2) at 2026-11-20T12:01:00"
     assert found["state"].startswith(said)
     assert found["starts"] == "1, restarts: 0; and 1 that took no step"
-    assert found["next"].startswith(f"shardline train {paths.root}")
+    assert found["next"] == f"fix what ended it, then: shardline train {paths.root}"
 
 
 def test_a_first_start_that_failed_is_told_too_until_one_begins(paths: RunPaths) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cluster.wording import count_of
-from training.reporting.wording import bytes_text, duration, short
+from cluster.wording import bytes_text, count_of
+from training.reporting.wording import duration, short
 
 TEMPLATES = Path(__file__).parent / "templates"
 PACKAGES = ("shardline", "torch", "deepspeed", "transformers")
