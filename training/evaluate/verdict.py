@@ -60,7 +60,8 @@ def verdict(train: Points, held_out: Points) -> Verdict:
             " train for longer, or at a higher learning rate.",
             best_step=best_step,
         )
-    return Verdict(kind="learnt", text=f"Learnt: {fell} and has levelled off.", best_step=best_step)
+    risen = f"; it was lowest at step {best_step:,} ({best:.3f})" if last > best * (1 + SMALL) else ""
+    return Verdict(kind="learnt", text=f"Learnt: {fell} and has levelled off{risen}.", best_step=best_step)
 
 
 def turned(train: Points, held_out: Points, best_step: int) -> Verdict:

@@ -56,6 +56,12 @@ def test_a_loss_that_rose_for_a_moment_and_came_back_is_not_still_falling() -> N
     assert verdict([], held_out).kind == "learnt"
 
 
+def test_a_slight_rise_at_the_end_is_told_of_a_run_that_has_learnt() -> None:
+    found = verdict([], [(1, 4.8), (20, 0.4545), (40, 0.2415), (60, 0.2278), (66, 0.2351)])
+    assert found.kind == "learnt"
+    assert found.text.endswith("and has levelled off; it was lowest at step 60 (0.228).")
+
+
 def test_few_steps_are_given_as_the_reason_that_nothing_was_learnt() -> None:
     found = verdict([(1, 6.26), (14, 6.23)], [(7, 6.25), (14, 6.24)])
     assert (found.kind, "14 steps are few" in found.text) == ("did not learn", True)
