@@ -79,7 +79,7 @@ def check_ours(paths: RunPaths, ours: str) -> None:
         raise ClusterError(
             f"{paths.lock}: the command that started this rank no longer holds it"
             + (f", but {holder.described()} does" if owner else "")
-            + "; start the run again"
+            + "; if the YAML file now names another run or folder, change that back; then start the run again"
         )
 
 

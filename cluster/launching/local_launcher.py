@@ -225,6 +225,8 @@ class LocalRanks:
         ]
 
     def tell_failures(self) -> None:
+        if is_impatient(self.asked):  # a person has ended them
+            return
         for number, rank in enumerate(self.ranks, start=self.seats.first):
             code = rank.returncode or EXIT_DONE
             if failed(code) and code not in (EXIT_USER_ACTION, EXIT_INTERRUPTED):
