@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.order import IN_TURN, Division
-from training.step.balance import Integers, difference
-from training.step.deal import SLACK, Deal, Share, by_work, in_turn
+from training.step.balance import difference
+from training.step.deal import SLACK, Deal, Integers, Share, by_work, in_turn
 
 worlds, sizes = st.integers(1, 17), st.integers(1, 9)
 rows_of_a_batch = st.lists(st.tuples(st.integers(1, 10**10), st.integers(0, 4096)), min_size=1, max_size=150)
