@@ -88,6 +88,14 @@ class Controller:
         told = ask("squeue", "--steps", "--noheader", "--format=%j", f"--jobs={number}", within_s=LOOK_S)
         return None if told in (None, REFUSAL) else set(str(told).split())
 
+    def kill_step(self, number: int, name: str) -> None:
+        """Kill the ranks of the job's step of this name, if Slurm answers and has it."""
+        told = ask("squeue", "--steps", "--noheader", "--format=%i %j", f"--jobs={number}", within_s=LOOK_S)
+        for line in [] if told in (None, REFUSAL) else str(told).splitlines():
+            step, _, its_name = line.strip().partition(" ")
+            if its_name.strip() == name:
+                ask("scancel", "--signal=KILL", step, show=True)
+
     def end_time(self) -> int | None:
         """Return when the time limit ends the job, in seconds since 1970; None without a limit, or an answer.
 

@@ -41,6 +41,8 @@ class SrunOutput:
     is_incomplete: bool = False
     """Whether srun could not start the tasks of some host."""
     ended: list[Ended] = field(default_factory=list)
+    rank_ended: float | None = None
+    """When srun first told of a rank that failed, in seconds of the monotonic clock."""
     last_error: str = ""
     thread: threading.Thread = field(init=False)
 
@@ -64,6 +66,7 @@ class SrunOutput:
     def look(self, text: str, now: float) -> None:
         """Take note of a line."""
         if match := ENDED.match(text):
+            self.rank_ended = now if self.rank_ended is None else self.rank_ended
             self.ended.append(Ended(at=now, told=death(*match.groups())))
         elif match := LOST_HOST.match(text):
             self.ended.append(Ended(at=now, told=f"{match[1]} was lost"))

@@ -20,6 +20,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 GONE_S = 30.0  # that Slurm must not list a step for, before its srun is ended
 LOOK_S = 10.0  # between two questions whether it does
 AGAIN_S = 10.0  # after which ranks are asked to stop again: while they start, they cannot remember it
+LEFT_S = 60.0  # that srun has to end the other ranks after one has failed: Slurm's KillWait is 30 by default
 KILL_S = 2.0  # that an srun has to end after TERM: it may wait half a minute for a step that is gone
 POLL_S = 0.2
 ENDED_HERE = "Slurm no longer listed the ranks, as after their host was cut off"
@@ -89,22 +90,39 @@ class StepWatch:
         return now - self.missing_since >= self.gone_s
 
 
+@dataclass
+class LeftRanks:
+    """Tells when ranks are to be killed that srun should have ended: `within_s` after one failed, and so again."""
+
+    within_s: float
+    told: float | None = None
+
+    def look(self, failed: float | None, now: float) -> bool:
+        """Return whether they are to be killed now; `failed` is when the first rank did, None while none has."""
+        if failed is None or now - (failed if self.told is None else self.told) < self.within_s:
+            return False
+        self.told = now
+        return True
+
+
 def run_step(
     command: Sequence[str],
     variables: Mapping[str, str | None],
     signals: StopSignals,
     is_listed: Callable[[], bool | None],
+    kill: Callable[[], None],
     patience: float,
 ) -> StepEnd:
     """Run srun to its end.
 
     If ranks end while their host is cut off, srun never hears of it and waits for ever, though Slurm knows that the
-    step is over: srun is then ended from here. `is_listed` asks Slurm about the step.
+    step is over: srun is then ended from here. `is_listed` asks Slurm about the step. If a rank fails while Slurm's
+    controller is away, srun cannot end the others, and does not try again: `kill` then asks Slurm to.
     """
     process, output = start(command, variables)
     signals.process = process
     cause = None
-    watch = StepWatch(GONE_S * patience)
+    watch, left = StepWatch(GONE_S * patience), LeftRanks(LEFT_S * patience)
     look_s = max(POLL_S, LOOK_S * patience)
     look_at = time.monotonic() + POLL_S
     again_at = time.monotonic() + AGAIN_S * patience
@@ -114,6 +132,11 @@ def run_step(
             if signals.asked and now >= again_at:
                 signals.pass_on()
                 again_at = now + max(POLL_S, AGAIN_S * patience)
+            if left.look(output.rank_ended, now):
+                log.warning(
+                    "a rank has failed, and srun has not ended the others within %.0f s: killing", left.within_s
+                )
+                kill()
             if now < look_at:
                 continue
             if watch.look(is_listed(), time.monotonic()):

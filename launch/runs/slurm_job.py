@@ -163,6 +163,7 @@ class Launcher:
                 self.variables(layout, hosts.name),
                 self.signals,
                 lambda: self.lists(step),
+                lambda: self.controller.kill_step(self.job.number, step),
                 self.patience,
             )
         self.starts += 1

@@ -69,6 +69,18 @@ def test_the_end_of_the_time_limit_is_asked_for_in_seconds_and_a_job_without_one
         assert asks.end_time() == told
 
 
+def test_only_the_step_of_that_name_is_killed(controller: Callable[[str], Controller], tmp_path: Path) -> None:
+    asks = controller("")
+    for name, text in {
+        "squeue": "printf '7.0 shardline-1-0\n7.batch batch\n7.1 shardline-1-1\n'",
+        "scancel": f"echo $* >>{tmp_path}/killed",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    asks.kill_step(7, "shardline-1-1")
+    assert (tmp_path / "killed").read_text() == "--signal=KILL 7.1\n"
+
+
 def test_a_job_without_the_programs_of_slurm_says_so(controller: Callable[[str], Controller], tmp_path: Path) -> None:
     asks = controller("")
     (tmp_path / "scontrol").unlink()
