@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.config_loading import validate
 from cluster.errors import ConfigError, DataError
 from data_prep.config import SourceConfig
 from data_prep.fetch.source_files import files_of
@@ -41,12 +42,16 @@ class FirstLook:
     others: tuple[tuple[str, str], ...] = ()
 
 
-def look_at(data: str) -> FirstLook:
-    """Infer the kind of a file, a folder or a glob; the first file of unknown kind decides what to write."""
+def look_at(data: str, encoding: str | None = None) -> FirstLook:
+    """Infer the kind of a file, a folder or a glob; the first file of unknown kind decides what to write.
+
+    `encoding` is that of its files, if the user named it.
+    """
+    source = validate(SourceConfig, {"path": data, "encoding": encoding}, source="--encoding")
     kinds: dict[Path, str] = {}
     sizes: Counter[str] = Counter()
     for location, form in some_files(data):
-        found = look_into(SourceConfig(path=data), location, form)
+        found = look_into(source, location, form)
         if found.lines:
             return found
         if found.kind is not None:

@@ -14,13 +14,12 @@ from cluster.terminal import size_of
 from data_prep.files.formats import format_of
 from data_prep.rows.field_proposals import quoted_path
 from data_prep.rows.fields import PLACEHOLDER
+from launch.first_run.named_settings import HEADLESS, ways_of
 from launch.first_run.summary import wrapped
 from launch.wording import say
 
 MOST_SHOWN = 8  # names of what lies here
 OPEN_LINE = re.compile(r"^\s*(?P<key>.+?):\s+\?\?\?(?:\s*#\s*(?P<comment>.*))?$")
-HEADLESS = re.compile(r"no header but a row.*`(?P<columns>columns: \[.*\])`")
-WAY = re.compile(r"^#\s+(?P<fields>fields: \{.*)$")
 
 Check = Callable[[str], str | None]
 """Returns why an answer cannot be used, or None."""
@@ -117,8 +116,7 @@ def show_names(what: str, names: Sequence[str]) -> None:
 
 def ask_open_lines(lines: Sequence[str]) -> tuple[str, ...]:
     """Return the lines of YAML below a source with an answer in place of each placeholder."""
-    ways = [found["fields"] for line in lines if (found := WAY.match(line))]
-    if ways:
+    if ways := ways_of(lines):
         return ask_way(ways)
     for line in lines:
         if line.startswith("#"):

@@ -43,7 +43,7 @@ def initialized(tmp_path: Path, data: Path, kind: str | None = None) -> str:
         ({"text": "a"}, "files of running text"),
         ({"instruction": "a", "response": "b"}, '"prompt": "..."'),
         (HH, '"messages": ['),
-        ({"conversations": [{"from": "human", "value": "a"}]}, '"messages": ['),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, '"messages": ['),
     ],
 )
 def test_the_kind_is_found_and_nothing_is_proposed_where_nothing_is_needed(
