@@ -18,6 +18,7 @@ from data_prep.files.formats import Format, format_of, with_html
 from data_prep.read.column_choice import SNIFFED_RECORDS, longest_list, parsed_rows, sampled, with_rows, wrapping
 from data_prep.read.parts import parsed
 from data_prep.read.text_layouts import with_layout
+from data_prep.rows.field_guesses import TOO_DEEP
 from data_prep.rows.field_proposals import proposal_lines, quoted_path
 from data_prep.rows.fields import PLACEHOLDER
 from data_prep.rows.grouping import inner_rows
@@ -121,6 +122,11 @@ def asked(source: SourceConfig, location: Path, form: Format, problem: str) -> F
     if not rows:
         raise ConfigError(problem)
     lines = proposal_lines(rows, path) or [f"# {problem}"]
+    deep = next((line.partition(TOO_DEEP)[2] for line in lines if TOO_DEEP in line), None)
+    if deep is not None:
+        raise ConfigError(
+            f"{location}: {TOO_DEEP}{deep}; write one row for each of the innermost objects as JSON lines"
+        )
     headless = problem.find(NO_HEADER)
     if headless >= 0:
         lines.insert(0, f"# {problem[headless:]}")

@@ -6,7 +6,9 @@ import argparse
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,23 @@ from data_prep.config import SourceConfig
 from launch.config import RunConfig
 from launch.data.init import add_arguments, run, write_init
 
+LAKES = {f"How deep is lake {n}?": f"Lake {n} is {n} metres deep." for n in range(5)}
+NESTED = {"context": "Lake 1 is 1 metre deep.", "qas": [{"question": "How deep is lake 1?", "answers": []}]}
+REFUSED = {
+    "an object of rows": (
+        "a.json",
+        {str(n): {"question": q, "answer": a} for n, (q, a) in enumerate(LAKES.items())},
+        "'.[]'",
+    ),
+    "an object of questions": ("a.json", LAKES, "{prompt: .key, completion: .value}"),
+    "an object of anything": ("a.json", {"of": "lakes", "by": {"name": "x"}}, "write one object on each line"),
+    "lists in lists": (
+        "a.json",
+        {"data": [{"title": "Lakes", "paragraphs": [NESTED] * 2}]},
+        "paragraphs[].qas[].question",
+    ),
+    "attributes": ("a.xml", '<posts><row Id="1" Body="How deep is the lake?" /></posts>', "in attributes only"),
+}
 TURNS = [{"who": "patient", "what": "Does it hurt much?"}, {"who": "the doctor", "what": "It will not hurt at all."}]
 
 
@@ -96,3 +115,16 @@ def test_a_comment_with_a_placeholder_leaves_nothing_open(tmp_path: Path) -> Non
     (tmp_path / "a.jsonl").write_text('{"body": "It was a fine day at the port."}\n' * 3)
     said = write_init(None, str(tmp_path / "a.jsonl"), None, tmp_path / "run.yaml")
     assert "about 3 documents" in said and "next: shardline check" in said
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_data_that_prepare_would_refuse_are_refused_with_what_to_do(
+    what: str, tmp_path: Path, shardline: Callable[..., Any]
+) -> None:
+    name, content, told = REFUSED[what]
+    (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+    result = shardline("init", "--yes", "--data", tmp_path / name, "--output", tmp_path / "run.yaml")
+
+    result.assert_refused(name, told)
+    assert not (tmp_path / "run.yaml").exists()
