@@ -59,12 +59,18 @@ def find_columns(location: Path, source: SourceConfig, form: Format = JSONL) -> 
 
 
 def sampled(location: Path, form: Format) -> list[Raw]:
-    """Return a file's first records and, where it can be read from anywhere, some of its middle and its end."""
+    """Return a file's first records and, where it can be read from anywhere, some of its middle and its end, each once.
+
+    The first records may reach into the middle and the end: so many are left out there as begin beyond these places.
+    """
     size = location.stat().st_size
     found = list(itertools.islice(raw_records(location, form, 0, size), SNIFFED_RECORDS))
     if form.may_be_cut and len(found) == SNIFFED_RECORDS:
-        for start in (size // 2, size * 9 // 10):
-            found += itertools.islice(raw_records(location, form, start, size), SNIFFED_RECORDS // 4)
+        places = (0, size // 2, size * 9 // 10, size)
+        beyond = SNIFFED_RECORDS
+        for before, start, end in zip(places, places[1:], places[2:], strict=False):
+            beyond -= sum(1 for _ in itertools.islice(raw_records(location, form, before, start), beyond))
+            found += itertools.islice(raw_records(location, form, start, end), beyond, beyond + SNIFFED_RECORDS // 4)
     return found
 
 
