@@ -13,7 +13,8 @@ from cluster.disk.atomic_files import write_text
 from cluster.errors import EXIT_DONE, ConfigError, DataError
 from cluster.progress import Waiting
 from cluster.terminal import size_of
-from data_prep.preview.first_look import FirstLook, look_at
+from data_prep.preview.first_look import FirstLook
+from data_prep.preview.folder_look import look_at
 from data_prep.rows.fields import PLACEHOLDER
 from launch.first_run import questions
 from launch.first_run.choices import choose
@@ -146,8 +147,13 @@ def check_readable(data: str, kind: str | None) -> None:
 
 
 def looked_at(data: str, named: Named) -> FirstLook:
-    """Return what was found by a look at the data, with what the user named."""
+    """Return what was found by a look at the data, with what the user named.
+
+    Raises ConfigError for files that need different settings, unless the columns are named.
+    """
     found = look_at(data, named.encoding)
+    if found.differing and not named.fields:
+        raise ConfigError(f"--data {data}: {found.differing}")
     return with_named(found, named) if named else found
 
 
@@ -171,7 +177,10 @@ def write_init(
     check_readable(data, kind)
     encoding = settings_of(columns).get("encoding")
     found = look_at(data, None if encoding == PLACEHOLDER else encoding)
-    found = with_settings(found, columns) if columns else found
+    if columns:
+        found = with_settings(found, columns)
+    elif found.differing:
+        raise ConfigError(f"--data {data}: {found.differing}")
     kind = kind or found.kind
     if kind is None:
         raise ConfigError(f"--data {data}: its kind is not detected; give it: `shardline init {' | '.join(SHAPES)}`")

@@ -49,7 +49,7 @@ class DataFacts:
     """The corpus. `sizes` is None where `unmeasured` says why; then `bytes` is all that is known.
 
     `others` are files of another kind than the rest, with their kinds; `unread` counts files that cannot be read, by
-    suffix; `remarks` say why the user has to fill in something.
+    suffix; `refused` are others that cannot be read, with the reasons; `remarks` say why something has to be filled in.
     """
 
     kind: str
@@ -60,6 +60,7 @@ class DataFacts:
     others: tuple[tuple[str, str], ...] = ()
     unread: Mapping[str, int] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
     @property
     def tokens(self) -> float:
@@ -165,6 +166,7 @@ def look_at_data(data: str, kind: str, found: FirstLook, model: ModelFacts | Non
     size, unread = files_found(data)
     known = model is not None and model.folder is not None
     facts = DataFacts(kind=kind, bytes=size, sizes=None, by_own_tokenizer=not known, others=found.others, unread=unread)
+    facts = replace(facts, refused=found.refused_files)
     left = list(dict.fromkeys(key or name for name, key in open_settings(found.lines)))
     if left:
         why = f"{PLACEHOLDER} in the YAML stands for what you know and the data do not say ({', '.join(left)})"
