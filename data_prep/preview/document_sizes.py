@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.config import DataConfig
-from data_prep.preview.survey import Estimate, encoder_for, look, looked_at, of_all
+from data_prep.fetch.sources import check_any_readable
+from data_prep.preview.survey import Estimate, check_usable, encoder_for, look, looked_at, of_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +40,25 @@ class DocumentSizes:
 def measure_documents(
     config: DataConfig, model_path: str | None, *, may_add_tokens: bool = False
 ) -> DocumentSizes | None:
-    """Tokenize samples of the local sources as `prepare` will; None if nothing in them can be sampled.
+    """Tokenize samples of the local sources as `prepare` will; None if `prepare` alone opens their files.
 
     Raises DataError or ConfigError for what `prepare` would refuse.
     """
     with tempfile.TemporaryDirectory() as folder:
         sources = [looked_at(source, Path(folder)) for source in config.sources if source.address is None]
         files = [file for source in sources for file in source.sampled]
-        if sum(file.info.bytes for file in files) == 0:
+        if not files:
             return None
+        check_any_readable(files)
         size = sum(source.bytes for source in sources)
         encoder = encoder_for(config, model_path, files, size, may_add_tokens=may_add_tokens)
         found = [look(source, encoder, config.cleaning) for source in sources]
+    for source, looked in zip(sources, found, strict=True):
+        check_usable(source, looked)
     whole, lengths, rejected = Estimate(), [], Counter[str]()
     for source, looked in zip(sources, found, strict=True):
         whole += of_all(source, looked.whole)
         lengths.append(looked.lengths)
         rejected.update(looked.rejected)
     joined = np.concatenate(lengths)
-    if len(joined) == 0:
-        return None
     return DocumentSizes(documents=whole.documents, tokens=whole.tokens, lengths=joined, rejected=rejected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from data_prep.fetch.sources import CorpusFile, look_into
 from data_prep.files.bounded_io import RecordError, open_stream
 from data_prep.files.formats import Format, format_of, suffix_of
 from data_prep.read.byte_ranges import HashedFile
-from data_prep.read.parts import raw_records
+from data_prep.read.parts import raw_records, records_of
 from data_prep.shards import SourceFile
 
 RECORDS = 200  # of a file, at most
 SAMPLE_BYTES = 2**20  # of a file, at most
 FILES = 5  # of a source, evenly spread
+COUNTED_BYTES, PACKED_BYTES = 4 * 2**20, 2**19  # of a file, up to which its records are counted; of a compressed one
 SMALL_FILES = 40  # of a source, if they are small
 SMALL_BYTES = 8 * 2**20  # sampled of them in total
 SUFFIXES = 12  # further suffixes, of each of which one file is sampled
@@ -124,29 +125,56 @@ def is_utf8(data: bytes) -> bool:
     return True
 
 
+def scales_of(file: CorpusFile, piece: CorpusFile, records: int) -> tuple[float, float]:
+    """Estimate how many times as many documents, and as much text, a file holds as the first records that were read.
+
+    `piece` is the file that was read for them. Small files, and those that are always read as a whole, are read to
+    their end: then only what is done with a record is estimated.
+    """
+    form, layout = file.columns.format, file.columns.layout
+    is_whole = layout is not None and layout.is_whole
+    if form.has_rows and not records:
+        return 0.0, 0.0
+    if form.has_rows and records < RECORDS and not is_cut_short(file):
+        return 1.0, 1.0
+    if form.kind == "parquet" and not is_whole:
+        return (max(1.0, int(pq.read_metadata(file.location).num_rows) / records),) * 2
+    if form.has_rows and (is_whole or file.info.bytes <= (PACKED_BYTES if form.compression else COUNTED_BYTES)):
+        sizes = [raw_size(raw) for raw in records_of(file.location, file.columns, 0, file.info.bytes)]
+        return max(1.0, len(sizes) / records), max(1.0, sum(sizes) / max(1, sum(sizes[:records])))
+    return (file.info.bytes / max(read_bytes(file, piece, records), 1.0),) * 2
+
+
 def read_bytes(file: CorpusFile, piece: CorpusFile, records: int) -> float:
-    """Estimate how many bytes on disk a file's first records take; `piece` is the file that was read for them."""
-    form = file.columns.format
-    if not form.has_rows:
+    """Estimate how many bytes on disk a large file's first records take."""
+    if not file.columns.format.has_rows:
         return file.info.bytes if piece is file else min(piece.info.bytes / shrinks(file, piece), file.info.bytes)
-    if records < RECORDS and not is_cut_short(file):
-        return file.info.bytes
-    if form.kind == "parquet":
-        return file.info.bytes * records / max(records, int(pq.read_metadata(file.location).num_rows))
     sizes = [raw_size(raw) for raw in itertools.islice(first_records(file), records)]
     return min(sum(sizes) / shrinks(file, piece), file.info.bytes)
 
 
 def shrinks(file: CorpusFile, piece: CorpusFile) -> float:
-    """Estimate a file's compression ratio from its beginning; 1 if it is not compressed."""
-    if file.columns.format.compression is None:
+    """Estimate how many bytes of UTF-8 a byte on disk holds, from a file's beginning: it may be compressed, and in
+    another encoding.
+    """
+    form = file.columns.format
+    if form.compression is None and form.encoding is None:
         return 1.0
-    raw = [one for one in first_records(file if file.columns.format.has_rows else piece) if isinstance(one, bytes)]
-    texts = b"\n".join(raw)[:SAMPLE_BYTES]
-    return len(texts) / len(zlib.compress(texts)) if texts else 1.0
+    texts = b"\n".join(map(raw_text, first_records(file if form.has_rows else piece)))[:SAMPLE_BYTES]
+    stored = texts.decode(errors="ignore").encode(form.encoding, "replace") if form.encoding else texts
+    stored = zlib.compress(stored) if form.compression else stored
+    return len(texts) / len(stored) if texts else 1.0
 
 
 def raw_size(raw: Any) -> int:
-    if isinstance(raw, bytes | str):
-        return len(raw) + 1
-    return 0 if isinstance(raw, RecordError) else sum(len(str(value)) + 1 for value in raw.values())
+    return 0 if isinstance(raw, RecordError) else len(raw_text(raw)) + 1
+
+
+def raw_text(raw: Any) -> bytes:
+    """Return a record as the bytes that it takes, about."""
+    if isinstance(raw, RecordError):
+        return b""
+    if isinstance(raw, bytes):
+        return raw
+    texts = map(str, raw.values()) if isinstance(raw, Mapping) else [str(raw)]
+    return "\t".join(texts).encode("utf-8", "replace")

@@ -1,28 +1,26 @@
-"""Infer what data holds from its first files, for the YAML that `shardline init` writes."""
+"""Infer what a file holds from its first records, for the YAML that `shardline init` writes."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.errors import ConfigError, DataError
 from data_prep.config import SourceConfig
-from data_prep.fetch.source_files import files_of
 from data_prep.fetch.sources import columns_in
-from data_prep.files.formats import Format, format_of, with_html
+from data_prep.files.formats import Format
 from data_prep.read.column_choice import SNIFFED_RECORDS, longest_list, parsed_rows, sampled, with_rows, wrapping
 from data_prep.read.parts import parsed
 from data_prep.read.text_layouts import with_layout
+from data_prep.rows.column_looks import columns_of
+from data_prep.rows.field_guesses import TOO_DEEP
 from data_prep.rows.field_proposals import proposal_lines, quoted_path
 from data_prep.rows.fields import PLACEHOLDER
 from data_prep.rows.grouping import inner_rows
 
 KINDS = {"text": "text", "pair": "pairs", "messages": "conversations"}
-FILES = 8  # of a folder that are inspected
 KIND_OF_KEY = {"text": "text", "prompt": "pairs", "completion": "pairs"}  # all other keys are of conversations
 
 NO_HEADER = "Its first line is no header"
@@ -33,37 +31,18 @@ ENCODING = re.compile(r"`encoding(?:`, such as|:) ([\w-]+)")  # how messages nam
 class FirstLook:
     """The kind of some data, None if it cannot be inspected here, and the lines of YAML to write below its path.
 
-    `others` are files of another kind, with their kinds: what decides is the kind with the most bytes.
+    `others` are files of another kind, with their kinds: what decides is the kind with the most bytes. `refused` says
+    why a file cannot be read, `columns` which columns it has if they are not understood. Of a folder, `refused_files`
+    are those that cannot be read, and `differing` tells of files that need other settings than the rest.
     """
 
     kind: str | None
     lines: tuple[str, ...] = ()
     others: tuple[tuple[str, str], ...] = ()
-
-
-def look_at(data: str) -> FirstLook:
-    """Infer the kind of a file, a folder or a glob; the first file of unknown kind decides what to write."""
-    kinds: dict[Path, str] = {}
-    sizes: Counter[str] = Counter()
-    for location, form in some_files(data):
-        found = look_into(SourceConfig(path=data), location, form)
-        if found.lines:
-            return found
-        if found.kind is not None:
-            kinds[location] = found.kind
-            sizes[found.kind] += location.stat().st_size
-    kind = max(sizes, key=sizes.__getitem__, default=None)
-    return FirstLook(kind, others=tuple((path.name, its) for path, its in kinds.items() if its != kind))
-
-
-def some_files(data: str) -> Iterator[tuple[Path, Format]]:
-    """Yield the first files of some data and their formats; nothing if it does not exist here."""
-    try:
-        named, _ = files_of(SourceConfig(path=data), {})
-    except DataError:
-        return
-    for _, location in named[:FILES]:
-        yield location, with_html(format_of(location.name) or Format(), "article")
+    refused: str = ""
+    columns: tuple[str, ...] = ()
+    refused_files: tuple[tuple[str, str], ...] = ()
+    differing: str = ""
 
 
 def look_into(source: SourceConfig, location: Path, form: Format) -> FirstLook:
@@ -90,9 +69,9 @@ def other_encoding(source: SourceConfig, location: Path, form: Format, note: str
     named = ENCODING.search(note)
     lines = (f"# {location.name}: {note}",)
     if named is None or source.encoding is not None:
-        return FirstLook("text", lines)
+        return FirstLook("text", refused=note)
     found = look_into(source.model_copy(update={"encoding": named[1]}), location, form)
-    return FirstLook(found.kind, (*lines, f"encoding: {PLACEHOLDER}  # such as {named[1]}", *found.lines))
+    return replace(found, lines=(*lines, f"encoding: {PLACEHOLDER}  # such as {named[1]}", *found.lines))
 
 
 def one_object(source: SourceConfig, location: Path, form: Format, note: str) -> FirstLook:
@@ -100,11 +79,10 @@ def one_object(source: SourceConfig, location: Path, form: Format, note: str) ->
     laid_out = with_layout(form, location, location.name, source)
     rows, _ = parsed_rows(sampled(location, laid_out))
     path = longest_list(rows[0]) if rows else None
-    lines = (f"# {location.name}: {note}",)
     if path is None:
-        return FirstLook("text", lines)
+        return FirstLook("text", refused=note)
     found = look_into(with_rows(source, path), location, form)
-    return FirstLook(found.kind, (*lines, *found.lines))
+    return replace(found, lines=(f"# {location.name}: {note}", *found.lines))
 
 
 def asked(source: SourceConfig, location: Path, form: Format, problem: str) -> FirstLook:
@@ -116,9 +94,15 @@ def asked(source: SourceConfig, location: Path, form: Format, problem: str) -> F
     if not rows:
         raise ConfigError(problem)
     lines = proposal_lines(rows, path) or [f"# {problem}"]
+    deep = next((line.partition(TOO_DEEP)[2] for line in lines if TOO_DEEP in line), None)
+    if deep is not None:
+        raise ConfigError(
+            f"{location}: {TOO_DEEP}{deep}; write one row for each of the innermost objects as JSON lines"
+        )
     headless = problem.find(NO_HEADER)
     if headless >= 0:
         lines.insert(0, f"# {problem[headless:]}")
     keys = [line.split(":")[0].strip() for line in lines if line.startswith("  ")]
     key = next((key for key in keys if key != "rows"), "messages")
-    return FirstLook(KIND_OF_KEY.get(key, "conversations"), (f"# of {location.name}:", *lines))
+    kind = KIND_OF_KEY.get(key, "conversations")
+    return FirstLook(kind, (f"# of {location.name}:", *lines), columns=tuple(columns_of(rows)))

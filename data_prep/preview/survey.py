@@ -32,8 +32,8 @@ from data_prep.preview.file_samples import (
     beginning,
     is_cut_short,
     opened_here,
-    read_bytes,
     sampled_file,
+    scales_of,
     spread,
 )
 from data_prep.rows.record_shapes import name_list
@@ -204,9 +204,8 @@ def look(source: SurveyedSource, encoder: Encoder, cleaning: CleaningConfig) -> 
             began = time.perf_counter()
             encoded = encode_parts([part], encoder, cleaning, RECORDS)
             seconds = time.perf_counter() - began
-            whole[suffix_of(file.info.path)] += estimated(
-                file, encoded, seconds, file.info.bytes / max(read_bytes(file, piece, encoded.records[0]), 1.0)
-            )
+            scales = scales_of(file, piece, encoded.records[0])
+            whole[suffix_of(file.info.path)] += estimated(file, encoded, seconds, *scales)
             found.append(encoded)
     rejected: Counter[str] = Counter()
     for encoded in found:
@@ -222,11 +221,13 @@ def look(source: SurveyedSource, encoder: Encoder, cleaning: CleaningConfig) -> 
     )
 
 
-def estimated(file: CorpusFile, encoded: EncodedSlice, seconds: float, scale: float) -> Estimate:
-    """Estimate a whole file from the encoded part; a file without rows is one document, however long."""
+def estimated(file: CorpusFile, encoded: EncodedSlice, seconds: float, documents: float, texts: float) -> Estimate:
+    """Estimate a whole file from the encoded part, which is so many times smaller; a file without rows is one document,
+    however long.
+    """
     kept = len(encoded.part)
-    rest = Estimate(0.0, len(encoded.ids), int(encoded.trained.sum()), seconds).times(scale)
-    return replace(rest, documents=kept * scale if file.columns.format.has_rows else kept)
+    rest = Estimate(0.0, len(encoded.ids), int(encoded.trained.sum()), seconds).times(texts)
+    return replace(rest, documents=kept * documents if file.columns.format.has_rows else kept)
 
 
 def described(source: SurveyedSource) -> Iterator[str]:

@@ -16,7 +16,7 @@ from data_prep.files.formats import Format
 from data_prep.read.parts import EXCERPT_BYTES, PLAIN, Columns, parsed, row_or_text
 from data_prep.read.records import Raw, raw_records
 from data_prep.read.row_samples import decide
-from data_prep.rows.column_looks import columns_of, is_messages, texts_in
+from data_prep.rows.column_looks import columns_of, is_messages, most, texts_in
 from data_prep.rows.field_proposals import quoted_path
 from data_prep.rows.grouping import JOINED_BYTES, columns_read, inner_rows
 from data_prep.rows.row_kinds import DIALOGUES, kinds_of
@@ -59,12 +59,18 @@ def find_columns(location: Path, source: SourceConfig, form: Format = JSONL) -> 
 
 
 def sampled(location: Path, form: Format) -> list[Raw]:
-    """Return a file's first records and, where it can be read from anywhere, some of its middle and its end."""
+    """Return a file's first records and, where it can be read from anywhere, some of its middle and its end, each once.
+
+    The first records may reach into the middle and the end: so many are left out there as begin beyond these places.
+    """
     size = location.stat().st_size
     found = list(itertools.islice(raw_records(location, form, 0, size), SNIFFED_RECORDS))
     if form.may_be_cut and len(found) == SNIFFED_RECORDS:
-        for start in (size // 2, size * 9 // 10):
-            found += itertools.islice(raw_records(location, form, start, size), SNIFFED_RECORDS // 4)
+        places = (0, size // 2, size * 9 // 10, size)
+        beyond = SNIFFED_RECORDS
+        for before, start, end in zip(places, places[1:], places[2:], strict=False):
+            beyond -= sum(1 for _ in itertools.islice(raw_records(location, form, before, start), beyond))
+            found += itertools.islice(raw_records(location, form, start, end), beyond, beyond + SNIFFED_RECORDS // 4)
     return found
 
 
@@ -140,7 +146,7 @@ def longest_list(row: Mapping[str, Any]) -> str | None:
 
 
 def one_value(rows: Sequence[Mapping[str, Any]], objections: Sequence[str]) -> str | None:
-    """Return why the one JSON value of a file is no row; None if it is one."""
+    """Return why the one JSON value of a file is no row, and what to do; None if it is one."""
     if objections:
         return objections[0]
     kinds = kinds_of(rows)
@@ -152,7 +158,20 @@ def one_value(rows: Sequence[Mapping[str, Any]], objections: Sequence[str]) -> s
     named = longest_list(rows[0]) or said
     hint = f"; name the list in it, for example `fields: {{rows: {quoted_path(named)}, ...}}`" if named else ""
     hint += f", or `fields: {{messages: {quoted_path(said)}}}` if it is one conversation" if said else ""
+    hint = hint or rows_by_key(rows[0])
     return f"one JSON value, not rows{hint}"
+
+
+def rows_by_key(value: Mapping[str, Any]) -> str:
+    """Return how to turn an object whose values are rows, or whose keys are questions, into JSON lines."""
+    held = list(value.values())
+    if len(held) > 1 and all(isinstance(item, Mapping) for item in held):
+        what, program = "each of its values is an object", ".[]"
+    elif most(len(key.split()) > 1 for key in value) and most(isinstance(item, str) for item in held):
+        what, program = "its keys look like questions", "to_entries[] | {prompt: .key, completion: .value}"
+    else:
+        return "; write one object on each line, or a list of objects"
+    return f"; {what}: write them as rows, for example with `jq -c '{program}' FILE.json > FILE.jsonl`"
 
 
 def check_size(location: Path, layout: Layout) -> None:

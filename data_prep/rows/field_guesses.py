@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_prep.rows.column_looks import Rows, columns_of, look_of, texts_in, values_of
@@ -20,6 +20,8 @@ WORSE = re.compile(  # answers that must not be trained
     r"reject|incorrect|non.?preferred|dis.?preferred|wrong|distractor|negative|loser", re.IGNORECASE
 )
 INSIDE = "each row is a message; messages are grouped only across the rows of a file: write these rows as JSON lines"
+TOO_DEEP = "its texts lie in lists inside of lists, which no field can name"
+FEW_ROWS = 20  # in which texts are looked for
 SAID_LOOKS = ("text", "label", "id", "empty")  # looks of the shorter texts among numbered columns
 
 
@@ -57,7 +59,11 @@ def pair_or_text(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) -> 
     if len(choices) == 1 and not asked:
         return one_text(choices[0], [path for name in nested for path in nested_values(rows, name)])
     if not choices:
-        return [("text", PLACEHOLDER, f"no column looks like text; columns: {listed(looks) or 'none'}")]
+        deep = deep_texts(rows)
+        why = (
+            f"{TOO_DEEP}: {listed(deep)}" if deep else f"no column looks like text; columns: {listed(looks) or 'none'}"
+        )
+        return [("text", PLACEHOLDER, why)]
     answered = [name for name in texts if name.casefold() in ANSWERS]
     is_whole = not any(
         name.casefold() in CHOICES for name in columns_of(rows)
@@ -79,6 +85,21 @@ def one_text(name: str, held: Sequence[str]) -> Proposal:
     if others:
         return [("text", PLACEHOLDER, f"one of: {', '.join([name, *others])}; {answers}")]
     return [("text", name, answers)]
+
+
+def deep_texts(rows: Rows) -> list[str]:
+    """Return the paths of texts of several words in lists inside of lists, which no field can name."""
+    return list(dict.fromkeys(path for row in rows[:FEW_ROWS] for path in texts_at(row, "") if path.count("[]") > 1))
+
+
+def texts_at(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, str) and len(value.split()) > 2:
+        yield path
+    inner = value.items() if isinstance(value, Mapping) else ()
+    for key, item in inner:
+        yield from texts_at(item, f"{path}.{key}".lstrip("."))
+    for item in value if isinstance(value, list) else ():
+        yield from texts_at(item, f"{path}[]")
 
 
 def text_paths(rows: Rows, name: str) -> list[str]:
@@ -125,7 +146,8 @@ def nested_messages(rows: Rows, looks: Mapping[str, str], texts: Sequence[str]) 
         items = [item for value in held if isinstance(value, list) for item in value]
         if items and all(isinstance(item, dict) for item in items):
             keys = list(dict.fromkeys(key for item in items for key in item))
-            if not texts or set(keys) & set(ROLE_LIKE):
+            named = [key for key in keys if any(isinstance(item.get(key), str | int) for item in items)]
+            if set(keys) & set(ROLE_LIKE) or (not texts and len(named) > 1):
                 return [
                     ("messages", name, ""),
                     ("role", *chosen_key(keys, ROLE_LIKE, items)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Literal
@@ -73,6 +74,5 @@ def line_to_write(unknown: Iterable[str], known: Iterable[str]) -> str:
 
 def quoted(name: str) -> str:
     """Return a name quoted for YAML in braces, if it needs to be."""
-    if name in ("true", "false", "null"):
-        return f'"{name}"'
-    return name if name.replace("_", "").replace("-", "").isalnum() and not name.isdigit() else f'"{name}"'
+    is_plain = name.replace("_", "").replace("-", "").isalnum() and not name.isdigit()
+    return name if is_plain and name not in ("true", "false", "null") else json.dumps(name, ensure_ascii=False)

@@ -9,16 +9,35 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.config_loading import parse_yaml
 from cluster.disk.atomic_files import write_text
-from cluster.errors import EXIT_DONE, ConfigError
+from cluster.errors import EXIT_DONE, ConfigError, DataError
 from cluster.progress import Waiting
 from cluster.terminal import size_of
-from data_prep.preview.first_look import FirstLook, look_at
+from data_prep.preview.first_look import FirstLook
+from data_prep.preview.folder_look import look_at
 from data_prep.rows.fields import PLACEHOLDER
 from launch.first_run import questions
 from launch.first_run.choices import choose
-from launch.first_run.facts import Machine, look_at_data, look_at_model, lora_doubts, why_nothing_here
+from launch.first_run.facts import (
+    NOTHING_HERE,
+    DataFacts,
+    Machine,
+    ModelFacts,
+    look_at_data,
+    look_at_model,
+    lora_doubts,
+    why_nothing_here,
+)
+from launch.first_run.named_settings import (
+    HEADLESS,
+    Named,
+    named_by,
+    open_settings,
+    options_for,
+    settings_of,
+    with_named,
+    with_settings,
+)
 from launch.first_run.questions import ask, ask_data, ask_model, ask_open_lines, ask_yes, is_asking, tell
 from launch.first_run.run_yaml import KINDS, as_yaml
 from launch.first_run.summary import INDENT, summary, wrapped
@@ -40,6 +59,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="KEY=COLUMN",
         help="which column holds what, such as prompt=Question; repeatable; default: found by reading some rows",
     )
+    command.add_argument(
+        "--role",
+        action="append",
+        default=[],
+        metavar="NAME=ROLE",
+        help="who a speaker of the conversations is: user, assistant, system or tool; repeatable",
+    )
+    command.add_argument("--encoding", help="the encoding of your files, such as cp1252; default: UTF-8, or as marked")
     command.add_argument("--model", help="a Hugging Face folder or Hub id to fine-tune; default: a new small one")
     command.add_argument(
         "--lora", action=argparse.BooleanOptionalAction, help="train small adapters, not all weights (default: all)"
@@ -53,10 +80,9 @@ def run(options: argparse.Namespace) -> int:
     if is_asking(says_yes=options.yes):
         return asked(options)
     check_free(options.output)
-    columns = field_lines(options.field)
-    said = write_init(
-        options.kind, options.data or DATA, options.model, options.output, lora=bool(options.lora), columns=columns
-    )
+    data, named = options.data or DATA, named_by(options.field, options.role, options.encoding)
+    columns = looked_at(data, named).lines if named else ()
+    said = write_init(options.kind, data, options.model, options.output, lora=bool(options.lora), columns=columns)
     say(said)
     return EXIT_DONE
 
@@ -73,9 +99,10 @@ def asked(options: argparse.Namespace) -> int:
         output = Path(ask(taken, str(free_beside(output)), check=why_taken))
     data = options.data or ask_data(DATA, why_nothing_here)
     check_readable(data, options.kind)
-    columns = field_lines(options.field)
-    found = look_at(data)
-    if any(PLACEHOLDER in line for line in found.lines) and not columns:
+    named = named_by(options.field, options.role, options.encoding)
+    found = looked_at(data, named)
+    columns = found.lines if named else ()
+    if open_settings(found.lines):
         tell(f"{data}: {found.kind}, but not all of it can be found out by reading some rows.")
         columns = ask_open_lines(found.lines)
     model = options.model or ask_model(look_at_model)
@@ -119,15 +146,15 @@ def check_readable(data: str, kind: str | None) -> None:
         )
 
 
-def field_lines(fields: Sequence[str]) -> tuple[str, ...]:
-    """Return the YAML of the columns that were named as KEY=COLUMN."""
-    from data_prep.rows.field_proposals import quoted_path
+def looked_at(data: str, named: Named) -> FirstLook:
+    """Return what was found by a look at the data, with what the user named.
 
-    pairs = [text.partition("=") for text in fields]
-    for text, (key, equals, column) in zip(fields, pairs, strict=True):
-        if not (key and equals and column):
-            raise ConfigError(f"--field {text}: write KEY=COLUMN, such as prompt=Question")
-    return ("fields:", *(f"  {key}: {quoted_path(column)}" for key, _, column in pairs)) if pairs else ()
+    Raises ConfigError for files that need different settings, unless the columns are named.
+    """
+    found = look_at(data, named.encoding)
+    if found.differing and not named.fields:
+        raise ConfigError(f"--data {data}: {found.differing}")
+    return with_named(found, named) if named else found
 
 
 def write_init(
@@ -142,21 +169,24 @@ def write_init(
     """Write the YAML for some data; return what was found and chosen, and the next command.
 
     Without a `kind`, the data decides; `columns` are the lines below the source, in place of those found. Nothing is
-    fetched.
+    fetched. Raises ConfigError for data that `prepare` would refuse.
     """
     check_free(output)
     if lora and model is None:
         raise ConfigError("--lora: adapters need a model to adapt; name one with --model")
     check_readable(data, kind)
-    found = with_columns(look_at(data), columns)
+    encoding = settings_of(columns).get("encoding")
+    found = look_at(data, None if encoding == PLACEHOLDER else encoding)
+    if columns:
+        found = with_settings(found, columns)
+    elif found.differing:
+        raise ConfigError(f"--data {data}: {found.differing}")
     kind = kind or found.kind
     if kind is None:
         raise ConfigError(f"--data {data}: its kind is not detected; give it: `shardline init {' | '.join(SHAPES)}`")
     machine = Machine.here()
     origin = look_at_model(model) if model else None
-    facts = look_at_data(data, kind, found, origin)
-    if columns and facts.sizes is None:
-        raise ConfigError(f"--data {data}: {facts.unmeasured}")
+    facts = measured(data, kind, found, origin)
     if lora and origin is not None and kind != "text":
         origin = replace(origin, lora_doubts=lora_doubts(origin))
     choices = choose(facts, origin, machine, lora=lora)
@@ -165,22 +195,31 @@ def write_init(
     return f"{told}\nwritten        {output}\n{next_step(data, found, output)}"
 
 
-def with_columns(found: FirstLook, columns: Sequence[str]) -> FirstLook:
-    """Return what was found with the columns that the user named; these decide the kind."""
-    if not columns:
-        return found
-    named = parse_yaml("\n".join(columns), "--field") or {}
-    keys = {*named.get("fields", {}), *(named.get("columns") or ())}
-    kind = "pairs" if "completion" in keys else "text" if "text" in keys else found.kind
-    return replace(found, kind=kind, lines=tuple(columns))
+def measured(data: str, kind: str, found: FirstLook, origin: ModelFacts | None) -> DataFacts:
+    """Measure the data. Raises ConfigError, with what to do, for data that are here and that `prepare` would refuse."""
+    try:
+        facts = look_at_data(data, kind, found, origin)
+    except DataError as error:
+        reason = str(error).removeprefix(f"data.sources: {data}: ")
+        has_settings = any(f"{name}:" in reason for name in ("fields", "roles", "encoding"))
+        more = ". Here these settings are the options --field, --role and --encoding" if has_settings else ""
+        raise ConfigError(f"--data {data}: {reason}{more}") from None
+    if found.lines and facts.unmeasured not in ("", NOTHING_HERE) and not open_settings(found.lines):
+        raise ConfigError(f"--data {data}: {facts.unmeasured}")
+    return facts
 
 
 def next_step(data: str, found: FirstLook, output: Path) -> str:
-    """Return the next command, for a YAML with placeholders two ways to it."""
+    """Return the next command, for a YAML with placeholders the ways to it."""
     check = f"shardline check {shlex.quote(str(output))}"
-    if not any(PLACEHOLDER in line for line in found.lines):
+    if not open_settings(found.lines):
         return f"next: {check}"
-    keys = [line.split(":")[0].strip() for line in found.lines if line.startswith("  ") and PLACEHOLDER in line]
-    flags = " ".join(f"--field {key}=COLUMN" for key in keys)
-    again = f"remove {output} and run `shardline init --data {shlex.quote(data)} {flags}`, which measures your data"
-    return f"next: {again}; or replace each {PLACEHOLDER} in {output}, look at its numbers, then {check}"
+    options, told = options_for(found.lines)
+    by_hand = f"replace each {PLACEHOLDER} in {output}, look at its numbers, then {check}"
+    headless = next((match["columns"] for line in found.lines if (match := HEADLESS.search(line))), None)
+    if headless is not None:
+        return f"next: write `{headless}` in place of `fields` in {output}, look at its numbers, then {check}"
+    if not options:
+        return f"next: {by_hand}"
+    again = f"remove {output} and run `shardline init --data {shlex.quote(data)} {options}`, which measures your data"
+    return f"next: {again}{f' ({told.format(output=output)})' if told else ''}; or {by_hand}"

@@ -20,12 +20,14 @@ from data_prep.preview.document_sizes import DocumentSizes, measure_documents
 from data_prep.preview.first_look import FirstLook
 from data_prep.rows.fields import PLACEHOLDER
 from data_prep.shards.tokenizer_files import open_tokenizer
+from launch.first_run.named_settings import open_settings, remarks_on, settings_of
 
 Result = TypeVar("Result")
 
 BYTES_PER_TOKEN = 4.0  # of English text, for most tokenizers
 VOCABULARIES = ((4_000_000, 8192), (400_000, 4096), (0, 2048))  # bytes of the corpus, ids of its own tokenizer
 SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods")
+NOTHING_HERE = "there are no files here that could be sampled"
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
@@ -47,7 +49,7 @@ class DataFacts:
     """The corpus. `sizes` is None where `unmeasured` says why; then `bytes` is all that is known.
 
     `others` are files of another kind than the rest, with their kinds; `unread` counts files that cannot be read, by
-    suffix.
+    suffix; `refused` are others that cannot be read, with the reasons; `remarks` say why something has to be filled in.
     """
 
     kind: str
@@ -57,6 +59,8 @@ class DataFacts:
     by_own_tokenizer: bool = False
     others: tuple[tuple[str, str], ...] = ()
     unread: Mapping[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
     @property
     def tokens(self) -> float:
@@ -155,30 +159,36 @@ def built_parameters(folder: Path) -> int | None:
 
 
 def look_at_data(data: str, kind: str, found: FirstLook, model: ModelFacts | None) -> DataFacts:
-    """Measure the corpus with the model's tokenizer if it is here, else with one trained on the sample."""
+    """Measure the corpus with the model's tokenizer if it is here, else with one trained on the sample.
+
+    Raises DataError for data that are here and that `prepare` would refuse.
+    """
     size, unread = files_found(data)
     known = model is not None and model.folder is not None
     facts = DataFacts(kind=kind, bytes=size, sizes=None, by_own_tokenizer=not known, others=found.others, unread=unread)
-    if any(PLACEHOLDER in line for line in found.lines):
-        return replace(facts, unmeasured=f"{PLACEHOLDER} in the YAML stands for what you know and the data do not say")
+    facts = replace(facts, refused=found.refused_files)
+    left = list(dict.fromkeys(key or name for name, key in open_settings(found.lines)))
+    if left:
+        why = f"{PLACEHOLDER} in the YAML stands for what you know and the data do not say ({', '.join(left)})"
+        return replace(facts, unmeasured=why, remarks=remarks_on(found.lines))
+    if size == 0:
+        return replace(facts, unmeasured=NOTHING_HERE)
     try:
-        config = data_config(data, found.lines, model, facts.vocab_size)
+        config = data_config(data, found.lines, model, facts)
         path = str(model.folder) if model is not None and known else None
         sizes = with_quiet_log(lambda: measure_documents(config, path, may_add_tokens=not known))
-    except (DataError, ConfigError) as error:
+    except ConfigError as error:
         return replace(facts, unmeasured=str(error))
-    return replace(facts, sizes=sizes, unmeasured="" if sizes else "there are no files here that could be sampled")
+    return replace(facts, sizes=sizes, unmeasured="" if sizes else NOTHING_HERE)
 
 
-def data_config(data: str, lines: Sequence[str], model: ModelFacts | None, vocab_size: int) -> DataConfig:
-    """Return the `data:` section to measure with."""
-    from ruamel.yaml import YAML
-
-    source: dict[str, Any] = YAML(typ="safe", pure=True).load("\n".join(lines)) or {}
+def data_config(data: str, lines: Sequence[str], model: ModelFacts | None, facts: DataFacts) -> DataConfig:
+    """Return the `data:` section to measure with: the one that the YAML will have."""
+    source = settings_of(lines)
     section: dict[str, Any] = {"sources": [validate(SourceConfig, {"path": data, **source}, source="--field")]}
     if model is None or model.folder is None:
-        section["tokenizer"] = {"train": {"vocab_size": vocab_size}}
-    elif model.template is not None:
+        section["tokenizer"] = {"train": {"vocab_size": facts.vocab_size}}
+    elif model.template is not None and facts.kind == "conversations":
         section["chat_template"] = model.template
     return DataConfig(**section)
 

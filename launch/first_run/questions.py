@@ -14,13 +14,13 @@ from cluster.terminal import size_of
 from data_prep.files.formats import format_of
 from data_prep.rows.field_proposals import quoted_path
 from data_prep.rows.fields import PLACEHOLDER
+from launch.first_run.named_settings import HEADLESS, ROLES, ways_of
 from launch.first_run.summary import wrapped
 from launch.wording import say
 
+BACK = "back"
 MOST_SHOWN = 8  # names of what lies here
 OPEN_LINE = re.compile(r"^\s*(?P<key>.+?):\s+\?\?\?(?:\s*#\s*(?P<comment>.*))?$")
-HEADLESS = re.compile(r"no header but a row.*`(?P<columns>columns: \[.*\])`")
-WAY = re.compile(r"^#\s+(?P<fields>fields: \{.*)$")
 
 Check = Callable[[str], str | None]
 """Returns why an answer cannot be used, or None."""
@@ -117,8 +117,7 @@ def show_names(what: str, names: Sequence[str]) -> None:
 
 def ask_open_lines(lines: Sequence[str]) -> tuple[str, ...]:
     """Return the lines of YAML below a source with an answer in place of each placeholder."""
-    ways = [found["fields"] for line in lines if (found := WAY.match(line))]
-    if ways:
+    if ways := ways_of(lines):
         return ask_way(ways)
     for line in lines:
         if line.startswith("#"):
@@ -126,9 +125,24 @@ def ask_open_lines(lines: Sequence[str]) -> tuple[str, ...]:
     headless = next((found["columns"] for line in lines if (found := HEADLESS.search(line))), None)
     if headless and ask_yes("Is the first line a row, and no header with names?", default=True):
         lines = [*lines[: [*lines, "fields:"].index("fields:")], headless]
+    return ask_lines(lines)
+
+
+def ask_lines(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return lines with an answer in place of each placeholder; `back` asks the question before again."""
     answered: list[str] = []
-    for line in lines:
-        answered.append(ask_line(line, answered) if PLACEHOLDER in line else line)
+    asked: list[int] = []
+    while len(answered) < len(lines):
+        line = lines[len(answered)]
+        if OPEN_LINE.match(line) is None:
+            answered.append(line)
+            continue
+        answer = ask_line(line, answered, may_go_back=bool(asked))
+        if answer is None:
+            del answered[asked.pop() :]
+        else:
+            asked.append(len(answered))
+            answered.append(answer)
     return tuple(answered)
 
 
@@ -141,23 +155,28 @@ def ask_way(ways: Sequence[str]) -> tuple[str, ...]:
     return (ways[int(ask("Which is right?", "", check=one_of(*numbers))) - 1],)
 
 
-def ask_line(line: str, before: Sequence[str]) -> str:
-    """Return a line of YAML with an answer in place of its placeholder; as it is if it is none that can be asked.
+def ask_line(line: str, before: Sequence[str], *, may_go_back: bool) -> str | None:
+    """Return an open line of YAML with an answer in place of its placeholder; None for the answer `back`.
 
     A column of the lines `before` is not taken again.
     """
     found = OPEN_LINE.match(line)
-    if found is None:
-        return line
+    assert found is not None
     key, comment = found["key"].strip().strip('"'), found["comment"] or ""
     choices = comment.partition("one of: ")[2].partition(";")[0].split(", ") if "one of: " in comment else []
+    if set(ROLES) <= set(re.findall(r"\w+", comment)):
+        choices, before = list(ROLES), ()
     is_whole = choices and not choices[-1].endswith("...")
     taken = {line.partition(": ")[2] for line in before}
     if is_whole and (free := [choice for choice in choices if quoted_path(choice) not in taken]):
         choices, comment = free, f"one of: {', '.join(free)}"
-    hint = f" ({comment})" if comment else ""
-    check = one_of(*choices) if is_whole else one_that_is_something
+    may_go_back = may_go_back and BACK not in choices
+    hints = [comment, f"{BACK}: the question before" if may_go_back else ""]
+    hint = f" ({'; '.join(filter(None, hints))})" if any(hints) else ""
+    check = one_of(*choices, *([BACK] if may_go_back else [])) if is_whole else one_that_is_something
     answer = ask(f"{QUESTIONS.get(key, f'What is {key}?')}{hint}", "", check=check)
+    if may_go_back and answer.lower() == BACK:
+        return None
     exact = next((choice for choice in choices if choice.lower() == answer.lower()), answer)
     return f"{line[: line.index(PLACEHOLDER)]}{quoted_path(exact)}"
 

@@ -52,12 +52,14 @@ def doubts(it: Choices) -> Iterator[str]:
 
 
 def about_files(facts: DataFacts) -> Iterator[str]:
-    """Yield what is not read as the kind of data says."""
+    """Yield why something is open, and what is not read as the kind of data says."""
+    yield from (f"{' ' * INDENT}{remark}" for remark in facts.remarks)
     for name, kind in facts.others:
         yield (
             f"WARNING        {name} holds {KINDS_IN_WORDS[kind]} and is trained on too; to leave it out, name the other"
             " files as --data, as a glob in quotes"
         )
+    yield from (f"WARNING        {name} cannot be read: {why}" for name, why in facts.refused)
     if facts.unread:
         yield f"WARNING        not read: {', '.join(f'{n} {suffix}' for suffix, n in sorted(facts.unread.items()))}"
     if facts.sizes is not None and facts.sizes.rejected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ruamel.yaml import YAML
 
 from cluster.config_loading import load_config, validate
 from cluster.errors import ConfigError
+from data_prep.prepare import prepare
 from data_prep.preview.document_sizes import DocumentSizes
 from launch.config import RunConfig
 from launch.data.init import write_init
@@ -43,7 +45,7 @@ def initialized(tmp_path: Path, data: Path, kind: str | None = None) -> str:
         ({"text": "a"}, "files of running text"),
         ({"instruction": "a", "response": "b"}, '"prompt": "..."'),
         (HH, '"messages": ['),
-        ({"conversations": [{"from": "human", "value": "a"}]}, '"messages": ['),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, '"messages": ['),
     ],
 )
 def test_the_kind_is_found_and_nothing_is_proposed_where_nothing_is_needed(
@@ -192,3 +194,16 @@ def test_what_is_longer_than_a_row_is_said() -> None:
 def test_lora_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="adapters need a model"):
         write_init("text", "data", None, tmp_path / "run.yaml", lora=True)
+
+
+def test_pairs_are_measured_as_they_will_be_prepared_without_a_template(tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"question": f"How deep is lake {n}?", "answer": f"It is {n} metres deep."} for n in range(60)]
+    data = lines(tmp_path / "a.jsonl", *rows)
+
+    said = write_init(None, str(data), str(tiny_model), tmp_path / "run.yaml")
+    config = load_config(RunConfig, tmp_path / "run.yaml")
+    counted = prepare(config.data, tmp_path / "shards", str(tiny_model), seed=0).documents[str(data)]
+
+    told = re.search(r"about (\d+) documents and ([\d,]+) tokens", said)
+    assert told is not None and int(told[1]) == counted["kept"]
+    assert int(told[2].replace(",", "")) == pytest.approx(counted["tokens"], rel=0.02)

@@ -22,6 +22,7 @@ from launch.config import RunConfig
 from launch.data.init import write_init
 from launch.first_run.choices import choose, rows_of
 from launch.first_run.facts import DataFacts, Machine
+from launch.first_run.questions import ask_open_lines
 from launch.first_run.run_yaml import run_name
 from launch.first_run.summary import summary, wrapped
 from launch.first_run.times import processor_seconds
@@ -94,6 +95,31 @@ def test_an_answer_that_cannot_be_used_is_asked_again_until_the_yaml_is_valid(
 
     (source,) = load_config(RunConfig, tmp_path / "Mein Läuf.yaml").data.sources
     assert (source.fields.prompt, source.fields.completion) == ("Frage", "Antwort")
+
+
+def test_a_wrong_answer_is_undone_by_going_back(evening: Terminal, tmp_path: Path) -> None:
+    evening.answer("or a glob", "faq.csv")
+    evening.answer("holds the question?", "back")  # there is none before
+    evening.answer("answer one of: Frage, Antwort", "Antwort")
+    evening.answer("back: the question before", "back")
+    evening.answer("holds the question?", "Frage")
+    evening.answer("holds the answer?", "Antwort")
+    evening.answer("Model to fine-tune", "")
+    assert evening.process.wait(60) == 0
+
+    (source,) = load_config(RunConfig, tmp_path / "Mein Läuf.yaml").data.sources
+    assert (source.fields.prompt, source.fields.completion) == ("Frage", "Antwort")
+
+
+def test_a_speaker_is_asked_for_until_the_answer_is_a_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = iter(["boss", "user", "back", "assistant", "user"])
+    monkeypatch.setattr("builtins.input", lambda question: next(said))
+    comment = "???  # user, assistant, system or tool"
+    assert ask_open_lines(["roles:", f"  Anna: {comment}", f"  Bob: {comment}"]) == (
+        "roles:",
+        "  Anna: assistant",
+        "  Bob: user",
+    )
 
 
 def test_ctrl_c_at_a_question_writes_nothing(evening: Terminal, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def folder(tmp_path: Path) -> Path:
         ("a.html", b"", "empty"),
         ("a.html", b"<html></html>", "HTML without text"),
         ("a.json", b"[" * 1_000_000, "nested too deeply"),
-        ("a.json", b'{"one": {"value": 1}}', "one JSON value, not rows"),
+        ("a.json", b'{"one": 1}', "one JSON value, not rows; write one object on each line, or a list of objects"),
         ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:20], "damaged compression (EOFError)"),
     ],
 )

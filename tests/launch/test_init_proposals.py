@@ -1,0 +1,130 @@
+"""What `shardline init` proposes as the next command can be run as it is printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config_loading import load_config
+from cluster.errors import ConfigError
+from data_prep.config import SourceConfig
+from launch.config import RunConfig
+from launch.data.init import add_arguments, run, write_init
+
+LAKES = {f"How deep is lake {n}?": f"Lake {n} is {n} metres deep." for n in range(5)}
+NESTED = {"context": "Lake 1 is 1 metre deep.", "qas": [{"question": "How deep is lake 1?", "answers": []}]}
+REFUSED = {
+    "an object of rows": (
+        "a.json",
+        {str(n): {"question": q, "answer": a} for n, (q, a) in enumerate(LAKES.items())},
+        "'.[]'",
+    ),
+    "an object of questions": ("a.json", LAKES, "{prompt: .key, completion: .value}"),
+    "an object of anything": ("a.json", {"of": "lakes", "by": {"name": "x"}}, "write one object on each line"),
+    "lists in lists": (
+        "a.json",
+        {"data": [{"title": "Lakes", "paragraphs": [NESTED] * 2}]},
+        "paragraphs[].qas[].question",
+    ),
+    "attributes": ("a.xml", '<posts><row Id="1" Body="How deep is the lake?" /></posts>', "in attributes only"),
+}
+TURNS = [{"who": "patient", "what": "Does it hurt much?"}, {"who": "the doctor", "what": "It will not hurt at all."}]
+
+
+def ran(output: Path, *arguments: str) -> SourceConfig:
+    """Run `shardline init` as without a terminal; return the source that it wrote."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    output.unlink(missing_ok=True)
+    run(parser.parse_args([*arguments, "--yes", "--output", str(output)]))
+    return load_config(RunConfig, output).data.sources[0]
+
+
+def proposed(said: str, **filled_in: str) -> list[str]:
+    """Return the arguments that were proposed, each text of `filled_in` in the place of its capitals in turn."""
+    command = re.search(r"`shardline init (.*?)`, which", said)
+    assert command is not None, said
+    return [filled_in.get(one.partition("=")[0], one) for one in shlex.split(command[1])]
+
+
+def test_a_table_in_another_encoding_is_measured_by_the_proposed_command(tmp_path: Path) -> None:
+    data, output = tmp_path / "faq.csv", tmp_path / "run.yaml"
+    data.write_bytes(b"Frage;Antwort\n" + "Wie groß ist es?;Fünf Meter groß.\n".encode("cp1252") * 9)
+
+    said = write_init(None, str(data), None, output)
+    assert "not UTF-8: write its `encoding`, such as cp1252" in said and "one of: Frage, Antwort" in said
+
+    source = ran(output, *proposed(said, prompt="prompt=Frage", completion="completion=Antwort"))
+    assert (source.encoding, source.fields.prompt, source.fields.completion) == ("cp1252", "Frage", "Antwort")
+
+
+def test_named_columns_leave_an_unknown_encoding_open(tmp_path: Path) -> None:
+    data, output = tmp_path / "faq.csv", tmp_path / "run.yaml"
+    data.write_bytes("Frage;Antwort\nWie groß ist es?;Fünf Meter groß.\n".encode("cp1252"))
+    with pytest.raises(ConfigError, match=r"encoding"):
+        ran(output, "--data", str(data), "--field", "prompt=Frage", "--field", "completion=Antwort")
+    assert "encoding: ???  # such as cp1252" in output.read_text()
+
+
+def test_speakers_whom_nobody_knows_are_named_by_the_proposed_command(tmp_path: Path) -> None:
+    data, output = tmp_path / "a.jsonl", tmp_path / "run.yaml"
+    data.write_text(json.dumps({"talk": [{"speaker": one["who"], "text": one["what"]} for one in TURNS]}) + "\n")
+
+    said = write_init(None, str(data), None, output)
+    assert "--field" not in said
+
+    source = ran(output, *proposed(said, **{"patient": "patient=user", "the doctor": "the doctor=assistant"}))
+    assert source.roles == {"patient": "user", "the doctor": "assistant"} and source.fields.role == "speaker"
+    with pytest.raises(ConfigError, match=r"boss is no role; write one of .*user, assistant"):
+        ran(output, "--data", str(data), "--role", "patient=boss")
+
+
+def test_named_keys_keep_the_conversation_and_the_rows_that_were_found(tmp_path: Path) -> None:
+    data, output = tmp_path / "a.json", tmp_path / "run.yaml"
+    row = {"talk": [{"who": "user", "what": "Hi there, you."}, {"who": "bot", "what": "Hello to you."}]}
+    data.write_text(json.dumps({"items": [row] * 3, "n": 1}))
+
+    said = write_init(None, str(data), None, output)
+    source = ran(output, *proposed(said, role="role=who", content="content=what"))
+
+    fields = source.fields
+    assert (fields.rows, fields.messages, fields.role, fields.content) == ("items", "talk", "who", "what")
+
+
+def test_a_way_to_read_columns_is_proposed_as_options(tmp_path: Path) -> None:
+    data, output = tmp_path / "a.csv", tmp_path / "run.yaml"
+    data.write_text("problem,solution,answer\nWhat is 1 + 1?,It is plainly 2.,two of them\n")
+    source = ran(output, *proposed(write_init(None, str(data), None, output)))
+    assert (source.fields.prompt, source.fields.completion) == ("problem", "answer")
+
+
+def test_a_first_line_that_is_a_row_has_no_option_proposed(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("How deep is it?,Nine metres deep.\nHow wide is it?,Two metres wide.\n")
+    said = write_init(None, str(tmp_path / "a.csv"), None, tmp_path / "run.yaml")
+    assert "next: write `columns: [prompt, completion]` in place of `fields`" in said and "--field" not in said
+
+
+def test_a_comment_with_a_placeholder_leaves_nothing_open(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "It was a fine day at the port."}\n' * 3)
+    said = write_init(None, str(tmp_path / "a.jsonl"), None, tmp_path / "run.yaml")
+    assert "about 3 documents" in said and "next: shardline check" in said
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_data_that_prepare_would_refuse_are_refused_with_what_to_do(
+    what: str, tmp_path: Path, shardline: Callable[..., Any]
+) -> None:
+    name, content, told = REFUSED[what]
+    (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+    result = shardline("init", "--yes", "--data", tmp_path / name, "--output", tmp_path / "run.yaml")
+
+    result.assert_refused(name, told)
+    assert not (tmp_path / "run.yaml").exists()
