@@ -74,8 +74,9 @@ class Format:
 
     A `refused` file counts as one rejected document; `note` is the reason. For text, `encoding` is None for UTF-8, and
     `cr_lines` means that lines end with a carriage return alone. For CSV and TSV, `names` are the columns of a file
-    without a header; `quoted` says whether cells may be quoted, `spaced` that spaces after a separator do not belong
-    to the cell, and `escapes` which characters a backslash escapes. `html` says how a crawl's pages are read.
+    without a header, and `skipped` counts the lines before its rows; `quoted` says whether cells may be quoted,
+    `spaced` that spaces after a separator do not belong to the cell, and `escapes` which characters a backslash
+    escapes. `html` says how a crawl's pages are read.
     """
 
     kind: str = "text"
@@ -88,6 +89,7 @@ class Format:
     spaced: bool = False
     escapes: str = ""
     names: tuple[str, ...] = ()
+    skipped: int = 0
     html: str = "article"
 
     @property

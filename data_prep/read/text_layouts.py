@@ -23,6 +23,7 @@ from data_prep.files.folders import readable_name
 from data_prep.files.formats import ENCODED_KINDS, LINE_KINDS, TABLE_KINDS, Format
 from data_prep.read.delimited import decoded_lines
 from data_prep.read.table_dialect import first_cells, table_layout, with_quoting
+from data_prep.read.table_preamble import preamble_of
 
 log = logging.getLogger(__name__)
 
@@ -225,8 +226,16 @@ def with_table(form: Format, location: Path, name: str, source: SourceConfig) ->
     """Return a table's format with what separates its cells, whether they are quoted, and its columns' names."""
     lines = looked_at_lines(location, form)
     given = source.separator or ("\t" if form.kind == "tsv" else None)
+    preamble = preamble_of(lines, given)
+    if preamble.lines:
+        told = excerpt(lines[: preamble.lines])
+        log.info("%s: %s before its rows, not read as rows: %s", name, count_of(preamble.lines, "line"), told)
+    form, lines = replace(form, skipped=preamble.lines), lines[preamble.lines :]
+    given = source.separator or preamble.separator or given
     separator, quoted = table_layout(lines, given, len(source.columns or ()))
     form = with_quoting(replace(form, separator=separator, quoted=quoted), lines)
+    if source.columns is None and preamble.is_anki:
+        return replace(form, names=preamble.names(form, len(first_cells(lines, form))))
     if source.columns is None:
         if len(lines) == 1:
             log.warning("%s: it has one line, which is taken for its header, so there is no row", name)
@@ -248,7 +257,7 @@ def looked_at_lines(location: Path, form: Format) -> list[str]:
     size = 0
     try:
         with open_stream(location, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
-            for line in decoded_lines(stream):
+            for line in decoded_lines(stream, form.skipped):
                 if isinstance(line, RecordError):
                     continue
                 lines.append(line)
