@@ -16,6 +16,7 @@ from data_prep.rows.grouping import columns_read
 from data_prep.rows.messages import CONTENT_KEYS, KNOWN_KEYS, MASK_KEY, NOT_MESSAGES, ROLE_KEYS, UNTOLD_MASK
 from data_prep.rows.record_shapes import listed, name_list, turns_of_row, variables_of_row
 from data_prep.rows.roles import known_role, line_to_write
+from data_prep.rows.row_hints import chat_hint, markup_hint, transcript_hint
 from data_prep.rows.row_kinds import Kind, kinds_of, opened_safely
 from data_prep.rows.row_layouts import THINKING, VARIABLES, Layout, layout_from
 from data_prep.rows.speakers import messages_of, speakers, unknown_speakers
@@ -56,7 +57,9 @@ def decide(rows: Rows, source: SourceConfig, place: str) -> Decision:
     notes = [
         kind.note,
         TREES if layout.parent_id and source.paths is None else "",
-        *conversation_hint(rows, layout),
+        *(tuple(conversation_hint(rows, layout)) or transcript_hint(rows, layout)),
+        *chat_hint(rows, layout),
+        *markup_hint(rows, layout),
         *told_rejections(rejections, len(rows)),
     ]
     idle = idle_roles(rows, layout)
