@@ -23,6 +23,8 @@ GROUPED_TEXT = {  # a figure is often a listing, table or quotation, a group of 
 }
 SENTENCES = ("p", "li", "dd", "td")
 IN_SENTENCES = ("time", "label", "output")  # which trafilatura cuts out of the sentences around them
+OUTSIDE = ("aside", "nav", "footer", "menu")
+MOST_BEFORE = 3  # introductions of a line; more are a list of other pages
 MARK = "\ufdd0"  # no character: no page has it
 WORD = re.compile(r"\w+")
 
@@ -82,7 +84,8 @@ def introduced_lines(page: str) -> Iterator[tuple[str, list[str]]]:
 
     parsed = LexborHTMLParser(page)
     for node in parsed.css(INTRODUCTIONS):
-        node.insert_before(MARK)
+        if not leads_elsewhere(node):
+            node.insert_before(MARK)
     before: list[str] = []
     is_introduction = False
     for line in text_below(parsed.body).split("\n"):
@@ -93,9 +96,20 @@ def introduced_lines(page: str) -> Iterator[tuple[str, list[str]]]:
         if is_introduction:
             before.append(text)
         else:
-            yield text, before
+            yield text, before if len(before) <= MOST_BEFORE else []
             before = []
         is_introduction = line.endswith(MARK)
+
+
+def leads_elsewhere(node: Any) -> bool:
+    """Return whether a heading is a link to another page, or outside of the text."""
+    if any(not (link.attributes.get("href") or "#").startswith("#") for link in node.css("a")):
+        return True
+    while node.parent is not None:
+        node = node.parent
+        if node.tag in OUTSIDE:
+            return True
+    return False
 
 
 def words_of(line: str) -> str:

@@ -244,6 +244,24 @@ def test_an_article_keeps_each_question_before_its_answer(form: str, around: str
     assert said == [line for pair in zip(questions, ANSWERS, strict=True) for line in pair]
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "<h3><a href='/other'>Another page</a></h3>",
+        "<aside><h3>Related pages</h3></aside>",
+        "".join(f"<h4>Other page {n}</h4>" for n in range(9)),
+    ],
+)
+def test_a_heading_of_another_page_is_not_taken_for_one_of_the_article(before: str) -> None:
+    pytest.importorskip("trafilatura", reason="pip install --editable '.[docs]'")
+    body = "<h2>Prices</h2>" + "".join(f"<p>{answer}</p>" for answer in ANSWERS[:4])
+    rest = "".join(f"<p>{answer}</p>" for answer in ANSWERS[4:])
+
+    text = extract_text("article", f"<html><body>{body}{before}{rest}</body></html>".encode())
+
+    assert text.split("\n") == ["Prices", *ANSWERS]
+
+
 def test_a_sentence_of_an_article_keeps_its_times() -> None:
     pytest.importorskip("trafilatura", reason="pip install --editable '.[docs]'")
     said = [f"On Monday the {n}th of May the ship left the harbour again." for n in range(4, 20)]
