@@ -24,6 +24,7 @@ GROUPED_TEXT = {  # a figure is often a listing, table or quotation, a group of 
 SENTENCES = ("p", "li", "dd", "td")
 IN_SENTENCES = ("time", "label", "output")  # which trafilatura cuts out of the sentences around them
 OUTSIDE = ("aside", "nav", "footer", "menu")
+DEPTH = 64  # of the elements around a heading that are looked at: markup may nest without end
 MOST_BEFORE = 3  # introductions of a line; more are a list of other pages
 MARK = "\ufdd0"  # no character: no page has it
 WORD = re.compile(r"\w+")
@@ -105,7 +106,9 @@ def leads_elsewhere(node: Any) -> bool:
     """Return whether a heading is a link to another page, or outside of the text."""
     if any(not (link.attributes.get("href") or "#").startswith("#") for link in node.css("a")):
         return True
-    while node.parent is not None:
+    for _ in range(DEPTH):
+        if node.parent is None:
+            break
         node = node.parent
         if node.tag in OUTSIDE:
             return True
