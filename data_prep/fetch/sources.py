@@ -27,11 +27,11 @@ from data_prep.files.formats import (
     format_of,
     with_html,
 )
+from data_prep.hints.text_hints import text_hints
 from data_prep.read.byte_ranges import HashedFile, Told, hashed_file
 from data_prep.read.column_choice import find_columns
 from data_prep.read.parts import Columns, FilePart
 from data_prep.read.table_header import check_header, header_hint
-from data_prep.read.text_hints import text_hints
 from data_prep.read.text_layouts import with_layout
 from data_prep.rows.record_shapes import name_list
 from data_prep.shards import SourceFile

@@ -10,13 +10,13 @@ from typing import Any
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.files.bounded_io import RecordError
+from data_prep.hints.row_hints import chat_hint, markup_hint, transcript_hint
 from data_prep.rows.column_looks import Rows, columns_of, look_of, texts_in, values_of
 from data_prep.rows.field_proposals import ask, conversation_hint, number_remark, written
 from data_prep.rows.grouping import columns_read
 from data_prep.rows.messages import CONTENT_KEYS, KNOWN_KEYS, MASK_KEY, NOT_MESSAGES, ROLE_KEYS, UNTOLD_MASK
 from data_prep.rows.record_shapes import listed, name_list, turns_of_row, variables_of_row
 from data_prep.rows.roles import known_role, line_to_write
-from data_prep.rows.row_hints import chat_hint, markup_hint, transcript_hint
 from data_prep.rows.row_kinds import Kind, kinds_of, opened_safely
 from data_prep.rows.row_layouts import THINKING, VARIABLES, Layout, layout_from
 from data_prep.rows.speakers import messages_of, speakers, unknown_speakers

@@ -20,8 +20,7 @@ from data_prep.files.bounded_io import RecordError, open_stream, require_whole, 
 from data_prep.files.folders import readable_name
 from data_prep.files.formats import ENCODED_KINDS, LINE_KINDS, TABLE_KINDS, Format
 from data_prep.read.table_dialect import first_cells, table_layout, with_quoting
-from data_prep.read.table_header import LOOK_BYTES, excerpt, looked_at_lines
-from data_prep.read.table_preamble import preamble_of
+from data_prep.read.table_header import LOOK_BYTES, excerpt, looked_at_lines, preamble_of
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from pathlib import Path, PurePath
 
 from data_prep.files.bounded_io import RecordError, open_stream
 from data_prep.files.formats import CODE, Format
-from data_prep.read.table_preamble import preamble_of
+from data_prep.hints.transcripts import is_transcript, marked_style
 from data_prep.rows.field_proposals import joined
-from data_prep.rows.transcripts import is_transcript, marked_style
 
 LOOK_BYTES = 64 * 2**10
+ANKI_BEGINS = "#separator:"  # the first line of its exports
 SOURCE_CODE = frozenset(CODE.split())
 TRANSCRIPT = (
     "looks like a conversation and is trained in full, with the names and times in it; to train only the answers, "
@@ -27,7 +27,7 @@ def text_hints(location: Path, name: str, form: Format) -> tuple[str, ...]:
             text = stream.read(LOOK_BYTES).decode("utf-8-sig", "replace")
     except RecordError:
         return ()  # reading meets it too, and counts it
-    if preamble_of(text.split("\n"), None).is_anki:
+    if text.startswith(ANKI_BEGINS):
         return ("an export of Anki, trained as one running text; for its cards as pairs write `format: tsv`",)
     style = marked_style(text)
     if style is not None:

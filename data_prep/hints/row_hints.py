@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
+from data_prep.hints.transcripts import is_transcript
 from data_prep.rows.column_looks import Rows, columns_of, texts_in, values_of
 from data_prep.rows.fields import PLACEHOLDER
 from data_prep.rows.grouping import columns_read
 from data_prep.rows.record_shapes import cut, listed
 from data_prep.rows.row_layouts import Layout
-from data_prep.rows.transcripts import is_transcript
 
 SPEAKERS = (
     "from",
