@@ -174,6 +174,8 @@ class CleaningConfig(Section):
     """The Unicode normal form. nfkc also replaces ligatures and full-width letters, which loses information."""
     whitespace: bool = True
     """Running text only: remove trailing spaces of lines, and empty lines at the end."""
+    front_matter: bool = True
+    """Remove the front matter of Markdown files: the YAML or TOML with keys before the text."""
     min_chars: int = Field(default=1, ge=1)
     """Reject shorter documents."""
     max_chars: int | None = Field(default=None, ge=1)

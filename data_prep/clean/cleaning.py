@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cluster.errors import ConfigError
+from data_prep.clean.front_matter import without_front_matter
 from data_prep.clean.language import LANGUAGE_VERSION, NO_LANGUAGE, find_language, known_languages, prose_of
 from data_prep.clean.privacy import KINDS, PRIVACY_VERSION, scrub
 from data_prep.clean.quality import QUALITY_VERSION, apply_rules
 from data_prep.config import CleaningConfig
 from data_prep.read.parts import Document, Rejected, Turn
 
-CLEANING_VERSION = (3, PRIVACY_VERSION, QUALITY_VERSION, LANGUAGE_VERSION)  # part of every slice's digest
+CLEANING_VERSION = (4, PRIVACY_VERSION, QUALITY_VERSION, LANGUAGE_VERSION)  # part of every slice's digest
 
 UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
 
@@ -49,6 +50,15 @@ class Cleaner:
         is_running = document.shape == "text"
         turns = tuple(turn.map_texts(lambda text: self.repaired(text, is_running)) for turn in document.turns)
         return self.checked(document, turns)
+
+    def without_front_matter(self, document: Document) -> Document:
+        """Return the text of a Markdown file without its front matter; it is counted when the document is cleaned."""
+        text = document.turns[0].text
+        left = without_front_matter(text) if self.config.front_matter else text
+        if len(left) == len(text):
+            return document
+        self.pending["front matter removed"] = 1
+        return replace(document, turns=(Turn("text", left),))
 
     def without_spaces(self, document: Document) -> Document | Rejected:
         """Do what `cleaned` does for a running text in which only spaces at the ends of lines are to be removed."""

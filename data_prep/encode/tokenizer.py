@@ -187,6 +187,8 @@ def sample(corpus: Corpus, limit_bytes: int) -> Iterator[str]:
         size = max(1, int(file.info.bytes * share))
         (whole,) = parts_of(0, file, max(file.info.bytes, 1))
         for document in read_part(replace(whole, end=size)):
+            if whole.begins_markdown and document.record == 0 and not isinstance(document, Rejected):
+                document = cleaner.without_front_matter(document)
             cleaned = document if isinstance(document, Rejected) else cleaner.cleaned(document)
             if not isinstance(cleaned, Rejected):
                 yield from (turn.text[:size] for turn in cleaned.turns)

@@ -92,11 +92,14 @@ def outcomes_of(part: FilePart, encoder: Encoder, cleaner: Cleaner) -> Iterator[
                 if change == NOTHING:
                     yield text
                 else:
-                    document = Document(number, "text", (Turn("text", text.decode()),))
-                    yield usable(document, encoder, cleaner, only_spaces=change == SPACES)
+                    read = Document(number, "text", (Turn("text", text.decode()),))
+                    yield usable(read, encoder, cleaner, only_spaces=change == SPACES)
         else:
             for raw, number in zip(block, record, strict=False):
-                yield usable(document_of(number, raw, part.columns), encoder, cleaner)
+                document = document_of(number, raw, part.columns)
+                if number == 0 and isinstance(document, Document) and part.begins_markdown:
+                    document = cleaner.without_front_matter(document)
+                yield usable(document, encoder, cleaner)
 
 
 def usable(

@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.wording import count_of
 from data_prep.config import DataConfig
 from data_prep.fetch.sources import Corpus, find_corpus, notes_of, read_as
+from data_prep.files.other_formats import advice_on
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def fetch_corpus(config: DataConfig, folder: Path) -> Corpus:
             log.info("%s: %s", label, note)
         if suffixes:
             named = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.items())
-            log.warning("%s: not read: %s", label, named)
+            log.warning("%s: not read: %s%s", label, named, advice_on(suffixes))
     return corpus
 
 

@@ -14,6 +14,7 @@ from data_prep.fetch.local_files import paths_of
 from data_prep.files.archives import SEPARATOR, unpack
 from data_prep.files.folders import is_hidden, readable_name
 from data_prep.files.formats import TABLE_KINDS, Format, format_of, suffix_of, supported
+from data_prep.files.other_formats import advice_on
 
 Named = tuple[str, Path]  # the name of a file in the manifest, and where the file lies
 
@@ -63,7 +64,10 @@ def files_of(source: SourceConfig, downloads: Mapping[str, Sequence[Named]]) -> 
     passed_over.update(suffix_of(readable_name(path.name)) for _, path in named if format_in(path, source) is None)
     if not readable:
         found = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items())) or "no file"
-        raise DataError(f"data.sources: {source.label}: nothing to read here ({found}); supported are {supported()}")
+        raise DataError(
+            f"data.sources: {source.label}: nothing to read here ({found}){advice_on(passed_over)}; "
+            f"supported are {supported()}"
+        )
     check_used(source, [path for _, path in readable])
     return readable, passed_over
 

@@ -27,10 +27,12 @@ from data_prep.files.formats import (
     format_of,
     with_html,
 )
+from data_prep.hints.text_hints import text_hints
 from data_prep.read.byte_ranges import HashedFile, Told, hashed_file
 from data_prep.read.column_choice import find_columns
 from data_prep.read.parts import Columns, FilePart
-from data_prep.read.text_layouts import check_header, header_hint, with_layout
+from data_prep.read.table_header import check_header, header_hint
+from data_prep.read.text_layouts import with_layout
 from data_prep.rows.record_shapes import name_list
 from data_prep.shards import SourceFile
 
@@ -151,8 +153,19 @@ def not_read(corpus: Corpus, label: str) -> list[str]:
 def notes_of(corpus: Corpus, label: str) -> list[str]:
     """Return the remarks on how a source's files are read, for the log."""
     unused = [f"columns with text that are not used: {name_list(names)}"] if (names := not_read(corpus, label)) else []
-    told = (note for file in corpus.files if file.info.source == label for note in file.columns.notes)
-    return list(dict.fromkeys([*unused, *told]))
+    files = [file for file in corpus.files if file.info.source == label]
+    told = [note for file in files if file.columns.format.has_rows for note in file.columns.notes]
+    of_texts: dict[str, list[str]] = {}
+    for file in files:
+        for note in () if file.columns.format.has_rows else file.columns.notes:
+            of_texts.setdefault(note, []).append(file.info.path)
+    return list(dict.fromkeys([*unused, *told, *(f"{one_of(paths)} {note}" for note, paths in of_texts.items())]))
+
+
+def one_of(paths: Sequence[str]) -> str:
+    """Return one of some files, and how many others there are, for a message."""
+    others = f" (and {count_of(len(paths) - 1, 'other')})" if len(paths) > 1 else ""
+    return f"{paths[0]}{others}:"
 
 
 def opened_file(found: FoundFile, slice_bytes: int | None, told: Told) -> CorpusFile:
@@ -203,7 +216,7 @@ def look_into(found: FoundFile, size: int) -> Columns:
         return Columns(shape="text")  # one empty document, whatever its format
     if form.has_rows:
         return columns_in(location, source, form)
-    return Columns(shape="text", format=form)
+    return Columns(shape="text", format=form, notes=text_hints(location, found.name, form))
 
 
 def columns_in(location: Path, source: SourceConfig, form: Format) -> Columns:

@@ -42,6 +42,7 @@ ROWS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+MARKDOWN = (".md", ".markdown", ".qmd", ".rmd")
 CRAWLS = {".warc": "warc", ".wet": "warc"}
 KINDS = {**dict.fromkeys(f"{PROSE} {CODE}".split(), "text"), **DOCUMENTS, **ROWS, **CRAWLS}
 ARCHIVES = {".zip": "zip", ".tar": "tar"}
@@ -72,10 +73,11 @@ MODULES = {
 class Format:
     """How a file is read. `article` and `page` are HTML: its article, or all of its text.
 
-    A `refused` file counts as one rejected document; `note` is the reason. For text, `encoding` is None for UTF-8, and
-    `cr_lines` means that lines end with a carriage return alone. For CSV and TSV, `names` are the columns of a file
-    without a header; `quoted` says whether cells may be quoted, `spaced` that spaces after a separator do not belong
-    to the cell, and `escapes` which characters a backslash escapes. `html` says how a crawl's pages are read.
+    A `refused` file counts as one rejected document; `note` is the reason. For text, `encoding` is None for UTF-8,
+    `cr_lines` means that lines end with a carriage return alone, and `is_markdown` that it may begin with front matter.
+    For CSV and TSV, `names` are the columns of a file without a header, and `skipped` counts the lines before its rows;
+    `quoted` says whether cells may be quoted, `spaced` that spaces after a separator do not belong to the cell, and
+    `escapes` which characters a backslash escapes. `html` says how a crawl's pages are read.
     """
 
     kind: str = "text"
@@ -83,11 +85,13 @@ class Format:
     note: str | None = None
     encoding: str | None = None
     cr_lines: bool = False
+    is_markdown: bool = False
     separator: str = ","
     quoted: bool = True
     spaced: bool = False
     escapes: str = ""
     names: tuple[str, ...] = ()
+    skipped: int = 0
     html: str = "article"
 
     @property
@@ -131,7 +135,12 @@ def format_of(name: str, given: str | None = None) -> Format | None:
         kind = "article" if given == "html" else given
     if kind is None or (compression is not None and kind in SEEKING_KINDS | {"zip"}):
         return None
-    return Format(kind=kind, compression=compression, separator="\t" if kind == "tsv" else ",")
+    return Format(
+        kind=kind,
+        compression=compression,
+        separator="\t" if kind == "tsv" else ",",
+        is_markdown=kind == "text" and suffix in MARKDOWN,
+    )
 
 
 def beyond_name(form: Format, name: str) -> str:

@@ -26,6 +26,7 @@ from data_prep.encode.tokenizer import encoder_spec, open_data_tokenizer, sample
 from data_prep.fetch.source_files import Named, files_of
 from data_prep.fetch.sources import SHAPES, Corpus, CorpusFile, notes_of, parts_of
 from data_prep.files.formats import suffix_of
+from data_prep.files.other_formats import advice_on
 from data_prep.preview.file_samples import (
     RECORDS,
     SAMPLE_BYTES,
@@ -238,7 +239,7 @@ def described(source: SurveyedSource) -> Iterator[str]:
     yield f"source         {source.label}: {files} ({names}), {size}"
     if source.passed_over:
         listed = ", ".join(f"{count} {suffix}" for suffix, count in source.passed_over.items())
-        yield f"               skipped, of unknown format or other splits: {listed}"
+        yield f"               skipped, of unknown format or other splits: {listed}{advice_on(source.passed_over)}"
     made = Counter(
         SHAPES[file.columns.shape] + (f" from {name_list(file.columns.names)}" if file.columns.names else "")
         for file in source.sampled

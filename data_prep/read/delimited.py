@@ -100,7 +100,7 @@ def shown(cell: str) -> str:
 def read_csv(stream: BinaryIO, form: Format) -> Iterator[dict[str, str] | RecordError]:
     """Yield the rows of a CSV or TSV file."""
     csv.field_size_limit(DOCUMENT_BYTES)
-    rows = split_rows(decoded_lines(stream), form)
+    rows = split_rows(decoded_lines(stream, form.skipped), form)
     names: Sequence[str] = form.names
     for row in rows:
         if isinstance(row, RecordError):
@@ -111,15 +111,17 @@ def read_csv(stream: BinaryIO, form: Format) -> Iterator[dict[str, str] | Record
             yield named_row(names, row)
 
 
-def decoded_lines(stream: BinaryIO) -> Iterator[Line]:
-    """Yield lines as text, wrong bytes as lone surrogates; without a byte order mark or Excel's hint."""
+def decoded_lines(stream: BinaryIO, skipped: int) -> Iterator[Line]:
+    """Yield lines as text, wrong bytes as lone surrogates; without a byte order mark, Excel's hint, and the `skipped`
+    lines after these.
+    """
     lines = read_lines(stream)
     first = next(lines, None)
     if isinstance(first, bytes):
         first = first.removeprefix(codecs.BOM_UTF8)
     if first is not None and not (isinstance(first, bytes) and EXCEL_HINT.fullmatch(first)):
         lines = itertools.chain([first], lines)
-    for line in lines:
+    for line in itertools.islice(lines, skipped, None):
         yield line if isinstance(line, RecordError) else line.decode("utf-8", "surrogateescape") + "\n"
 
 

@@ -71,6 +71,11 @@ class FilePart:
     stamp: Stamp | None = None
     """The file's size and time when it was hashed; not part of a slice's digest."""
 
+    @property
+    def begins_markdown(self) -> bool:
+        """Whether the part's first record is the beginning of a Markdown file, where front matter stands."""
+        return self.columns.format.is_markdown and self.start == 0
+
     def check_unchanged(self) -> None:
         """Raise DataError if the file is no longer the one that was hashed; called before and after it is read."""
         if self.stamp is not None:

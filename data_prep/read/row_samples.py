@@ -10,6 +10,7 @@ from typing import Any
 from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.files.bounded_io import RecordError
+from data_prep.hints.row_hints import chat_hint, markup_hint, transcript_hint
 from data_prep.rows.column_looks import Rows, columns_of, look_of, texts_in, values_of
 from data_prep.rows.field_proposals import ask, conversation_hint, number_remark, written
 from data_prep.rows.grouping import columns_read
@@ -56,7 +57,9 @@ def decide(rows: Rows, source: SourceConfig, place: str) -> Decision:
     notes = [
         kind.note,
         TREES if layout.parent_id and source.paths is None else "",
-        *conversation_hint(rows, layout),
+        *(tuple(conversation_hint(rows, layout)) or transcript_hint(rows, layout)),
+        *chat_hint(rows, layout),
+        *markup_hint(rows, layout),
         *told_rejections(rejections, len(rows)),
     ]
     idle = idle_roles(rows, layout)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import codecs
 import logging
 import re
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +19,11 @@ from data_prep.config import SourceConfig
 from data_prep.files.bounded_io import RecordError, open_stream, require_whole, valid_beginning
 from data_prep.files.folders import readable_name
 from data_prep.files.formats import ENCODED_KINDS, LINE_KINDS, TABLE_KINDS, Format
-from data_prep.read.delimited import decoded_lines
 from data_prep.read.table_dialect import first_cells, table_layout, with_quoting
+from data_prep.read.table_header import LOOK_BYTES, excerpt, looked_at_lines, preamble_of
 
 log = logging.getLogger(__name__)
 
-LOOK_BYTES = 2**20
-LOOK_LINES = 10_000
 HEAD_BYTES = 16 * 2**10  # of a web page
 CHARSET = re.compile(
     rb"<(?:meta|\?xml)\b[^>]{0,200}?(?:charset|encoding)\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]+)", re.IGNORECASE
@@ -54,7 +50,6 @@ UNMARKED = (  # of how many bytes a character is, and which of them are NUL in w
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 LFS_BYTES = 1024  # a pointer has fewer
 LFS_NOTE = "a Git LFS pointer, not the file: run `git lfs pull`"
-COLUMNS_SHOWN = 12
 PACKED = (
     (b"\x1f\x8b\x08", "gzip", ".gz"),
     (b"BZh91AY&SY", "bzip2", ".bz2"),
@@ -225,8 +220,16 @@ def with_table(form: Format, location: Path, name: str, source: SourceConfig) ->
     """Return a table's format with what separates its cells, whether they are quoted, and its columns' names."""
     lines = looked_at_lines(location, form)
     given = source.separator or ("\t" if form.kind == "tsv" else None)
+    preamble = preamble_of(lines, given)
+    if preamble.lines:
+        told = excerpt(lines[: preamble.lines])
+        log.info("%s: %s before its rows, not read as rows: %s", name, count_of(preamble.lines, "line"), told)
+    form, lines = replace(form, skipped=preamble.lines), lines[preamble.lines :]
+    given = source.separator or preamble.separator or given
     separator, quoted = table_layout(lines, given, len(source.columns or ()))
     form = with_quoting(replace(form, separator=separator, quoted=quoted), lines)
+    if source.columns is None and preamble.is_anki:
+        return replace(form, names=preamble.names(form, len(first_cells(lines, form))))
     if source.columns is None:
         if len(lines) == 1:
             log.warning("%s: it has one line, which is taken for its header, so there is no row", name)
@@ -242,71 +245,9 @@ def with_table(form: Format, location: Path, name: str, source: SourceConfig) ->
     return replace(form, names=tuple(source.columns))
 
 
-def looked_at_lines(location: Path, form: Format) -> list[str]:
-    """Return the whole lines among a table's first LOOK_BYTES."""
-    lines: list[str] = []
-    size = 0
-    try:
-        with open_stream(location, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
-            for line in decoded_lines(stream):
-                if isinstance(line, RecordError):
-                    continue
-                lines.append(line)
-                size += len(line)
-                if size > LOOK_BYTES or len(lines) == LOOK_LINES:
-                    break
-    except RecordError:
-        return lines  # what stands before the damage, which reading counts
-    return lines
-
-
 def is_pointer(location: Path) -> bool:
     """Return whether Git LFS left a pointer in the place of a file, whatever the file is named."""
     if location.stat().st_size > LFS_BYTES:
         return False
     with location.open("rb") as file:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
-
-
-def header_hint(location: Path, form: Format) -> str:
-    """Return what to add to the message about columns that are not understood: the first line may be a row."""
-    first = first_cells(looked_at_lines(location, form), form)
-    named = ["prompt", "completion"] if len(first) == 2 else [f"column{n}" for n, _ in enumerate(first, 1)]
-    wanted = ", ".join(named if len(named) <= COLUMNS_SHOWN else [*named[:2], "...", named[-1]])
-    again = [name for name, count in Counter(first).items() if count > 1]
-    if again and not is_data(list(dict.fromkeys(first))):
-        return (
-            f"Its first line has {excerpt(again) or 'an empty cell'} more than once: if it is a header, give each "
-            f"column a name of its own; if it is a row, name the columns: `columns: [{wanted}]`"
-        )
-    if is_data(first):
-        return f"Its first line is no header but a row ({excerpt(first)}); name its columns: `columns: [{wanted}]`"
-    return f"If its first line is a row and no header, name the columns: `columns: [{wanted}]`"
-
-
-def check_header(location: Path, form: Format, columns: Sequence[str]) -> None:
-    """Raise DataError if a table's first line is a row and has none of its columns: none of its rows could be read."""
-    first = first_cells(looked_at_lines(location, form), form)
-    if first and is_data(first) and not set(columns) & set(first):
-        raise DataError(f"{location}: no row has the columns of the first line. {header_hint(location, form)}")
-
-
-def is_data(cells: Sequence[str]) -> bool:
-    """Return whether a first line is plainly a row: names are short, distinct, and neither numbers nor sentences."""
-    if len(set(cells)) < len(cells):
-        return True
-    return any(
-        len(cell) > 60 or len(cell.split()) > 5 or cell.strip().endswith((".", "?", "!")) or is_number(cell)
-        for cell in cells
-    )
-
-
-def is_number(cell: str) -> bool:
-    """Return whether a cell is a number, with a sign or one point or comma."""
-    return cell.strip().lstrip("+-").replace(".", "", 1).replace(",", "", 1).isdigit()
-
-
-def excerpt(cells: Sequence[str]) -> str:
-    """Return the beginning of cells on one line, for a message."""
-    shown = [" ".join(cell[:200].split()) for cell in cells]
-    return " | ".join(cell if len(cell) <= 40 else f"{cell[:40]}..." for cell in shown)[:200]

@@ -22,7 +22,7 @@ ONLY_TOGETHER: tuple[tuple[str, str], ...] = (
     ("article", "highlights"),
     ("document", "summary"),
 )
-ONLY_TOGETHER += (("dialogue", "summary"), ("inputs", "targets"), ("input", "target"))
+ONLY_TOGETHER += (("dialogue", "summary"), ("inputs", "targets"), ("input", "target"), ("front", "back"))
 SYSTEMS, CONTEXTS = ("system", "system_prompt"), ("context",)
 CHOICES = ("choices", "options", "distractors", "distractor1")  # a question is incomplete without them
 DIALOGUES = (

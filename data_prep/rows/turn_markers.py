@@ -30,6 +30,18 @@ STYLES: tuple[Markers, ...] = (  # proposed for texts that contain them, the mor
         ("assistant", ("[/INST]",)),
         (IGNORE, ("<s>", "</s>")),
     ),
+    (
+        ("system", ("<|start_header_id|>system<|end_header_id|>",)),
+        ("user", ("<|start_header_id|>user<|end_header_id|>",)),
+        ("assistant", ("<|start_header_id|>assistant<|end_header_id|>",)),
+        (IGNORE, ("<|begin_of_text|>", "<|eot_id|>")),
+    ),
+    (
+        ("user", ("<start_of_turn>user\n",)),
+        ("assistant", ("<start_of_turn>model\n",)),
+        (IGNORE, ("<end_of_turn>", "<bos>")),
+    ),
+    (("user", ("<\uff5cUser\uff5c>",)), ("assistant", ("<\uff5cAssistant\uff5c>",))),
     (("user", ("### Instruction:",)), ("assistant", ("### Response:",))),
     (("user", ("### Human:",)), ("assistant", ("### Assistant:",))),
     (("user", ("### User:",)), ("assistant", ("### Assistant:",))),

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from cluster.wording import count_of
+from data_prep.files.other_formats import advice_on
 from launch.first_run.choices import FEW_STEPS, MOST_EPOCHS, Choices
 from launch.first_run.facts import DataFacts, Machine, ModelFacts
 from launch.first_run.times import time_text
@@ -61,7 +62,8 @@ def about_files(facts: DataFacts) -> Iterator[str]:
         )
     yield from (f"WARNING        {name} cannot be read: {why}" for name, why in facts.refused)
     if facts.unread:
-        yield f"WARNING        not read: {', '.join(f'{n} {suffix}' for suffix, n in sorted(facts.unread.items()))}"
+        named = ", ".join(f"{n} {suffix}" for suffix, n in sorted(facts.unread.items()))
+        yield f"WARNING        not read: {named}{advice_on(facts.unread)}"
     if facts.sizes is not None and facts.sizes.rejected:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(facts.sizes.rejected.items()))
         yield f"WARNING        of the sampled documents these cannot be used: {reasons}; `shardline check` says more"

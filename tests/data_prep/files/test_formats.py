@@ -20,10 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
-from data_prep.config import SourceConfig
+from data_prep.config import DataConfig, SourceConfig
+from data_prep.fetch.corpus import fetch_corpus
 from data_prep.fetch.provenance import read_document
 from data_prep.fetch.sources import cut_slices, find_corpus
-from data_prep.files.formats import Format, format_of
+from data_prep.files.formats import BY_SUFFIX, COMPRESSIONS, Format, format_of
+from data_prep.files.other_formats import BY_SUFFIX as ADVICE_BY_SUFFIX
 from data_prep.read.long_texts import WINDOW_BYTES, read_pieces
 from data_prep.read.parts import Rejected, read_part
 from data_prep.read.tables import JsonSplitter
@@ -265,3 +267,36 @@ def test_each_piece_leads_back_to_its_row_in_every_format(
     pieces = [piece for row in range(len(reader)) for piece in reader.pieces(row)]
     found = {p.position: read_document(tmp_path / "data", manifest, p.source, p.position) for p in pieces}
     assert {n: json.loads(text) for n, text in found.items()} == dict(enumerate(ROWS))
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("film.srt", r"\(1 \.srt\); \.srt: subtitles: .* `format: text`"),
+        ("mail.mbox", r"\(1 \.mbox\); \.mbox: mail: .* `format: text`"),
+        ("letter.DOC", r"\.doc: save them as \.docx"),
+        ("sheet.xlsx", r"\.xlsx: spreadsheets: save each sheet as \.csv"),
+        ("feed.rss", r"\.rss: XML: .* `format: xml`"),
+        ("other.xyz", r"\(1 \.xyz\); supported are .* `format: text`"),
+    ],
+)
+def test_a_file_that_is_not_read_is_named_with_what_can_be_done(tmp_path: Path, name: str, advice: str) -> None:
+    (tmp_path / name).write_text("1\n00:00:01,000 --> 00:00:02,000\nHello.\n")
+
+    with pytest.raises(DataError, match=f"nothing to read here .*{advice}"):
+        find_corpus([SourceConfig(path=str(tmp_path))], {})
+
+
+def test_no_format_that_is_read_has_advice() -> None:
+    assert not set(ADVICE_BY_SUFFIX) & {*BY_SUFFIX, *COMPRESSIONS}
+
+
+def test_files_that_are_not_read_beside_others_are_told_with_what_can_be_done(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.txt").write_text("A text.\n")
+    (tmp_path / "b.eml").write_text("From: a\n\nA mail.\n")
+
+    fetch_corpus(DataConfig.model_validate({"sources": [{"path": str(tmp_path)}]}), tmp_path / "cache")
+
+    assert "not read: 1 .eml; .eml: mail: write the texts" in caplog.text

@@ -212,3 +212,59 @@ def test_a_book_of_which_a_chapter_cannot_be_read_is_told(
 ) -> None:
     with pytest.raises(RecordError, match=reason):
         extract_text("epub", book({"a": "<p>Text.</p>"}, spine(*names), manifest, **more))
+
+
+ANSWERS = [f"The {thing} costs {10 + n} euros and is sent to you within {n + 2} days." for n, thing in enumerate(
+    ("lamp", "sofa", "teapot", "bike", "drum", "clock", "ladder", "kettle"))]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "<details><summary>{q}</summary><p>{a}</p></details>",
+        "<details><summary><h3>{q}</h3></summary><div>{a}</div></details>",
+        "<h2>{q}</h2><p>{a}</p>",
+        "<div><h3><button aria-expanded='false'>{q}</button></h3><div><p>{a}</p></div></div>",
+        "<div><input type='checkbox' id='x'><label for='x'>{q}</label><div><p>{a}</p></div></div>",
+        "<fieldset><legend>{q}</legend><p>{a}</p></fieldset>",
+        "<dl><dt>{q}</dt><dd>{a}</dd></dl>",
+        "<h2>{q}</h2><figure><pre>{a}</pre></figure>",
+    ],
+)
+@pytest.mark.parametrize("around", ["{}", "<article><h1>Prices</h1>{}</article>"])
+def test_an_article_keeps_each_question_before_its_answer(form: str, around: str) -> None:
+    pytest.importorskip("trafilatura", reason="pip install --editable '.[docs]'")
+    questions = [f"What is the price of item {n}?" for n, _ in enumerate(ANSWERS)]
+    body = around.format("".join(form.format(q=q, a=a) for q, a in zip(questions, ANSWERS, strict=True)))
+    menu = "<nav><button aria-expanded='false'>Menu</button><h2>Other pages</h2><a href='/'>Home</a></nav>"
+
+    text = extract_text("article", f"<html><body>{menu}{body}<footer>Imprint</footer></body></html>".encode())
+
+    said = [line.removeprefix("- ") for line in text.split("\n") if line.strip() and line != "Prices"]
+    assert said == [line for pair in zip(questions, ANSWERS, strict=True) for line in pair]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "<h3><a href='/other'>Another page</a></h3>",
+        "<aside><h3>Related pages</h3></aside>",
+        "".join(f"<h4>Other page {n}</h4>" for n in range(9)),
+    ],
+)
+def test_a_heading_of_another_page_is_not_taken_for_one_of_the_article(before: str) -> None:
+    pytest.importorskip("trafilatura", reason="pip install --editable '.[docs]'")
+    body = "<h2>Prices</h2>" + "".join(f"<p>{answer}</p>" for answer in ANSWERS[:4])
+    rest = "".join(f"<p>{answer}</p>" for answer in ANSWERS[4:])
+
+    text = extract_text("article", f"<html><body>{body}{before}{rest}</body></html>".encode())
+
+    assert text.split("\n") == ["Prices", *ANSWERS]
+
+
+def test_a_sentence_of_an_article_keeps_its_times() -> None:
+    pytest.importorskip("trafilatura", reason="pip install --editable '.[docs]'")
+    said = [f"On Monday the {n}th of May the ship left the harbour again." for n in range(4, 20)]
+    body = "".join(f"<p>{line.replace('Monday', '<time>Monday</time>')}</p>" for line in said)
+
+    assert extract_text("article", f"<main>{body}</main>".encode()).split("\n") == said

@@ -17,6 +17,7 @@ from cluster.errors import DataError
 from data_prep.config import SourceConfig
 from data_prep.fetch.provenance import read_document
 from data_prep.fetch.sources import cut_slices, find_corpus
+from data_prep.files.formats import Format, format_of, with_more
 from data_prep.read.parts import Rejected, read_part
 from data_prep.read.table_dialect import table_layout
 from data_prep.shards import Manifest, ShardReader
@@ -300,3 +301,49 @@ def test_a_row_leads_back_to_its_text_whatever_the_file_is_written_in(
     piece = reader.pieces(0)[0]
     found = json.loads(read_document(tmp_path / "data", manifest, piece.source, piece.position))
     assert tuple(found.values()) == PAIRS[piece.position]
+
+
+CARDS = [(f"What is {n}, in words?", f"It is {n + 1} minus one.") for n in range(20)]
+ANKI = {
+    "two columns": ("#separator:Comma\n#html:false\n", ",", [()]),
+    "tags in the third column": ("#separator:semicolon\n#html:true\n#tags column:3\n", ";", [(), ("geo::x",)]),
+    "guid first": ("#separator:Pipe\n#guid column:1\n", "|", [("x1",), ()]),
+    "named columns": ("#separator:tab\n#columns:Front\tBack\tTags\n#tags column:3\n", "\t", [(), ("geo",)]),
+}
+
+
+@pytest.mark.parametrize("way", ANKI)
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_table_of_ankis_export_is_read_as_its_cards(tmp_path: Path, way: str, name: str) -> None:
+    head, separator, around = ANKI[way]
+    rows = [(*around[0], *card, *(around[1] if len(around) > 1 else ())) for card in CARDS]
+    (tmp_path / name).write_text(head + table(rows, separator, header=None))
+
+    assert read(tmp_path / name) == (CARDS, {})
+
+
+@pytest.mark.parametrize(
+    ("head", "header"),
+    [
+        ("# exported by a tool, on Monday, with care\n# do not edit\n", "prompt,completion"),
+        ("##version=4\n", "#prompt,completion"),
+        ("", "#,prompt,completion"),
+    ],
+)
+def test_comments_before_the_header_of_a_table_are_no_header(tmp_path: Path, head: str, header: str) -> None:
+    columns = header.count(",") + 1
+    rows = [("1", *card)[-columns:] for card in CARDS]
+    (tmp_path / "a.csv").write_text(head + table(rows, header=header.split(",")))
+
+    kept, rejected = read(tmp_path / "a.csv", fields={"prompt": header.split(",")[-2], "completion": "completion"})
+
+    assert (kept, rejected) == (CARDS, {})
+
+
+def test_a_row_traced_back_to_a_table_with_comments_is_the_same_row(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("# a comment\n" + table(CARDS))
+    (file,) = find_corpus([SourceConfig(path=str(tmp_path / "a.csv"))], {}).files
+
+    again = with_more(format_of("a.csv") or Format(), file.info.reading)
+
+    assert again == file.columns.format and again.skipped == 1

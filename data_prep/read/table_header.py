@@ -1,0 +1,134 @@
+"""The first lines of a CSV or TSV file: comments, a header, or the first row.
+
+Anki's exports have no header: lines such as `#separator:Comma` and `#tags column:3` tell how the notes are written
+(docs.ankiweb.net/importing/text-files.html).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.errors import DataError
+from data_prep.files.bounded_io import RecordError, open_stream
+from data_prep.files.formats import Format
+from data_prep.read.delimited import decoded_lines, distinct
+from data_prep.read.table_dialect import first_cells, table_layout
+
+LOOK_BYTES = 2**20
+LOOK_LINES = 10_000
+COLUMNS_SHOWN = 12
+ANKI = re.compile(
+    r"#(separator|html|columns|tags|notetype|deck|if matches|(?:notetype|deck|tags|guid) column):(.*)", re.IGNORECASE
+)
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "space": " ", "pipe": "|", "colon": ":"}
+CARD = ("front", "back")  # the columns of a note that has two
+
+
+@dataclass(frozen=True)
+class Preamble:
+    """How many lines stand before a table's header or first row, and what Anki tells in them, by its keys."""
+
+    lines: int = 0
+    told: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_anki(self) -> bool:
+        return bool(self.told)
+
+    @property
+    def separator(self) -> str | None:
+        named = self.told.get("separator", "")
+        mark = SEPARATORS.get(named.lower(), named)
+        return mark if len(mark) == 1 else None
+
+    def names(self, form: Format, width: int) -> tuple[str, ...]:
+        """Return the names of an Anki file's columns: its own, or those of a card."""
+        if "columns" in self.told:
+            return tuple(distinct(first_cells([f"{self.told['columns']}\n"], form)))
+        given = {int(n): key.split()[0] for key, n in self.told.items() if key.endswith(" column") and n.isdecimal()}
+        others = [number for number in range(1, width + 1) if number not in given]
+        cards = CARD if len(others) == len(CARD) else [f"field{number}" for number in others]
+        named = {**given, **dict(zip(others, cards, strict=True))}
+        return tuple(named[number] for number in range(1, width + 1))
+
+
+def preamble_of(lines: Sequence[str], separator: str | None) -> Preamble:
+    """Return what stands before a table's header: lines with a `#` that have not as many cells as its rows."""
+    told = list(itertools.takewhile(bool, (ANKI.fullmatch(line.strip()) for line in lines)))
+    if told:
+        return Preamble(len(told), {match[1].lower(): match[2].strip() for match in told if match})
+    begun = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    rest = lines[len(begun) :]
+    if not begun or not rest:
+        return Preamble()
+    form = Format(separator=table_layout(rest, separator)[0])
+    width = len(first_cells(rest, form))
+    header = next((n for n, line in enumerate(begun) if len(first_cells([line], form)) == width), len(begun))
+    return Preamble(header)
+
+
+def looked_at_lines(location: Path, form: Format) -> list[str]:
+    """Return the whole lines among a table's first LOOK_BYTES."""
+    lines: list[str] = []
+    size = 0
+    try:
+        with open_stream(location, form.compression, form.encoding, cr_lines=form.cr_lines) as stream:
+            for line in decoded_lines(stream, form.skipped):
+                if isinstance(line, RecordError):
+                    continue
+                lines.append(line)
+                size += len(line)
+                if size > LOOK_BYTES or len(lines) == LOOK_LINES:
+                    break
+    except RecordError:
+        return lines  # what stands before the damage, which reading counts
+    return lines
+
+
+def header_hint(location: Path, form: Format) -> str:
+    """Return what to add to the message about columns that are not understood: the first line may be a row."""
+    first = first_cells(looked_at_lines(location, form), form)
+    named = ["prompt", "completion"] if len(first) == 2 else [f"column{n}" for n, _ in enumerate(first, 1)]
+    wanted = ", ".join(named if len(named) <= COLUMNS_SHOWN else [*named[:2], "...", named[-1]])
+    again = [name for name, count in Counter(first).items() if count > 1]
+    if again and not is_data(list(dict.fromkeys(first))):
+        return (
+            f"Its first line has {excerpt(again) or 'an empty cell'} more than once: if it is a header, give each "
+            f"column a name of its own; if it is a row, name the columns: `columns: [{wanted}]`"
+        )
+    if is_data(first):
+        return f"Its first line is no header but a row ({excerpt(first)}); name its columns: `columns: [{wanted}]`"
+    return f"If its first line is a row and no header, name the columns: `columns: [{wanted}]`"
+
+
+def check_header(location: Path, form: Format, columns: Sequence[str]) -> None:
+    """Raise DataError if a table's first line is a row and has none of its columns: none of its rows could be read."""
+    first = first_cells(looked_at_lines(location, form), form)
+    if first and is_data(first) and not set(columns) & set(first):
+        raise DataError(f"{location}: no row has the columns of the first line. {header_hint(location, form)}")
+
+
+def is_data(cells: Sequence[str]) -> bool:
+    """Return whether a first line is plainly a row: names are short, distinct, and neither numbers nor sentences."""
+    if len(set(cells)) < len(cells):
+        return True
+    return any(
+        len(cell) > 60 or len(cell.split()) > 5 or cell.strip().endswith((".", "?", "!")) or is_number(cell)
+        for cell in cells
+    )
+
+
+def is_number(cell: str) -> bool:
+    """Return whether a cell is a number, with a sign or one point or comma."""
+    return cell.strip().lstrip("+-").replace(".", "", 1).replace(",", "", 1).isdigit()
+
+
+def excerpt(cells: Sequence[str]) -> str:
+    """Return the beginning of cells on one line, for a message."""
+    shown = [" ".join(cell[:200].split()) for cell in cells]
+    return " | ".join(cell if len(cell) <= 40 else f"{cell[:40]}..." for cell in shown)[:200]
