@@ -63,6 +63,11 @@ class DataFacts:
     refused: tuple[tuple[str, str], ...] = ()
 
     @property
+    def is_talk(self) -> bool:
+        """Whether a chat template renders the rows: of pairs too, so that the model can be talked to."""
+        return self.kind in ("conversations", "pairs")
+
+    @property
     def tokens(self) -> float:
         return self.sizes.tokens if self.sizes else self.bytes / BYTES_PER_TOKEN
 
@@ -188,7 +193,7 @@ def data_config(data: str, lines: Sequence[str], model: ModelFacts | None, facts
     section: dict[str, Any] = {"sources": [validate(SourceConfig, {"path": data, **source}, source="--field")]}
     if model is None or model.folder is None:
         section["tokenizer"] = {"train": {"vocab_size": facts.vocab_size}}
-    elif model.template is not None and facts.kind == "conversations":
+    elif model.template is not None and facts.is_talk:
         section["chat_template"] = model.template
     return DataConfig(**section)
 

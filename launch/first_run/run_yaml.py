@@ -75,7 +75,7 @@ def tokenizer_lines(facts: DataFacts, model: ModelFacts | None) -> list[str]:
             "  tokenizer:",
             f"    train: {noted(f'{{vocab_size: {facts.vocab_size}}}', 'trained on the corpus', 11)}",
         ]
-    if facts.kind != "conversations":
+    if not facts.is_talk:
         return []
     if model.folder is None:
         return [

@@ -89,7 +89,7 @@ def model_summary(facts: DataFacts, model: ModelFacts | None, it: Choices) -> It
     size = f"{model.parameters:,} parameters" if model.parameters else "of unknown size"
     positions = f", {model.positions:,} positions" if model.positions else ""
     yield f"model          {model.name}: {size}{positions}; {'LoRA' if it.method == 'lora' else 'all weights'} trained"
-    if facts.kind == "conversations":
+    if facts.is_talk:
         yield f"template       {model.template or 'its own'}: {model.template_reason}"
 
 

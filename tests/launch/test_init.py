@@ -196,12 +196,13 @@ def test_lora_without_a_model_is_refused(tmp_path: Path) -> None:
         write_init("text", "data", None, tmp_path / "run.yaml", lora=True)
 
 
-def test_pairs_are_measured_as_they_will_be_prepared_without_a_template(tmp_path: Path, tiny_model: Path) -> None:
+def test_pairs_become_a_chat_and_are_measured_as_they_will_be_prepared(tmp_path: Path, tiny_model: Path) -> None:
     rows = [{"question": f"How deep is lake {n}?", "answer": f"It is {n} metres deep."} for n in range(60)]
     data = lines(tmp_path / "a.jsonl", *rows)
 
     said = write_init(None, str(data), str(tiny_model), tmp_path / "run.yaml")
     config = load_config(RunConfig, tmp_path / "run.yaml")
+    assert config.data.chat_template == "plain"
     counted = prepare(config.data, tmp_path / "shards", str(tiny_model), seed=0).documents[str(data)]
 
     told = re.search(r"about (\d+) documents and ([\d,]+) tokens", said)

@@ -304,7 +304,7 @@ def test_a_row_leads_back_to_its_text_whatever_the_file_is_written_in(
 
 
 CARDS = [(f"What is {n}, in words?", f"It is {n + 1} minus one.") for n in range(20)]
-ANKI = {
+ANKI: dict[str, tuple[str, str, list[tuple[str, ...]]]] = {
     "two columns": ("#separator:Comma\n#html:false\n", ",", [()]),
     "tags in the third column": ("#separator:semicolon\n#html:true\n#tags column:3\n", ";", [(), ("geo::x",)]),
     "guid first": ("#separator:Pipe\n#guid column:1\n", "|", [("x1",), ()]),
