@@ -181,6 +181,7 @@ def write_init(
         found = with_settings(found, columns)
     elif found.differing:
         raise ConfigError(f"--data {data}: {found.differing}")
+    check_kind(kind, found, data)
     kind = kind or found.kind
     if kind is None:
         raise ConfigError(f"--data {data}: its kind is not detected; give it: `shardline init {' | '.join(SHAPES)}`")
@@ -193,6 +194,15 @@ def write_init(
     write_text(output, as_yaml(output, data, found.lines, facts, origin, choices))
     told = "\n".join(summary(data, facts, origin, choices, machine))
     return f"{told}\nwritten        {output}\n{next_step(data, found, output)}"
+
+
+def check_kind(kind: str | None, found: FirstLook, data: str) -> None:
+    """Raise ConfigError for pairs and conversations that are asked for in running text: it would be trained whole."""
+    if kind in ("pairs", "conversations") and found.kind == "text":
+        raise ConfigError(
+            f"--data {data}: holds running text, in which `prepare` finds no {kind}; make rows of it (docs/rows.md,"
+            ' "Chats and transcripts"), name columns with --field, or train it as text: `shardline init text`'
+        )
 
 
 def measured(data: str, kind: str, found: FirstLook, origin: ModelFacts | None) -> DataFacts:

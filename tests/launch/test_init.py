@@ -96,6 +96,13 @@ def test_those_whom_nobody_knows_are_asked_about(tmp_path: Path) -> None:
         load_config(RunConfig, tmp_path / "run.yaml")
 
 
+@pytest.mark.parametrize("kind", ["pairs", "conversations"])
+def test_running_text_is_not_taken_for_what_it_is_called(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "chat.txt").write_text("Anna: Is it deep?\nBen: Nine metres.\n" * 20)
+    with pytest.raises(ConfigError, match=f"holds running text, in which `prepare` finds no {kind}; make rows of it"):
+        initialized(tmp_path, tmp_path / "chat.txt", kind)
+
+
 def test_a_kind_is_asked_for_where_there_is_nothing_to_look_at(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"there is no file or folder of this name.*init text \| pairs \| conversations"
