@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster.errors import CheckpointError
+from cluster.journal.records import last_step
 from cluster.paths import CHECKPOINT_FOLDER, COMMIT_FILE, RunPaths
 from cluster.wording import count_of
 from data_prep.shards import Manifest
@@ -54,12 +55,15 @@ def trained_on_other_shards(paths: RunPaths, manifest: Manifest) -> str | None:
 def batches_of_run(paths: RunPaths) -> tuple[int, int] | None:
     """Return the rows of a global batch and the seed with which a run takes its steps; None if it never began.
 
-    With the shards, they say which rows are in a step. Its newest checkpoint has them, or its plan.
+    With the shards, they say which rows are in a step. Its newest checkpoint has them, or its plan once a step is
+    taken: before, another start may have another one.
     """
     found = committed_identity(paths.checkpoints)
     try:
         if found is not None:
             return int(found[1]["train.global_batch_rows"]), int(found[1]["seed"])
+        if not last_step(paths.metrics):
+            return None
         plan = json.loads(paths.plan.read_text(encoding="utf-8"))
         return int(plan["global_batch_rows"]), int(plan["seed"])
     except (OSError, ValueError, TypeError, KeyError):  # no plan, or a damaged one: the run begins with its first step

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from cluster.disk.atomic_files import write_json, write_text
 from cluster.environment import World, attempt_of_launcher, set_defaults
-from cluster.errors import EXIT_FAILED, CheckpointError, ClusterError, ConfigError, DamagedRowsError, exit_code_of
+from cluster.errors import EXIT_FAILED, ClusterError, ConfigError, DamagedRowsError, exit_code_of
 from cluster.hangs.flight_recorder import recorder_variables
 from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal.journal import Journal
@@ -29,7 +29,6 @@ from data_prep.shards import Manifest, ShardReader, check_shards, read_manifest
 from training.advice.run_warnings import run_warnings
 from training.checkpoints.async_save import SavePolicy
 from training.checkpoints.checkpoint import Checkpoints
-from training.checkpoints.room import require_room
 from training.config import ModelConfig, TrainConfig
 from training.costs.buckets import Buckets, sized_buckets
 from training.costs.choice import Choice, MachineMemory
@@ -42,7 +41,7 @@ from training.models.source import ModelOrigin, find_model
 from training.order import order_of
 from training.plan import Plan, make_plan
 from training.reporting.incidents import changes_text
-from training.run_identity import changes, committed_identity, deal_of_run
+from training.run_identity import changes, deal_of_run
 from training.step.balance import balance_lines
 from training.step.batches import Batches
 from training.step.step_times import Profile
@@ -198,7 +197,6 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
     plan = replace(plan, deal=deal_of_run(request.paths, manifest))
     batches = batches_of(request, world, plan, manifest)
     if world.is_first:
-        require_room_for_next(request.paths.checkpoints, plan)
         log.info("plan\n%s", "\n".join([plan.as_text(), *balance_lines(batches, plan.total_steps)]))
         for warning in run_warnings(origin, plan, manifest, request.model):
             log.warning("%s", warning)
@@ -220,6 +218,7 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
         save_policy(request.train),
         first_weights=lambda: origin.first_weights(request.seed, request.train.lora),
         rows=plan.rows,
+        total_steps=plan.total_steps,
     )
     if engine.frozen():
         engine.fill_frozen(origin.first_weights(request.seed, request.train.lora))
@@ -232,16 +231,6 @@ def assemble(request: RunRequest, world: World, mark: Callable[[str], None]) -> 
         checkpoints=checkpoints,
         shape=shape,
     )
-
-
-def require_room_for_next(folder: Path, plan: Plan) -> None:
-    """Raise CheckpointError, before anything is computed, if a run that is to take steps cannot be saved."""
-    newest = committed_identity(folder)
-    if newest is None or newest[2] < plan.total_steps:
-        try:
-            require_room(folder, plan.checkpoint_bytes)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}; make room, or choose another folder, then start the run again") from None
 
 
 def batches_of(request: RunRequest, world: World, plan: Plan, manifest: Manifest) -> Batches:

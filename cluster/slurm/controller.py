@@ -94,7 +94,7 @@ class Controller:
         for line in [] if told in (None, REFUSAL) else str(told).splitlines():
             step, _, its_name = line.strip().partition(" ")
             if its_name.strip() == name:
-                ask("scancel", "--signal=KILL", step, show=True)
+                ask("scancel", "--signal=KILL", step, show=True, within_s=LOOK_S)
 
     def end_time(self) -> int | None:
         """Return when the time limit ends the job, in seconds since 1970; None without a limit, or an answer.

@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 GONE_S = 30.0  # that Slurm must not list a step for, before its srun is ended
 LOOK_S = 10.0  # between two questions whether it does
 AGAIN_S = 10.0  # after which ranks are asked to stop again: while they start, they cannot remember it
-LEFT_S = 60.0  # that srun has to end the other ranks after one has failed: Slurm's KillWait is 30 by default
+LEFT_S = 120.0  # that srun has to end the other ranks after one has failed: Slurm's KillWait is 30 by default
 KILL_S = 2.0  # that an srun has to end after TERM: it may wait half a minute for a step that is gone
 POLL_S = 0.2
 ENDED_HERE = "Slurm no longer listed the ranks, as after their host was cut off"
@@ -122,7 +122,7 @@ def run_step(
     process, output = start(command, variables)
     signals.process = process
     cause = None
-    watch, left = StepWatch(GONE_S * patience), LeftRanks(LEFT_S * patience)
+    watch, left = StepWatch(GONE_S * patience), LeftRanks(max(1.0, LEFT_S * patience))
     look_s = max(POLL_S, LOOK_S * patience)
     look_at = time.monotonic() + POLL_S
     again_at = time.monotonic() + AGAIN_S * patience

@@ -13,6 +13,7 @@ from cluster.environment import gpu_count
 from cluster.errors import EXIT_DONE, CheckpointError, ConfigError
 from cluster.machine import cpu_count
 from cluster.model_files import found_folder
+from cluster.paths import COMMIT_FILE
 from cluster.wording import count_of
 from data_prep.encode.conversations import TEMPLATES, read_template
 from data_prep.shards import MANIFEST, Manifest, check_shards, read_manifest, template_digest
@@ -193,8 +194,9 @@ def check_fits(run: RunConfig, manifest: Manifest) -> None:
 def disk_line(root: Path, plan: Plan) -> str:
     """Return a line about the space that checkpoints need and the disk has. Raises ConfigError if they do not fit."""
     saves = plan.checkpoints_at_once()
+    saved = len([*root.glob(f"checkpoints/step-*/{COMMIT_FILE}")])
     try:
-        takes = require_room(root, plan.checkpoint_bytes, saves)
+        takes = require_room(root, plan.checkpoint_bytes, max(1, saves - saved))
     except CheckpointError as error:
         told = f"train.keep_last, train.keep_every_steps: {error}; keep fewer, or choose another folder"
         raise ConfigError(told) from None

@@ -24,7 +24,7 @@ from launch.saved_config import load
 from launch.wording import say
 from training.order import order_of
 from training.plan import steps_of
-from training.run_identity import batches_of_run, trained_on_other_shards
+from training.run_identity import batches_of_run, committed_identity, trained_on_other_shards
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def asked_of_train(overrides: Sequence[str]) -> set[str]:
     return {key for override in overrides for key in parse_override(override).get("train", {})}
 
 
-def check_batches(run: RunConfig) -> None:
+def check_batches(run: RunConfig, step: int) -> None:
     """Raise ConfigError if the run took its steps with other batches than its configuration now says."""
     now = run.train.global_batch_rows, run.seed
     then = batches_of_run(run.paths) or now
@@ -81,7 +81,8 @@ def check_batches(run: RunConfig) -> None:
     if changed:
         raise ConfigError(
             f"{run.paths.root} took its steps with other rows: {'; '.join(changed)}. To see the rows that it took, name"
-            f" its folder instead of the YAML file, without -o: shardline inspect {shlex.quote(str(run.paths.root))}"
+            " its folder instead of the YAML file, without -o:"
+            f" shardline inspect {shlex.quote(str(run.paths.root))} --step {step}"
         )
 
 
@@ -91,12 +92,13 @@ def unusual(run: RunConfig, step: int, rows: int) -> Iterator[str]:
     Raises ConfigError for a step that the run does not have.
     """
     taken = {int(line["step"]): line for line in read_metrics(run.paths.metrics)}
-    total, last = steps_of(run.train, rows), max(taken, default=0)
+    newest = committed_identity(run.paths.checkpoints)
+    total, last = steps_of(run.train, rows), max([*taken, newest[2] if newest else 0])
     if step > max(total, last):
         raise ConfigError(f"--step {step}: the run has {count_of(total, 'step')}; give one from 1 to {total}")
-    if step not in taken:
+    if step > last:
         yield f"step {step} has not been taken: {count_of(last, 'step')} done; these rows will be in it"
-    elif reason := taken[step].get("skipped"):
+    elif reason := taken.get(step, {}).get("skipped"):
         yield f"step {step} was skipped, and its rows changed no weight: {reason}"
 
 
@@ -108,7 +110,7 @@ def inspect_step(run: RunConfig, step: int, *, characters: int, originals: bool)
     manifest = read_manifest(run.shards)
     if told := trained_on_other_shards(run.paths, manifest):
         raise DataError(told)
-    check_batches(run)
+    check_batches(run, step)
     reader = ShardReader(run.shards, manifest, "train", verify=False)
     order = order_of(manifest, run.train.global_batch_rows, run.seed)
     yield from unusual(run, step, order.row_count)

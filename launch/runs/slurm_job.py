@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from cluster.environment import ATTEMPT, END_TIME, HOSTS, patience, rank_words, slurm_variables
 from cluster.errors import (
@@ -172,6 +173,8 @@ class Launcher:
         if end.is_own:
             self.srun_failures += 1
             return end
+        if end.code not in FINAL and self.asked_person():  # srun tells of the ranks that it then killed
+            end = replace(end, code=EXIT_USER_ACTION)
         self.srun_failures = 0
         before, self.reached = self.reached, max(self.reached, self.last_step())
         self.failures = 0 if self.reached > before else self.failures + 1
@@ -196,10 +199,18 @@ class Launcher:
 
     def has_recorded(self) -> bool:
         """Return whether the ranks have recorded anything since they were launched."""
+        return any(event["event"] in ("start", *ENDINGS) for event in self.recorded())
+
+    def asked_person(self) -> bool:
+        """Return whether the ranks have recorded, since they were launched, that a person must act."""
+        return any(event["exit_code"] == EXIT_USER_ACTION for event in self.recorded() if event["event"] in ENDINGS)
+
+    def recorded(self) -> list[dict[str, Any]]:
+        """Return the events since the newest launch; none from a disk that cannot be read."""
         try:
-            return any(event["event"] in ("start", *ENDINGS) for event in newest_launch(self.paths))
+            return newest_launch(self.paths)
         except (OSError, ShardlineError):
-            return False
+            return []
 
     def note_cause(self, cause: str) -> None:
         try:

@@ -67,7 +67,10 @@ def greet(session: Session, about: str) -> None:
     screen = session.screen
     screen.say(f"{session.name}: {about}", DIM)
     if not session.as_chat:
-        screen.say("it has no chat template, so it continues what you type; an empty line goes on", DIM)
+        screen.say(
+            "it has learnt no chat template, so it continues what you type; an empty line goes on",
+            DIM,
+        )
     elif session.conversation.system:
         screen.say(f"system message: {screen.shown(session.conversation.system)}", DIM)
     screen.say("/help lists the commands, Ctrl-D ends", DIM)
@@ -102,7 +105,7 @@ def reset(session: Session, rest: str) -> None:
 
 def system(session: Session, rest: str) -> None:
     if not session.as_chat:
-        raise DataError("the model has no chat template, so it knows no system message; begin your text with it")
+        raise DataError("the model has learnt no chat template, so it knows no system message; begin your text with it")
     if rest:
         session.conversation.system = checked(rest, "/system")
     session.notice(f"system message: {session.conversation.system or 'none'}")

@@ -37,7 +37,7 @@ class Generator:
         """Raise ConfigError if there is a system message for a model that continues plain text."""
         if self.system is not None and not self.as_chat:
             raise ConfigError(
-                "--system: the model has no chat template, so it knows no system message; begin the prompt with it"
+                "--system: the model has learnt no chat template, so it knows no system message; put it into the prompt"
             )
 
     def ids(self, prompt: Prompt) -> list[int]:

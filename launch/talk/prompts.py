@@ -43,7 +43,7 @@ class Prompt:
             if as_chat:
                 return conversation_ids(tokenizer, self.conversation(system))
             if self.messages:
-                raise DataError("the model has no chat template: give a prompt, a text")
+                raise DataError("the model has learnt no chat template: give a prompt, a text")
             return prompt_ids(tokenizer, self.text, as_chat=False)
         except DataError as error:
             raise DataError(f"{self.where}: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,30 @@ def test_data_that_is_missing_is_told_at_once_at_first_and_waited_for_later(laun
     with pytest.raises(DataError):
         launcher(1, missing).note_patiently()
     launcher(1, missing, starts=1).note_patiently()
+
+
+SRUN = """#!/bin/sh
+echo 'shardline: a task begins' >&2
+echo '{"event": "no-start", "time": "2026-11-20T12:00:00Z", "step": 0, "reason": "full", "exit_code": CODE}' >>RECORD
+echo 'srun: error: a1: task 1: Killed' >&2
+exit 137
+"""
+
+
+@pytest.mark.parametrize(("recorded", "code"), [(2, 2), (1, 137)])
+def test_what_a_person_must_act_upon_is_final_though_srun_had_to_kill_the_other_ranks(
+    launcher: Callable[..., Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int, code: int
+) -> None:
+    job = launcher(0, DataError(""))
+    job.note_patiently()
+    for name, text in {
+        "srun": SRUN.replace("CODE", str(recorded)).replace("RECORD", str(job.paths.attempts)),
+        "squeue": "#!/bin/sh\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert job.start_ranks(plan_layout(["a1"], (4,), (2,), {})).code == code
 
 
 def test_ranks_start_in_the_container_that_the_job_names(

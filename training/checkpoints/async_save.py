@@ -11,6 +11,7 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,7 +153,7 @@ class Saver:
         partial = final.with_name(final.name + PARTIAL)
         facts: dict[str, FileFacts] = {}
         path = partial
-        problem = self.room_problem(commit) if rank == 0 else None
+        problem = self.room_problem(commit.shapes.values()) if rank == 0 else None
         try:
             if not all_gather_text([problem] if problem else [], self.group):
                 partial.mkdir(parents=True, exist_ok=True)
@@ -179,9 +180,9 @@ class Saver:
         wrong: list[str] = verdict[0]
         return wrong
 
-    def room_problem(self, commit: Commit) -> str | None:
+    def room_problem(self, shapes: Iterable[Sequence[int]]) -> str | None:
         """Return what is wrong if the disk has no room for a checkpoint. On the first rank."""
-        elements = sum(math.prod(shape) for shape in commit.shapes.values())
+        elements = sum(math.prod(shape) for shape in shapes)
         try:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True)

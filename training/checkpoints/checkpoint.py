@@ -39,9 +39,14 @@ class Checkpoints:
         policy: SavePolicy,
         first_weights: Callable[[], Weights],
         rows: int | None = None,
+        total_steps: int | None = None,
     ) -> None:
-        """`rows` of the data are given if a run may resume with another length: see training.run_identity."""
+        """`rows` of the data are given if a run may resume with another length: see training.run_identity.
+
+        With `total_steps`, a run that has steps left is restored only if the disk has room for a checkpoint.
+        """
         self.folder, self.identity, self.first_weights, self.rows = folder, identity, first_weights, rows
+        self.total_steps = total_steps
         self.restored_identity: dict[str, Any] | None = None
         self.group = dist.new_group(backend="gloo", timeout=WRITING_TIMEOUT)
         self.saver = Saver(folder, identity, policy, self.group)
@@ -70,6 +75,8 @@ class Checkpoints:
             chosen = self.choose_together(engine, last, refused)
             if engine.world.is_first and last is None:  # now: a start that is refused leaves everything as it was
                 layout.sweep(self.folder)
+            if last is None and before is None:
+                self.require_room(engine, 0 if chosen is None else chosen[1].step)
             if chosen is None:
                 engine.start_from(self.first_weights())
                 return TrainState()
@@ -86,6 +93,16 @@ class Checkpoints:
         log.info("loaded %s, written by %s, in %.1f s", folder, ranks, time.monotonic() - started)
         self.saver.saved_step, self.restored_identity = commit.step, commit.identity
         return commit.resumed()
+
+    def require_room(self, engine: ZeroEngine, steps_done: int) -> None:
+        """Raise CheckpointError, before anything is computed, if what is computed next cannot be saved."""
+        if self.total_steps is None or steps_done >= self.total_steps:
+            return
+        shapes = [slot.shape for slot in engine.layout()]
+        told: list[Any] = [self.saver.room_problem(shapes) if engine.world.is_first else None]
+        dist.broadcast_object_list(told, src=0, group=self.group)
+        if told[0]:
+            raise CheckpointError(f"{told[0]}; make room, or choose another folder, then start the run again")
 
     def choose_together(self, engine: ZeroEngine, last: int | None, refused: set[Path]) -> tuple[Path, Commit] | None:
         """Return the first rank's choice on all ranks; an error there is raised by all."""

@@ -38,7 +38,7 @@ from data_prep.shards import Manifest, ShardReader
 from training.config import EvaluateConfig
 from training.evaluate.difference import difference
 from training.evaluate.held_out_prompts import HeldOutPrompt, held_out_prompts
-from training.evaluate.labels import LabelTask, choose_labels, figures, find_labels, task_record
+from training.evaluate.labels import LABEL_TOKENS, LabelTask, choose_labels, figures, find_labels, task_record
 from training.evaluate.memorised import memorised_spans, token_ids
 from training.evaluate.models import Opened, Scored
 from training.evaluate.replies import answer_all, nearness, reply_figures
@@ -109,10 +109,10 @@ def find_work(request: Request) -> Work:
         raise DataError("no held-out rows: raise data.validation_fraction and run `shardline prepare RUN.yaml` again")
     reader, config = request.reader(), request.config
     conversational = request.manifest.conversational
-    labelled = held_out_prompts(reader, conversational, config.classified) if conversational else []
+    labelled = held_out_prompts(reader, conversational, config.classified, LABEL_TOKENS) if conversational else []
     return Work(
         rows=range(min(len(reader), config.rows or len(reader))),
-        prompts=held_out_prompts(reader, conversational, config.samples),
+        prompts=held_out_prompts(reader, conversational, config.samples, config.sample_tokens),
         labels=find_labels(labelled),
     )
 

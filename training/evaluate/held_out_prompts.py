@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from data_prep.shards import ShardReader
+
+Ids = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
 
 TEXT_PROMPT_TOKENS = 32  # length of the prompt taken from a document that is not a conversation
 ROWS_PER_PROMPT = 4  # rows looked at for each prompt that is wanted, as some have none
@@ -23,36 +29,53 @@ class HeldOutPrompt:
     is_single: bool = False
 
 
-def held_out_prompts(reader: ShardReader, conversational: bool, wanted: int) -> list[HeldOutPrompt]:
+@dataclass(frozen=True)
+class Document:
+    """The ids [tokens] of a document that begins in a row, and where its answers begin and end; of a text, the rest."""
+
+    ids: Ids
+    answers: list[tuple[int, int]]
+    is_single: bool
+
+    def prompt(self, answer: tuple[int, int]) -> HeldOutPrompt:
+        start, stop = answer
+        ids = self.ids.tolist()
+        return HeldOutPrompt(prompt=ids[:start], reference=ids[start:stop], is_single=self.is_single)
+
+
+def held_out_prompts(reader: ShardReader, conversational: bool, wanted: int, reply_tokens: int) -> list[HeldOutPrompt]:
     """Return up to `wanted` prompts from rows spread evenly over the split, the first document of each row first.
 
     Each document gives one: of a conversation, what precedes one of its answers, which is the reference; of a text, its
-    first tokens. The later part of a conversation that was cut gives none, as its prompt is elsewhere.
+    first tokens. The later part of a conversation that was cut gives none, as its prompt is elsewhere. Where they can
+    be chosen, prompts leave `reply_tokens` of a row's length for a reply.
     """
     count = min(len(reader), wanted * ROWS_PER_PROMPT)
     rows = [number * len(reader) // count for number in range(count)]
-    rounds = [list(prompts_of_row(reader, row, conversational)) for row in spread(rows)]
-    documents: list[list[HeldOutPrompt]] = []
+    rounds = [list(documents_of_row(reader, row, conversational)) for row in spread(rows)]
+    documents: list[Document] = []
     for depth in range(max(map(len, rounds), default=0)):
-        documents += [prompts[depth] for prompts in rounds if depth < len(prompts)]
+        documents += [those[depth] for those in rounds if depth < len(those)]
         if len(documents) >= wanted:
             break
-    return one_of_each(documents[:wanted])
+    return one_of_each(documents[:wanted], reader.row_tokens - reply_tokens)
 
 
-def one_of_each(documents: list[list[HeldOutPrompt]]) -> list[HeldOutPrompt]:
+def one_of_each(documents: list[Document], longest: int) -> list[HeldOutPrompt]:
     """Return one prompt of each document: its last, of the next one the last but one, and so on, in turn.
 
-    A prompt that an earlier document gave is passed over while there is another: conversations that all open with the
-    assistant's greeting would else be judged by it.
+    Prompts of more than `longest` tokens are passed over, and such as an earlier document gave, while there are others:
+    conversations that all open with the assistant's greeting would else be judged by it.
     """
-    seen: set[tuple[int, ...]] = set()
+    seen: set[bytes] = set()
     found = []
-    for number, prompts in enumerate(documents):
-        turn = len(prompts) - 1 - number % len(prompts)
-        in_turn = [*prompts[turn:], *prompts[:turn]]
-        found.append(next((one for one in in_turn if tuple(one.prompt) not in seen), in_turn[0]))
-        seen.add(tuple(found[-1].prompt))
+    for number, document in enumerate(documents):
+        answers = [one for one in document.answers if one[0] <= longest] or document.answers[:1]
+        turn = len(answers) - 1 - number % len(answers)
+        in_turn = [*answers[turn:], *answers[:turn]]
+        chosen = next((one for one in in_turn if document.ids[: one[0]].tobytes() not in seen), in_turn[0])
+        seen.add(document.ids[: chosen[0]].tobytes())
+        found.append(document.prompt(chosen))
     return found
 
 
@@ -61,28 +84,24 @@ def spread(rows: list[int]) -> list[int]:
     return [row for start in range(ROWS_PER_PROMPT) for row in rows[start::ROWS_PER_PROMPT]]
 
 
-def prompts_of_row(reader: ShardReader, row: int, conversational: bool) -> Iterator[list[HeldOutPrompt]]:
-    """Yield the prompts of each document of a row that has any."""
+def documents_of_row(reader: ShardReader, row: int, conversational: bool) -> Iterator[Document]:
+    """Yield the documents of a row that have an answer with something before it."""
     arrays = reader.rows([row])
     end = 0
     for piece in reader.pieces(row):
         begin, end = end, end + piece.tokens
         if conversational and piece.start > 0:  # a later part of a long conversation, without its prompt
             continue
-        ids, mask = arrays.input_ids[0, begin:end].tolist(), arrays.loss_mask[0, begin:end].tolist()
-        if conversational and True in mask:
-            prompts = answers_in(ids, mask)
-        else:
-            prompts = [HeldOutPrompt(prompt=ids[:TEXT_PROMPT_TOKENS], reference=ids[TEXT_PROMPT_TOKENS:])]
-        if prompts := [one for one in prompts if one.prompt and one.reference]:
-            yield prompts
+        ids = arrays.input_ids[0, begin:end].astype(np.int32)
+        spans = answers_in(arrays.loss_mask[0, begin:end]) if conversational else [(TEXT_PROMPT_TOKENS, len(ids))]
+        is_single = conversational and len(spans) == 1
+        if len(spans) > 1 and spans[-1][1] == reader.row_tokens:  # it may have been cut there
+            spans.pop()
+        if spans := [(start, stop) for start, stop in spans if 0 < start < stop]:
+            yield Document(ids, spans, is_single)
 
 
-def answers_in(ids: list[int], mask: list[bool]) -> list[HeldOutPrompt]:
-    """Return each run of trained tokens of a conversation, with all that precedes it as its prompt."""
-    starts = [place for place, is_trained in enumerate(mask) if is_trained and not (place and mask[place - 1])]
-    stops = [next((place for place in range(start, len(ids)) if not mask[place]), len(ids)) for start in starts]
-    return [
-        HeldOutPrompt(prompt=ids[:start], reference=ids[start:stop], is_single=len(starts) == 1)
-        for start, stop in zip(starts, stops, strict=True)
-    ]
+def answers_in(mask: Mask) -> list[tuple[int, int]]:
+    """Return where each run of trained tokens begins and ends, of a document's loss mask [tokens]."""
+    edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))

@@ -7,7 +7,7 @@ from cluster.slurm.step import LeftRanks, StopSignals, run_step
 SRUN = """
 echo 'shardline: a task begins' >&2
 echo 'srun: error: node2: task 1: Killed' >&2
-exec sleep 600
+exec sleep 20
 """
 
 

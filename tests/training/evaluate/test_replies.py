@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.shards import ShardReader, read_manifest
 from launch.models.data_probes import new_private_data, probe
-from training.evaluate.held_out_prompts import HeldOutPrompt, answers_in, held_out_prompts, one_of_each
+from training.evaluate.held_out_prompts import Document, HeldOutPrompt, answers_in, held_out_prompts, one_of_each
 from training.evaluate.labels import LabelTask, choose_labels, figures, find_labels, task_record
 from training.evaluate.memorised import SPAN_TOKENS, memorised_spans
 from training.evaluate.replies import answer_all, has_text_metrics, nearness, repeated_share
@@ -47,31 +48,40 @@ def pairs(labels: list[int]) -> list[HeldOutPrompt]:
 def test_replies_in_batches_are_those_of_one_prompt_at_a_time(
     model: Any, tokenizer: Any, held_out: ShardReader
 ) -> None:
-    prompts = held_out_prompts(held_out, False, 10)
+    prompts = held_out_prompts(held_out, False, 10, 12)
     uneven = [HeldOutPrompt(prompt=p.prompt[n:], reference=p.reference) for n, p in enumerate(prompts)]
     found = answer_all(model, tokenizer, uneven, 12, "replies")
     assert found == [answer(model, tokenizer, one.prompt, Sampling(tokens=12)) for one in uneven]
 
 
 def test_prompts_are_spread_over_the_rows_before_a_row_gives_a_second_one(held_out: ShardReader) -> None:
-    prompts = held_out_prompts(held_out, False, 12)
+    prompts = held_out_prompts(held_out, False, 12, 12)
     starts = [held_out.rows([row]).input_ids[0, :32].tolist() for row in range(12)]
     assert sorted(prompt.prompt for prompt in prompts) == sorted(starts)
 
 
 def test_every_answer_of_a_conversation_has_all_that_precedes_it_as_its_prompt() -> None:
-    mask = [False, True, True, False, False, True]
-    first, second = answers_in([0, 1, 2, 3, 4, 5], mask)
-    assert (first.prompt, first.reference) == ([0], [1, 2])
-    assert (second.prompt, second.reference) == ([0, 1, 2, 3, 4], [5])
-    assert not first.is_single and answers_in([0, 1], [False, True])[0].is_single
+    mask = np.array([False, True, True, False, False, True])
+    document = Document(np.arange(6, dtype=np.int32), answers_in(mask), is_single=False)
+    asked = [document.prompt(answer) for answer in document.answers]
+    assert [(one.prompt, one.reference) for one in asked] == [([0], [1, 2]), ([0, 1, 2, 3, 4], [5])]
 
 
 def test_conversations_are_not_judged_by_a_greeting_that_opens_them_all() -> None:
-    greeting = [HeldOutPrompt(prompt=[1], reference=[2])]
-    answer_to = [HeldOutPrompt(prompt=[1, 2, n], reference=[n]) for n in range(6)]
-    asked = one_of_each([[*greeting, one] for one in answer_to])
-    assert [one.prompt for one in asked] == [[1, 2, 0], [1], [1, 2, 2], [1, 2, 3], [1, 2, 4], [1, 2, 5]]
+    documents = [conversation([1, 2, number, 3]) for number in range(10, 16)]
+    asked = [one.prompt for one in one_of_each(documents, longest=8)]
+    assert asked == [[1, 2, 10], [1], *([1, 2, number] for number in range(12, 16))]
+
+
+def test_a_prompt_that_leaves_no_room_for_a_reply_is_passed_over_while_there_is_another() -> None:
+    asked = one_of_each([conversation([1, 2, 3, 4])], longest=2)
+    assert [one.prompt for one in asked] == [[1]]
+    assert len(one_of_each([conversation([1, 2, 3, 4])], longest=0)) == 1
+
+
+def conversation(ids: list[int]) -> Document:
+    """Return one of two answers, the second and the fourth token."""
+    return Document(np.array(ids, dtype=np.int32), [(1, 2), (3, 4)], is_single=False)
 
 
 @pytest.mark.parametrize("count", [5, 90])
