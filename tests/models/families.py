@@ -321,18 +321,15 @@ ANSWER_TOKENS = 64
 def answers_of(folder: Path) -> list[list[int]]:
     """Return what a user's transformers makes of the folder's prompts: their ids and a greedy answer's, in fp32.
 
-    A prompt is a text to continue, or the messages of a chat. What ends an answer is the folder's own.
+    A prompt is the messages of a chat. What ends an answer is the folder's own.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     answers = []
     for prompt in json.loads((folder / PROMPTS).read_text(encoding="utf-8")):
-        if isinstance(prompt, str):
-            inputs = tokenizer(prompt, return_tensors="pt")
-        else:
-            inputs = tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-            )
+        inputs = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
         answers.append(model.generate(**inputs, do_sample=False, max_new_tokens=ANSWER_TOKENS)[0].tolist())
     return answers
 

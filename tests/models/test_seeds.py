@@ -57,11 +57,11 @@ CASES: list[Case] = [
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """What came out of a run, what `evaluate` found, and prompts that it has not seen: texts, or messages."""
+    """What came out of a run, what `evaluate` found, and prompts that it has not seen, each as messages."""
 
     export: Path
     scores: dict[str, Any]
-    prompts: list[Any]
+    prompts: list[list[dict[str, str]]]
 
 
 @pytest.fixture(scope="module")
@@ -170,10 +170,10 @@ def changes(root: Path, case: Case) -> dict[str, Any]:
     }
 
 
-def prompt_of(row: dict[str, Any]) -> Any:
-    """Return a question as it is, or the first one of a conversation as a message."""
+def prompt_of(row: dict[str, Any]) -> list[dict[str, str]]:
+    """Return a question, or the first one of a conversation, as a message: `init` makes a chat of pairs too."""
     if "question" in row:
-        return row["question"]
+        return [{"role": "user", "content": row["question"]}]
     return [next(message for message in row["messages"] if message["role"] == "user")]
 
 
@@ -205,7 +205,7 @@ def test_an_export_answers_a_user_of_transformers_as_shardline_generate_does(
 ) -> None:
     model, tokenizer = load_export(tuned(case).export)
     for prompt, theirs in zip(tuned(case).prompts, answers_of(tuned(case).export), strict=True):
-        ids = prompt_ids(tokenizer, prompt if isinstance(prompt, str) else prompt[0]["content"], as_chat=True)
+        ids = prompt_ids(tokenizer, prompt[0]["content"], as_chat=True)
         reply = answer(model, tokenizer, ids, Sampling(tokens=ANSWER_TOKENS))
         assert theirs[: len(ids)] == ids
         assert tokenizer.decode(theirs[len(ids) :], skip_special_tokens=True).strip() == reply.text
