@@ -101,7 +101,7 @@ def with_named(found: FirstLook, named: Named) -> FirstLook:
     settings = settings_of(found.lines)
     sections = sections_of(found.lines)
     if named.encoding:
-        sections["encoding"] = [f"encoding: {named.encoding}"]
+        sections["encoding"] = [f"encoding: {quoted(named.encoding)}"]
     if named.fields:
         fields = merged(settings.get("fields") or {}, named.fields)
         missing = [line for line in sections.get("fields", ()) if is_missing(line, named.fields)]
@@ -111,7 +111,7 @@ def with_named(found: FirstLook, named: Named) -> FirstLook:
             sections.pop("markers", None)
     if named.roles:
         roles = {**(settings.get("roles") or {}), **named.roles}
-        sections["roles"] = ["roles:", *(f"  {quoted(str(name))}: {role}" for name, role in roles.items())]
+        sections["roles"] = ["roles:", *(f"  {quoted(name)}: {role}" for name, role in roles.items())]
     return with_settings(found, [line for section in sections.values() for line in section])
 
 

@@ -69,5 +69,7 @@ def missing_options(lines: Sequence[str], output: Path) -> tuple[list[str], str]
         words += {"fields": ["--field", f"{key}=COLUMN"], "roles": option("--role", f"{key}=ROLE")}.get(name, [])
     told = [f"COLUMN is {found['told'].strip()}" for line in lines if (found := CHOICES.search(line))][:1]
     told += [f"ROLE is one of: {', '.join(ROLES)}"] if any(name == "roles" for name, _ in left) else []
-    is_whole = all(name == "encoding" or (name in ("fields", "roles") and key) for name, key in left)
+    is_whole = all(
+        name == "encoding" or (name in ("fields", "roles") and key and key.isprintable()) for name, key in left
+    )
     return (words if is_whole else []), "; ".join(told)

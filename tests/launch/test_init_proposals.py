@@ -162,6 +162,16 @@ GIVEN: dict[str, Given] = {
         {"Bob": "Bob=assistant", "a=b": "a=b=user", "--role=--yes": "--role=--yes=user"},
         {"roles": {"Anna": "user", "-dash": "tool", "Bob": "assistant", "a=b": "user", "--yes": "user"}},
     ),
+    "speakers that YAML reads as no text": (
+        ["--data", "odd.jsonl", "--role", "null=tool"],
+        {"True": "True=user", "1e5": "1e5=assistant"},
+        {"roles": {"null": "tool", "True": "user", "1e5": "assistant"}},
+    ),
+    "an encoding that YAML reads as a number": (
+        ["--data", "cp.csv", "--encoding", "1252"],
+        {"prompt": "prompt=Frage", "completion": "completion=Antwort"},
+        {"encoding": "cp1252"},
+    ),
     "all else": (
         ["pairs", "--data", "cp.csv", "--encoding", "cp1252", "--model", "some/model", "--no-lora", "--yes"],
         {"prompt": "prompt=Frage", "completion": "completion=Antwort"},
@@ -183,6 +193,8 @@ def test_the_proposed_command_repeats_all_that_was_given_and_needs_no_other(
     Path("cp.csv").write_bytes(b"Frage;Antwort\n" + "Wie groß ist es?;Fünf Meter groß.\n".encode("cp1252") * 9)
     Path("ways.csv").write_bytes("problem,solution,answer\nHow deep is it?,It is nine.,Größer\n".encode("cp1252"))
     Path("braces.csv").write_text("a{b},c}\nHow deep is it?,It is nine metres.\nHow wide?,Two metres.\n")
+    odd = [{"role": who, "content": f"It is {who} who says this."} for who in ("True", "1e5", "null")]
+    Path("odd.jsonl").write_text(json.dumps({"messages": odd}) + "\n")
     Path("two").mkdir()
     for name, speakers in (("a", ("Anna", "Bob", "-dash")), ("b", ("Anna", "a=b", "--yes"))):
         talk = [{"role": who, "content": f"It is {who} who says this."} for who in speakers]
@@ -209,3 +221,18 @@ def test_the_proposed_command_repeats_all_that_was_given_and_needs_no_other(
     assert {key: found[key] for key in expected} == expected
     assert (config.model.path, config.train.lora is not None) == (first.model, bool(first.lora))
     assert "next: shardline check 'my run.yaml'" in capsys.readouterr().out
+
+
+def test_a_speaker_whose_name_no_command_can_hold_is_named_in_the_yaml(
+    tmp_path: Path, shardline: Callable[..., Any]
+) -> None:
+    talk = [{"role": who, "content": "How deep is it?"} for who in ("\ud800", "\x1b[2J\x85")]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+
+    result = shardline("init", "--data", tmp_path / "a.jsonl", "--output", tmp_path / "run.yaml")
+
+    assert result.code == 0 and "next: replace each ??? in" in result.out and "\x1b" not in result.out, result
+    filled_in = (tmp_path / "run.yaml").read_text().replace("???  # user", "user  # user")
+    (tmp_path / "run.yaml").write_text(filled_in)
+    (source,) = load_config(RunConfig, tmp_path / "run.yaml").data.sources
+    assert set(source.roles) == {one["role"] for one in talk}
