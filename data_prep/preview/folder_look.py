@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
 from collections import Counter
@@ -147,6 +148,10 @@ def glob_of(files: Sequence[LookedAt], others: Sequence[LookedAt]) -> str | None
     """Return a glob for the folder of some files that matches no other; None if there is none."""
     folders = {file.path.parent for file in files}
     depths = {folder.parent for folder in folders}
-    place = folders.pop() if len(folders) == 1 else depths.pop() / "*" if len(depths) == 1 else None
-    pattern = None if place is None else str(place / f"*{files[0].path.suffix}")
+    name = f"*{glob.escape(files[0].path.suffix)}"
+    pattern = None
+    if len(folders) == 1:
+        pattern = str(Path(glob.escape(str(folders.pop()))) / name)
+    elif len(depths) == 1:
+        pattern = str(Path(glob.escape(str(depths.pop()))) / "*" / name)
     return None if pattern is None or any(file.path.match(pattern) for file in others) else pattern

@@ -61,12 +61,11 @@ def value_text(value: Any) -> str:
         return value_text(value[0]) if len(value) == 1 else f"[{', '.join(map(value_text, value))}]"
     if value == PLACEHOLDER:
         return PLACEHOLDER
-    return json.dumps(value, ensure_ascii=False) if "\n" in value or "*" in value else quoted_path(value)
+    return quoted_path(value)
 
 
 def quoted_path(name: str) -> str:
-    plain = name.replace(".", "").replace("_", "")
-    return name if plain.isalnum() and not plain[:1].isdigit() else json.dumps(name, ensure_ascii=False)
+    return quoted(name, "._")
 
 
 def ask(rows: Rows, inner: str | None = None) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Literal
 
+from cluster.config_loading import parse_yaml
+from cluster.errors import ConfigError
 from data_prep.files.bounded_io import RecordError
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -27,6 +30,7 @@ ALIASES: dict[str, Role] = {
 }
 CALLING = ("function_call", "tool_call")  # their text is a tool call, as JSON
 UNKNOWN = "unknown role"
+UNSAFE_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
 def role_of(name: str, own: Own) -> str:
@@ -72,7 +76,20 @@ def line_to_write(unknown: Iterable[str], known: Iterable[str]) -> str:
     return "roles: {" + ", ".join(f"{quoted(name)}: {role}" for name, role in zip(names, guess, strict=True)) + "}"
 
 
-def quoted(name: str) -> str:
-    """Return a name quoted for YAML in braces, if it needs to be."""
-    is_plain = name.replace("_", "").replace("-", "").isalnum() and not name.isdigit()
-    return name if is_plain and name not in ("true", "false", "null") else json.dumps(name, ensure_ascii=False)
+def quoted(name: str, joints: str = "_-") -> str:
+    """Return a name as YAML, also in braces: plain if it is of letters, digits and joints, and is read as this text."""
+    is_simple = name.translate(dict.fromkeys(map(ord, joints))).isalnum()
+    return name if is_simple and is_text_in_yaml(name) else json_text(name)
+
+
+def is_text_in_yaml(name: str) -> bool:
+    """Return whether YAML reads a plain name as this text, and not as a number, a date, a truth value or nothing."""
+    try:
+        return bool(parse_yaml(f"{{{name}: {name}}}", name) == {name: name})
+    except (ConfigError, ValueError):  # of a date that does not exist
+        return False
+
+
+def json_text(name: str) -> str:
+    """Return a text as JSON that is YAML too: on one line, with what YAML allows only escaped."""
+    return UNSAFE_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(name, ensure_ascii=False))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from cluster.progress import Waiting
 from cluster.terminal import size_of
 from data_prep.preview.first_look import FirstLook
 from data_prep.preview.folder_look import look_at
-from data_prep.rows.fields import PLACEHOLDER
 from launch.first_run import questions
 from launch.first_run.choices import choose
 from launch.first_run.facts import (
@@ -29,15 +26,15 @@ from launch.first_run.facts import (
     why_nothing_here,
 )
 from launch.first_run.named_settings import (
-    HEADLESS,
+    NOTHING_NAMED,
     Named,
     named_by,
     open_settings,
-    options_for,
     settings_of,
     with_named,
     with_settings,
 )
+from launch.first_run.next_command import OUTPUT, next_step, words_given
 from launch.first_run.questions import ask, ask_data, ask_model, ask_open_lines, ask_yes, is_asking, tell
 from launch.first_run.run_yaml import KINDS, as_yaml
 from launch.first_run.summary import INDENT, summary, wrapped
@@ -71,7 +68,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--lora", action=argparse.BooleanOptionalAction, help="train small adapters, not all weights (default: all)"
     )
-    command.add_argument("--output", type=Path, default=Path("run.yaml"), help="default: %(default)s")
+    command.add_argument("--output", type=Path, default=OUTPUT, help="default: %(default)s")
     command.add_argument("--yes", action="store_true", help="ask nothing, take the defaults")
 
 
@@ -80,10 +77,8 @@ def run(options: argparse.Namespace) -> int:
     if is_asking(says_yes=options.yes):
         return asked(options)
     check_free(options.output)
-    data, named = options.data or DATA, named_by(options.field, options.role, options.encoding)
-    columns = looked_at(data, named).lines if named else ()
-    said = write_init(options.kind, data, options.model, options.output, lora=bool(options.lora), columns=columns)
-    say(said)
+    named = replace(named_by(options.field, options.role, options.encoding), says_yes=options.yes)
+    say(write_init(options.kind, options.data or DATA, options.model, options.output, lora=options.lora, named=named))
     return EXIT_DONE
 
 
@@ -101,10 +96,9 @@ def asked(options: argparse.Namespace) -> int:
     check_readable(data, options.kind)
     named = named_by(options.field, options.role, options.encoding)
     found = looked_at(data, named)
-    columns = found.lines if named else ()
     if open_settings(found.lines):
         tell(f"{data}: {found.kind}, but not all of it can be found out by reading some rows.")
-        columns = ask_open_lines(found.lines)
+        named = replace(named, lines=ask_open_lines(found.lines))
     model = options.model or ask_model(look_at_model)
     lora = options.lora
     if model and lora is None:
@@ -114,7 +108,7 @@ def asked(options: argparse.Namespace) -> int:
     if kind is None and found.kind is None:
         kind = ask("What do the data hold?", "text", "/".join(SHAPES), questions.one_of(*SHAPES))
     with Waiting("reading a sample of the data"):
-        said = write_init(kind, data, model, output, lora=bool(lora), columns=columns)
+        said = write_init(kind, data, model, output, lora=lora, named=named)
     width = size_of(sys.stdout)[0]
     say("\n".join(wrapped(line, width, 0 if line.startswith("next") else INDENT) for line in said.splitlines()))
     return EXIT_DONE
@@ -151,6 +145,8 @@ def looked_at(data: str, named: Named) -> FirstLook:
 
     Raises ConfigError for files that need different settings, unless the columns are named.
     """
+    if named.lines:
+        return with_settings(look_at(data, settings_of(named.lines).get("encoding")), named.lines)
     found = look_at(data, named.encoding)
     if found.differing and not named.fields:
         raise ConfigError(f"--data {data}: {found.differing}")
@@ -163,24 +159,20 @@ def write_init(
     model: str | None,
     output: Path,
     *,
-    lora: bool = False,
-    columns: Sequence[str] = (),
+    lora: bool | None = None,
+    named: Named = NOTHING_NAMED,
 ) -> str:
     """Write the YAML for some data; return what was found and chosen, and the next command.
 
-    Without a `kind`, the data decides; `columns` are the lines below the source, in place of those found. Nothing is
-    fetched. Raises ConfigError for data that `prepare` would refuse.
+    Without a `kind`, the data decides; what is `named` stands in the place of what was found. Nothing is fetched.
+    Raises ConfigError for data that `prepare` would refuse.
     """
     check_free(output)
     if lora and model is None:
         raise ConfigError("--lora: adapters need a model to adapt; name one with --model")
     check_readable(data, kind)
-    encoding = settings_of(columns).get("encoding")
-    found = look_at(data, None if encoding == PLACEHOLDER else encoding)
-    if columns:
-        found = with_settings(found, columns)
-    elif found.differing:
-        raise ConfigError(f"--data {data}: {found.differing}")
+    given = words_given(kind, data, model, output, lora, named)
+    found = looked_at(data, named)
     check_kind(kind, found, data)
     kind = kind or found.kind
     if kind is None:
@@ -190,10 +182,10 @@ def write_init(
     facts = measured(data, kind, found, origin)
     if lora and origin is not None and kind != "text":
         origin = replace(origin, lora_doubts=lora_doubts(origin))
-    choices = choose(facts, origin, machine, lora=lora)
+    choices = choose(facts, origin, machine, lora=bool(lora))
     write_text(output, as_yaml(output, data, found.lines, facts, origin, choices))
     told = "\n".join(summary(data, facts, origin, choices, machine))
-    return f"{told}\nwritten        {output}\n{next_step(data, found, output)}"
+    return f"{told}\nwritten        {output}\n{next_step(given, found, output)}"
 
 
 def check_kind(kind: str | None, found: FirstLook, data: str) -> None:
@@ -217,19 +209,3 @@ def measured(data: str, kind: str, found: FirstLook, origin: ModelFacts | None) 
     if found.lines and facts.unmeasured not in ("", NOTHING_HERE) and not open_settings(found.lines):
         raise ConfigError(f"--data {data}: {facts.unmeasured}")
     return facts
-
-
-def next_step(data: str, found: FirstLook, output: Path) -> str:
-    """Return the next command, for a YAML with placeholders the ways to it."""
-    check = f"shardline check {shlex.quote(str(output))}"
-    if not open_settings(found.lines):
-        return f"next: {check}"
-    options, told = options_for(found.lines)
-    by_hand = f"replace each {PLACEHOLDER} in {output}, look at its numbers, then {check}"
-    headless = next((match["columns"] for line in found.lines if (match := HEADLESS.search(line))), None)
-    if headless is not None:
-        return f"next: write `{headless}` in place of `fields` in {output}, look at its numbers, then {check}"
-    if not options:
-        return f"next: {by_hand}"
-    again = f"remove {output} and run `shardline init --data {shlex.quote(data)} {options}`, which measures your data"
-    return f"next: {again}{f' ({told.format(output=output)})' if told else ''}; or {by_hand}"

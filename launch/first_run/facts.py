@@ -19,6 +19,7 @@ from data_prep.fetch.source_files import files_of
 from data_prep.preview.document_sizes import DocumentSizes, measure_documents
 from data_prep.preview.first_look import FirstLook
 from data_prep.rows.fields import PLACEHOLDER
+from data_prep.rows.roles import json_text
 from data_prep.shards.tokenizer_files import open_tokenizer
 from launch.first_run.named_settings import open_settings, remarks_on, settings_of
 
@@ -174,7 +175,8 @@ def look_at_data(data: str, kind: str, found: FirstLook, model: ModelFacts | Non
     facts = replace(facts, refused=found.refused_files)
     left = list(dict.fromkeys(key or name for name, key in open_settings(found.lines)))
     if left:
-        why = f"{PLACEHOLDER} in the YAML stands for what you know and the data do not say ({', '.join(left)})"
+        told = ", ".join(key if key.isprintable() else json_text(key) for key in left)
+        why = f"{PLACEHOLDER} in the YAML stands for what you know and the data do not say ({told})"
         return replace(facts, unmeasured=why, remarks=remarks_on(found.lines))
     if size == 0:
         return replace(facts, unmeasured=NOTHING_HERE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
@@ -18,21 +17,29 @@ from data_prep.rows.roles import Role, quoted
 ROLES = get_args(Role)
 HEADLESS = re.compile(r"no header but a row.*`(?P<columns>columns: \[.*\])`")
 WAY = re.compile(r"^#\s+(?P<fields>fields: \{.*)$")
-CHOICES = re.compile(r"# (?:.*; )?(?P<told>one of: [^;]+)")
+OTHER_HALF = {"prompt": "completion", "completion": "prompt", "role": "content", "content": "role"}
 
 Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """What was named: the columns by their keys, the roles of speakers, and the encoding."""
+    """What was named: the columns by their keys, the roles of speakers, and the encoding.
+
+    `lines` are all the lines below the source, where answers filled them in. `says_yes`: nothing is to be asked.
+    """
 
     fields: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     encoding: str | None = None
+    lines: tuple[str, ...] = ()
+    says_yes: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.fields or self.roles or self.encoding)
+
+
+NOTHING_NAMED = Named()
 
 
 def named_by(fields: Sequence[str], roles: Sequence[str], encoding: str | None) -> Named:
@@ -51,7 +58,8 @@ def named_by(fields: Sequence[str], roles: Sequence[str], encoding: str | None) 
 def pairs_of(option: str, form: str, texts: Sequence[str]) -> Mapping[str, str]:
     found = {}
     for text in texts:
-        key, equals, value = text.partition("=")
+        # a speaker's name may hold an equals sign, as a column's may; a role and a key hold none
+        key, equals, value = text.rpartition("=") if option == "--role" else text.partition("=")
         if not (key and equals and value):
             raise ConfigError(f"{option} {text}: write {form}")
         found[key] = value
@@ -93,16 +101,17 @@ def with_named(found: FirstLook, named: Named) -> FirstLook:
     settings = settings_of(found.lines)
     sections = sections_of(found.lines)
     if named.encoding:
-        sections["encoding"] = [f"encoding: {named.encoding}"]
+        sections["encoding"] = [f"encoding: {quoted(named.encoding)}"]
     if named.fields:
         fields = merged(settings.get("fields") or {}, named.fields)
+        missing = [line for line in sections.get("fields", ()) if is_missing(line, named.fields)]
         sections[""] = [line for line in sections.get("", ()) if ENCODING.search(line)]
-        sections["fields"] = ["fields:", *(f"  {key}: {value_text(value)}" for key, value in fields.items())]
+        sections["fields"] = ["fields:", *(f"  {key}: {value_text(value)}" for key, value in fields.items()), *missing]
         if "messages" not in fields:
             sections.pop("markers", None)
     if named.roles:
         roles = {**(settings.get("roles") or {}), **named.roles}
-        sections["roles"] = ["roles:", *(f"  {quoted(str(name))}: {role}" for name, role in roles.items())]
+        sections["roles"] = ["roles:", *(f"  {quoted(name)}: {role}" for name, role in roles.items())]
     return with_settings(found, [line for section in sections.values() for line in section])
 
 
@@ -131,24 +140,12 @@ def merged(held: Settings, given: Mapping[str, str]) -> Settings:
     return given
 
 
+def is_missing(line: str, given: Mapping[str, str]) -> bool:
+    """Return whether a line of the fields is open whose other half is given: a question needs its answer."""
+    (key, _, rest), halves = line.strip().partition(": "), given.keys()
+    return rest.startswith(PLACEHOLDER) and key not in halves and OTHER_HALF.get(key) in halves
+
+
 def ways_of(lines: Sequence[str]) -> list[str]:
     """Return the lines of `fields` of which one is to be chosen."""
     return [found["fields"] for line in lines if (found := WAY.match(line))]
-
-
-def options_for(lines: Sequence[str]) -> tuple[str, str]:
-    """Return the options of `shardline init` that fill in what is open, and what their capitals stand for."""
-    ways = [settings_of([way])["fields"] for way in ways_of(lines)]
-    plain = [way for way in ways if all(isinstance(value, str) for value in way.values())]
-    left = open_settings(lines)
-    if ways:
-        options = [f"--field {shlex.quote(f'{key}={column}')}" for key, column in (plain or [{}])[0].items()]
-        return " ".join(options), f"that is one of {len(ways)} ways, and {{output}} lists them"
-    encoding = next((found[1] for line in lines if (found := ENCODING.search(line))), "NAME")
-    options = [f"--encoding {encoding}" for name, _ in left if name == "encoding"]
-    options += [f"--field {shlex.quote(f'{key}=COLUMN')}" for name, key in left if name == "fields"]
-    options += [f"--role {shlex.quote(f'{key}=ROLE')}" for name, key in left if name == "roles"]
-    told = [f"COLUMN is {found['told'].strip()}" for line in lines if (found := CHOICES.search(line))][:1]
-    told += [f"ROLE is one of: {', '.join(ROLES)}"] if any(name == "roles" for name, _ in left) else []
-    is_whole = all(name in ("encoding", "fields", "roles") for name, _ in left)
-    return (" ".join(options) if is_whole else ""), "; ".join(told)

@@ -14,7 +14,7 @@ from cluster.terminal import size_of
 from data_prep.files.formats import format_of
 from data_prep.rows.field_proposals import quoted_path
 from data_prep.rows.fields import PLACEHOLDER
-from launch.first_run.named_settings import HEADLESS, ROLES, ways_of
+from launch.first_run.named_settings import HEADLESS, ROLES, sections_of, ways_of
 from launch.first_run.summary import wrapped
 from launch.wording import say
 
@@ -118,7 +118,8 @@ def show_names(what: str, names: Sequence[str]) -> None:
 def ask_open_lines(lines: Sequence[str]) -> tuple[str, ...]:
     """Return the lines of YAML below a source with an answer in place of each placeholder."""
     if ways := ways_of(lines):
-        return ask_way(ways)
+        others = (section for name, section in sections_of(lines).items() if name not in ("", "fields"))
+        return ask_lines([ask_way(ways), *(line for section in others for line in section)])
     for line in lines:
         if line.startswith("#"):
             tell(f"  {line.lstrip('# ')}")
@@ -146,13 +147,13 @@ def ask_lines(lines: Sequence[str]) -> tuple[str, ...]:
     return tuple(answered)
 
 
-def ask_way(ways: Sequence[str]) -> tuple[str, ...]:
+def ask_way(ways: Sequence[str]) -> str:
     """Return the chosen one of several ways to read the columns."""
     tell("The columns can be read in several ways:")
     for number, way in enumerate(ways, 1):
         tell(f"  {number}  {way}")
     numbers = [str(number) for number in range(1, len(ways) + 1)]
-    return (ways[int(ask("Which is right?", "", check=one_of(*numbers))) - 1],)
+    return ways[int(ask("Which is right?", "", check=one_of(*numbers))) - 1]
 
 
 def ask_line(line: str, before: Sequence[str], *, may_go_back: bool) -> str | None:

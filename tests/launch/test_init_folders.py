@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from cluster.config_loading import load_config
 from cluster.errors import ConfigError
+from data_prep.fetch.local_files import paths_of
 from launch.config import RunConfig
 from launch.data.init import write_init
 
@@ -26,22 +28,27 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.parametrize("place", ["", "g [1]", "what*?/[!a] b"])
+@pytest.mark.parametrize("channels", [("general", "shop"), ("[x]",)])
 def test_files_with_other_columns_are_named_and_the_proposed_glob_leaves_them_out(
-    data: Path, tmp_path: Path, shardline: Callable[..., Any]
+    data: Path, tmp_path: Path, shardline: Callable[..., Any], place: str, channels: tuple[str, ...]
 ) -> None:
-    for channel in ("general", "shop"):
-        (data / channel).mkdir()
+    data = data / place
+    for channel in channels:
+        (data / channel).mkdir(parents=True)
         (data / channel / "monday.json").write_text(json.dumps(SAID))
     (data / "channels.json").write_text('[{"id": "C1", "name": "general", "members": ["U1"]}]')
     (data / "users.json").write_text('[{"id": "U1", "name": "anna"}, {"id": "U2", "name": "bob"}]')
 
     refused = shardline("init", "--yes", "--data", data, "--output", tmp_path / "run.yaml")
-    refused.assert_refused("general/monday.json, shop/monday.json with running text", "channels.json, users.json with")
+    named = ", ".join(f"{channel}/monday.json" for channel in channels)
+    refused.assert_refused(f"{named} with running text", "channels.json, users.json with")
 
-    proposed = re.search(r"such as --data (\S+)", refused.err)
+    proposed = re.search(r"such as --data (.*)", refused.err)
     assert proposed is not None
     said = write_init(None, shlex.split(proposed[1])[0], None, tmp_path / "run.yaml")
-    assert "about 18 documents" in said
+    assert f"about {9 * len(channels)} documents" in said
+    assert len(paths_of(load_config(RunConfig, tmp_path / "run.yaml").data.sources[0], Counter())) == len(channels)
 
 
 def test_tables_with_a_column_more_are_alike_and_texts_beside_them_are_told(data: Path, tmp_path: Path) -> None:

@@ -40,11 +40,15 @@ TURNS = [{"who": "patient", "what": "Does it hurt much?"}, {"who": "the doctor",
 
 def ran(output: Path, *arguments: str) -> SourceConfig:
     """Run `shardline init` as without a terminal; return the source that it wrote."""
+    output.unlink(missing_ok=True)
+    run(parsed([*arguments, "--yes", "--output", str(output)]))
+    return load_config(RunConfig, output).data.sources[0]
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    output.unlink(missing_ok=True)
-    run(parser.parse_args([*arguments, "--yes", "--output", str(output)]))
-    return load_config(RunConfig, output).data.sources[0]
+    return parser.parse_args(arguments)
 
 
 def proposed(said: str, **filled_in: str) -> list[str]:
@@ -128,3 +132,107 @@ def test_data_that_prepare_would_refuse_are_refused_with_what_to_do(
 
     result.assert_refused(name, told)
     assert not (tmp_path / "run.yaml").exists()
+
+
+Given = tuple[list[str], dict[str, str], dict[str, object]]  # options, what the user fills in, what the YAML has then
+GIVEN: dict[str, Given] = {
+    "the encoding": (
+        ["--data", "cp.csv", "--encoding", "cp1252"],
+        {"prompt": "prompt=Frage", "completion": "completion=Antwort"},
+        {"encoding": "cp1252", "prompt": "Frage", "completion": "Antwort"},
+    ),
+    "the columns": (
+        ["--data", "cp.csv", "--field", "prompt=Frage", "--field", "completion=Antwort"],
+        {},
+        {"encoding": "cp1252", "prompt": "Frage", "completion": "Antwort"},
+    ),
+    "one column": (
+        ["--data", "cp.csv", "--field", "prompt=Frage"],
+        {"completion": "completion=Antwort"},
+        {"encoding": "cp1252", "prompt": "Frage", "completion": "Antwort"},
+    ),
+    "names with braces": (
+        ["--data", "braces.csv"],
+        {"prompt": "prompt=a{b}", "completion": "completion=c}"},
+        {"prompt": "a{b}", "completion": "c}"},
+    ),
+    "a way and no encoding": (["--data", "ways.csv"], {}, {"encoding": "cp1252", "completion": "answer"}),
+    "some speakers": (
+        ["--data", "two", "--role", "Anna=user", "--role=-dash=tool"],
+        {"Bob": "Bob=assistant", "a=b": "a=b=user", "--role=--yes": "--role=--yes=user"},
+        {"roles": {"Anna": "user", "-dash": "tool", "Bob": "assistant", "a=b": "user", "--yes": "user"}},
+    ),
+    "speakers that YAML reads as no text": (
+        ["--data", "odd.jsonl", "--role", "null=tool"],
+        {"True": "True=user", "1e5": "1e5=assistant"},
+        {"roles": {"null": "tool", "True": "user", "1e5": "assistant"}},
+    ),
+    "an encoding that YAML reads as a number": (
+        ["--data", "cp.csv", "--encoding", "1252"],
+        {"prompt": "prompt=Frage", "completion": "completion=Antwort"},
+        {"encoding": "cp1252"},
+    ),
+    "all else": (
+        ["pairs", "--data", "cp.csv", "--encoding", "cp1252", "--model", "some/model", "--no-lora", "--yes"],
+        {"prompt": "prompt=Frage", "completion": "completion=Antwort"},
+        {"encoding": "cp1252", "prompt": "Frage", "completion": "Antwort"},
+    ),
+    "adapters": (
+        ["--data", "cp.csv", "--model", "some/model", "--lora"],
+        {"prompt": "prompt=Frage", "completion": "completion=Antwort"},
+        {"encoding": "cp1252", "prompt": "Frage", "completion": "Antwort"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", GIVEN)
+def test_the_proposed_command_repeats_all_that_was_given_and_needs_no_other(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cp.csv").write_bytes(b"Frage;Antwort\n" + "Wie groß ist es?;Fünf Meter groß.\n".encode("cp1252") * 9)
+    Path("ways.csv").write_bytes("problem,solution,answer\nHow deep is it?,It is nine.,Größer\n".encode("cp1252"))
+    Path("braces.csv").write_text("a{b},c}\nHow deep is it?,It is nine metres.\nHow wide?,Two metres.\n")
+    odd = [{"role": who, "content": f"It is {who} who says this."} for who in ("True", "1e5", "null")]
+    Path("odd.jsonl").write_text(json.dumps({"messages": odd}) + "\n")
+    Path("two").mkdir()
+    for name, speakers in (("a", ("Anna", "Bob", "-dash")), ("b", ("Anna", "a=b", "--yes"))):
+        talk = [{"role": who, "content": f"It is {who} who says this."} for who in speakers]
+        Path("two", f"{name}.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    options, filled_in, expected = GIVEN[what]
+    first = parsed([*options, "--output", "my run.yaml"])
+    run(first)
+
+    words = proposed(capsys.readouterr().out)
+    by_key = {f"{key}={capitals}": text for key, text in filled_in.items() for capitals in ("COLUMN", "ROLE")}
+    second = parsed([by_key.pop(word, word) for word in words])
+    assert {**vars(second), "field": [], "role": [], "encoding": None} == {
+        **vars(first),
+        "field": [],
+        "role": [],
+        "encoding": None,
+    }
+    Path("my run.yaml").unlink()
+    run(second)
+
+    config = load_config(RunConfig, Path("my run.yaml"))
+    (source,) = config.data.sources
+    found = {**source.fields.model_dump(), **source.model_dump()}
+    assert {key: found[key] for key in expected} == expected
+    assert (config.model.path, config.train.lora is not None) == (first.model, bool(first.lora))
+    assert "next: shardline check 'my run.yaml'" in capsys.readouterr().out
+
+
+def test_a_speaker_whose_name_no_command_can_hold_is_named_in_the_yaml(
+    tmp_path: Path, shardline: Callable[..., Any]
+) -> None:
+    talk = [{"role": who, "content": "How deep is it?"} for who in ("\ud800", "\x1b[2J\x85")]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+
+    result = shardline("init", "--data", tmp_path / "a.jsonl", "--output", tmp_path / "run.yaml")
+
+    assert result.code == 0 and "next: replace each ??? in" in result.out and "\x1b" not in result.out, result
+    filled_in = (tmp_path / "run.yaml").read_text().replace("???  # user", "user  # user")
+    (tmp_path / "run.yaml").write_text(filled_in)
+    (source,) = load_config(RunConfig, tmp_path / "run.yaml").data.sources
+    assert set(source.roles) == {one["role"] for one in talk}

@@ -22,6 +22,7 @@ from launch.config import RunConfig
 from launch.data.init import write_init
 from launch.first_run.choices import choose, rows_of
 from launch.first_run.facts import DataFacts, Machine
+from launch.first_run.named_settings import Named
 from launch.first_run.questions import ask_open_lines
 from launch.first_run.run_yaml import run_name
 from launch.first_run.summary import summary, wrapped
@@ -122,6 +123,14 @@ def test_a_speaker_is_asked_for_until_the_answer_is_a_role(monkeypatch: pytest.M
     )
 
 
+def test_a_chosen_way_to_read_columns_leaves_the_encoding_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = iter(["2", "cp1252"])
+    monkeypatch.setattr("builtins.input", lambda question: next(said))
+    ways = ["fields: {prompt: a, completion: b}", "fields: {prompt: a, completion: c}"]
+    lines = [*(f"#   {way}" for way in ways), "encoding: ???  # such as cp1252", "fields:", "  messages: ???"]
+    assert ask_open_lines(lines) == (ways[1], "encoding: cp1252")
+
+
 def test_ctrl_c_at_a_question_writes_nothing(evening: Terminal, tmp_path: Path) -> None:
     evening.until("or a glob")
     for _ in range(10):
@@ -174,16 +183,17 @@ def test_numbers_that_follow_from_unread_columns_are_said_to_be_unknown(tmp_path
 def test_named_columns_are_measured_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
     data, output = tmp_path / "faq.csv", tmp_path / "run.yaml"
     data.write_text(FAQ)
+    wrong, right = (Named(fields={"prompt": "Frage", "completion": answer}) for answer in ("Antwrt", "Antwort"))
     with pytest.raises(ConfigError, match="no columns Antwrt; columns seen: Frage, Antwort"):
-        write_init(None, str(data), None, output, columns=("fields:", "  prompt: Frage", "  completion: Antwrt"))
-    said = write_init(None, str(data), None, output, columns=("fields:", "  prompt: Frage", "  completion: Antwort"))
+        write_init(None, str(data), None, output, named=wrong)
+    said = write_init(None, str(data), None, output, named=right)
     assert "pairs, about 2 documents" in said and "WARNING" in said
 
 
 def test_a_chosen_way_to_read_columns_decides_the_kind(tmp_path: Path) -> None:
     (tmp_path / "faq.csv").write_text(FAQ)
-    columns = ("fields: {prompt: Frage, completion: Antwort}",)
-    assert ": pairs, about 2" in write_init(None, str(tmp_path / "faq.csv"), None, tmp_path / "a.yaml", columns=columns)
+    way = Named(lines=("fields: {prompt: Frage, completion: Antwort}",))
+    assert ": pairs, about 2" in write_init(None, str(tmp_path / "faq.csv"), None, tmp_path / "a.yaml", named=way)
 
 
 def test_the_larger_files_decide_the_kind_and_the_others_are_told(tmp_path: Path) -> None:
