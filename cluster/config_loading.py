@@ -90,6 +90,10 @@ def parse_yaml(text: str, source: str) -> Any:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         problem = (error.problem or str(error)).strip()
         raise ConfigError(f"{source}{line}: {problem}") from None
+    except (ValueError, AssertionError) as error:  # ruamel's own, of what looks like a number, a date or a directive
+        raise ConfigError(
+            f"{source}: a value is no date, number or directive of YAML ({error}); put it in quotes"
+        ) from None
     except RecursionError:
         raise ConfigError(f"{source}: nested too deeply to be a configuration") from None
 

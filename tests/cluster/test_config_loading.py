@@ -45,6 +45,11 @@ def test_a_text_that_yaml_takes_for_a_date_is_told(tmp_path: Path) -> None:
     assert "got the date 2024-01-01; if it is a text, put it in quotes" in text
 
 
+@pytest.mark.parametrize("value", ["2024-02-30", "0x_", "-_"])
+def test_what_is_nearly_a_date_or_a_number_is_told_and_no_traceback(tmp_path: Path, value: str) -> None:
+    assert "put it in quotes" in problems_of(written(tmp_path, f"name: {value}\nsteps: 1\n"))
+
+
 def test_a_repeated_key_is_an_error_that_names_its_line(tmp_path: Path) -> None:
     assert "run.yaml:3" in problems_of(written(tmp_path, "name: a\nsteps: 1\nsteps: 2\n"))
 
