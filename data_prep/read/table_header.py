@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from cluster.errors import DataError
 from data_prep.files.bounded_io import RecordError, open_stream
 from data_prep.files.formats import Format
 from data_prep.read.delimited import decoded_lines, distinct
-from data_prep.read.table_dialect import first_cells, table_layout
+from data_prep.read.table_dialect import first_cells, table_layout, unexplained_bare, unexplained_quoted
 
 LOOK_BYTES = 2**20
 LOOK_LINES = 10_000
@@ -26,7 +27,16 @@ ANKI = re.compile(
     r"#(separator|html|columns|tags|notetype|deck|if matches|(?:notetype|deck|tags|guid) column):(.*)", re.IGNORECASE
 )
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "space": " ", "pipe": "|", "colon": ":"}
+MALFORMED_SHARE = 0.1  # of rows: a table with more is no plain one
 CARD = ("front", "back")  # the columns of a note that has two
+
+
+class Fit(NamedTuple):
+    """Lines read as a table: how, the cells of the first row, and how many lines that leaves unexplained."""
+
+    form: Format
+    first: list[str]
+    unexplained: int
 
 
 @dataclass(frozen=True)
@@ -57,19 +67,44 @@ class Preamble:
         return tuple(named[number] for number in range(1, width + 1))
 
 
-def preamble_of(lines: Sequence[str], separator: str | None) -> Preamble:
-    """Return what stands before a table's header: lines with a `#` that have not as many cells as its rows."""
+def preamble_of(lines: Sequence[str], separator: str | None, width: int = 0) -> Preamble:
+    """Return what stands before a table's header or first row: lines with a `#` that are no row of the table.
+
+    A `#` may also begin a header, or a row where `columns` gives the table's width. Lines are passed over only where a
+    plain table of several columns follows, and none of them would do as its first line.
+    """
     told = list(itertools.takewhile(bool, (ANKI.fullmatch(line.strip()) for line in lines)))
     if told:
         return Preamble(len(told), {match[1].lower(): match[2].strip() for match in told if match})
-    begun = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
-    rest = lines[len(begun) :]
-    if not begun or not rest:
+    begun = list(itertools.takewhile(is_comment_or_blank, lines))
+    rest = [line for line in lines[len(begun) :] if line.strip()]
+    marked = [number for number, line in enumerate(begun) if line.strip()]
+    if not marked or not rest:
         return Preamble()
-    form = Format(separator=table_layout(rest, separator)[0])
-    width = len(first_cells(rest, form))
-    header = next((n for n, line in enumerate(begun) if len(first_cells([line], form)) == width), len(begun))
-    return Preamble(header)
+    after = fit_of(rest, separator, width)
+    if after.unexplained > MALFORMED_SHARE * len(rest) or len(after.first) < 2 or (width and len(after.first) != width):
+        return Preamble()
+    alike = (n for n in marked if len(first_cells([begun[n]], after.form)) == len(after.first))
+    for number in sorted({marked[0], next(alike, marked[-1]), marked[-1]}):
+        kept = fit_of([begun[number], *rest], separator, width)
+        if len(kept.first) > 1 and kept.unexplained <= after.unexplained:
+            return Preamble(number)
+    if not width and is_data([cell for cell in after.first if not is_number(cell)]):
+        return Preamble()  # a row, so the header is before it
+    return Preamble(len(begun))
+
+
+def is_comment_or_blank(line: str) -> bool:
+    """Return whether a line may stand before a table."""
+    return line.startswith("#") or not line.strip()
+
+
+def fit_of(lines: Sequence[str], separator: str | None, width: int) -> Fit:
+    """Return how well lines are a table: by the separator that is given, or the best for them."""
+    lines = [line for line in lines if line.strip()]
+    form = Format(separator=table_layout(lines, separator, width)[0])
+    unexplained = min(unexplained_bare(lines, form.separator), unexplained_quoted(lines, form))
+    return Fit(form, first_cells(lines, form), unexplained)
 
 
 def looked_at_lines(location: Path, form: Format) -> list[str]:

@@ -340,6 +340,58 @@ def test_comments_before_the_header_of_a_table_are_no_header(tmp_path: Path, hea
     assert (kept, rejected) == (CARDS, {})
 
 
+@pytest.mark.parametrize(
+    ("body", "source", "rows"),
+    [
+        ("#id;text\n1;hello, there\n2;a, b\n", {"text": "text"}, [("hello, there",), ("a, b",)]),
+        (
+            "#text\nhello, you there\nfoo bar\nwhat\n",
+            {"text": "#text"},
+            [("hello, you there",), ("foo bar",), ("what",)],
+        ),
+        ("#text\nhello, you there.\nfoo, bar\n", {"text": "#text"}, [("hello, you there.",), ("foo, bar",)]),
+        ("#id,text\n\nb,hello\nc,bye\n", {"text": "text"}, [("hello",), ("bye",)]),
+        ("#id,text\n1,hello, world\n2,foo bar\n3,more\n", {"text": "text"}, [("foo bar",), ("more",)]),
+        ("# made today\n#id,text\n# by me\n1,foo\n2,bar\n", {"text": "text"}, [("foo",), ("bar",)]),
+    ],
+)
+def test_a_header_that_begins_with_a_number_sign_is_no_comment(
+    tmp_path: Path, body: str, source: dict[str, str], rows: list[tuple[str, ...]]
+) -> None:
+    (tmp_path / "a.csv").write_text(body)
+
+    assert read(tmp_path / "a.csv", fields=source)[0] == rows
+
+
+@pytest.mark.parametrize(
+    ("body", "columns", "rows"),
+    [
+        ("#love is, all\n#hate\ntext one\n", ["text"], [("#love is, all",), ("#hate",), ("text one",)]),
+        ("#love,5\nwar,3\npeace,4\n", ["prompt", "completion"], [("#love", "5"), ("war", "3"), ("peace", "4")]),
+        ("# two columns\n\nwar,3\npeace,4\n", ["prompt", "completion"], [("war", "3"), ("peace", "4")]),
+    ],
+)
+def test_a_first_row_that_begins_with_a_number_sign_is_no_comment(
+    tmp_path: Path, body: str, columns: list[str], rows: list[tuple[str, ...]]
+) -> None:
+    (tmp_path / "a.csv").write_text(body)
+
+    assert read(tmp_path / "a.csv", columns=columns)[0] == rows
+
+
+@pytest.mark.parametrize(
+    "head", ["# Title\n", '# it says "so\n', "# c\n\n", "# c\n\n# d\n\n", "sep=;\n# c\n", "\ufeff# c, d, e\n", "#\n"]
+)
+@pytest.mark.parametrize("last", ["", "one,two,three,four\n"])
+def test_comments_are_passed_over_though_a_row_is_malformed(tmp_path: Path, head: str, last: str) -> None:
+    mark = ";" if head.startswith("sep=") else ","
+    (tmp_path / "a.csv").write_text(head + table(CARDS, mark) + last.replace(",", mark))
+
+    kept, rejected = read(tmp_path / "a.csv")
+
+    assert kept == CARDS and sum(rejected.values()) == bool(last)
+
+
 def test_a_row_traced_back_to_a_table_with_comments_is_the_same_row(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("# a comment\n" + table(CARDS))
     (file,) = find_corpus([SourceConfig(path=str(tmp_path / "a.csv"))], {}).files
