@@ -312,6 +312,19 @@ ANKI: dict[str, tuple[str, str, list[tuple[str, ...]]]] = {
 }
 
 
+SEEN_ELSEWHERE = {
+    "blank line after the comments": "#separator:Comma\n#html:false\n\n",
+    "empty columns": "#separator:Comma\n#columns:\n",
+    "columns of another number": "#separator:Comma\n#columns:Front\n",
+    "comment before the first note": "#separator:Comma\n#html:false\n# made by hand, today\n\n# again\n",
+    "comment between": "#html:true\n# of mine\n#separator:Comma\n",
+    "columns of which one has no name": "#separator:Comma\n#columns:Front,Back,\n",
+    "impossible column": f"#separator:Comma\n#tags column:{'1' * 5000}\n",
+    "column zero": "#separator:Comma\n#tags column:0\n#deck column:x\n",
+}
+ANKI |= {way: (head, ",", [(), ("x",)] if "no name" in way else [()]) for way, head in SEEN_ELSEWHERE.items()}
+
+
 @pytest.mark.parametrize("way", ANKI)
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_a_table_of_ankis_export_is_read_as_its_cards(tmp_path: Path, way: str, name: str) -> None:
@@ -320,6 +333,23 @@ def test_a_table_of_ankis_export_is_read_as_its_cards(tmp_path: Path, way: str, 
     (tmp_path / name).write_text(head + table(rows, separator, header=None))
 
     assert read(tmp_path / name) == (CARDS, {})
+
+
+def test_ankis_separator_may_be_the_character_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("#separator:\t\n#html:true\n" + table(CARDS, "\t", header=None))
+
+    assert read(tmp_path / "a.csv") == (CARDS, {})
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["#tags: a list\n", "#deck:Foo\n", "#columns:4,rows:3\n", "#html: a page\n", "#separator:none\n", '#separator:"\n'],
+)
+def test_a_comment_that_is_like_ankis_does_not_make_a_table_ankis(tmp_path: Path, head: str) -> None:
+    (tmp_path / "a.csv").write_text(head + table(CARDS))
+
+    assert read(tmp_path / "a.csv") == (CARDS, {})
+    assert find_corpus([SourceConfig(path=str(tmp_path / "a.csv"))], {}).files[0].columns.format.names == ()
 
 
 @pytest.mark.parametrize(
