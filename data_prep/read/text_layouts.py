@@ -220,7 +220,7 @@ def with_table(form: Format, location: Path, name: str, source: SourceConfig) ->
     """Return a table's format with what separates its cells, whether they are quoted, and its columns' names."""
     lines = looked_at_lines(location, form)
     given = source.separator or ("\t" if form.kind == "tsv" else None)
-    preamble = preamble_of(lines, given)
+    preamble = preamble_of(lines, given, len(source.columns or ()))
     if preamble.lines:
         told = excerpt(lines[: preamble.lines])
         log.info("%s: %s before its rows, not read as rows: %s", name, count_of(preamble.lines, "line"), told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,8 +39,12 @@ def prepared(tmp_path: Path, encoder_with: Callable[..., Encoder]) -> Prepared:
     [
         "---\ntitle: The port\n---\n",
         '---\ntitle: "The port"\ndate: 2020-13-45\ntags:\n  - a\n---\n\n',
-        "---\r\ntitle: a\r\ntitle: b\r\n...\r\n\r\n",
+        "---\r\ntitle: a\r\ntitle: b\r\ndate: c\r\n...\r\n\r\n",
         '+++\ntitle = "The port"\n+++\n',
+        "---\n# made by hand\ntitle: The port\n\ntext: |\n  One.\n\n  Two.\n---\n",
+        "---\ntitle: &a x\nslug: &a y\n\n---\n",
+        "---\ntitle: x\n\n---\n",
+        "---\n\"title\": x\nlast.edit : {at: '12:00'}\n---\n",
     ],
 )
 def test_front_matter_is_removed_from_markdown_and_counted(prepared: Prepared, front: str) -> None:
@@ -62,10 +67,41 @@ def test_front_matter_is_removed_from_markdown_and_counted(prepared: Prepared, f
         "--- \ntitle: [broken\n---\nText.\n",
         f"{POST}---\ntitle: not at the beginning\n---\n",
         "----\ntitle: a longer rule\n----\n",
+        "---\n%YAML 1.3\n---\nText",
+        "---\na: b\n%YAML 1.3\n---\nText",
+        "+++\na = " + "1" * 5000 + "\n+++\nText",
+        "---\n\nChapter one: the beginning\n\n---\n\nText",
+        "---\n\nChapter: the beginning\n\n---\n\nText",
+        "---\nDear reader:\n\n  This is the text.\n\n---\n\nNext.",
+        "---\nReader:\n\n  This is the text.\n\n---\n\nNext.",
+        "---\n# A heading\n\nText: hello\n---\nNext",
+        "---\r\n# A heading\r\n\r\nText: hello\r\nMore: hello\r\n---\r\nNext",
+        "---\nQ: What is it?\nA: A thing.\n---\nQ: And that?\nA: Another.\n---\n",
+        "---\nQ: What is it?\nA: A thing.\n---\n\nQ: And that?\nA: Another.\n",
+        "---\nUser: Hello\n---\nBot: Hello\n---\nUser: Bye\n",
+        "---\nExample: text\n\n...\nMore",
+        "---\n? [a, b]\n: c\n---\nText",
+        "---\nkey: *unknown\n---\nText",
     ],
 )
 def test_a_text_that_only_looks_as_if_it_had_front_matter_stays(text: str) -> None:
     assert without_front_matter(text) == text
+
+
+@pytest.mark.parametrize(
+    ("begins", "mark"),
+    [("+++\na", ".a"), *itertools.product(["", "a: ", "a:\n  - ", "+++\na = "], ["[", "{a: ", "- ", "? "])],
+)
+def test_front_matter_that_nests_without_end_is_a_text(begins: str, mark: str) -> None:
+    rule = "+++" if begins.startswith("+++") else "---"
+    text = f"{rule}\n{begins.removeprefix('+++')}{mark * (60_000 // len(mark))}\n{rule}\nText"
+
+    assert without_front_matter(text) == text
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_anchor_that_comes_twice_in_front_matter_is_not_warned_of() -> None:
+    assert without_front_matter("---\na: &x 1\nb: &x 2\n---\nText") == "Text"
 
 
 def test_only_the_first_part_of_a_markdown_file_may_begin_with_front_matter(tmp_path: Path) -> None:

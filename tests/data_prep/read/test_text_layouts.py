@@ -312,6 +312,19 @@ ANKI: dict[str, tuple[str, str, list[tuple[str, ...]]]] = {
 }
 
 
+SEEN_ELSEWHERE = {
+    "blank line after the comments": "#separator:Comma\n#html:false\n\n",
+    "empty columns": "#separator:Comma\n#columns:\n",
+    "columns of another number": "#separator:Comma\n#columns:Front\n",
+    "comment before the first note": "#separator:Comma\n#html:false\n# made by hand, today\n\n# again\n",
+    "comment between": "#html:true\n# of mine\n#separator:Comma\n",
+    "columns of which one has no name": "#separator:Comma\n#columns:Front,Back,\n",
+    "impossible column": f"#separator:Comma\n#tags column:{'1' * 5000}\n",
+    "column zero": "#separator:Comma\n#tags column:0\n#deck column:x\n",
+}
+ANKI |= {way: (head, ",", [(), ("x",)] if "no name" in way else [()]) for way, head in SEEN_ELSEWHERE.items()}
+
+
 @pytest.mark.parametrize("way", ANKI)
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_a_table_of_ankis_export_is_read_as_its_cards(tmp_path: Path, way: str, name: str) -> None:
@@ -320,6 +333,23 @@ def test_a_table_of_ankis_export_is_read_as_its_cards(tmp_path: Path, way: str, 
     (tmp_path / name).write_text(head + table(rows, separator, header=None))
 
     assert read(tmp_path / name) == (CARDS, {})
+
+
+def test_ankis_separator_may_be_the_character_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("#separator:\t\n#html:true\n" + table(CARDS, "\t", header=None))
+
+    assert read(tmp_path / "a.csv") == (CARDS, {})
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["#tags: a list\n", "#deck:Foo\n", "#columns:4,rows:3\n", "#html: a page\n", "#separator:none\n", '#separator:"\n'],
+)
+def test_a_comment_that_is_like_ankis_does_not_make_a_table_ankis(tmp_path: Path, head: str) -> None:
+    (tmp_path / "a.csv").write_text(head + table(CARDS))
+
+    assert read(tmp_path / "a.csv") == (CARDS, {})
+    assert find_corpus([SourceConfig(path=str(tmp_path / "a.csv"))], {}).files[0].columns.format.names == ()
 
 
 @pytest.mark.parametrize(
@@ -338,6 +368,58 @@ def test_comments_before_the_header_of_a_table_are_no_header(tmp_path: Path, hea
     kept, rejected = read(tmp_path / "a.csv", fields={"prompt": header.split(",")[-2], "completion": "completion"})
 
     assert (kept, rejected) == (CARDS, {})
+
+
+@pytest.mark.parametrize(
+    ("body", "source", "rows"),
+    [
+        ("#id;text\n1;hello, there\n2;a, b\n", {"text": "text"}, [("hello, there",), ("a, b",)]),
+        (
+            "#text\nhello, you there\nfoo bar\nwhat\n",
+            {"text": "#text"},
+            [("hello, you there",), ("foo bar",), ("what",)],
+        ),
+        ("#text\nhello, you there.\nfoo, bar\n", {"text": "#text"}, [("hello, you there.",), ("foo, bar",)]),
+        ("#id,text\n\nb,hello\nc,bye\n", {"text": "text"}, [("hello",), ("bye",)]),
+        ("#id,text\n1,hello, world\n2,foo bar\n3,more\n", {"text": "text"}, [("foo bar",), ("more",)]),
+        ("# made today\n#id,text\n# by me\n1,foo\n2,bar\n", {"text": "text"}, [("foo",), ("bar",)]),
+    ],
+)
+def test_a_header_that_begins_with_a_number_sign_is_no_comment(
+    tmp_path: Path, body: str, source: dict[str, str], rows: list[tuple[str, ...]]
+) -> None:
+    (tmp_path / "a.csv").write_text(body)
+
+    assert read(tmp_path / "a.csv", fields=source)[0] == rows
+
+
+@pytest.mark.parametrize(
+    ("body", "columns", "rows"),
+    [
+        ("#love is, all\n#hate\ntext one\n", ["text"], [("#love is, all",), ("#hate",), ("text one",)]),
+        ("#love,5\nwar,3\npeace,4\n", ["prompt", "completion"], [("#love", "5"), ("war", "3"), ("peace", "4")]),
+        ("# two columns\n\nwar,3\npeace,4\n", ["prompt", "completion"], [("war", "3"), ("peace", "4")]),
+    ],
+)
+def test_a_first_row_that_begins_with_a_number_sign_is_no_comment(
+    tmp_path: Path, body: str, columns: list[str], rows: list[tuple[str, ...]]
+) -> None:
+    (tmp_path / "a.csv").write_text(body)
+
+    assert read(tmp_path / "a.csv", columns=columns)[0] == rows
+
+
+@pytest.mark.parametrize(
+    "head", ["# Title\n", '# it says "so\n', "# c\n\n", "# c\n\n# d\n\n", "sep=;\n# c\n", "\ufeff# c, d, e\n", "#\n"]
+)
+@pytest.mark.parametrize("last", ["", "one,two,three,four\n"])
+def test_comments_are_passed_over_though_a_row_is_malformed(tmp_path: Path, head: str, last: str) -> None:
+    mark = ";" if head.startswith("sep=") else ","
+    (tmp_path / "a.csv").write_text(head + table(CARDS, mark) + last.replace(",", mark))
+
+    kept, rejected = read(tmp_path / "a.csv")
+
+    assert kept == CARDS and sum(rejected.values()) == bool(last)
 
 
 def test_a_row_traced_back_to_a_table_with_comments_is_the_same_row(tmp_path: Path) -> None:
