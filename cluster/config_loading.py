@@ -91,9 +91,8 @@ def parse_yaml(text: str, source: str) -> Any:
         problem = (error.problem or str(error)).strip()
         raise ConfigError(f"{source}{line}: {problem}") from None
     except (ValueError, AssertionError) as error:  # ruamel's own, of what looks like a number, a date or a directive
-        raise ConfigError(
-            f"{source}: a value is no date, number or directive of YAML ({error}); put it in quotes"
-        ) from None
+        told = f"{source}: what looks like a date, a number or a directive is none ({error}); put it in quotes"
+        raise ConfigError(told) from None
     except RecursionError:
         raise ConfigError(f"{source}: nested too deeply to be a configuration") from None
 

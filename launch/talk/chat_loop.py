@@ -67,10 +67,7 @@ def greet(session: Session, about: str) -> None:
     screen = session.screen
     screen.say(f"{session.name}: {about}", DIM)
     if not session.as_chat:
-        screen.say(
-            "it has learnt no chat template, so it continues what you type; an empty line goes on",
-            DIM,
-        )
+        screen.say("it has learnt no chat template, so it continues what you type; an empty line goes on", DIM)
     elif session.conversation.system:
         screen.say(f"system message: {screen.shown(session.conversation.system)}", DIM)
     screen.say("/help lists the commands, Ctrl-D ends", DIM)

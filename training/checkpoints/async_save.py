@@ -8,10 +8,8 @@ the saves that are due, saves are delayed and steps are not.
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +22,10 @@ from cluster.errors import CheckpointError
 from cluster.machine import host_name
 from training.checkpoints import layout
 from training.checkpoints.layout import Commit
-from training.checkpoints.room import require_room
-from training.checkpoints.shard_files import ITEM_BYTES, FileFacts, rank_file_name, write_rank_file
+from training.checkpoints.room import require_room, state_bytes
+from training.checkpoints.shard_files import FileFacts, rank_file_name, write_rank_file
 from training.checkpoints.span_index import rank_spans, runs_of
 from training.checkpoints.staging import KindState, Staging, streamed
-from training.optimizer_state import KINDS
 from training.train_state import TrainState
 
 if TYPE_CHECKING:
@@ -153,7 +150,7 @@ class Saver:
         partial = final.with_name(final.name + PARTIAL)
         facts: dict[str, FileFacts] = {}
         path = partial
-        problem = self.room_problem(commit.shapes.values()) if rank == 0 else None
+        problem = self.room_problem(commit) if rank == 0 else None
         try:
             if not all_gather_text([problem] if problem else [], self.group):
                 partial.mkdir(parents=True, exist_ok=True)
@@ -180,14 +177,13 @@ class Saver:
         wrong: list[str] = verdict[0]
         return wrong
 
-    def room_problem(self, shapes: Iterable[Sequence[int]]) -> str | None:
+    def room_problem(self, commit: Commit) -> str | None:
         """Return what is wrong if the disk has no room for a checkpoint. On the first rank."""
-        elements = sum(math.prod(shape) for shape in shapes)
         try:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True)
                 fsync_path(self.folder.parent)
-            require_room(self.folder, len(KINDS) * elements * ITEM_BYTES)
+            require_room(self.folder, state_bytes(commit.shapes.values()))
         except CheckpointError as error:
             return str(error)
         except OSError as error:

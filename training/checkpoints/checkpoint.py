@@ -17,6 +17,7 @@ from cluster.wording import count_of
 from training.checkpoints import layout
 from training.checkpoints.async_save import SavePolicy, Saver, all_gather_text
 from training.checkpoints.layout import Commit, DamagedError
+from training.checkpoints.room import require_room, state_bytes
 from training.models.initial_weights import Weights
 from training.run_identity import check_identity
 from training.train_state import TrainState
@@ -98,11 +99,20 @@ class Checkpoints:
         """Raise CheckpointError, before anything is computed, if what is computed next cannot be saved."""
         if self.total_steps is None or steps_done >= self.total_steps:
             return
-        shapes = [slot.shape for slot in engine.layout()]
-        told: list[Any] = [self.saver.room_problem(shapes) if engine.world.is_first else None]
+        told: list[Any] = [self.lack_of_room(engine) if engine.world.is_first else None]
         dist.broadcast_object_list(told, src=0, group=self.group)
         if told[0]:
             raise CheckpointError(f"{told[0]}; make room, or choose another folder, then start the run again")
+
+    def lack_of_room(self, engine: ZeroEngine) -> str | None:
+        """Return what a checkpoint needs if the disk has less. A disk that fails may be back when one is due."""
+        try:
+            require_room(self.folder, state_bytes(slot.shape for slot in engine.layout()))
+        except CheckpointError as error:
+            return str(error)
+        except OSError as error:
+            log.warning("%s: how much is free is not known: %s", self.folder, error.strerror)
+        return None
 
     def choose_together(self, engine: ZeroEngine, last: int | None, refused: set[Path]) -> tuple[Path, Commit] | None:
         """Return the first rank's choice on all ranks; an error there is raised by all."""

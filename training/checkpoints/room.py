@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cluster.errors import CheckpointError
 from cluster.wording import bytes_text
+from training.optimizer_state import STATE_BYTES_PER_PARAMETER
 
 SPARE_BYTES = 64 << 20  # what must stay free beside a checkpoint
+
+
+def state_bytes(shapes: Iterable[Sequence[int]]) -> int:
+    """Return the bytes of a checkpoint of trained parameters with these shapes."""
+    return STATE_BYTES_PER_PARAMETER * sum(math.prod(shape) for shape in shapes)
 
 
 def require_room(folder: Path, checkpoint_bytes: int, count: int = 1) -> str:

@@ -32,20 +32,21 @@ SURPRISING = (
 
 @given(st.text(st.characters(), max_size=12))
 def test_any_name_is_read_back_as_itself(name: str) -> None:
-    check_read_back(name)
+    assert read_back(name) == [name] * 3
 
 
 @pytest.mark.parametrize("name", [*OTHER_THAN_TEXT.split(), *TEXTS.split(), *SURPRISING])
 def test_a_name_that_yaml_reads_as_a_number_a_date_or_nothing_is_read_back_as_itself(name: str) -> None:
-    check_read_back(name)
+    assert read_back(name) == [name] * 3
 
 
-def check_read_back(name: str) -> None:
-    lines = ["roles:", f"  {quoted(name)}: user", f"column: {quoted_path(name)}"]
+def read_back(name: str) -> list[str]:
+    """Return a name as YAML reads it: a speaker's, a column's, and a speaker's in the line that is proposed."""
+    proposal = line_to_write([name, "the other"], [])
+    lines = ["roles:", f"  {quoted(name)}: user", f"column: {quoted_path(name)}", proposal]
     assert all(line.splitlines() == [line] for line in lines)
-    assert parse_yaml("\n".join(lines), "") == {"roles": {name: "user"}, "column": name}
-    line = line_to_write([name, "the other one"], [])
-    assert parse_yaml(line, "") == {"roles": {name: "user", "the other one": "assistant"}}
+    first, proposed = parse_yaml("\n".join(lines[:3]), ""), parse_yaml(proposal, "")["roles"]
+    return [*first["roles"], first["column"], *(speaker for speaker, role in proposed.items() if role == "user")]
 
 
 def test_only_what_needs_it_is_quoted() -> None:

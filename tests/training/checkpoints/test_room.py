@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +24,18 @@ def test_what_is_needed_and_free_is_told_of_the_nearest_folder_that_is_there(tmp
         require_room(tmp_path, BIG // 2, 3)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk that has room for two small checkpoints."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a file system needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SPARE_BYTES + 3_000_000}", "tmpfs", folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.slow
 def test_a_run_that_cannot_be_saved_takes_no_step_until_there_is_room(
-    short_run: Callable[..., Any], small_disk: Path
+    short_run: Callable[..., Any], small_disk: Callable[[int], Path]
 ) -> None:
     run = short_run(steps=4)
     run.paths.root.mkdir(parents=True, exist_ok=True)
-    run.paths.checkpoints.symlink_to(small_disk)
-    (small_disk / "other").write_bytes(bytes(2_990_000))
+    disk = small_disk(SPARE_BYTES + 3_000_000)  # for some checkpoints
+    run.paths.checkpoints.symlink_to(disk)
+    (disk / "other").write_bytes(bytes(2_990_000))
     assert run.train(ranks=2) == 2
     assert run.steps() == [] and "a checkpoint needs" in run.events("no-start")[-1]["reason"]
-    left = small_disk / "step-000002.partial"  # by a kill while saving: it is removed first
+    left = disk / "step-000002.partial"  # by a kill while saving: it is removed first
     left.mkdir()
-    (small_disk / "other").rename(left / "other")
+    (disk / "other").rename(left / "other")
     assert run.train(ranks=2) == 0
