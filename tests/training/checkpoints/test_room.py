@@ -22,6 +22,7 @@ def test_what_is_needed_and_free_is_told_of_the_nearest_folder_that_is_there(tmp
         require_room(tmp_path / "run", BIG)
     with pytest.raises(CheckpointError, match="3 checkpoints at a time need"):
         require_room(tmp_path, BIG // 2, 3)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
