@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from cluster.config_loading import PathValue, Section
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
+Precision = Literal["bf16", "fp32"]
 Attention = Literal["auto", "varlen", "documents", "sdpa", "eager"]
 
 
@@ -88,8 +89,9 @@ class TrainConfig(Section):
     """Added to the root of the squared gradients' mean, against division by zero."""
     clip_gradient_norm: float | None = Field(default=1.0, gt=0)
     """Larger gradients are scaled down to this norm; null: never."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Precision of the weights in forward and backward; master weights and moments are always fp32."""
+    precision: Precision = "bf16"
+    """Precision of the weights in forward and backward; master weights and moments are always fp32. CPUs without
+    AVX-512, or bf16 on Arm, are many times slower in bf16 than in fp32."""
     deterministic: bool = True
     """Use algorithms on a GPU that give the same bits each time, so that a resumed run is the undisturbed one bit for
     bit. A CPU always does. What it costs on a GPU has not been measured yet."""

@@ -118,10 +118,16 @@ def choose(data: DataFacts, model: ModelFacts | None, machine: Machine, *, lora:
             max(1, steps // CHECKS),
             NOT_MEASURED if data.sizes is None else f"about {CHECKS} saves and validations in this run",
         ),
-        precision=("bf16", "weights in fp32, computing in bf16"),
+        precision=choose_precision(machine),
         rows=rows,
         steps=steps,
     )
+
+
+def choose_precision(machine: Machine) -> tuple[str, str]:
+    if machine.has_bf16:
+        return "bf16", "weights in fp32, computing in bf16"
+    return "fp32", "this CPU computes slowly in bf16; on a GPU: bf16"
 
 
 def new_shape(data: DataFacts) -> NewShape:

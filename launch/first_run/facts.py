@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from cluster.config_loading import validate
 from cluster.environment import gpu_count
 from cluster.errors import ConfigError, DataError
-from cluster.machine import cpu_count
+from cluster.machine import cpu_count, has_bf16
 from cluster.model_files import CONFIG, cached_folder, found_folder, looks_local, read_settings, weight_files
 from data_prep.config import DataConfig, SourceConfig
 from data_prep.fetch.source_files import files_of
@@ -79,14 +79,16 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Machine:
-    """The processors of this machine, and how many ranks `shardline train` starts on them."""
+    """The processors of this machine, how many ranks `shardline train` starts on them, and if they compute in bf16."""
 
     gpus: int
     ranks: int
+    has_bf16: bool = True
 
     @classmethod
     def here(cls) -> Machine:
-        return cls(gpu_count(), gpu_count() or min(2, cpu_count()))
+        gpus = gpu_count()
+        return cls(gpus, gpus or min(2, cpu_count()), has_bf16=gpus > 0 or has_bf16())
 
 
 def look_at_model(name: str) -> ModelFacts:

@@ -24,6 +24,7 @@ from launch.runs import layouts
 from launch.runs.track import missing_trackers
 from launch.saved_config import load
 from launch.wording import say
+from training.advice.slow_precision import slow_precision_warning
 from training.checkpoints.room import require_room
 from training.models.untrainable import check_architecture, check_trainable
 from training.plan import Plan, make_plan
@@ -66,6 +67,8 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     for text in missing_trackers(run):
         yield f"WARNING        {text}; the run goes on without it"
     yield from gpu_warning()
+    if slow := slow_precision_warning(run.train):
+        yield f"WARNING        {slow}"
     if not (run.shards / MANIFEST).exists():
         from data_prep.preview.survey import survey
 

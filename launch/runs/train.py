@@ -61,6 +61,7 @@ from launch.runs.slurm_job import UNDER_SLURM, train_in_job
 from launch.runs.track import commands_of
 from launch.saved_config import load, saved_text
 from launch.wording import as_typed, named, say
+from training.advice.slow_precision import slow_precision_warning
 from training.plan import identity_of
 from training.run_identity import check_identity, committed_identity, deal_in
 
@@ -208,6 +209,8 @@ def start_ranks(run: RunConfig, options: argparse.Namespace) -> int:
         check_resumes(run)
         if gpu_count() == 0:
             log.info("no GPU here: training on the CPU, ranks: %d", ranks)
+        if slow := slow_precision_warning(run.train):
+            log.warning("%s", slow)
         run.paths.stop_request.unlink(missing_ok=True)  # it stopped the attempt before this one
         with companions(commands_of(run)) as trackers:
             code = run_with_restarts(run, ranks, holder, restart=options.restart)

@@ -190,6 +190,14 @@ def test_few_rows_get_smaller_batches_then_more_epochs_and_at_most_ten() -> None
     assert "more than 10 epochs over so few rows would mostly memorize them" in chosen[3].epochs.reason
 
 
+@pytest.mark.parametrize(("has_bf16", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_run_computes_in_what_the_machine_is_quick_in(has_bf16: bool, precision: str) -> None:
+    facts = facts_of("pairs", 100, 128)
+    it = choose(facts, None, Machine(0, 2, has_bf16=has_bf16), lora=False)
+    text = as_yaml(Path("run.yaml"), "data", (), facts, None, it)
+    assert validate(RunConfig, YAML(typ="safe", pure=True).load(text), source="run.yaml").train.precision == precision
+
+
 def test_what_is_longer_than_a_row_is_said() -> None:
     lengths = np.array([100] * 96 + [5000] * 4)
     facts = DataFacts(kind="pairs", bytes=1, sizes=DocumentSizes(documents=100, tokens=29600, lengths=lengths))

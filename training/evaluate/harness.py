@@ -19,8 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cluster.environment import child_environment
+from cluster.environment import child_environment, gpu_count
 from cluster.errors import ClusterError, ConfigError
+from cluster.machine import has_bf16
 from cluster.model_files import ADAPTER_CONFIG
 from training.evaluate.models import base_model
 from training.models.source import ModelOrigin
@@ -66,10 +67,15 @@ def run_tasks(request: TaskRequest, origin: ModelOrigin, export: Path, seed: int
         with base_folder(origin, folder / "base", seed) as base:
             arguments = {"base": {"pretrained": str(base)}, "tuned": tuned_arguments(export, base, folder / "tuned")}
             for name, values in arguments.items():
-                values |= {"tokenizer": str(export.resolve()), "dtype": "auto"}
+                values |= {"tokenizer": str(export.resolve()), "dtype": quick_dtype()}
                 for task, metrics in run_harness(request, values, folder / f"results-{name}").items():
                     add(results.setdefault(task, {}), name, metrics)
     return results
+
+
+def quick_dtype() -> str:
+    """Return the type that the harness computes in: the stored one, or fp32 on a CPU that is slow in 16 bits."""
+    return "auto" if gpu_count() > 0 or has_bf16() else "float32"
 
 
 def tuned_arguments(export: Path, base: Path, folder: Path) -> dict[str, str]:

@@ -14,12 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from cluster.errors import CheckpointError, ClusterError
+from cluster.machine import free_memory_bytes, has_bf16
 from cluster.model_files import ADAPTER_CONFIG, CONFIG, read_settings
 from data_prep.shards.tokenizer_files import open_tokenizer
 
 log = logging.getLogger(__name__)
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+FULL_HOST = 0.5  # of its free memory
 FULL_GPU = 0.9  # of its free memory; the rest is for the cache of keys and values
 
 
@@ -28,19 +30,34 @@ def best_device() -> torch.device:
 
 
 def load_model(folder: Path) -> Any:
-    """Return the model of a Hugging Face folder on the best device, in its stored dtype, in evaluation mode.
+    """Return the model of a Hugging Face folder on the best device, in evaluation mode.
 
-    A model that does not fit one GPU is spread over all of them and the host's memory.
+    It is in its stored dtype, or in fp32 on a CPU that is slow in a shorter one. A model that does not fit one GPU is
+    spread over all of them and the host's memory.
     """
     disable_progress_bar()
     if is_quantized(folder):
-        model = load_unpacked(folder).to(best_device())
+        model = in_quick_type(load_unpacked(folder).to(best_device()))
     elif best_device().type == "cuda" and weight_bytes(folder) > FULL_GPU * torch.cuda.mem_get_info()[0]:
         model = load_spread(folder)
     else:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(best_device())
+        model = in_quick_type(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(best_device()))
     keep_only_token_ids(model)
     return model.eval()
+
+
+def in_quick_type(model: Any) -> Any:
+    """Return a model of 16 bits on a CPU that is slow in them as one of fp32, if memory has room for it.
+
+    The weights are the same numbers; what is computed from them is rounded less.
+    """
+    if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float16) or has_bf16():
+        return model
+    more_bytes = sum(tensor.nbytes for tensor in model.parameters())
+    if more_bytes > FULL_HOST * free_memory_bytes():
+        log.warning("this CPU is slow in %s, and there is no memory to compute in fp32", model.dtype)
+        return model
+    return model.float()
 
 
 def is_quantized(folder: Path) -> bool:

@@ -14,10 +14,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cluster.errors import DataError
 from data_prep.encode.tokenizer import train_tokenizer
+from training.generate import loading
 from training.generate.answers import answer
 from training.generate.batching import answers, padding_changes_nothing, plan_batches
 from training.generate.loading import load_export, load_model
@@ -242,3 +243,26 @@ def test_a_conversation_that_the_template_cannot_say_is_refused(
 def test_an_empty_prompt_is_refused(tiny: tuple[Any, Any], call: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match="the prompt is empty"):
         call(*tiny, [], GREEDY)
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_an_export_of_16_bits_is_computed_in_what_the_cpu_is_quick_in(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bf16: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(loading, "has_bf16", lambda: has_bf16)
+    short = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
+    short.save_pretrained(tmp_path)
+    model = load_model(tmp_path)
+    assert model.dtype == dtype
+    assert all(
+        torch.equal(mine, theirs.to(dtype)) for mine, theirs in zip(model.parameters(), short.parameters(), strict=True)
+    )
+
+
+def test_a_model_that_would_not_fit_in_fp32_stays_as_it_is(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "has_bf16", lambda: False)
+    monkeypatch.setattr(loading, "free_memory_bytes", lambda: 1000)
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    assert load_model(tmp_path).dtype == torch.bfloat16
