@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.machine import gpus_of_host, has_bf16
+
 ROUNDS = 5
 
 
@@ -42,6 +44,14 @@ def machine_facts() -> dict[str, Any]:
     """Return the load average and the versions that a figure was measured with."""
     packages = ("torch", "transformers", "deepspeed")
     return {"load": round(os.getloadavg()[0], 1), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def precisions() -> tuple[str, ...]:
+    """Return the precisions to measure here; on a CPU without instructions for bf16, fp32 alone, which is told."""
+    if gpus_of_host() or has_bf16():
+        return ("fp32", "bf16")
+    print("bf16: not measured, this CPU has no instructions for it", flush=True)
+    return ("fp32",)
 
 
 def measure(case: str, variants: Mapping[str, Callable[[], object]], work_bytes: int) -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.measuring import machine_facts
+from benchmarks.measuring import machine_facts, precisions
 
 HEADS, WIDTH, DOCUMENT, ROUNDS = 8, 64, 512, 3
 TOKENS, MASKED = (1024, 2048, 4096, 8192, 16384, 32768), 8192
@@ -111,7 +111,7 @@ def main() -> None:
 
     key = "wall_ms" if torch.cuda.is_available() else "cpu_ms"
     table = []
-    for precision in ("bf16", "fp32"):
+    for precision in precisions():
         ours = {}
         for tokens in TOKENS:
             ours[tokens], row = compared(tokens, precision, key)

@@ -16,7 +16,7 @@ import tempfile
 import time
 from typing import Any
 
-from benchmarks.measuring import fresh_peak, machine_facts, status_bytes
+from benchmarks.measuring import fresh_peak, machine_facts, precisions, status_bytes
 
 SHAPES = ((32_000, 4096), (128_256, 2048))  # vocabulary, tokens
 WIDTH, TRAINED_SHARE, ROUNDS = 512, 0.4, 2
@@ -116,7 +116,7 @@ def met(is_met: bool) -> str:
 
 
 def main() -> None:
-    rows = [compared(vocab, tokens, precision) for vocab, tokens in SHAPES for precision in ("bf16", "fp32")]
+    rows = [compared(vocab, tokens, precision) for vocab, tokens in SHAPES for precision in precisions()]
     print("\n".join(rows))
 
 

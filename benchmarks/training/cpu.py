@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from benchmarks import growth_step
+from benchmarks.measuring import precisions
 from benchmarks.training import attention, ce, hooks, step
 
 
@@ -13,7 +14,7 @@ def main() -> None:
     ce.main()
     attention.main()
     hooks.main(hooks.SHORT, rounds=2)
-    for precision in ("fp32", "bf16"):
+    for precision in precisions():
         step.compare_shape("10m", precision, rounds=1)
     growth_step.main()
     print(f"cpu: {time.monotonic() - began:.0f} s")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.measuring import precisions
 from benchmarks.training.step import Comparison, compare, judge, ratio_of
 
 BAR = 0.6
@@ -17,6 +18,8 @@ VARIANTS = (*SHORT, "trainer, nothing persistent", "shardline, nothing persisten
 
 
 def main(variants: Sequence[str] = VARIANTS, rounds: int = 3) -> None:
-    what = Comparison(case="hooks", variants=variants, shape="thin", precision="bf16", rounds=rounds, steps=20)
+    what = Comparison(
+        case="hooks", variants=variants, shape="thin", precision=precisions()[-1], rounds=rounds, steps=20
+    )
     ratio = ratio_of(compare(what), "cpu_s", "shardline", "trainer")
     judge("hooks, CPU of ours by the Trainer's", ratio, BAR, at_most=True)

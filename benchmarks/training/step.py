@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from benchmarks.measuring import machine_facts
+from benchmarks.measuring import machine_facts, precisions
 from benchmarks.training.step_work import SHAPES
 from cluster.errors import EXIT_INTERRUPTED, EXIT_STOPPED
 from cluster.launching.local_launcher import run_ranks
@@ -148,7 +148,7 @@ def report(variant: str, runs: dict[str, list[dict[str, float]]], what: Comparis
 def main() -> None:
     """Two CPU ranks, two sizes, both precisions."""
     for shape in ("10m", "32m"):
-        for precision in ("fp32", "bf16"):
+        for precision in precisions():
             compare_shape(shape, precision)
 
 
