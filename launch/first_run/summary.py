@@ -10,6 +10,7 @@ from data_prep.files.other_formats import advice_on
 from launch.first_run.choices import FEW_STEPS, MOST_EPOCHS, Choices
 from launch.first_run.facts import DataFacts, Machine, ModelFacts
 from launch.first_run.times import time_text
+from training.models.untrainable import missing_peft
 
 INDENT = 15  # columns of the names before the texts
 WIDEST = 120
@@ -38,6 +39,8 @@ def summary(data: str, facts: DataFacts, model: ModelFacts | None, it: Choices, 
     if facts.sizes is not None:
         yield f"time           {time_text(it, machine)}"
         yield from doubts(it)
+    if missing := missing_peft(lora=it.method == "lora"):
+        yield f"WARNING        {missing}"
     if it.method == "lora" and model is not None and facts.kind != "text":
         yield from (f"WARNING        {one}" for one in model.lora_doubts)
 

@@ -26,7 +26,7 @@ from launch.saved_config import load
 from launch.wording import say
 from training.advice.slow_precision import slow_precision_warning
 from training.checkpoints.room import require_room
-from training.models.untrainable import check_architecture, check_trainable
+from training.models.untrainable import check_architecture, check_trainable, missing_peft
 from training.plan import Plan, make_plan
 from training.run_identity import deal_of_run
 from training.torch_probes import gpu_warning
@@ -67,8 +67,9 @@ def check_run(run: RunConfig, ranks: int) -> Iterator[str]:
     for text in missing_trackers(run):
         yield f"WARNING        {text}; the run goes on without it"
     yield from gpu_warning()
-    if slow := slow_precision_warning(run.train):
-        yield f"WARNING        {slow}"
+    for warning in (slow_precision_warning(run.train), missing_peft(lora=run.train.lora is not None)):
+        if warning:
+            yield f"WARNING        {warning}"
     if not (run.shards / MANIFEST).exists():
         from data_prep.preview.survey import survey
 

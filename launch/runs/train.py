@@ -36,6 +36,7 @@ from cluster.errors import (
     EXIT_INTERRUPTED,
     EXIT_STOPPED,
     ClusterError,
+    ConfigError,
     ShardlineError,
     exit_code_of,
 )
@@ -62,6 +63,7 @@ from launch.runs.track import commands_of
 from launch.saved_config import load, saved_text
 from launch.wording import as_typed, named, say
 from training.advice.slow_precision import slow_precision_warning
+from training.models.untrainable import missing_peft
 from training.plan import identity_of
 from training.run_identity import check_identity, committed_identity, deal_in
 
@@ -204,6 +206,8 @@ def check_resumes(run: RunConfig) -> None:
 def start_ranks(run: RunConfig, options: argparse.Namespace) -> int:
     """Run this same command as every rank of this machine; with --restart, again after a failure."""
     ranks = local_ranks(run, options.ranks)
+    if missing := missing_peft(lora=run.train.lora is not None):
+        raise ConfigError(missing)
     holder = Holder.here(TRAINING)
     with hold_run(run.paths, holder):
         check_resumes(run)

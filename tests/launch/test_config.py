@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from cluster.errors import ConfigError
 from launch.config import RunConfig
 from launch.data.init import SHAPES, write_init
 from launch.runs.check import idle_keys
+from launch.runs.train import start_ranks
 from launch.saved_config import load_run, save_config, saved_text
-from training.config import TrainConfig
+from training.config import LoraConfig, TrainConfig
+from training.models import untrainable
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.yaml") if "cluster" not in path.parts)
@@ -136,3 +139,15 @@ def test_a_new_models_configuration_keeps_its_nulls_and_numbers(tmp_path: Path) 
     run = load_config(RunConfig, path, [f"folder={tmp_path / 'run'}"])
     save_config(run)
     assert saved_text(load_run(run.paths.root)) == saved_text(run)
+
+
+def test_a_run_with_adapters_says_what_to_install_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(untrainable, "find_spec", {"peft": None}.get)
+    run = load_config(RunConfig, written(tmp_path, model={"path": "m"}))
+    run = run.model_copy(update={"train": TrainConfig(lora=LoraConfig())})
+    with pytest.raises(ConfigError, match=r"train\.lora: needs peft, .*: pip install -e '\.\[lora\]'"):
+        start_ranks(run, Namespace(ranks=2))
+    assert not run.paths.root.exists()
+    assert untrainable.missing_peft(lora=False) is None

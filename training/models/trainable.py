@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from cluster.errors import ConfigError
 from training.config import LoraConfig, TrainConfig
 from training.models.initial_weights import Weights
+from training.models.untrainable import NO_PEFT
 
 BASE, LORA_A, LORA_B = ".base_layer.", ".lora_A.default.", ".lora_B.default."  # in peft's names of parameters
 
@@ -70,7 +71,7 @@ def add_lora(model: PreTrainedModel, lora: LoraConfig) -> None:
     try:
         import peft
     except ImportError:
-        raise ConfigError("train.lora: needs peft; install it with: pip install 'shardline[lora]'") from None
+        raise ConfigError(NO_PEFT) from None
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -27,7 +27,13 @@ CONVERT = (
     'python -c "from transformers import AutoModelForCausalLM as M;'
     " M.from_pretrained('{folder}', dtype='auto').save_pretrained('{folder}')\""
 )
+NO_PEFT = "train.lora: needs peft, which is not installed here: pip install -e '.[lora]'"
 POINTER = b"version https://git-lfs"
+
+
+def missing_peft(*, lora: bool) -> str | None:
+    """Return what to install if a run trains adapters, and the library for it is missing here."""
+    return NO_PEFT if lora and find_spec("peft") is None else None
 
 
 def check_trainable(folder: Path, *, weights: bool = True) -> None:
