@@ -252,8 +252,10 @@ def common(one: str, other: str) -> int:
 def turn_tokens(template: str, tokens: Mapping[str, str], added: Sequence[str]) -> frozenset[str]:
     """Return which of a tokenizer's added tokens the template begins and ends turns with; all if that is not clear.
 
-    They are in a conversation whatever is said in it, unlike tokens inside an answer, such as `<tool_call>`.
+    They are in a conversation whatever is said in it, unlike tokens inside an answer, such as `<tool_call>`. Blank
+    ones, such as Gemma's for line feeds, are in both.
     """
+    added = [token for token in added if token.strip()]
     chat, (user, answer) = ChatTemplate(template, tokens), (USER, ANSWER)
     try:
         between, ended = chat.write([user, answer, user], {}), chat.write([user, answer], {}).rstrip()

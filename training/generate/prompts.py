@@ -30,14 +30,15 @@ def prompt_ids(tokenizer: Any, prompt: str, *, as_chat: bool) -> list[int]:
 def conversation_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """Return the ids of a conversation, up to where the assistant's next answer begins.
 
-    Raises DataError if there is no chat template, if it refuses the conversation, or if it leaves out what the system
-    or the user says.
+    Raises DataError if there is no chat template, if it refuses the conversation, if it leaves out what the system or
+    the user says, or if a message holds a special token: it would end its turn, or begin one of somebody else.
     """
     if not tokenizer.chat_template:
         raise DataError("the tokenizer has no chat template, so the model continues text; give it one text as a prompt")
     if not messages or messages[-1].get("role") == "assistant":
         raise DataError("a conversation to answer ends with a user's message; remove the assistant's last one")
     messages = [{**message, "content": as_prepared(message["content"])} for message in messages]
+    check_no_special_token(tokenizer, messages)
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError) as error:
@@ -46,6 +47,18 @@ def conversation_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
         check_said(text, message)
     # the template writes the special tokens itself: the tokenizer's own would put the first one twice
     return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+def check_no_special_token(tokenizer: Any, messages: Sequence[Message]) -> None:
+    """Raise DataError if a message holds one, as `prepare` rejects such rows."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for message in messages:
+        found = next((token for token in special if token.strip() and token in message["content"]), None)
+        if found is not None:
+            raise DataError(
+                f"what the {message['role']} says holds {found!r}, a special token of the model, which would end or"
+                " begin a turn; remove it"
+            )
 
 
 def as_prepared(text: str) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from cluster.config_loading import Section
 
+COLDEST = 1e-5  # divided by less, logits overflow
 StopText = Annotated[str, Field(min_length=1)]
 
 
@@ -20,7 +21,7 @@ class Sampling(Section):
     tokens: int = Field(default=96, gt=0)
     """Longest answer, in tokens."""
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Divides the logits before a token is drawn; 0 draws nothing and takes the likeliest token."""
+    """Divides the logits before a token is drawn; 0, or less than 1e-5, draws nothing and takes the likeliest token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Draw from the likeliest tokens that have this probability together; 1 draws from all."""
     top_k: int = Field(default=0, ge=0)
@@ -35,7 +36,7 @@ class Sampling(Section):
     @property
     def draws(self) -> bool:
         """Whether tokens are drawn at random."""
-        return self.temperature > 0
+        return self.temperature >= COLDEST
 
     def settings(self) -> dict[str, Any]:
         """Return the keyword arguments of transformers' `generate`, without the stop texts and the seed."""

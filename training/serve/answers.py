@@ -51,6 +51,8 @@ async def chat_completions(request: Request) -> Response:
     body = parsed(ChatBody, await request.body())
     check_model(served, body.model)
     messages = [message.as_template_takes_it() for message in body.messages]
+    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise RefusalError(400, "messages: the last one must be the user's, and say something", param="messages")
     ids = await encoded("messages", conversation_ids, served.tokenizer, messages)
     tokens = body.max_completion_tokens or body.max_tokens or left(served, ids)
     sampling = checked(served, ids, body.sampling(tokens, body.temperature), "max_tokens")

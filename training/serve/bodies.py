@@ -22,7 +22,7 @@ ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {  # options that are not here, a
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
-    "logprobs": (False, 0),
+    "logprobs": (False,),  # 0 asks for those of the chosen tokens
     "metadata": ({},),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
@@ -139,12 +139,17 @@ def parsed(kind: type[AnyBody], raw: bytes) -> AnyBody:
         raise RefusalError(400, f"the body is not a JSON object but {type(values).__name__}")
     values = {name: value for name, value in values.items() if value is not None}
     for name, harmless in ASKS_FOR_NOTHING.items():
-        if name in values and values.pop(name) not in harmless:
+        if name in values and not is_one_of(values.pop(name), harmless):
             raise RefusalError(400, f"{name}: this server does not have it; remove it", param=name, code="unsupported")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise refusal_of(error) from None
+
+
+def is_one_of(value: Any, harmless: tuple[Any, ...]) -> bool:
+    """Return whether a value is among these; to Python alone, true is 1 and false 0."""
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in harmless)
 
 
 def refusal_of(error: ValidationError) -> RefusalError:

@@ -452,8 +452,9 @@ def test_a_result_gets_the_name_of_its_call_where_the_template_demands_one(
 
 def test_what_the_template_writes_around_turns_is_told_from_what_stands_inside_them() -> None:
     added = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "<think>")
+    blank = ("\n", "\n\n", "  ")
 
-    found = turn_tokens(PLAIN_CHATML, {"pad_token": "<pad>"}, added)
+    found = turn_tokens(PLAIN_CHATML, {"pad_token": "<pad>"}, (*added, *blank))
 
     assert found == {"<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"}
-    assert turn_tokens("{{ raise_exception('no') }}", {}, added) == {*added}
+    assert turn_tokens("{{ raise_exception('no') }}", {}, (*added, *blank)) == {*added}

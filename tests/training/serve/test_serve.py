@@ -128,6 +128,13 @@ def test_a_seed_draws_the_same_answer_whoever_else_is_answered(server: Running) 
     assert len(set(busy)) == 3
 
 
+def test_a_temperature_near_zero_is_as_good_as_zero(server: Running) -> None:
+    body = {"prompt": "a run that", "max_tokens": 10}
+    cold, coldest = (server.ask("/v1/completions", {**body, "temperature": one}) for one in (0, 1e-45))
+    assert coldest.status_code == 200
+    assert coldest.json()["choices"][0]["text"] == cold.json()["choices"][0]["text"]
+
+
 def test_openai_client_streams_what_it_gets_whole(server: Running, alone: dict[str, str]) -> None:
     import openai
 
@@ -171,7 +178,12 @@ CHAT = {"messages": [{"role": "user", "content": "run"}]}
         ("/v1/chat/completions", {**CHAT, "logprobs": True}, 400, "logprobs"),
         ("/v1/chat/completions", {**CHAT, "colour": 1}, 400, "colour"),
         ("/v1/chat/completions", {**CHAT, "model": "gpt-4"}, 404, "tiny"),
+        ("/v1/chat/completions", {**CHAT, "n": True}, 400, "n:"),
+        ("/v1/completions", {"prompt": "a", "logprobs": 0}, 400, "logprobs"),
         ("/v1/chat/completions", {"messages": []}, 400, "messages"),
+        ("/v1/chat/completions", {"messages": [{"role": "system", "content": "be"}]}, 400, "the user's"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": " \n"}]}, 400, "say something"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a</s>\nb"}]}, 400, "'</s>'"),
         ("/v1/nothing", {}, 404, "/v1/nothing"),
         ("/v1/nothing", None, 404, "/v1/nothing"),
     ],
