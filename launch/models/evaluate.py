@@ -19,6 +19,7 @@ from data_prep.shards.tokenizer_files import open_tokenizer
 from launch.arguments import add_run, positive
 from launch.config import RunConfig
 from launch.models import data_probes
+from launch.models.export_origin import doubt_of, require_own
 from launch.models.named_model import is_model
 from launch.saved_config import load, origin_of
 from launch.wording import named, say
@@ -62,7 +63,11 @@ def run(options: argparse.Namespace) -> int:
     with Waiting("importing torch and transformers", is_shown=world is None):
         request = request_of(run, options.export, in_ranks=ranks > 1)
     if world is None:
-        warn_if_older(run.paths, request.export)
+        doubt = "" if options.export is None else doubt_of(run.paths, options.export)
+        if doubt:
+            log.warning("%s; it is scored beside this run's base, and the verdict is this run's", doubt)
+        else:
+            warn_if_older(run.paths, request.export)
         if ranks > 1:  # what can be refused was refused here, once and not by each rank
             return run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], ranks)
     result = evaluated(run, request, world)
@@ -85,8 +90,8 @@ def tasks_of(options: argparse.Namespace) -> list[str]:
 def request_of(run: RunConfig, named: Path | None, *, in_ranks: bool) -> Request:
     """Return what is evaluated.
 
-    Raises CheckpointError if the export does not fit the rows, DataError if none are held out, ConfigError if its
-    integer weights were to be partitioned over ranks.
+    Raises CheckpointError if the export does not fit the rows or is another run's, DataError if none are held out,
+    ConfigError if its integer weights were to be partitioned over ranks.
     """
     from training.evaluate.evaluate import Request
     from training.evaluate.models import check_export
@@ -98,6 +103,8 @@ def request_of(run: RunConfig, named: Path | None, *, in_ranks: bool) -> Request
         raise CheckpointError(f"{export}: no exported model here; run `shardline export RUN.yaml` first")
     if in_ranks and is_quantized(export):
         raise ConfigError(f"--ranks: {export} has integer weights, which cannot be partitioned; remove --ranks")
+    if named is not None:
+        require_own(run.paths, named)
     origin = origin_of(run)
     check_export(export, open_tokenizer(export), manifest, origin.tokenizer)
     if manifest.rows("validation") == 0:

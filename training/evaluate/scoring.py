@@ -2,23 +2,29 @@
 
 The model is called as in training, with the documents of a row isolated, so that the sum over documents is the loss
 that training reports. A document that was cut, or a conversation that gave several sequences, is one document here: its
-tokens are added up over rows.
+tokens are added up over rows, and so are their bytes, wherever a cut is.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 
 from data_prep.shards import ShardReader
 from training.step.batches import MicroBatch, micro_batch, nothing_of
 from training.step.packed_model import Isolation, PackedModel
 
+REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no character: 3 bytes itself
+BYTE_TOKEN = re.compile("<0x[89A-F][0-9A-F]>")  # of SentencePiece's byte fallback, within a character
+ONE_BYTE_TOKEN = "<0x41>"  # "A"
 Key = tuple[int, int]  # a document: its source file's number and its position there
 Passes = Callable[[MicroBatch], Sequence[MicroBatch]]
 """Returns what the model is called with for a micro batch; see StepEngine.forward_passes."""
@@ -62,11 +68,64 @@ def score_rows(
             ids, mask = arrays.input_ids[0, end - piece.tokens : end], arrays.loss_mask[0, end - piece.tokens : end]
             if not mask.any():
                 continue
-            text = tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True)
-            part = DocumentScore(nats=nats[number], tokens=int(mask.sum()), bytes=len(text.encode()))
+            size = text_bytes(tokenizer, ids[mask].tolist())
+            part = DocumentScore(nats=nats[number], tokens=int(mask.sum()), bytes=size)
             key = (piece.source, piece.position)
             scores[key] = scores[key] + part if key in scores else part
     return scores
+
+
+def text_bytes(tokenizer: Any, ids: Sequence[int]) -> int:
+    """Return the bytes of the text of these tokens; of a character that they begin or end within, those they hold.
+
+    So the parts of a text have as many bytes as the text, wherever it was cut.
+    """
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    if REPLACEMENT not in text:
+        return len(text.encode())
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    if any(map(BYTE_TOKEN.fullmatch, tokens)):
+        return fallback_bytes(tokenizer, ids, tokens)
+    return len(text.encode()) - replacement_bytes(tokenizer, ids)
+
+
+def fallback_bytes(tokenizer: Any, ids: Sequence[int], tokens: Sequence[str]) -> int:
+    """Return the bytes of the text, each token of one byte counted as one.
+
+    A run of such tokens that is not UTF-8 as a whole would decode to a replacement character for each. With another
+    character of one byte in their place, the text is as long as its tokens make it, and the rest of it is the same.
+    """
+    one = tokenizer.convert_tokens_to_ids(ONE_BYTE_TOKEN)
+    if tokenizer.decode(one) == chr(0x41):
+        ids = [one if BYTE_TOKEN.fullmatch(token) else id_ for id_, token in zip(ids, tokens, strict=True)]
+    return len(tokenizer.decode(ids, skip_special_tokens=True).encode())
+
+
+def replacement_bytes(tokenizer: Any, ids: Sequence[int]) -> int:
+    """Return how many bytes byte-level BPE adds to a text by decoding what is no character; 0 for other tokenizers.
+
+    Tokens of such a tokenizer spell their bytes in an alphabet of 256 characters; added tokens are text. What they
+    spell is only believed if it is the decoded text.
+    """
+    values = byte_values()
+    tokens = tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
+    spelt = (bytes(values[char] for char in one) if values.keys() >= set(one) else one.encode() for one in tokens)
+    raw = b"".join(spelt)
+    replaced = raw.decode(errors="replace")
+    as_spelt = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return len(replaced.encode()) - len(raw) if replaced == as_spelt else 0
+
+
+@cache
+def byte_values() -> dict[str, int]:
+    """Return the byte that each character of the byte-level alphabet stands for.
+
+    Characters of Latin-1 stand for their own byte; those above it, in order, for the bytes that are left.
+    """
+    alphabet = sorted(ByteLevel.alphabet())
+    own = {char: ord(char) for char in alphabet if ord(char) < 256}
+    left = sorted(set(range(256)) - set(own.values()))
+    return own | dict(zip(alphabet[len(own) :], left, strict=True))
 
 
 def segment_losses(packed: PackedModel, batch: MicroBatch, passes: Sequence[MicroBatch]) -> list[float]:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from cluster.disk.atomic_files import write_text
 from cluster.paths import RunPaths
+from training.reporting.page.comparability import warnings
 from training.reporting.page.differences import (
     Compared,
     comparison_charts,
     differing_settings,
     figures_by_run,
-    warnings,
 )
 from training.reporting.page.rendering import render
 from training.reporting.page.verdicts import judged

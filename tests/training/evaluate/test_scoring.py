@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.shards import ShardReader, read_manifest
+from launch.__main__ import main
 from training.evaluate.difference import difference
-from training.evaluate.scoring import DocumentScore, Scores, score_rows
+from training.evaluate.scoring import DocumentScore, Scores, score_rows, text_bytes
 from training.step.batches import micro_batch
 from training.step.packed_model import Isolation, PackedModel
 
@@ -27,6 +30,21 @@ def reader(tiny_shards: Callable[..., Path]) -> ShardReader:
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def shared_model() -> Path:
+    """A model with SentencePiece's byte fallback, as Llama 2 has it."""
+    data = os.environ.get("SHARDLINE_TEST_DATA")
+    if not data:
+        pytest.skip("set SHARDLINE_TEST_DATA to a folder with the model stories260k/")
+    return Path(data) / "stories260k"
+
+
+@pytest.fixture(params=["byte-level", "byte fallback"])
+def text_tokenizer(request: pytest.FixtureRequest, tiny_model: Path) -> Any:
+    folder = tiny_model if request.param == "byte-level" else request.getfixturevalue("shared_model")
+    return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture
@@ -62,6 +80,47 @@ def test_the_documents_losses_add_up_to_that_of_training(
     with torch.no_grad():
         whole = sum(float(packed.loss(micro_batch(reader.rows([row]), index=0)).summed) for row in (0, 3))
     assert sum(score.nats for score in scores.values()) == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_text_cut_anywhere_has_the_bytes_of_its_parts(text_tokenizer: Any) -> None:
+    text = "é中文😀 a run\ufffdthat 鿠ends"
+    ids = text_tokenizer(text, add_special_tokens=False).input_ids
+    for cut in range(1, len(ids)):
+        parts = [text_bytes(text_tokenizer, ids[:cut]), text_bytes(text_tokenizer, ids[cut:])]
+        # SentencePiece drops the space before the first word of a text, so of each part
+        spaces = int(text_tokenizer.convert_ids_to_tokens(ids[cut]).startswith("▁"))
+        assert sum(parts) + spaces == len(text.encode())
+
+
+def test_a_byte_of_a_character_counts_as_one_byte(text_tokenizer: Any) -> None:
+    first, *rest = text_tokenizer("中", add_special_tokens=False).input_ids[-3:]
+    assert [text_bytes(text_tokenizer, ids) for ids in ([first], rest, [first, *rest])] == [1, 2, 3]
+    assert text_bytes(text_tokenizer, [*rest, first, first]) == 4
+    assert text_bytes(text_tokenizer, [text_tokenizer.eos_token_id, *rest]) == 2
+
+
+def test_text_of_whole_characters_counts_as_it_is_decoded(text_tokenizer: Any) -> None:
+    for text in ("every step counts once , and more", " a  run", "中文 é", "\ufffd"):
+        ids = text_tokenizer(text).input_ids
+        assert text_bytes(text_tokenizer, ids) == len(text_tokenizer.decode(ids, skip_special_tokens=True).encode())
+
+
+def test_a_document_cut_within_characters_is_scored_over_its_own_bytes(tmp_path: Path, shared_model: Path) -> None:
+    rng = np.random.default_rng(0)
+    texts = ["".join(map(chr, rng.integers(0x4E00, 0x9FA0, 300))) for _ in range(4)]
+    source = tmp_path / "zh.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = {"sources": [{"path": str(source)}], "row_tokens": 256, "validation_fraction": 0.5}
+    values = {"name": "zh", "folder": str(tmp_path / "run"), "data": data, "model": {"path": str(shared_model)}}
+    (tmp_path / "zh.yaml").write_text(json.dumps(values))
+    assert main(["prepare", str(tmp_path / "zh.yaml")]) == 0
+    shards = tmp_path / "run" / "shards"
+    reader = ShardReader(shards, read_manifest(shards), "validation")
+    model = AutoModelForCausalLM.from_pretrained(shared_model, dtype=torch.float32).eval()
+    packed = PackedModel(model, model, model.device)
+    scores = score_rows(packed, packed.parts, AutoTokenizer.from_pretrained(shared_model), reader, range(len(reader)))
+    assert len(reader) > len(scores) > 0
+    assert all(0 <= score.tokens - score.bytes < 20 for score in scores.values())  # but for special tokens and spaces
 
 
 def scores_of(losses: list[float]) -> Scores:

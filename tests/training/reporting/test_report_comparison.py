@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.config_loading import dump_yaml
+from cluster.model_files import weights_digest
 from cluster.paths import RunPaths
 from launch.__main__ import main
 from training.reporting.comparison import write_comparison
@@ -58,6 +60,71 @@ def test_runs_on_different_rows_are_not_compared_in_silence(tmp_path: Path) -> N
     page = write_comparison([(run, run.shards, "same") for run in runs], tmp_path / "c.html").read_text()
     assert "Without prepared data, so its rows cannot be compared" in page
     assert f"same ({runs[0].root})" in page  # runs of one name are told apart
+
+
+def evaluate_run(run: RunPaths, **told: Any) -> None:
+    """Write what `evaluate` writes about the run's export; keywords are other than usual."""
+    run.export.mkdir(exist_ok=True)
+    (run.export / "model.safetensors").write_bytes(b"weights")
+    losses = {name: {"path": name, "loss": 2.0, "bits_per_byte": 1.0} for name in ("base", "tuned")}
+    counts = {"rows": 8, "documents": 16, "trained_tokens": 500, "dtype": "float32"}
+    exported = {"path": str(run.export), "digest": weights_digest(run.export)}
+    run.evaluation.write_text(json.dumps({**counts, "models": losses, "export": exported, **told}))
+
+
+def warned(runs: list[RunPaths]) -> list[str]:
+    """Return what a comparison warns of, but for the data that these runs lack."""
+    page = write_comparison([(run, run.shards, run.root.name) for run in runs], runs[0].root / "c.html").read_text()
+    return [html.unescape(text) for text in re.findall('class="verdict warn">(.*?)</p>', page)][1:]
+
+
+def test_evaluations_of_the_same_rows_of_the_exports_that_are_there_are_compared_without_a_warning(
+    tmp_path: Path,
+) -> None:
+    runs = [make_run(tmp_path, name, 0.01) for name in ("a", "b", "never-evaluated")]
+    for run in runs[:2]:
+        evaluate_run(run)
+    assert warned(runs) == []
+    assert "8 rows, 16 documents, 500 trained tokens, float32" in (runs[0].root / "c.html").read_text()
+
+
+def test_evaluations_of_different_rows_are_told_with_the_command_for_the_same_rows(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name, 0.01) for name in ("a", "b")]
+    evaluate_run(runs[0])
+    evaluate_run(runs[1], rows=3, documents=6, trained_tokens=186)
+    (text,) = warned(runs)
+    assert "a: 8 rows, 16 documents, 500 trained tokens; b: 3 rows, 6 documents, 186 trained tokens" in text
+    assert text.endswith(f"to compare them: shardline evaluate {runs[1].root} -o evaluate.rows=8")
+
+
+def test_as_many_rows_of_other_data_are_not_compared_in_silence(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name, 0.01) for name in ("a", "b")]
+    evaluate_run(runs[0])
+    evaluate_run(runs[1], trained_tokens=501)
+    (text,) = warned(runs)
+    assert "(a: 500 trained tokens; b: 501 trained tokens)" in text
+    assert all(f"shardline evaluate {run.root} -o evaluate.rows=8" in text for run in runs)
+
+
+def test_an_evaluation_of_an_earlier_export_is_told_in_a_comparison_too(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name, 0.01) for name in ("a", "b")]
+    for run in runs:
+        evaluate_run(run)
+    (runs[1].export / "model.safetensors").write_bytes(b"others!")
+    (text,) = warned(runs)
+    assert text.startswith("The evaluation of b is of an earlier export than the one that is there now")
+    assert text.endswith(f"shardline evaluate {runs[1].root}")
+
+
+def test_evaluations_in_different_precisions_are_told(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, name, 0.01) for name in ("a", "b", "c")]
+    for run, dtype in zip(runs, ("float32", "bfloat16", None), strict=True):
+        evaluate_run(run, dtype=dtype)
+    evaluation = json.loads(runs[2].evaluation.read_text())
+    runs[2].evaluation.write_text(json.dumps({key: evaluation[key] for key in ("rows", "trained_tokens", "models")}))
+    (text,) = warned(runs)  # the third is of an earlier version, which does not tell
+    assert "(a float32, b bfloat16, c unknown)" in text
+    assert f"shardline export {runs[1].root} -o export.dtype=fp32; shardline evaluate {runs[1].root}" in text
 
 
 def test_the_comparison_goes_to_the_current_folder_or_where_it_is_told(

@@ -1,4 +1,4 @@
-"""What differs between runs: settings, figures, and whether their losses may be compared at all."""
+"""What differs between runs: their curves, settings and figures."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from typing import Any
 
 from cluster.config_loading import flat
 from cluster.paths import RunPaths
+from cluster.wording import count_of
 from data_prep.shards import Manifest
 from training.reporting.page.charts import Chart, Series
 from training.reporting.page.facts import config_of, model_name
 from training.reporting.page.goodput import goodput, wall_time
 from training.reporting.plots import Evaluation, smoothed, speed_chart
 from training.reporting.run_state import RunState
+from training.reporting.status import is_stale
 from training.reporting.wording import duration, short
 
 COLOURS = 6  # of the page's style sheet
 SHOWN_CHARS = 160  # of a setting
+COUNTED = ("rows", "documents", "trained_tokens")  # what an evaluation says of its held-out rows
 NAMES = ("name", "folder", "data.folder")  # settings that only say where a run is
 Record = Mapping[str, Any] | None
 
@@ -125,6 +128,7 @@ def figures(run: Compared) -> Iterator[tuple[str, str, str]]:
     """Yield label, remark and value of a run's figures."""
     yield "Model", "", model_name(run.paths, run.evaluation) or "—"
     if run.evaluation:
+        yield "Evaluated", "what the figures by evaluate are of", evaluated_text(run)
         for key, label in (("loss", "Held-out loss"), ("bits_per_byte", "Bits per byte")):
             yield label, "tuned model, by `evaluate`".replace("`", ""), f"{run.evaluation['models']['tuned'][key]:.4f}"
     held_out = [(loss, step) for step, loss in run.state.validation.items() if math.isfinite(loss)]
@@ -138,6 +142,19 @@ def figures(run: Compared) -> Iterator[tuple[str, str, str]]:
         yield from time_figures(run.state)
 
 
+def evaluated_text(run: Compared) -> str:
+    """Return what a run's evaluation is of: rows, precision, and an export that is no longer there."""
+    evaluation = dict(run.evaluation or {})
+    older = "an earlier export" if is_stale(evaluation, run.paths.export) else ""
+    return ", ".join(filter(None, [counts_text(evaluation, COUNTED), evaluation.get("dtype"), older]))
+
+
+def counts_text(evaluation: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Return over how much an evaluation was made: 3 rows, 6 documents, 186 trained tokens."""
+    nouns = {key: key.removesuffix("s").replace("_", " ") for key in keys}
+    return ", ".join(count_of(evaluation[key], nouns[key]) for key in keys if key in evaluation)
+
+
 def time_figures(state: RunState) -> Iterator[tuple[str, str, str]]:
     shares = wall_time(state)
     elapsed = math.fsum(share.seconds for share in shares)
@@ -145,17 +162,3 @@ def time_figures(state: RunState) -> Iterator[tuple[str, str, str]]:
     yield "Goodput", "share of it in steps that were kept", f"{goodput(shares):.0%}" if elapsed else "—"
     yield "Restarts", "", str(state.restarts)
     yield "Skipped steps", "", f"{state.skipped:,}"
-
-
-def warnings(runs: Sequence[Compared]) -> list[str]:
-    """Return why the losses of these runs should not be compared as they stand."""
-    known = [run.manifest for run in runs if run.manifest is not None]
-    found = []
-    if len(known) < len(runs):
-        lacking = ", ".join(run.name for run in runs if run.manifest is None)
-        found.append(f"Without prepared data, so its rows cannot be compared: {lacking}.")
-    if len({manifest.tokenizer_digest for manifest in known}) > 1:
-        found.append("The tokenizers differ: a loss per token means something else in each run; see bits per byte.")
-    if len({tuple(shard.sha256 for shard in manifest.splits["validation"]) for manifest in known}) > 1:
-        found.append("The held-out rows differ, and with them the held-out losses, whatever the models.")
-    return found
