@@ -11,7 +11,8 @@ from transformers import StoppingCriteriaList
 
 from cluster.errors import DataError
 from training.generate.sampling import Sampling
-from training.generate.stops import StopTexts, cut_at_stop, decoded, split_stops, stop_ids
+from training.generate.stops import StopTexts, cut_at_stop, split_stops, stop_ids
+from training.generate.token_text import decoded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
+from training.generate.token_text import decoded
 from training.models.stop_tokens import stop_token_ids
 
 
@@ -36,14 +37,6 @@ def held_back(text: str, stops: Sequence[str]) -> int:
     longest = max((len(stop) for stop in stops), default=1) - 1
     tails = range(min(longest, len(text)), 0, -1)
     return next((size for size in tails if any(stop.startswith(text[-size:]) for stop in stops)), 0)
-
-
-def decoded(tokenizer: Any, before: Sequence[int], new: Sequence[int]) -> str:
-    """Return the text of new ids as they continue the ids before: a leading space is kept."""
-    last = list(before[-1:])
-    begin = tokenizer.decode(last, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    text = tokenizer.decode([*last, *new], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return str(text[len(begin) :])
 
 
 class StopTexts(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed

@@ -12,6 +12,7 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 from training.generate.answers import Answer, find_stops, finished, generation_settings
 from training.generate.sampling import Sampling
 from training.generate.stops import ReaderLeft, StopTexts, cut_at_stop, held_back
+from training.generate.token_text import GrowingText
 
 
 class ContinuingStreamer(TextIteratorStreamer):  # type: ignore[misc]  # transformers is not typed
@@ -21,18 +22,30 @@ class ContinuingStreamer(TextIteratorStreamer):  # type: ignore[misc]  # transfo
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        super().__init__(tokenizer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        super().__init__(tokenizer)
         self.new: list[int] = []
-        self.next_tokens_are_prompt: bool
+        self.text: GrowingText | None = None  # the prompt, which it continues, comes first
+        self.told = 0
 
     def put(self, value: torch.Tensor) -> None:
-        if not self.next_tokens_are_prompt:
-            self.new.extend(value.tolist())
-            super().put(value)
+        ids = value.reshape(-1).tolist()
+        if self.text is None:
+            self.text = GrowingText(self.tokenizer, ids)
             return
-        self.next_tokens_are_prompt = False
-        self.token_cache = value.reshape(-1)[-1:].tolist()
-        self.print_len = len(self.tokenizer.decode(self.token_cache, **self.decode_kwargs))
+        self.new.extend(ids)
+        text = self.text.add(ids)
+        self.tell(text, len(text.rstrip("\ufffd")))
+
+    def end(self) -> None:
+        if self.text is not None:
+            text = self.text.add([])
+            self.tell(text, len(text))
+        self.on_finalized_text("", stream_end=True)
+
+    def tell(self, text: str, end: int) -> None:
+        if end > self.told:
+            self.on_finalized_text(text[self.told : end])
+            self.told = end
 
 
 class AnswerStream(Iterator[str]):
