@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -21,9 +22,14 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 def split_stops(tokenizer: Any, stops: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Return the special tokens among stop texts as ids, since decoded text has none of them, and the other texts."""
-    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
-    return [special[stop] for stop in stops if stop in special], [stop for stop in stops if stop not in special]
+    """Return the added tokens among stop texts as ids, since decoded text has no special ones, and the other texts."""
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
+    return [added[stop] for stop in stops if stop in added], [stop for stop in stops if stop not in added]
+
+
+def before_stop(new: Sequence[int], stops: Collection[int]) -> list[int]:
+    """Return the ids up to the first stop token, which has no text in an answer, special or not."""
+    return list(takewhile(lambda token: token not in stops, new))
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

@@ -174,8 +174,21 @@ def test_a_long_run_of_bytes_streams_and_is_not_decoded_again_and_again() -> Non
 
 def test_a_space_after_a_special_token_is_kept_wherever_the_token_is() -> None:
     tokenizer = opened("stories")
-    word, special = encoded(tokenizer, "word"), tokenizer.bos_token_id
-    for place in range(40):
-        new = word * 20
-        new.insert(place - place % len(word), special)
-        assert same_text(tokenizer, word, new) == " word" * 20
+    word = encoded(tokenizer, "a")
+    new = [*word, tokenizer.bos_token_id] * 40  # each second place has one
+    assert len(word) == 1
+    assert same_text(tokenizer, word, new) == same_text(tokenizer, word, [*word, *new])[2:] == " a" * 40
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_an_added_token_that_stops_an_answer_is_not_in_its_text(tiny_model: Path, special: bool) -> None:
+    model, tokenizer = load_export(tiny_model)
+    tokenizer.add_tokens(["<end>"], special_tokens=special)
+    model.resize_token_embeddings(len(tokenizer))
+    prompt, said, sampling = encoded(tokenizer, "a run"), encoded(tokenizer, "Yes <end>"), Sampling(stop=["<end>"])
+    with saying(model, said, len(prompt)):
+        whole, pieces = answer(model, tokenizer, prompt, sampling), stream(model, tokenizer, prompt, sampling)
+        assert "".join(pieces) == whole.raw
+    assert pieces.answer == whole
+    assert (whole.text, whole.stopped, whole.tokens) == ("Yes", True, len(said))
+    assert whole.raw == "".join(served(tokenizer, prompt, said[:-1]))
