@@ -11,7 +11,8 @@ from transformers import StoppingCriteriaList
 
 from cluster.errors import DataError
 from training.generate.sampling import Sampling
-from training.generate.stops import StopTexts, cut_at_stop, decoded, split_stops, stop_ids
+from training.generate.stops import StopTexts, before_stop, cut_at_stop, split_stops, stop_ids
+from training.generate.token_text import decoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def answer_together(model: Any, tokenizer: Any, prompts: Sequence[list[int]], sa
 
 def finished(tokenizer: Any, ids: Sequence[int], new: list[int], stops: Stops) -> Answer:
     """Return new tokens as an answer: up to the first stop token or stop text."""
-    end = next((place for place, token in enumerate(new, start=1) if token in stops.ids), None)
-    new = new[:end]
-    raw, at_text = cut_at_stop(decoded(tokenizer, ids, new), stops.texts)
-    return Answer(text=raw.strip(), stopped=end is not None or at_text, raw=raw, tokens=len(new))
+    said = before_stop(new, stops.ids)
+    at_token = len(said) < len(new)
+    raw, at_text = cut_at_stop(decoded(tokenizer, ids, said), stops.texts)
+    return Answer(text=raw.strip(), stopped=at_token or at_text, raw=raw, tokens=len(said) + at_token)

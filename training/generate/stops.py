@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria
 
+from training.generate.token_text import decoded
 from training.models.stop_tokens import stop_token_ids
 
 
@@ -20,9 +22,14 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 def split_stops(tokenizer: Any, stops: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Return the special tokens among stop texts as ids, since decoded text has none of them, and the other texts."""
-    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
-    return [special[stop] for stop in stops if stop in special], [stop for stop in stops if stop not in special]
+    """Return the added tokens among stop texts as ids, since decoded text has no special ones, and the other texts."""
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
+    return [added[stop] for stop in stops if stop in added], [stop for stop in stops if stop not in added]
+
+
+def before_stop(new: Sequence[int], stops: Collection[int]) -> list[int]:
+    """Return the ids up to the first stop token, which has no text in an answer, special or not."""
+    return list(takewhile(lambda token: token not in stops, new))
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
@@ -36,14 +43,6 @@ def held_back(text: str, stops: Sequence[str]) -> int:
     longest = max((len(stop) for stop in stops), default=1) - 1
     tails = range(min(longest, len(text)), 0, -1)
     return next((size for size in tails if any(stop.startswith(text[-size:]) for stop in stops)), 0)
-
-
-def decoded(tokenizer: Any, before: Sequence[int], new: Sequence[int]) -> str:
-    """Return the text of new ids as they continue the ids before: a leading space is kept."""
-    last = list(before[-1:])
-    begin = tokenizer.decode(last, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    text = tokenizer.decode([*last, *new], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return str(text[len(begin) :])
 
 
 class StopTexts(StoppingCriteria):  # type: ignore[misc]  # transformers is not typed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from typing import Any, Self
 
 import torch
@@ -11,28 +11,42 @@ from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from training.generate.answers import Answer, find_stops, finished, generation_settings
 from training.generate.sampling import Sampling
-from training.generate.stops import ReaderLeft, StopTexts, cut_at_stop, held_back
+from training.generate.stops import ReaderLeft, StopTexts, before_stop, cut_at_stop, held_back
+from training.generate.token_text import GrowingText
 
 
 class ContinuingStreamer(TextIteratorStreamer):  # type: ignore[misc]  # transformers is not typed
     """Gives the new text as it continues the prompt (a leading space is kept), and keeps the new ids.
 
-    A character of several tokens comes once it is whole.
+    A character of several tokens comes once it is whole. A stop token, after which nothing comes, has no text.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        super().__init__(tokenizer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def __init__(self, tokenizer: Any, stop_ids: Collection[int] = ()) -> None:
+        super().__init__(tokenizer)
+        self.stop_ids = stop_ids
         self.new: list[int] = []
-        self.next_tokens_are_prompt: bool
+        self.text: GrowingText | None = None  # the prompt, which it continues, comes first
+        self.told = 0
 
     def put(self, value: torch.Tensor) -> None:
-        if not self.next_tokens_are_prompt:
-            self.new.extend(value.tolist())
-            super().put(value)
+        ids = value.reshape(-1).tolist()
+        if self.text is None:
+            self.text = GrowingText(self.tokenizer, ids)
             return
-        self.next_tokens_are_prompt = False
-        self.token_cache = value.reshape(-1)[-1:].tolist()
-        self.print_len = len(self.tokenizer.decode(self.token_cache, **self.decode_kwargs))
+        self.new.extend(ids)
+        text = self.text.add(before_stop(ids, self.stop_ids))
+        self.tell(text, len(text.rstrip("\ufffd")))
+
+    def end(self) -> None:
+        if self.text is not None:
+            text = self.text.add([])
+            self.tell(text, len(text))
+        self.on_finalized_text("", stream_end=True)
+
+    def tell(self, text: str, end: int) -> None:
+        if end > self.told:
+            self.on_finalized_text(text[self.told : end])
+            self.told = end
 
 
 class AnswerStream(Iterator[str]):
@@ -45,7 +59,7 @@ class AnswerStream(Iterator[str]):
         self.model, self.tokenizer, self.ids, self.sampling = model, tokenizer, ids, sampling
         self.settings = generation_settings(model, tokenizer, len(ids), sampling)  # raises here, not in the thread
         self.stops = find_stops(model, tokenizer, sampling)
-        self.streamer, self.left = ContinuingStreamer(tokenizer), threading.Event()
+        self.streamer, self.left = ContinuingStreamer(tokenizer, self.stops.ids), threading.Event()
         self.error: BaseException | None = None
         self.answer: Answer | None = None
         self.pieces = self.read()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from training.generate.stops import cut_at_stop, decoded, held_back
-
-SETTLED_TOKENS = 32  # decoded again with each new token, at most
+from training.generate.stops import cut_at_stop, held_back
+from training.generate.token_text import GrowingText
 
 
 class AnswerText:
@@ -18,16 +17,13 @@ class AnswerText:
     """
 
     def __init__(self, tokenizer: Any, ids: Sequence[int], stops: Sequence[str], *, strip: bool) -> None:
-        self.tokenizer, self.before, self.stops, self.strip = tokenizer, list(ids[-1:]), stops, strip
-        self.new: list[int] = []
-        self.settled = ""
+        self.text, self.stops, self.strip = GrowingText(tokenizer, ids), stops, strip
         self.told = 0
         self.is_stopped = False
 
     def add(self, tokens: Sequence[int]) -> str:
         """Take new tokens, and return the text that can be told; `is_stopped` says whether a stop text was met."""
-        self.new.extend(tokens)
-        text, self.is_stopped = cut_at_stop(self.text(), self.stops)
+        text, self.is_stopped = cut_at_stop(self.text.add(tokens), self.stops)
         if self.is_stopped:
             return self.tell(text, len(text.rstrip()) if self.strip else len(text))
         sure = len(text.rstrip("\ufffd"))
@@ -38,17 +34,8 @@ class AnswerText:
         """Return the end of the text."""
         if self.is_stopped:
             return ""
-        text = self.text()
+        text = self.text.add([])
         return self.tell(text, len(text.rstrip()) if self.strip else len(text))
-
-    def text(self) -> str:
-        """Return the whole text, whose beginning is decoded once only."""
-        new = decoded(self.tokenizer, self.before, self.new)
-        if len(self.new) < SETTLED_TOKENS or new.endswith("\ufffd") or not self.tokenizer.decode(self.new[-1:]).strip():
-            return self.settled + new
-        self.settled += new
-        self.before, self.new = self.new[-1:], []
-        return self.settled
 
     def tell(self, text: str, end: int) -> str:
         begin = len(text) - len(text.lstrip()) if self.strip and self.told == 0 else self.told
