@@ -102,6 +102,12 @@ class Cleaner:
             text = without_trailing_spaces(text)
         return text
 
+    def turn_text(self, text: str) -> str:
+        """Return a text as it is in the turns of documents, and count nothing."""
+        text = scrub(self.repaired(text, is_running=False), self.private)[0]
+        self.pending.clear()
+        return text
+
     def decoded_well(self, text: str) -> str:
         """Return a text without mojibake and with the characters of Windows-1252 that were read as controls."""
         result = with_windows_characters(without_mojibake(text))
