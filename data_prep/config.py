@@ -167,9 +167,10 @@ class CleaningConfig(Section):
     """How texts are cleaned, and which documents are rejected. Every step can be switched off."""
 
     repair: bool = True
-    """Repair UTF-8 that was decoded as Windows-1252 or Latin-1 (`cafÃ©`), with ftfy."""
+    """Repair UTF-8 that was decoded as Windows-1252 or Latin-1 (`cafÃ©`), with ftfy, and Windows-1252 decoded as
+    Latin-1."""
     control_characters: bool = True
-    """Remove control characters except tabs and line endings, which become `\\n`."""
+    """Remove control characters except tabs and the ends of lines and pages, which become `\\n`."""
     unicode: Literal["nfc", "nfkc", "off"] = "nfc"
     """The Unicode normal form. nfkc also replaces ligatures and full-width letters, which loses information."""
     whitespace: bool = True

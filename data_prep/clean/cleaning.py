@@ -15,8 +15,9 @@ from data_prep.clean.privacy import KINDS, PRIVACY_VERSION, scrub
 from data_prep.clean.quality import QUALITY_VERSION, apply_rules
 from data_prep.config import CleaningConfig
 from data_prep.read.parts import Document, Rejected, Turn
+from data_prep.shards.text_form import with_line_feeds, with_windows_characters
 
-CLEANING_VERSION = (4, PRIVACY_VERSION, QUALITY_VERSION, LANGUAGE_VERSION)  # part of every slice's digest
+CLEANING_VERSION = (5, PRIVACY_VERSION, QUALITY_VERSION, LANGUAGE_VERSION)  # part of every slice's digest
 
 UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufeff\ufffe\uffff]")
 
@@ -92,24 +93,24 @@ class Cleaner:
     def repaired(self, text: str, is_running: bool) -> str:
         """Return a text repaired and in its normal form; trailing spaces stay in prompts: they may be meant."""
         if self.config.repair and not text.isascii():
-            text = self.without_mojibake(text)
-        if self.config.control_characters:
-            if "\r" in text:
-                text = text.replace("\r\n", "\n").replace("\r", "\n")
-            if UNWANTED.search(text):
-                text = UNWANTED.sub("", text)
+            text = self.decoded_well(text)
+        if self.config.control_characters and UNWANTED.search(text):
+            text = UNWANTED.sub("", with_line_feeds(text))
         if self.config.unicode != "off" and not text.isascii():
             text = unicodedata.normalize("NFC" if self.config.unicode == "nfc" else "NFKC", text)
         if self.config.whitespace and is_running:
             text = without_trailing_spaces(text)
         return text
 
-    def without_mojibake(self, text: str) -> str:
-        """Return a text without mojibake; ftfy, which is slow, sees only the lines that may hold some."""
-        if MOJIBAKE.search(text) is None:
-            return text
-        lines = [repaired_line(line) if MOJIBAKE.search(line) else line for line in text.split("\n")]
-        result = "\n".join(lines)
+    def turn_text(self, text: str) -> str:
+        """Return a text as it is in the turns of documents, and count nothing."""
+        text = scrub(self.repaired(text, is_running=False), self.private)[0]
+        self.pending.clear()
+        return text
+
+    def decoded_well(self, text: str) -> str:
+        """Return a text without mojibake and with the characters of Windows-1252 that were read as controls."""
+        result = with_windows_characters(without_mojibake(text))
         if result != text:
             self.pending["repaired"] = 1
         return result
@@ -161,6 +162,13 @@ class Cleaner:
 def reasoning_of(turn: Turn) -> str:
     """Return the reasoning of an answer as a text; nothing if it has none."""
     return str(turn.more.get("reasoning_content") or "")
+
+
+def without_mojibake(text: str) -> str:
+    """Return a text without mojibake; ftfy, which is slow, sees only the lines that may hold some."""
+    if MOJIBAKE.search(text) is None:
+        return text
+    return "\n".join(repaired_line(line) if MOJIBAKE.search(line) else line for line in text.split("\n"))
 
 
 def repaired_line(line: str) -> str:

@@ -34,7 +34,7 @@ from data_prep.clean.shingles import (
     word_hashes,
 )
 
-SIGNATURE_VERSION = 3  # part of every slice's digest: raise it when a signature's or a sketch's bytes change
+SIGNATURE_VERSION = 4  # part of every slice's digest: raise it when a signature's or a sketch's bytes change
 
 MIN_WORDS = 20  # of a text that has a signature
 MIN_SKETCHED_WORDS = 10  # of a text that has marks

@@ -43,7 +43,7 @@ from data_prep.read.byte_ranges import content_of
 from data_prep.read.parts import EXCERPT_BYTES, FilePart, Rejected
 from data_prep.shards.blocks import arrow_array, mapped_file, numpy_array
 
-SLICE_VERSION = 8  # part of every slice's digest: raise it when reading, encoding or this format changes
+SLICE_VERSION = 9  # part of every slice's digest: raise it when reading, encoding or this format changes
 
 Mask = npt.NDArray[np.uint8]
 

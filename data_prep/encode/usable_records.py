@@ -20,13 +20,15 @@ from data_prep.documents import canonical
 from data_prep.encode.encoding import Encoder
 from data_prep.read.parts import Document, FilePart, Rejected, Turn, document_of
 from data_prep.read.record_blocks import Texts, read_blocks
+from data_prep.rows.record_shapes import BETWEEN
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadPart:
     """What reading and cleaning made of a part's records, and how often it changed what.
 
-    The usable ones are `texts` in UTF-8 if the part is running text, else `documents`.
+    The usable ones are `texts` in UTF-8 if the part is running text, else `documents`. `said` is the source's system
+    text for every row, as cleaning leaves it.
     """
 
     records: list[int]
@@ -34,6 +36,7 @@ class ReadPart:
     documents: list[Document]
     rejected: list[Rejected]
     changed: dict[str, int]
+    said: str = ""
 
     def content_keys(self) -> Iterator[bytes]:
         """Yield the 128-bit hash of each usable record's cleaned content."""
@@ -44,8 +47,8 @@ class ReadPart:
     def summaries(self) -> Summaries:
         """Return the signatures and sketches by which near duplicates are found."""
         if self.texts is None:
-            said = ["\n".join(turn.said() for turn in document.turns) for document in self.documents]
-            return summaries([text.encode("utf-8", "replace") for text in said])
+            own = [own_words(document, self.said) for document in self.documents]
+            return summaries([text.encode("utf-8", "replace") for text in own])
         return summaries(self.texts)
 
 
@@ -53,6 +56,7 @@ def read_usable(part: FilePart, encoder: Encoder, config: CleaningConfig, limit:
     """Return a part's usable documents and the rejected records, up to `limit` of them all."""
     cleaner = Cleaner(config)
     is_text = part.columns.shape == "text"
+    layout = part.columns.layout
     records: list[int] = []
     texts: list[bytes] = []
     documents: list[Document] = []
@@ -74,7 +78,16 @@ def read_usable(part: FilePart, encoder: Encoder, config: CleaningConfig, limit:
         documents=documents,
         rejected=rejected,
         changed=dict(sorted((+cleaner.changed).items())),
+        said=cleaner.turn_text(layout.said or "") if layout is not None else "",
     )
+
+
+def own_words(document: Document, said: str) -> str:
+    """Return all that a document says but for what its source says in every row, which is no sign of a duplicate."""
+    first, *rest = document.turns
+    if said and f"{first.text}{BETWEEN}".startswith(f"{said}{BETWEEN}"):  # or what it begins with
+        first = replace(first, text=first.text.removeprefix(said))
+    return "\n".join(turn.said() for turn in (first, *rest))
 
 
 def outcomes_of(part: FilePart, encoder: Encoder, cleaner: Cleaner) -> Iterator[bytes | Document | Rejected]:

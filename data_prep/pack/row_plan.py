@@ -17,12 +17,13 @@ from data_prep.config import DataConfig
 from data_prep.encode.encoded_slices import EncodedSlice
 from data_prep.fetch.sources import Corpus, Slice
 from data_prep.pack.packing import Packing, pack
-from data_prep.select.dedup_and_split import Documents, collect, drawn_repeats, select_unique, without_crossing
+from data_prep.select.dedup_and_split import OF_MANY, Documents, collect, drawn_repeats, select_unique, without_crossing
 from data_prep.select.held_out_passages import DocumentSpans, held_out, passages_in, spans_to_pack, with_one_held_out
 from data_prep.select.ledger import count_documents, reasons_of
 from data_prep.select.long_documents import Ends, Split, split_document
 from data_prep.select.mixture import mixed
 from data_prep.select.source_refusals import check_refused, tell_run_together
+from data_prep.select.split_leakage import TEMPLATE
 from data_prep.shards import SPLITS
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,19 @@ def check_splits(sizes: dict[str, int], counts: dict[str, dict[str, Any]], confi
             f"no document is left to train on ({sizes['validation']} held out for validation; rejected of {reasons}); "
             "fix the sources, lower data.validation_fraction, or see what data.cleaning rejects"
         )
-    if sizes["validation"] == 0 and config.validation_fraction > 0:
+    if sizes["validation"] > 0 or config.validation_fraction == 0:
+        return
+    of_many = sum(entry["rejected"].get(OF_MANY, 0) for entry in counts.values())
+    if of_many:
+        log.warning(
+            "validation is empty: %d documents that were held out were rejected as '%s': each shares most of its words "
+            "with more than %d others, such as a long system prompt; shorten that prompt, or leave out its column and "
+            'write it as the source\'s `system: "..."`, which is not compared, or set data.validation_fraction to 0',
+            of_many,
+            OF_MANY,
+            TEMPLATE,
+        )
+    else:
         log.warning(
             "validation is empty: none of %d documents fell into data.validation_fraction %g; raise it, add documents, "
             "or set it to 0",

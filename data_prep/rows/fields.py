@@ -87,7 +87,7 @@ class Fields(Section):
     group_by: One = None
     """Rows with the same value in this column are one conversation; each row is a message."""
     order_by: One = None
-    """The column that orders the rows of a conversation; default: the order in the file."""
+    """The column that orders the rows of a conversation: numbers or ISO 8601 times; default: the order in the file."""
     id: One = None
     """If the messages form a tree, the column of a message's id."""
     parent_id: One = None

@@ -5,8 +5,11 @@ The rows are held in memory until the end of the file, so a file of more than JO
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +22,17 @@ from data_prep.rows.value_paths import MISSING, value_at
 
 JOINED_BYTES = 2**30  # of a file; its rows take two to three times as much as Python objects, and so do its documents
 DELETED = "deleted"  # Open Assistant's column for a withdrawn message
+SAME_POSITION = "two rows of the conversation with the same position"
+DATE_CHARS = 10  # at most, of an ISO 8601 date without a time
+UTC_NAME = re.compile(r" ?(?:UTC|GMT)$")
+FRACTION = re.compile(r"[.,]([0-9]+)")  # of a second
+DIGIT = re.compile("[0-9]")
+LAST_NUMBER = re.compile("[0-9]+[^0-9]*$")
+YEAR_FIRST = re.compile(
+    r"[12]\d{3}([/._ -])(?:0\d|1[0-2])\1\d\d(?:[ T_,-]+(?:[01]\d|2[0-3]):\d\d(?::\d\d(?:[.,]\d+)?)?)?"
+)
+CLOCK = re.compile(r"\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?")  # a time of day, or of a recording
+TWELVE_HOURS = re.compile(r"\d\s*[ap]\.?m\b", re.IGNORECASE)
 
 Record = Mapping[str, Any]
 Parse = Callable[[Any], Record]
@@ -88,16 +102,79 @@ def key_at(row: Record, path: str | None) -> str | None:
 
 
 def ordered(rows: list[Record], order_by: str | None) -> Record | RecordError:
-    """Return rows as one conversation, sorted by `order_by`: numbers first, texts of digits as numbers, then texts."""
+    """Return rows as one conversation, sorted by `order_by`, or why their order is not certain."""
     if order_by is None:
         return conversation(rows)
     places = [value_at(row, order_by) for row in rows]
-    if any(place is MISSING or place is None for place in places):
+    if any(place in (MISSING, None, "") or place != place for place in places):
         return RecordError("a row of the conversation without its position")
-    keys = [order_key(place) for place in places]
+    try:
+        keys = sort_keys([str(place).strip() for place in places])
+    except RecordError as objection:
+        return objection
     if len(set(keys)) < len(keys):
-        return RecordError("two rows of the conversation with the same position")
+        return RecordError(SAME_POSITION)
     return conversation([row for _, row in sorted(zip(keys, rows, strict=True), key=lambda pair: pair[0])])
+
+
+def sort_keys(places: list[str]) -> list[Any]:
+    """Return what the positions of one conversation are sorted by: numbers, moments, or texts of a fixed form.
+
+    Raises RecordError if they are of several kinds, or of none whose order is certain.
+    """
+    numbers = list(map(number_of, places))
+    if None not in numbers or len(places) == 1:
+        return numbers
+    moments = list(map(moment_of, places))
+    if None not in moments:
+        if len({moment.tzinfo is None for moment, _ in filter(None, moments)}) > 1:
+            raise uncertain("times with and without an offset from UTC")
+        if len({len(place) <= DATE_CHARS for place in places}) > 1:
+            raise uncertain("dates with and without a time")
+        return moments
+    if any(number is not None for number in numbers):
+        raise uncertain("numbers and texts")
+    if not sort_as_texts(places):
+        raise uncertain("texts that may sort otherwise than they are meant")
+    return places
+
+
+def uncertain(found: str) -> RecordError:
+    return RecordError(
+        f"order_by holds {found}; write numbers or ISO 8601 times, or drop `order_by` if the file is in order"
+    )
+
+
+def number_of(place: str) -> Decimal | None:
+    """Return a position as a number, exactly: ids of messages have more digits than a float."""
+    try:
+        number = Decimal(place)
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def moment_of(place: str) -> tuple[datetime, Decimal] | None:
+    """Return an ISO 8601 date or time as a moment in whole seconds, and the fraction with all its digits."""
+    try:
+        moment = datetime.fromisoformat(UTC_NAME.sub("+00:00", place))
+    except ValueError:
+        return None
+    fraction = FRACTION.search(place)
+    return moment.replace(microsecond=0), Decimal(f"0.{fraction[1]}" if fraction else 0)
+
+
+def sort_as_texts(places: list[str]) -> bool:
+    """Return whether texts have the order of what they say: all digits have their place, and the greater come first.
+
+    Where several numbers of a text differ, which of them is the greater is known of dates and times alone.
+    """
+    if len({DIGIT.sub("0", place) for place in places}) > 1 or any(map(TWELVE_HOURS.search, places)):
+        return False
+    if all(YEAR_FIRST.fullmatch(place) or CLOCK.fullmatch(place) for place in places):
+        return True
+    last = LAST_NUMBER.search(places[0])
+    return last is None or len({place[: last.start()] for place in places}) == 1
 
 
 def order_key(place: Any) -> tuple[int, float, str]:

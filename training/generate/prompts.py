@@ -1,7 +1,8 @@
 """Turn a prompt or a conversation into the ids that a model continues.
 
-What people say is read in the form that `prepare` gives texts by default: lines end with a line feed, and Unicode is in
-its normal form NFC. Browsers, shells and files send other forms of the same text, which have other ids.
+What people say is read in the form that `prepare` gives texts by default: lines and pages end with a line feed, quotes
+of Windows-1252 that were read as Latin-1 are themselves, and Unicode is in its normal form NFC. Browsers, shells and
+files send other forms of the same text, which have other ids.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from cluster.errors import DataError
+from data_prep.shards.text_form import with_line_feeds, with_windows_characters
 
 Message = Mapping[str, Any]  # as in OpenAI's API: {"role": "user", "content": "..."}
 
@@ -63,7 +65,7 @@ def check_no_special_token(tokenizer: Any, messages: Sequence[Message]) -> None:
 
 def as_prepared(text: str) -> str:
     """Return a text in the form of the texts that a model is trained on."""
-    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return unicodedata.normalize("NFC", with_line_feeds(with_windows_characters(text)))
 
 
 def check_said(text: str, message: Message) -> None:

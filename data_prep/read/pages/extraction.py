@@ -17,7 +17,8 @@ from data_prep.files.bounded_io import DOCUMENT_BYTES, TOO_LONG, RecordError
 from data_prep.read.pages import pdf_text
 from data_prep.read.pages.epub import book_chapters
 from data_prep.read.pages.markup import article_paragraphs, decoded_page, html_text
-from data_prep.read.pages.page_headings import introduced_lines, unfolded, with_headings
+from data_prep.read.pages.page_headings import LINES, introduced_lines, unfolded, with_headings
+from data_prep.read.pages.superscripts import with_superscripts
 from data_prep.read.pages.xml_text import name_of, xml_text
 
 ARTICLE_BYTES = 4 * 2**20  # of HTML for article extraction, which takes 7 s and 80 MiB of memory per MiB of tags
@@ -62,7 +63,7 @@ def article_of(data: bytes) -> str:
     tree = trafilatura.load_html(page)
     if tree is None:
         return ""
-    lines = introduced_lines(unfolded(tree))  # before trafilatura takes the tree apart
+    lines = introduced_lines(unfolded(with_superscripts(tree, LINES)))  # before trafilatura takes the tree apart
     found = trafilatura.extract(tree, include_comments=False, favor_precision=True) or ""
     return with_headings(whole_article(found, page) if isinstance(page, str) else found, lines) if found else ""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data_prep.files.bounded_io import RecordError
+from data_prep.read.pages.superscripts import marks_note, raised
 
 Display = Literal["block", "inline", "break", "space", "cell", "row", "note", "preformatted", "skip"]
 
@@ -99,6 +100,13 @@ class Flow:
         line = "".join(self.parts[-8:])
         is_in_brackets = line.rfind("[") > line.rfind("]") or line.rfind("(") > line.rfind(")")
         self.write(mark if is_in_brackets or not mark else f"[{mark}]")
+
+    def write_exponent(self, text: str) -> bool:
+        """Add a superscript in superscript characters, and return whether it is an exponent of what is before it."""
+        exponent = raised(text, "".join(self.parts[-8:]))
+        if exponent is not None:
+            self.write(exponent)
+        return exponent is not None
 
     def end_block(self) -> None:
         """End the current block, if it has any text, and append its notes."""
@@ -215,6 +223,8 @@ def text_below(top: Any, skipped: frozenset[str] = frozenset()) -> str:
             flow.write(node.text_content or "")
         elif name == "a" and (mark := note_mark(node)) is not None:
             flow.write_mark(mark)
+        elif name == "sup" and is_plain(node) and flow.write_exponent(node.text(deep=True)):
+            pass  # it is written, with what is below it
         elif (display := HTML_DISPLAY.get(name, "inline")) != "skip" and name not in skipped:
             if name == "a" and node.prev is not None and node.prev.tag == "a":
                 flow.write(" ")  # adjacent links, which the page's style separates
@@ -235,6 +245,11 @@ def following(node: Any, depth: int, flow: Flow) -> tuple[Any, int]:
         node, depth = node.parent, depth - 1
         flow.close()
     return (node.next if depth else None), depth
+
+
+def is_plain(sup: Any) -> bool:
+    """Return whether a superscript is no reference to a note: neither a link nor named as one."""
+    return not marks_note(sup.attributes) and sup.css_first("a") is None
 
 
 def note_mark(link: Any) -> str | None:

@@ -39,6 +39,23 @@ def test_mojibake_is_repaired_line_by_line(broken: str, whole: str) -> None:
     assert text_of(f"É— “ok” naïve\n{broken}") == f"É— “ok” naïve\n{whole}"
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85"])
+def test_what_ends_a_line_or_a_page_keeps_the_words_around_it_apart(end: str) -> None:
+    assert text_of(f"one{end}two") == "one\ntwo"
+    assert text_of("one\x1ftwo") == "one two"
+
+
+def test_text_of_windows_1252_that_was_read_as_latin_1_gets_its_quotes_dashes_and_ellipses() -> None:
+    cleaner = Cleaner(CleaningConfig())
+
+    found = cleaner.cleaned(Document(0, "text", (Turn("text", "don\x92t \x93wait\x94\x85 5\x80\x81"),)))
+
+    assert found == Document(0, "text", (Turn("text", "don\u2019t \u201cwait\u201d\u2026 5\u20ac"),))
+    assert cleaner.changed == {"repaired": 1}
+    assert text_of("don\x92t\x85", repair=False) == "dont"
+    assert text_of("one\x85two") == "one\ntwo"  # alone, it is the end of a line
+
+
 def test_every_step_can_be_switched_off() -> None:
     text = "itâ€™s \x07 cafe\u0301 \r\n\n"
 

@@ -67,7 +67,7 @@ def spine(*names: str, more: str = "") -> str:
 @pytest.mark.parametrize(
     ("body", "lines"),
     [
-        ("<p>He <i>was</i> a <a href='x'>real</a>\n   <code>one</code>, x<sup>2</sup>.", ["He was a real one, x2."]),
+        ("<p>He <i>was</i> a <a href='x'>real</a>\n   <code>one</code>, x<sup>2</sup>.", ["He was a real one, x²."]),
         ("<h1>A</h1>loose <b>text</b><div>B<p>C</div>", ["A", "loose text", "B", "C"]),
         ("<p>Roses<br>are red<br/><br><br>violets", ["Roses", "are red", "", "violets"]),
         ("<ul><li>one <em>x</em><li>two<ul><li>three</ul></ul>", ["one x", "two", "three"]),
@@ -87,6 +87,27 @@ def spine(*names: str, more: str = "") -> str:
 )  # fmt: skip
 def test_a_plain_page_has_a_line_for_each_block_and_for_nothing_else(body: str, lines: list[str]) -> None:
     assert page(body).split("\n") == lines
+
+
+@pytest.mark.parametrize("kind", ["article", "page"])
+@pytest.mark.parametrize(
+    ("marked_up", "text"),
+    [
+        ("10<sup>3</sup> m<sup>2</sup> and 5 cm<sup>-1</sup>", "10³ m² and 5 cm⁻¹"),
+        ("<i>x</i><sup>\u22121</sup> of (a + b)<sup><b>2</b></sup>", "x⁻¹ of (a + b)²"),
+        ("mol<sup>-1</sup>, Na<sup>+</sup> and SO<sub>4</sub><sup>2-</sup>", "mol⁻¹, Na⁺ and SO4²⁻"),
+        ("the 1<sup>st</sup> and 2<sup>n</sup> of H<sub>2</sub>O", "the 1st and 2n of H2O"),
+        ("a study<sup>3</sup> of 9<sup class='footnote'>4</sup>", "a study3 of 94"),
+        ("a<br><sup>2</sup> and 7 <sup>3</sup>", "2 and 7 3"),
+    ],
+)
+def test_an_exponent_is_written_in_superscript_characters_and_nothing_else_is(
+    kind: str, marked_up: str, text: str
+) -> None:
+    filling = "<p>The port is deep, and many ships of all kinds come to it in every season of the year.</p>" * 9
+    data = f"<html><body><article>{filling}<p>It says {marked_up} here, as the pilots know.</p></article></body></html>"
+
+    assert text in extract_text(kind, data.encode())
 
 
 def test_a_page_is_read_in_the_encoding_that_it_declares_or_not_at_all() -> None:

@@ -115,11 +115,12 @@ def test_a_text_that_is_said_to_be_in_order_is_not_changed_by_cleaning(texts: li
 
 
 def test_plain_english_is_in_order_and_what_is_looked_into_is_said() -> None:
-    texts = ["A \u201ccaf\u00e9\u201d", "a \nb", "a\n", "a\x01", "e\u0301", "ends <end>", "", "Ã©"]
+    texts = ["A \u201ccaf\u00e9\u201d", "a \nb", "a\n", "e\u0301", "ends <end>", "", "Ã©"]
+    controls = [f"a{control}b" for control in "\x01\x0b\x0c\x1c\x1f\x85\x92\x9f"]
 
-    found = may_change(texts_of(texts), CleaningConfig(), b"<end>").tolist()
+    found = may_change(texts_of(texts + controls), CleaningConfig(), b"<end>").tolist()
 
-    assert found == [ANYTHING, SPACES, SPACES, ANYTHING, ANYTHING, ANYTHING, ANYTHING, ANYTHING]
+    assert found == [ANYTHING, SPACES, SPACES, ANYTHING, ANYTHING, ANYTHING, ANYTHING, *[ANYTHING] * len(controls)]
     plain = texts_of(["A \u201ccafe\u201d\n\nisn\u2019t 5 \u20ac \u2013 na\u00efve.", "words, and\tmore"])
     assert may_change(plain, CleaningConfig(), b"<end>").tolist() == [NOTHING, NOTHING]
     assert may_change(plain, CleaningConfig(quality=["gopher"]), b"<end>").tolist() == [ANYTHING, ANYTHING]

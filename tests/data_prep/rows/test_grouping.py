@@ -66,6 +66,65 @@ def test_a_conversation_whose_order_is_not_told_is_rejected(lines_file: Callable
     assert found == ["two rows of the conversation with the same position"]
 
 
+def read_in_order(lines_file: Callable[..., Path], *places: Any) -> list[Any]:
+    """Return the positions of one conversation's rows as they are read, or why it is rejected."""
+    rows = [{"c": "x", "t": place, "role": "user", "content": str(place)} for place in places]
+    (found,) = read(lines_file(*rows), fields={"group_by": "c", "order_by": "t"})
+    return [said for _, said in found] if isinstance(found, list) else [found]
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("2023-01-02T09:05:00Z", "2023-01-02T09:05:00.500Z", "2023-01-02T10:06:00+01:00", "2023-01-02T09:07:00.25Z"),
+        ("2023-01-02 09:05:00 UTC", "2023-01-02 09:05:00.5 UTC", "2023-01-02 10:05:00 UTC"),
+        ("2023-01-02T09:05:00.1234567Z", "2023-01-02T09:05:00.1234568Z", "2023-01-02T09:05:01Z"),
+        ("2023-01-02", "20230103", "2023-12-01"),
+        (9, "10", 10.5, "11"),
+        ("1060000000000000001", 1060000000000000002, "1060000000000000003"),
+        ("msg-002", "msg-010", "msg-100"),
+        ("call 7, turn 8", "call 7, turn 9"),
+        ("2022/12/31 09:05", "2023/01/02 09:05", "2023/01/02 10:04"),
+        ("00:00:59", "00:01:12", "01:00:00"),
+    ],
+)
+def test_a_conversation_is_in_the_order_of_its_numbers_moments_or_texts_of_one_form(
+    lines_file: Callable[..., Path], places: tuple[Any, ...]
+) -> None:
+    assert read_in_order(lines_file, *places[::-1]) == list(map(str, places))
+    assert read_in_order(lines_file, *places[1:], places[0]) == list(map(str, places))
+
+
+@pytest.mark.parametrize(
+    ("places", "found"),
+    [
+        (("1/2/2023 9:05 AM", "1/2/2023 10:05 AM"), "texts"),
+        (("01/02/2023 12:05 AM", "01/02/2023 01:05 AM"), "texts"),
+        (("12/31/2022", "01/01/2023"), "texts"),
+        (("12 AM", "01 AM"), "texts"),
+        (("msg-2", "msg-10"), "texts"),
+        (("first", "second"), "texts"),
+        (("2023/01/02 PM 12:59", "2023/01/02 PM 01:01"), "texts"),
+        ((1, "2a"), "numbers and texts"),
+        (("2023-01-02T09:05:00Z", "2023-01-02T09:06:00"), "times with and without an offset"),
+        (("2023-01-02", "2023-01-02T09:06:00"), "dates with and without a time"),
+    ],
+)
+def test_a_conversation_whose_order_is_not_certain_is_rejected_with_what_to_do(
+    lines_file: Callable[..., Path], places: tuple[Any, ...], found: str
+) -> None:
+    (reason,) = read_in_order(lines_file, *places)
+
+    assert reason.startswith(f"order_by holds {found}") and "drop `order_by` if the file is in order" in reason
+
+
+@pytest.mark.parametrize("place", [None, "", float("nan")])
+def test_a_row_without_a_position_has_no_place_in_its_conversation(
+    lines_file: Callable[..., Path], place: float | str | None
+) -> None:
+    assert read_in_order(lines_file, 1, place) == ["a row of the conversation without its position"]
+
+
 def test_a_conversation_that_was_joined_is_found_again_by_its_number(
     tmp_path: Path, lines_file: Callable[..., Path]
 ) -> None:

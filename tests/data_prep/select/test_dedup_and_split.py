@@ -249,3 +249,37 @@ def test_nothing_leaks_between_the_splits_of_real_dialogues(
     assert leaks(texts, splits) == 0
     assert len(splits) == len(set(texts.values())) - 1  # one is the beginning of another
     assert 150 < list(splits.values()).count("validation") < 350
+
+
+def pairs_under(prompt: dict[str, str]) -> list[dict[str, str]]:
+    """Return 400 different pairs, each with the columns of `prompt`."""
+    return [{**prompt, "prompt": f"How deep is port {n}?", "completion": f"It is {n * 7} metres."} for n in range(400)]
+
+
+LONG_PROMPT = " ".join(f"Rule {n} tells what word {n * n} means." for n in range(36))  # 250 words
+
+
+@pytest.mark.parametrize("near_duplicates", ["text", "all"])
+def test_the_system_text_of_a_source_makes_no_row_the_duplicate_of_another(
+    lines_file: Callable[..., Path], prepared: Callable[..., Manifest], near_duplicates: str
+) -> None:
+    source = {"path": str(lines_file(*pairs_under({}))), "system": f"{LONG_PROMPT}\r\nBe brief."}
+
+    manifest = prepared(
+        source, row_tokens=2048, validation_fraction=0.05, cleaning={"near_duplicates": near_duplicates}
+    )
+
+    (entry,) = manifest.documents.values()
+    assert entry["kept"] == 400 and manifest.rows("validation") > 0
+
+
+def test_a_long_system_prompt_in_a_column_is_told_as_what_leaves_validation_empty(
+    lines_file: Callable[..., Path], prepared: Callable[..., Manifest], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = lines_file(*pairs_under({"system": LONG_PROMPT}))
+
+    manifest = prepared(path, row_tokens=2048, validation_fraction=0.05, cleaning={"near_duplicates": "text"})
+
+    lost = manifest.documents[str(path)]["rejected"]["near duplicate of many"]
+    assert f"{lost} documents that were held out were rejected as 'near duplicate of many'" in caplog.text
+    assert "more than 20 others" in caplog.text and "raise it" not in caplog.text

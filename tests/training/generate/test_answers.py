@@ -214,7 +214,7 @@ def test_a_conversation_begins_with_one_begin_token(tiny_model: Path) -> None:
 def test_a_prompt_is_read_in_the_form_of_prepared_texts(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    prepared, sent = "caf\u00e9\ntwo\n", "cafe\u0301\r\ntwo\r"
+    prepared, sent = "caf\u00e9\ntwo\nit\u2019s\n a b", "cafe\u0301\r\ntwo\x0bit\x92s\x0c a\x1fb"
     assert prompt_ids(tokenizer, sent, as_chat=False) == prompt_ids(tokenizer, prepared, as_chat=False)
     as_said = [conversation_ids(tokenizer, [{"role": "user", "content": text}]) for text in (sent, prepared)]
     assert as_said[0] == as_said[1]
