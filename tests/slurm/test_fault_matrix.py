@@ -30,11 +30,11 @@ SLOW_SAVE = "fsync .partial sleep 300 0\n"  # a rule of faults.c: a save takes s
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that a cluster does to a job. `is_survived` says that the ranks themselves go on."""
+    """Something that a cluster does to a job. `may_survive` says that the ranks themselves may go on."""
 
     name: str
     happen: Callable[[Any], None]
-    is_survived: bool = False
+    may_survive: bool = False
 
 
 def controller(job: Any, *command: str) -> None:
@@ -160,13 +160,13 @@ FAULTS = [
     Fault("power cut of the second host", lambda job: lose_power(job, "node2")),
     Fault("power cut of the first host", lambda job: lose_power(job, "node1")),
     Fault("power cut of both hosts", lambda job: lose_power(job, "node1", "node2")),
-    Fault("cable out for 5 s", lambda job: pull_cable(job, 5.0), is_survived=True),
-    Fault("cable out for 40 s", lambda job: pull_cable(job, 40.0)),
-    Fault("slurmd restarted", lambda job: restart_slurmd(job, "node2"), is_survived=True),
-    Fault("controller restarted", lambda job: restart_controller(job, 10.0), is_survived=True),
+    Fault("cable out for 5 s", lambda job: pull_cable(job, 5.0), may_survive=True),
+    Fault("cable out for 40 s", lambda job: pull_cable(job, 40.0), may_survive=True),  # while they wait to meet
+    Fault("slurmd restarted", lambda job: restart_slurmd(job, "node2"), may_survive=True),
+    Fault("controller restarted", lambda job: restart_controller(job, 10.0), may_survive=True),
     Fault("controller hung, and a rank dies", hang_controller),
     Fault("controller away, and a rank dies", lose_controller),
-    Fault("disk stalled for 60 s", lambda job: stall_disk(job, 60.0), is_survived=True),
+    Fault("disk stalled for 60 s", lambda job: stall_disk(job, 60.0), may_survive=True),
     Fault("disk failing for 60 s", lambda job: fail_disk(job, 60.0)),
     Fault("SIGKILL of a rank", lambda job: signal_rank(job, "-KILL")),
     Fault("SIGSTOP of a rank", lambda job: signal_rank(job, "-STOP")),
@@ -253,7 +253,7 @@ def strike(job: Any, fault: Fault, phase: str) -> str:
         if len(events(job, "launch")) > launches:
             return step > reached
         reached = max(reached, step)
-        return fault.is_survived and step >= enough
+        return fault.may_survive and step >= enough
 
     job.wait_for(has_new_step)
     waited = time.monotonic() - began
