@@ -357,7 +357,7 @@ def test_real_corpora_are_prepared_without_a_rest(
         ({"path": "languages"}, 3),
         ({"path": "peps"}, 187),
         ({"path": "t0"}, 6699),  # 200 answers are nothing but the token that ends them
-        ({"path": "blns.json"}, 509),
+        ({"path": "blns.json"}, 510),
         ({"path": "self_dialogue"}, 2475),
     ],
 )
