@@ -6,6 +6,7 @@ import os
 import socket
 from pathlib import Path
 
+CPUS = Path("/proc/cpuinfo")
 AVX_512 = {"avx512bw", "avx512vl", "avx512dq"}  # what torch's bf16 products want of an x86 CPU
 
 
@@ -35,12 +36,12 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def has_bf16() -> bool:
+def has_bf16(cpus: Path = CPUS) -> bool:
     """Return whether this CPU multiplies matrices in bf16 as fast as in fp32, or faster.
 
     Without these instructions torch has no fast way: a product takes up to a hundred times as long as in fp32.
     """
-    features = {word for line in Path("/proc/cpuinfo").read_text().splitlines() for word in features_in(line)}
+    features = {word for line in cpus.read_text().splitlines() for word in features_in(line)}
     return "bf16" in features or features >= AVX_512
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +12,21 @@ from cluster.machine import features_in, has_bf16
 
 def test_a_cpu_has_bf16_where_torch_has_fast_products_in_it() -> None:
     assert has_bf16() == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@pytest.mark.parametrize(
+    ("told", "is_quick"),
+    [
+        ("flags\t\t: avx2 avx512f avx512bw avx512vl avx512dq\n", True),
+        ("flags\t\t: avx2 avx512f\nflags\t\t: avx2 avx512f\n", False),
+        ("Features\t: fp asimd bf16\n", True),
+        ("Features\t: fp asimd\n", False),
+        ("", False),
+    ],
+)
+def test_avx_512_or_bf16_on_arm_is_what_it_takes(tmp_path: Path, told: str, is_quick: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(told)
+    assert has_bf16(tmp_path / "cpuinfo") == is_quick
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ tokens are added up over rows, and so are their bytes, wherever a cut is.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,12 +18,11 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
 from data_prep.shards import ShardReader
+from training.generate.token_text import byte_tokens
 from training.step.batches import MicroBatch, micro_batch, nothing_of
 from training.step.packed_model import Isolation, PackedModel
 
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no character: 3 bytes itself
-BYTE_TOKEN = re.compile("<0x[89A-F][0-9A-F]>")  # of SentencePiece's byte fallback, within a character
-ONE_BYTE_TOKEN = "<0x41>"  # "A"
 Key = tuple[int, int]  # a document: its source file's number and its position there
 Passes = Callable[[MicroBatch], Sequence[MicroBatch]]
 """Returns what the model is called with for a micro batch; see StepEngine.forward_passes."""
@@ -83,21 +81,20 @@ def text_bytes(tokenizer: Any, ids: Sequence[int]) -> int:
     text = tokenizer.decode(ids, skip_special_tokens=True)
     if REPLACEMENT not in text:
         return len(text.encode())
-    tokens = tokenizer.convert_ids_to_tokens(ids)
-    if any(map(BYTE_TOKEN.fullmatch, tokens)):
-        return fallback_bytes(tokenizer, ids, tokens)
+    known = byte_tokens(tokenizer)
+    if not known.keys().isdisjoint(ids):
+        return fallback_bytes(tokenizer, ids, known)
     return len(text.encode()) - replacement_bytes(tokenizer, ids)
 
 
-def fallback_bytes(tokenizer: Any, ids: Sequence[int], tokens: Sequence[str]) -> int:
-    """Return the bytes of the text, each token of one byte counted as one.
+def fallback_bytes(tokenizer: Any, ids: Sequence[int], known: Mapping[int, int]) -> int:
+    """Return the bytes of the text, each token of one byte, of which the `known` are, counted as one.
 
     A run of such tokens that is not UTF-8 as a whole would decode to a replacement character for each. With another
     character of one byte in their place, the text is as long as its tokens make it, and the rest of it is the same.
     """
-    one = tokenizer.convert_tokens_to_ids(ONE_BYTE_TOKEN)
-    if tokenizer.decode(one) == chr(0x41):
-        ids = [one if BYTE_TOKEN.fullmatch(token) else id_ for id_, token in zip(ids, tokens, strict=True)]
+    letter = next(token for token, byte in known.items() if byte == ord("A"))
+    ids = [letter if token in known else token for token in ids]
     return len(tokenizer.decode(ids, skip_special_tokens=True).encode())
 
 

@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 from cluster.errors import DataError
 from data_prep.shards.text_form import with_line_feeds, with_windows_characters
 
+MAY_MARK = ("system", "assistant")
 Message = Mapping[str, Any]  # as in OpenAI's API: {"role": "user", "content": "..."}
 
 
@@ -40,8 +41,8 @@ def conversation_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     if not messages or messages[-1].get("role") == "assistant":
         raise DataError("a conversation to answer ends with a user's message; remove the assistant's last one")
     messages = [{**message, "content": as_prepared(message["content"])} for message in messages]
-    check_no_special_token(tokenizer, messages)
     try:
+        check_no_special_token(tokenizer, messages)
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError) as error:
         raise DataError(f"the model's chat template refuses the conversation: {error}") from None
@@ -52,15 +53,28 @@ def conversation_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 
 def check_no_special_token(tokenizer: Any, messages: Sequence[Message]) -> None:
-    """Raise DataError if a message holds one, as `prepare` rejects such rows."""
+    """Raise DataError if a message holds one that `prepare` rejects there.
+
+    The system and the assistant may write those that are not of turns, such as `<tool_call>` in some tokenizers.
+    """
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     for message in messages:
-        found = next((token for token in special if token.strip() and token in message["content"]), None)
-        if found is not None:
+        found = [token for token in special if token.strip() and token in message["content"]]
+        if found and message["role"] in MAY_MARK:
+            around = around_turns(tokenizer, messages)
+            found = [token for token in found if token in around]
+        if found:
             raise DataError(
-                f"what the {message['role']} says holds {found!r}, a special token of the model, which would end or"
+                f"what the {message['role']} says holds {found[0]!r}, a special token of the model, which would end or"
                 " begin a turn; remove it"
             )
+
+
+def around_turns(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """Return what the template writes around these messages and an answer, and the token that ends one."""
+    blank = [{**message, "content": "."} for message in messages]
+    text = tokenizer.apply_chat_template([*blank, {"role": "assistant", "content": "."}], tokenize=False)
+    return f"{text}{tokenizer.eos_token or ''}"
 
 
 def as_prepared(text: str) -> str:

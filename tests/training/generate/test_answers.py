@@ -245,6 +245,33 @@ def test_an_empty_prompt_is_refused(tiny: tuple[Any, Any], call: Callable[..., A
         call(*tiny, [], GREEDY)
 
 
+@pytest.mark.parametrize(
+    ("role", "token", "is_refused"),
+    [
+        ("system", "<mark>", False),
+        ("system", "<turn>", True),
+        ("system", "</s>", True),
+        ("assistant", "<mark>", False),
+        ("user", "<mark>", True),
+        ("user", "<turn>", True),
+    ],
+)
+def test_only_who_may_write_a_special_token_in_training_may_write_it_in_a_prompt(
+    tiny_model: Path, role: str, token: str, is_refused: bool
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_tokens(["<mark>", "<turn>"], special_tokens=True)
+    tokenizer.chat_template = "{% for m in messages %}<turn>{{ m.role }} {{ m.content }}\n{% endfor %}"
+    said = {one: f"a{token}b" if one == role else "a run" for one in ("system", "user", "assistant")}
+    messages = [{"role": one, "content": said[one]} for one in ("system", "user", "assistant")]
+    messages.append({"role": "user", "content": "go"})
+    if is_refused:
+        with pytest.raises(DataError, match=f"what the {role} says holds '{token}'"):
+            conversation_ids(tokenizer, messages)
+    else:
+        assert tokenizer.convert_tokens_to_ids(token) in conversation_ids(tokenizer, messages)
+
+
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_an_export_of_16_bits_is_computed_in_what_the_cpu_is_quick_in(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bf16: bool, dtype: torch.dtype
