@@ -21,6 +21,8 @@ from cluster.wording import count_of
 COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 END_TIME = "SLURM_JOB_END_TIME"
 HOSTS = "SHARDLINE_HOSTS"  # two hosts of a Slurm job, the one of rank 0 first
+LAUNCHER, SRUN = "SHARDLINE_LAUNCHER", "srun"  # what launch/train.sh sets for the tasks of its srun
+RANKS = "SHARDLINE_RANKS"  # of each host of a Slurm job, in Slurm's order: node1:8 node2:8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +43,10 @@ class World:
 def read_world(environment: Mapping[str, str] | None = None) -> World | None:
     """Return this process's rank and world as its launcher set them; None if no launcher started it as a rank.
 
-    torchrun, the deepspeed launcher and our own set RANK and WORLD_SIZE. Slurm's variables alone do not make a rank, as
-    a batch script has them too: launch/train.sh sets SHARDLINE_LAUNCHER=srun for the ranks.
+    torchrun, the deepspeed launcher and our own set RANK and WORLD_SIZE. Slurm's variables do not make a rank: a batch
+    script has them too.
     """
     values = os.environ if environment is None else environment
-    if values.get("SHARDLINE_LAUNCHER") == "srun":
-        return slurm_world(values)
     if read_host_place(values) is None and "RANK" in values and "WORLD_SIZE" in values:
         if "LOCAL_RANK" not in values:
             raise ClusterError(
@@ -83,9 +83,12 @@ class HostPlace:
 def read_host_place(environment: Mapping[str, str] | None = None) -> HostPlace | None:
     """Return this host's place as PET_NNODES and the like say it; None without them, and in a rank.
 
-    These are torchrun's names for its own options (its `--nnodes` is PET_NNODES); Kubeflow's TrainJob sets them.
+    These are torchrun's names for its own options (its `--nnodes` is PET_NNODES); Kubeflow's TrainJob sets them. In a
+    task of the srun that launch/train.sh starts on each host of a Slurm job, Slurm says it.
     """
     values = os.environ if environment is None else environment
+    if is_under_srun(values):
+        return None if "LOCAL_RANK" in values else slurm_place(values)
     if "PET_NNODES" not in values or "LOCAL_RANK" in values:
         return None
     if not values["PET_NNODES"].isdecimal() or int(values["PET_NNODES"]) < 1:
@@ -113,20 +116,31 @@ def ranks_of_host(values: Mapping[str, str]) -> int | None:
     return int(ranks)
 
 
-def slurm_world(values: Mapping[str, str]) -> World:
-    tasks = host_counts(text(values, "SLURM_STEP_TASKS_PER_NODE"))
-    host = number(values, "SLURM_NODEID")
-    if host >= len(tasks):
-        raise ClusterError(
-            f"SLURM_NODEID={host}: SLURM_STEP_TASKS_PER_NODE tells of {count_of(len(tasks), 'host')} only"
-        )
-    return World(
-        rank=number(values, "SLURM_PROCID"),
-        size=number(values, "SLURM_NTASKS"),
-        local_rank=number(values, "SLURM_LOCALID"),
-        local_size=tasks[host],
-        master=(text(values, "MASTER_ADDR"), number(values, "MASTER_PORT")),
-    )
+def is_under_srun(environment: Mapping[str, str] | None = None) -> bool:
+    """Return whether this process was started on a host of a Slurm job by our srun, as a task of it or as a rank."""
+    values = os.environ if environment is None else environment
+    return values.get(LAUNCHER) == SRUN
+
+
+def slurm_place(values: Mapping[str, str]) -> HostPlace:
+    """Return this host's place among those of the job."""
+    ranks, host = list(ranks_of_hosts(values).values()), number(values, "SLURM_NODEID")
+    if host >= len(ranks):
+        raise ClusterError(f"SLURM_NODEID={host}: {RANKS} tells of {count_of(len(ranks), 'host')} only")
+    master = (text(values, "MASTER_ADDR"), number(values, "MASTER_PORT"))
+    return HostPlace(number=host, count=len(ranks), ranks=ranks[host], master=master)
+
+
+def ranks_of_hosts(environment: Mapping[str, str] | None = None) -> dict[str, int]:
+    """Return how many ranks each host of a Slurm job has, in Slurm's order, in a task of our srun."""
+    values = os.environ if environment is None else environment
+    pairs = (pair.rpartition(":") for pair in text(values, RANKS).split())
+    return {host: int(ranks) for host, _, ranks in pairs}
+
+
+def slurm_host() -> str:
+    """Return Slurm's name of this host, which its own may differ from; "" outside of Slurm."""
+    return os.environ.get("SLURMD_NODENAME", "")
 
 
 def host_counts(spelled: str) -> list[int]:

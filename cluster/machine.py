@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 CPUS = Path("/proc/cpuinfo")
+GROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 AVX_512 = {"avx512bw", "avx512vl", "avx512dq"}  # what torch's bf16 products want of an x86 CPU
 
 
@@ -36,6 +37,44 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def keep_to_share(number: int, count: int) -> None:
+    """Let this process run on its share of the CPUs that it may use now, as one of `count` processes that share them.
+
+    Neighbours get neighbouring cores, and the threads of a core stay together. Nothing is changed where there are fewer
+    CPUs than processes.
+    """
+    cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (*core_of(cpu), cpu))
+    if share := len(cpus) // count:
+        os.sched_setaffinity(0, cpus[number * share : (number + 1) * share])
+
+
+def core_of(cpu: int) -> tuple[int, int]:
+    """Return the package and the core that a CPU is of; where the kernel does not tell, each CPU is a core."""
+    topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+    try:
+        return int((topology / "physical_package_id").read_text()), int((topology / "core_id").read_text())
+    except (OSError, ValueError):
+        return 0, cpu
+
+
+def out_of_memory_kills(groups_of_process: Path = GROUPS, root: Path = CGROUPS) -> int:
+    """Return how many processes of this one's memory cgroup the kernel has killed for want of memory.
+
+    0 where the kernel does not tell.
+    """
+    try:
+        lines = groups_of_process.read_text().splitlines()
+        groups = {name: group.lstrip("/") for _, name, group in (line.split(":", 2) for line in lines)}
+        if "memory" in groups:  # version 1
+            path = root / "memory" / groups["memory"] / "memory.oom_control"
+        else:
+            path = root / groups.get("", "") / "memory.events"
+        facts = dict(line.split() for line in path.read_text().splitlines())
+        return int(facts.get("oom_kill", 0))
+    except (OSError, ValueError):
+        return 0
+
+
 def has_bf16(cpus: Path = CPUS) -> bool:
     """Return whether this CPU multiplies matrices in bf16 as fast as in fp32, or faster.
 
@@ -55,10 +94,9 @@ def free_memory_bytes() -> int:
     """Return how much memory this process can still allocate: what the host, and its cgroup's limit, leave free."""
     meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(meminfo["MemAvailable"].split()[0]) * 1024
-    own = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "/")
-    root = Path("/sys/fs/cgroup")
-    group = root / own.lstrip("/")
-    groups = [one for one in (group, *group.parents) if one.is_relative_to(root)]  # a limit may be that of the job
+    own = next((line[3:] for line in GROUPS.read_text().splitlines() if line.startswith("0::")), "/")
+    group = CGROUPS / own.lstrip("/")
+    groups = [one for one in (group, *group.parents) if one.is_relative_to(CGROUPS)]  # a limit may be that of the job
     return min([free, *(left for one in groups if (left := left_in_group(one)) is not None)])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.environment import patience
 from cluster.errors import EXIT_DONE, EXIT_FAILED, ClusterError, exit_code_of
-from cluster.hosts.meeting import END_S, MEET_S, Hello, Met, other_settings
+from cluster.hosts.meeting import END_S, MEET_S, Decision, Ended, Hello, Met, other_settings
 from cluster.hosts.peer import POLL_S, Patience, Peer
 from cluster.launching.local_launcher import Seats, combined, first_cause
 from cluster.machine import hold_port
@@ -150,7 +150,7 @@ class FirstHost:
         self.tell_code(worst)
         return worst
 
-    def finish(self, code: int, causes: Sequence[str], is_again: Callable[[int], bool]) -> tuple[int, bool]:
+    def finish(self, code: int, causes: Sequence[str], decide: Decision) -> tuple[int, bool]:
         self.causes += causes
         if code != EXIT_DONE:
             self.tell_code(code)
@@ -158,17 +158,16 @@ class FirstHost:
         while len(self.codes) < len(self.peers) and time.monotonic() < deadline:
             self.elsewhere()
             time.sleep(POLL_S)
-        for number in set(self.peers) - set(self.codes):
+        silent = set(self.peers) - set(self.codes)
+        for number in silent:
             log.warning("the ranks of host %d (%s) have not ended", number, self.peers[number].name)
             self.codes[number] = EXIT_FAILED
         total = combined([code, *self.codes.values()])
-        again = is_again(total)
+        are_all_there = not silent and not any(peer.is_gone for peer in self.peers.values())
+        again = decide(Ended(code=total, cause=first_cause(self.causes), are_all_there=are_all_there))
         self.tell({"end": total, "again": again})
         self.forget()
         return total, again
-
-    def cause(self) -> str | None:
-        return first_cause(self.causes)
 
     def tell_code(self, code: int) -> None:
         if code != self.told:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cluster.environment import HostPlace
@@ -32,6 +32,7 @@ class Hello:
     place: HostPlace
     ranks: int
     run: Mapping[str, Any]
+    name: str = field(default_factory=host_name)
 
     def settings(self) -> dict[str, str]:
         """Return `run` with each value as text, of which a long one is a beginning and a digest.
@@ -53,7 +54,7 @@ class Hello:
             "host": self.place.number,
             "hosts": self.place.count,
             "ranks": self.ranks,
-            "name": host_name(),
+            "name": self.name,
             "run": self.settings(),
         }
 
@@ -80,6 +81,22 @@ class Met:
     hosts: Sequence[str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How the ranks of all hosts have ended, as the first host knows it.
+
+    `cause` tells which rank was killed or which host was lost, if one was. `are_all_there` tells whether every host has
+    said how its ranks ended, and is still connected.
+    """
+
+    code: int
+    cause: str | None
+    are_all_there: bool
+
+
+Decision = Callable[[Ended], bool]
+
+
 class Meeting(Protocol):
     """One host's side of it."""
 
@@ -94,15 +111,11 @@ class Meeting(Protocol):
         """Return the exit code other than 0 that another host has ended with, if one has."""
         ...
 
-    def finish(self, code: int, causes: Sequence[str], is_again: Callable[[int], bool]) -> tuple[int, bool]:
+    def finish(self, code: int, causes: Sequence[str], decide: Decision) -> tuple[int, bool]:
         """Tell the others this host's exit code; return that of all, and whether all start again: the first decides.
 
         `causes` are the ranks here that were killed.
         """
-        ...
-
-    def cause(self) -> str | None:
-        """Return, on the first host, which rank was killed or which host was lost, once all have ended."""
         ...
 
     def close(self) -> None: ...

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cluster.environment import patience
 from cluster.errors import EXIT_FAILED
-from cluster.hosts.meeting import END_S, MEET_S, Hello, Met
+from cluster.hosts.meeting import END_S, MEET_S, Decision, Hello, Met
 from cluster.hosts.peer import POLL_S, Patience, Peer
 from cluster.launching.local_launcher import Seats, combined
 
@@ -87,10 +87,7 @@ class OtherHost:
             log.warning("the first host (%s) is gone", self.first.name)
         return self.code if self.end is None else self.end[0]
 
-    def cause(self) -> str | None:
-        return None
-
-    def finish(self, code: int, causes: Sequence[str], is_again: Callable[[int], bool]) -> tuple[int, bool]:
+    def finish(self, code: int, causes: Sequence[str], decide: Decision) -> tuple[int, bool]:
         assert self.first is not None
         self.first.send({"code": code, "causes": list(causes)})
         deadline = time.monotonic() + 1.25 * END_S * patience()

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 TOLD_S = 10.0  # a wait that is longer is told
 POLL_S = 0.1
 SEND_S = 10.0  # that a peer has to take a message
+# a host that is silent for a minute is gone: a cable that is out for less ends nothing
+KEEP_ALIVE = (("SO_KEEPALIVE", 1), ("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 5))
 LINE_BYTES = 1 << 22  # a longer line is not ours: a hello has all settings
 
 
@@ -36,7 +38,7 @@ class Peer:
 
     def __post_init__(self) -> None:
         self.connection.setblocking(False)
-        for option, value in (("SO_KEEPALIVE", 1), ("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 6)):
+        for option, value in KEEP_ALIVE:
             level = socket.SOL_SOCKET if option.startswith("SO_") else socket.IPPROTO_TCP
             self.connection.setsockopt(level, getattr(socket, option), value)
 

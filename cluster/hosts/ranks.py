@@ -10,7 +10,7 @@ from dataclasses import replace
 from cluster.environment import HOSTS
 from cluster.errors import EXIT_FAILED
 from cluster.hosts.first import FirstHost
-from cluster.hosts.meeting import Hello, Meeting
+from cluster.hosts.meeting import Ended, Hello, Meeting
 from cluster.hosts.other import OtherHost
 from cluster.hosts.peer import stopped_code
 from cluster.launching.local_launcher import RankNews, SpareProcess, run_ranks
@@ -24,15 +24,26 @@ def run_on_hosts(
     hello: Hello,
     note: Callable[[], None],
     *,
-    restart: Callable[[], bool],
+    restart: Callable[[bool], bool],
     news: RankNews,
     spare: SpareProcess | None = None,
 ) -> int:
     """Run `command` as this host's ranks; return the exit code that all hosts end with.
 
     The first host calls `note` before each start, once all hosts are there, and asks `restart` after a failure whether
-    there is another one. Where this host is the only one, nothing is waited for.
+    there is another one; its argument is whether all hosts are still there. Where this host is the only one, nothing is
+    waited for.
     """
+
+    def decide(ended: Ended) -> bool:
+        """Record why the ranks have failed; return whether they start again. Called on the first host."""
+        if ended.code != EXIT_FAILED or asked:  # who is killed after a stop was asked for did not save in time
+            return False
+        if ended.cause and news.note_cause(ended.cause):
+            where = f"; the ranks' logs: {news.log_of('*')}" if news.log_of else ""
+            log.warning("%s%s", ended.cause, where)
+        return restart(ended.are_all_there)
+
     with remembered_signals() as asked, closing(meeting_of(hello, asked)) as meeting:
         while True:
             met = meeting.meet(note)
@@ -42,10 +53,7 @@ def run_on_hosts(
             seats, causes = replace(met.seats, elsewhere=meeting.elsewhere), list[str]()
             own = replace(news, note_cause=causes.append)
             code = stopped_code(asked) or run_ranks(command, hello.ranks, variables, seats=seats, news=own, spare=spare)
-            total, again = meeting.finish(code, causes, lambda code: code == EXIT_FAILED and not asked and restart())
-            if total == EXIT_FAILED and (cause := meeting.cause()) and news.note_cause(cause):
-                where = f"; the ranks' logs: {news.log_of('*')}" if news.log_of else ""
-                log.warning("%s%s", cause, where)
+            total, again = meeting.finish(code, causes, decide)
             if not again:
                 return total
             log.warning("restarting the ranks")

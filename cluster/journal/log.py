@@ -10,12 +10,17 @@ from cluster.machine import host_name
 from cluster.terminal import ERASE, can_draw_in_place, console
 
 
-def set_up_logging(world: World | None = None, file: TextIO | None = None) -> None:
+def set_up_logging(
+    world: World | None = None, file: TextIO | None = None, *, host: str = "", is_first: bool = True
+) -> None:
     """Log to the console: INFO from rank 0, WARNING and above from every rank, with rank and host on each line.
 
-    With `file`, a rank's own log, the same goes there, each line with its date.
+    With `file`, a rank's own log, the same goes there, each line with its date. `host` is for what starts the ranks of
+    one host of several: INFO comes from the first one.
     """
-    where = "" if world is None or world.size == 1 else f" [{world.rank}/{world.size} {host_name()}]"
+    where = f" [{host}]" if host else ""
+    if world is not None:
+        where, is_first = f" [{world.rank}/{world.size} {host_name()}]" if world.size > 1 else "", world.is_first
     handler = logging.StreamHandler(console())
     erase = ERASE if can_draw_in_place(console()) else ""  # the line in place may be drawn by another process
     handler.setFormatter(logging.Formatter(f"{erase}%(asctime)s{where} %(levelname).1s %(message)s", "%H:%M:%S"))
@@ -27,4 +32,4 @@ def set_up_logging(world: World | None = None, file: TextIO | None = None) -> No
         root.addHandler(beside)
     root.setLevel(logging.WARNING)
     for package in ("cluster", "data_prep", "training", "launch"):
-        logging.getLogger(package).setLevel(logging.INFO if world is None or world.is_first else logging.WARNING)
+        logging.getLogger(package).setLevel(logging.INFO if is_first else logging.WARNING)

@@ -23,7 +23,7 @@ from typing import Protocol
 from cluster.environment import World, child_environment, rank_variables
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION
 from cluster.launching.stop_request import SIGNALS
-from cluster.machine import hold_port, host_name
+from cluster.machine import hold_port, host_name, out_of_memory_kills
 from cluster.terminal import erase_line
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 GRACE_S = 10.0  # the time that the other ranks have to end by themselves after one has failed
 STOP_S = 120.0  # the same after another host has ended with 75: the last save is over there
 LATE = ("SIGSEGV", "SIGABRT")  # torch's own abort last
+OUT_OF_MEMORY = ": out of memory, beyond what the job or this host has"
 PR_SET_PDEATHSIG = 1
 
 
@@ -63,12 +64,13 @@ class RankNews:
 
     `stopping` is logged as soon as a signal asks them to stop; `log_of` tells where a rank's own log is, and those of
     all ranks for `*`; `note_cause` is called with the rank that a signal of somebody else has killed, once all have
-    ended, and returns whether it has recorded that.
+    ended, and returns whether it has recorded that. `host` is Slurm's name of this host, in a job of Slurm.
     """
 
     stopping: str = ""
     log_of: Callable[[int | str], Path] | None = None
     note_cause: Callable[[str], bool | None] = lambda cause: None
+    host: str = ""
 
 
 class Rank(Protocol):
@@ -154,6 +156,8 @@ class LocalRanks:
     causes: list[str] = field(default_factory=list)
     stopped_elsewhere_at: float | None = None
     spare: SpareProcess | None = None
+    memory_kills: int = field(default_factory=out_of_memory_kills)
+    """Of this process's cgroup, before the ranks were started."""
 
     def start(self, command: Sequence[str], size: int, variables: Mapping[str, str]) -> None:
         """Start the ranks of this host, unless a signal asks to stop meanwhile."""
@@ -215,11 +219,14 @@ class LocalRanks:
     def killed(self) -> list[str]:
         """Return the ranks that a signal has ended which did not come from us, each in words.
 
-        Not "on HOST", by which failures exclude a host from jobs: what kills ranks of a shell is often short memory.
+        Outside of Slurm not "on HOST", by which failures exclude a host from jobs: what kills ranks of a shell is often
+        short memory.
         """
         codes = [(number, rank.returncode or 0) for number, rank in enumerate(self.ranks, start=self.seats.first)]
+        where = f"on {self.news.host}" if self.news.host else f"({host_name()})"
+        is_short = out_of_memory_kills() > self.memory_kills
         return [
-            f"rank {number} ({host_name()}) was killed by {signal.Signals(-code).name}"
+            f"rank {number} {where} was killed{OUT_OF_MEMORY if is_short else f' by {signal.Signals(-code).name}'}"
             for number, code in codes
             if code < 0 and -code not in self.asked and not is_impatient(self.asked)
         ]

@@ -199,6 +199,17 @@ class Spare:
 
 
 @contextmanager
+def spare_for(command: Sequence[str], *, restart: bool) -> Iterator[Spare | None]:
+    """Have a spare process beside the ranks, if they are to be restarted."""
+    spare = Spare(command) if restart else None
+    try:
+        yield spare
+    finally:
+        if spare is not None:
+            spare.end()
+
+
+@contextmanager
 def adopting_orphans() -> Iterator[None]:
     """Become the parent of processes below this one whose parent ends, as the one between spare and rank does."""
     prctl = ctypes.CDLL(None).prctl

@@ -23,7 +23,7 @@ FAILURES = 2  # attempts that name one host, which exclude it
 SILENT_H = 6.0  # for which a host is left out that gave no answer; a broken one is until a person forgives it
 MOST_REQUEUES = 3  # to get rid of hosts, in a row without a new step
 ENDINGS = ("end", "no-start")
-BLAMED = re.compile(r"\branks? [\d,-]+ on ([A-Za-z0-9][\w.-]*)|^([A-Za-z0-9][\w.-]*) was lost$")
+BLAMED = re.compile(r"\branks? (?:[\d,-]+ )?on ([A-Za-z0-9][\w.-]*)|^([A-Za-z0-9][\w.-]*) was lost$")
 NOT_BY_HOST = "out of memory"  # the job's limit, and the rank that needs most, are on the same host each time
 
 

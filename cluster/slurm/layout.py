@@ -1,4 +1,4 @@
-"""How many ranks run on each host of a Slurm job, and the options of srun that start them there."""
+"""How many ranks run on each host of a Slurm job, and the options of srun that start a launcher of them there."""
 
 from __future__ import annotations
 
@@ -11,32 +11,25 @@ from cluster.wording import count_of
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """`ranks` are of each host, in Slurm's order. `has_gpus` tells whether each rank has one."""
+    """`ranks` and `cpus` are of each host, in Slurm's order. `has_gpus` tells whether each rank has one."""
 
     hosts: tuple[str, ...]
     ranks: tuple[int, ...]
-    cpus_per_rank: int
+    cpus: tuple[int, ...]
     has_gpus: bool
 
     @property
-    def is_even(self) -> bool:
-        return len(set(self.ranks)) == 1
-
-    @property
-    def host_of_each_rank(self) -> list[str]:
-        return [host for host, ranks in zip(self.hosts, self.ranks, strict=True) for _ in range(ranks)]
-
-    @property
     def options(self) -> list[str]:
-        """Return srun's options. Uneven ones take the hosts from the file in SLURM_HOSTFILE.
+        """Return srun's options: a task a host, with all CPUs and GPUs that the job has there.
 
-        A step without an option about GPUs gets all that the job has on each host.
+        A step without an option about GPUs gets all of them. Unequal CPUs cannot be told, so such a task is not bound
+        to any by srun; its ranks divide those of the job's cgroup.
         """
-        common = [f"--ntasks={sum(self.ranks)}", f"--cpus-per-task={self.cpus_per_rank}"]
-        if not self.is_even:
-            return [*common, "--distribution=arbitrary"]
-        gpus = [f"--gpus-per-node={self.ranks[0]}"] if self.has_gpus else []
-        return [*common, f"--ntasks-per-node={self.ranks[0]}", *gpus]
+        one_each = [f"--nodes={len(self.hosts)}", f"--ntasks={len(self.hosts)}", "--ntasks-per-node=1"]
+        equal = len(set(self.cpus)) == 1
+        cpus = [f"--cpus-per-task={self.cpus[0]}"] if equal else ["--whole", "--cpu-bind=none"]
+        gpus = [f"--gpus-per-node={self.ranks[0]}"] if self.has_gpus and len(set(self.ranks)) == 1 else []
+        return [*one_each, *cpus, *gpus]
 
 
 def plan_layout(hosts: Sequence[str], cpus: Sequence[int], tasks: Sequence[int], gpus: Mapping[str, int]) -> Layout:
@@ -54,5 +47,4 @@ def plan_layout(hosts: Sequence[str], cpus: Sequence[int], tasks: Sequence[int],
                 f"{count_of(host_cpus, 'CPU')} for {count_of(host_ranks, 'rank')} on {host};"
                 " submit with --exclusive or --cpus-per-gpu=N"
             )
-    least = min(host_cpus // host_ranks for host_cpus, host_ranks in zip(cpus, ranks, strict=True))
-    return Layout(hosts=tuple(hosts), ranks=ranks, cpus_per_rank=least, has_gpus=has_gpus)
+    return Layout(hosts=tuple(hosts), ranks=ranks, cpus=tuple(cpus), has_gpus=has_gpus)

@@ -1,4 +1,7 @@
-"""What srun writes on standard error: passed on line by line, and read for how its ranks began and ended."""
+"""What srun writes on standard error: passed on line by line, and read for how its tasks began and ended.
+
+Each task is the launcher of a host's ranks.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,29 @@ import time
 from dataclasses import dataclass, field
 from typing import IO
 
+from cluster.launching.local_launcher import OUT_OF_MEMORY
+
 BEGINS = "shardline: a task begins"  # what each task's shell writes first; not passed on
-ENDED = re.compile(r"srun: error: (\S+): (tasks?) ([\d,-]+): (.+)")
+ENDED = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (.+)")
 NO_LAUNCH = re.compile(r"srun: error: Task launch for .* failed on node ")
 LOST_HOST = re.compile(r"srun: error: Node failure on ([^\s!]+)")
+EXITED = re.compile(r"Exited with exit code (\d+)")
 OWN_ERROR = re.compile(r"(?:srun|slurmstepd): (?:error|fatal): (.+)")
 SIGNALS = {signal.strsignal(number): number.name for number in signal.Signals}  # srun writes C's text for a signal
-ABORTED = "killed by SIGABRT"
-LATER_S = (
-    2.0  # a host's word of a rank that a signal ended may come so much later than that of a rank which then failed
-)
+LATER_S = 2.0  # a host's word of a launcher that was killed may come so much later than that of one which then failed
 READ_S = 5.0  # that the last lines may take once srun has ended
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """The word of ranks that failed, or of a host that was lost. `told` is None if the ranks themselves tell why."""
+    """The word of a task that failed, or of a host that was lost.
+
+    `told` is None if the task has told itself why; `code` is its exit code, None if it has none.
+    """
 
     at: float
     told: str | None
+    code: int | None = None
 
 
 @dataclass
@@ -41,8 +48,8 @@ class SrunOutput:
     is_incomplete: bool = False
     """Whether srun could not start the tasks of some host."""
     ended: list[Ended] = field(default_factory=list)
-    rank_ended: float | None = None
-    """When srun first told of a rank that failed, in seconds of the monotonic clock."""
+    task_ended: float | None = None
+    """When srun first told of a task that failed, in seconds of the monotonic clock."""
     last_error: str = ""
     thread: threading.Thread = field(init=False)
 
@@ -66,8 +73,10 @@ class SrunOutput:
     def look(self, text: str, now: float) -> None:
         """Take note of a line."""
         if match := ENDED.match(text):
-            self.rank_ended = now if self.rank_ended is None else self.rank_ended
-            self.ended.append(Ended(at=now, told=death(*match.groups())))
+            self.task_ended = now if self.task_ended is None else self.task_ended
+            host, how = match.groups()
+            exited = EXITED.fullmatch(how)
+            self.ended.append(Ended(at=now, told=death(host, how), code=int(exited[1]) if exited else None))
         elif match := LOST_HOST.match(text):
             self.ended.append(Ended(at=now, told=f"{match[1]} was lost"))
         elif match := OWN_ERROR.match(text):
@@ -80,21 +89,24 @@ class SrunOutput:
 
     @property
     def cause(self) -> str | None:
-        """Return which rank was killed, or which host was lost, if that came first: the others failed because of it.
+        """Return whose launcher was killed, or which host was lost, if that came first.
 
-        Later deaths are those of ranks that Slurm ended because of the first. torch ends a rank that has lost another
-        one by SIGABRT, within a second: that is a cause only if no word came before it.
+        The others failed because of it. Later deaths are those of tasks that Slurm ended because of the first.
         """
         if not self.ended:
             return None
-        early = [one.told for one in self.ended if one.told and one.at - self.ended[0].at <= LATER_S]
-        return next((told for told in early if not told.endswith(ABORTED)), self.ended[0].told)
+        return next((one.told for one in self.ended if one.told and one.at - self.ended[0].at <= LATER_S), None)
+
+    @property
+    def first_code(self) -> int | None:
+        """Return the exit code of the task that failed first, if it has one; srun then sends TERM to the others."""
+        return self.ended[0].code if self.ended else None
 
 
-def death(host: str, noun: str, tasks: str, how: str) -> str | None:
-    """Return how a signal ended ranks; None for TERM, which Slurm sends, and for ranks that ended by themselves."""
+def death(host: str, how: str) -> str | None:
+    """Return how a signal ended a task; None for TERM, which Slurm sends, and for one that ended by itself."""
     name = SIGNALS.get(how.removesuffix(" (core dumped)"))
-    ranks = f"{noun.replace('task', 'rank')} {tasks} on {host} {'was' if noun == 'task' else 'were'}"
+    launcher = f"the launcher of the ranks on {host} was killed"
     if how == "Out Of Memory":
-        return f"{ranks} killed: out of memory, beyond what the job asked for"
-    return None if name in (None, "SIGTERM") else f"{ranks} killed by {name}"
+        return f"{launcher}{OUT_OF_MEMORY}"
+    return None if name in (None, "SIGTERM") else f"{launcher} by {name}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from cluster.environment import child_environment
+from cluster.errors import EXIT_STOPPED
 from cluster.slurm.srun_output import SrunOutput
 
 log = logging.getLogger(__name__)
@@ -132,9 +133,9 @@ def run_step(
             if signals.asked and now >= again_at:
                 signals.pass_on()
                 again_at = now + max(POLL_S, AGAIN_S * patience)
-            if left.look(output.rank_ended, now):
+            if left.look(output.task_ended, now):
                 log.warning(
-                    "a rank has failed, and srun has not ended the others within %.0f s: killing", left.within_s
+                    "a host's task has failed, and srun has not ended the others within %.0f s: killing", left.within_s
                 )
                 kill()
             if now < look_at:
@@ -163,6 +164,8 @@ def ended(process: subprocess.Popen[bytes], output: SrunOutput, cause: str | Non
     """Return how an srun ended that has."""
     output.finish()
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    if code == EXIT_STOPPED and output.first_code:  # the others ended by the TERM that followed
+        code = output.first_code
     if not output.has_begun or (output.is_incomplete and code):
         return StepEnd(code=code, is_own=True, cause=output.last_error or f"srun ended with {code}")
     return StepEnd(code=code, cause=output.cause or cause)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import HOSTS, World, enter_world, rank_variables, read_world, variables
+from cluster.environment import HOSTS, LAUNCHER, World, enter_world, rank_variables, read_world, variables
 from cluster.errors import EXIT_DONE, ClusterError, ConfigError
 from cluster.machine import hold_port, host_name
 from cluster.preflight.all_hosts import MARK, ask_hosts
@@ -174,7 +174,7 @@ def measure_together(examined: Examined, options: argparse.Namespace) -> None:
     def variables_of(number: int) -> dict[str, str | None]:
         master = (names[0], int(held.getsockname()[1]))
         world = World(rank=number, size=len(names), local_rank=0, local_size=1, master=master)
-        return {**rank_variables(world), "SHARDLINE_LAUNCHER": None, HOSTS: " ".join(names[:2])}
+        return {**rank_variables(world), LAUNCHER: None, HOSTS: " ".join(names[:2])}
 
     words = ["--part", "network", "--part-within", f"{options.within * OF_NETWORK * ALONE:g}"]
     with hold_port() as held, Waiting(f"measuring the network of {count_of(len(names), 'host')}"):

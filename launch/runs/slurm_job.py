@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,7 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import ATTEMPT, END_TIME, HOSTS, patience, rank_words, slurm_variables
+from cluster.environment import (
+    END_TIME,
+    LAUNCHER,
+    RANKS,
+    SRUN,
+    patience,
+    rank_names,
+    rank_words,
+    slurm_variables,
+)
 from cluster.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -26,7 +34,7 @@ from cluster.errors import (
 )
 from cluster.journal.records import last_step
 from cluster.paths import RunPaths
-from cluster.restart_limit import ENDINGS, attempt_name, newest_launch, note_cause, note_launch, note_stop
+from cluster.restart_limit import ENDINGS, newest_launch, note_launch, note_stop
 from cluster.slurm.controller import Controller
 from cluster.slurm.decision import BACK_OFF_S, FINAL, SPAN_S, SRUN_BACK_OFF_S, Next, Wishes, back_off_s, decide
 from cluster.slurm.job import SlurmJob, read_job
@@ -34,12 +42,13 @@ from cluster.slurm.layout import Layout, plan_layout
 from cluster.slurm.srun_output import BEGINS
 from cluster.slurm.step import StepEnd, StopSignals, run_step
 from launch.preflight.host_guard import HostGuard
+from launch.runs.rank_news import log_of_newest, note_if_possible
 
 log = logging.getLogger(__name__)
 
 UNDER_SLURM = "--under-slurm"
 LOOKED_AFTER = 4  # failures of srun itself in a row, two minutes: then the hosts are examined again
-# Run by sh on each rank's host. Until Python is up, a signal that asks it to stop would kill it. A folder or a Python
+# Run by sh on each host. Until Python is up, a signal that asks it to stop would kill it. A folder or a Python
 # that is not there is a failure, and srun's own exit code for it, 2, would mean that a person must act.
 ENTER = f'echo "{BEGINS}" >&2; trap "" TERM USR1 USR2; cd -- "$0" || exit 127; exec "$@"'
 
@@ -69,8 +78,6 @@ class Launcher:
     starts: int = 0
     failures: int = 0
     """Starts without a new step since the last one with one."""
-    attempt: str = ""
-    """What the logs of the ranks are named by."""
     reached: int = 0
     """The furthest step that was seen."""
     srun_failures: int = 0
@@ -99,7 +106,7 @@ class Launcher:
                 return left
             if end.is_own:
                 continue
-            logs = self.paths.rank_log(self.attempt, "*")
+            logs = log_of_newest(self.paths, "*")
             log.warning("the ranks ended with %d: restarting them%s; their logs: %s", code, self.pause_told(), logs)
             self.pause(back_off_s(self.failures))
             if not self.signals.asked:
@@ -134,7 +141,7 @@ class Launcher:
             gpus = dict.fromkeys(hosts, job.gpus)
         tasks = self.asked_tasks() or tuple(tasks_in_file(job.task_file, hosts))
         layout = plan_layout(hosts, job.cpus, tasks, gpus)
-        if not layout.is_even:
+        if len(set(layout.ranks)) > 1:
             log.info("ranks: %s", ", ".join(f"{n} on {host}" for host, n in zip(hosts, layout.ranks, strict=True)))
         return layout
 
@@ -156,17 +163,14 @@ class Launcher:
             self.note_stop(code)
             return StepEnd(code=code)
         step = f"shardline-{os.getpid()}-{self.starts}"
-        with tempfile.NamedTemporaryFile("w", prefix="shardline-hosts-") as hosts:
-            hosts.write("\n".join(layout.host_of_each_rank) + "\n")
-            hosts.flush()
-            end = run_step(
-                self.command(layout, step),
-                self.variables(layout, hosts.name),
-                self.signals,
-                lambda: self.lists(step),
-                lambda: self.controller.kill_step(self.job.number, step),
-                self.patience,
-            )
+        end = run_step(
+            self.command(layout, step),
+            self.variables(layout),
+            self.signals,
+            lambda: self.lists(step),
+            lambda: self.controller.kill_step(self.job.number, step),
+            self.patience,
+        )
         self.starts += 1
         if end.is_own and self.has_recorded():  # srun's options may send what the ranks' shells write elsewhere
             end = replace(end, is_own=False, cause=None)
@@ -181,13 +185,13 @@ class Launcher:
         if self.signals.asked:  # who is killed then did not save in time, or Ctrl-C was pressed twice: no host's fault
             self.note_stop(EXIT_INTERRUPTED if self.signals.is_interrupted else end.code)
         elif end.cause and end.code not in (*FINAL, EXIT_STOPPED):
-            self.note_cause(end.cause)
+            note_if_possible(self.paths, end.cause)
         return end
 
     def srun_pause_s(self, end: StepEnd) -> float:
         """Return the pause before srun is called again; raise ClusterError once it has failed for ten minutes."""
         if self.srun_failures > len(SRUN_BACK_OFF_S):
-            self.note_cause(f"srun could not start the ranks: {end.cause}")
+            note_if_possible(self.paths, f"srun could not start the ranks: {end.cause}")
             raise ClusterError(
                 f"srun failed {self.srun_failures} times without starting the ranks; at last with: {end.cause}. Look at"
                 f" the hosts with `sinfo -R`, and at the options in SHARDLINE_SRUN_OPTIONS, then submit again"
@@ -212,12 +216,6 @@ class Launcher:
         except (OSError, ShardlineError):
             return []
 
-    def note_cause(self, cause: str) -> None:
-        try:
-            note_cause(self.paths, cause)
-        except (OSError, ShardlineError) as error:
-            log.warning("%s; not recorded: %s", cause, error)
-
     def note_stop(self, code: int) -> None:
         try:
             note_stop(self.paths, code)
@@ -235,20 +233,20 @@ class Launcher:
         options, python = rank_words()
         return [*srun, *layout.options, *options, *enter, *python, "-m", "launch", *arguments]
 
-    def variables(self, layout: Layout, host_file: str) -> dict[str, str | None]:
-        """Return the changes to the environment of srun and the ranks; a port of its own for each start."""
+    def variables(self, layout: Layout) -> dict[str, str | None]:
+        """Return the changes to the environment of srun and its tasks; a port of its own for each start."""
         port = 20000 + (self.job.number * 10 + self.job.restarts + self.starts) % 10000
         end_time = self.controller.end_time()
         return {
+            **dict.fromkeys(rank_names()),  # those of a rank that the job was submitted from
             **({} if end_time is None else {END_TIME: str(end_time)}),
-            "SHARDLINE_LAUNCHER": "srun",
+            LAUNCHER: SRUN,
+            RANKS: " ".join(f"{host}:{ranks}" for host, ranks in zip(layout.hosts, layout.ranks, strict=True)),
             "MASTER_ADDR": layout.hosts[0],
             "MASTER_PORT": str(port),
-            HOSTS: " ".join(layout.hosts[:2]),
-            ATTEMPT: self.attempt,
             "SLURM_GPUS_PER_NODE": None,  # options say it, if there are any
             "SLURM_DISTRIBUTION": None,
-            "SLURM_HOSTFILE": None if layout.is_even else host_file,
+            "SLURM_HOSTFILE": None,
         }
 
     def note_patiently(self) -> None:
@@ -269,7 +267,6 @@ class Launcher:
 
     def note_attempt(self) -> None:
         note_launch(self.paths, span_s=SPAN_S * self.patience)
-        self.attempt = attempt_name(self.paths)
 
     def pause(self, seconds: float) -> None:
         """Wait, unless a signal asks to stop."""

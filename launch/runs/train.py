@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,6 +25,7 @@ from cluster.environment import (
     attempt_of_launcher,
     enter_world,
     gpu_count,
+    is_under_srun,
     lock_of_launcher,
     read_host_place,
     read_world,
@@ -37,27 +38,27 @@ from cluster.errors import (
     EXIT_STOPPED,
     ClusterError,
     ConfigError,
-    ShardlineError,
     exit_code_of,
 )
 from cluster.hosts.meeting import Hello
 from cluster.hosts.ranks import run_on_hosts
 from cluster.journal.log import set_up_logging
 from cluster.launching.companions import companions
-from cluster.launching.local_launcher import RankNews, run_ranks
+from cluster.launching.local_launcher import run_ranks
 from cluster.launching.rank_log import has_lost, rank_log, remove_old
-from cluster.launching.spare import Spare
+from cluster.launching.spare import spare_for
 from cluster.launching.stop_request import StopFlag
-from cluster.machine import host_name
-from cluster.paths import RunPaths
+from cluster.machine import host_name, keep_to_share
 from cluster.progress import Waiting
-from cluster.restart_limit import attempt_name, note_cause, note_launch, note_stop
+from cluster.restart_limit import attempt_name, note_launch, note_stop
 from cluster.versions import versions
 from data_prep.shards import check_shards, read_manifest
 from launch.arguments import add_run, positive, step_range
 from launch.config import RunConfig
 from launch.runs.check import check_fits, check_source, local_ranks
 from launch.runs.rank_imports import lean_imports
+from launch.runs.rank_news import news_of
+from launch.runs.slurm_host import train_on_slurm_host
 from launch.runs.slurm_job import UNDER_SLURM, train_in_job
 from launch.runs.track import commands_of
 from launch.saved_config import load, saved_text
@@ -72,7 +73,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STOPPING = "stopping after this step: saving a checkpoint; Ctrl-C again ends now"
 IMPORTING = "importing torch, transformers and DeepSpeed"
 IMPATIENT_S = 2.0  # trackers have no longer than this to end after a second Ctrl-C
 TRAINING = "shardline train"  # how the run's lock names its holder
@@ -110,14 +110,18 @@ def run(options: argparse.Namespace) -> int:
     if options.under_slurm:
         from launch.preflight.at_start import guard_of  # not in the ranks, which need none of it
 
-        return train_in_job(run.paths, lambda note: check_and_note(run, note), guard_of(run, options))
+        return train_in_job(run.paths, partial(check_and_note, run), guard_of(run, options))
     place = read_host_place()
+    if place is not None and place.ranks is not None and is_under_srun():
+        return train_on_slurm_host(run.paths, place, place.ranks, partial(check_and_note, run))
     if place is not None:
         return train_on_hosts(run, options, place)
     world = read_world()
     if world is None:
         check_start(run)
         return start_ranks(run, options)
+    if is_under_srun():  # else who starts ranks has bound them, or has not meant to
+        keep_to_share(world.local_rank, world.local_size)
     check_fits(run, read_manifest(run.shards))  # this host may see another folder than the one that started the ranks
     with hold_run_for_rank(run.paths, world, TRAINING):
         check_resumes(run)
@@ -245,41 +249,19 @@ def train_on_hosts(run: RunConfig, options: argparse.Namespace, place: HostPlace
     ranks = options.ranks or place.ranks or local_ranks(run, None)
     hello = Hello(place=place, ranks=ranks, run={**shared, **dict(flat(parse_yaml(saved_text(run), "its YAML")))})
     command = [sys.executable, "-m", "launch", *sys.argv[1:]]
-    news = RankNews(
-        stopping=STOPPING,
-        log_of=partial(log_of_newest, run.paths),
-        note_cause=partial(note_if_possible, run.paths),
-    )
     with spare_for(command, restart=options.restart) as spare:
         code = run_on_hosts(
             command,
             hello,
             lambda: check_and_note(run, lambda: note_launch(run.paths), TRAINING),
-            restart=lambda: options.restart and not stop.exists(),
-            news=news,
+            restart=lambda are_all_there: options.restart and not stop.exists(),  # a lost host may be started again
+            news=news_of(run.paths),
             spare=spare,
         )
     if place.number == 0:
         note_stop(run.paths, code)
         tell_next(run, options, code)
     return code
-
-
-def log_of_newest(paths: RunPaths, rank: int | str) -> Path:
-    """Return where a rank of the newest attempt logs; with `*` for the attempt where the disk is away."""
-    try:
-        return paths.rank_log(attempt_name(paths), rank)
-    except (OSError, ShardlineError):
-        return paths.rank_log("*", rank)
-
-
-def note_if_possible(paths: RunPaths, cause: str) -> bool:
-    """Record a cause; return whether that was done. A disk that is away must not keep the ranks from a new start."""
-    try:
-        return note_cause(paths, cause)
-    except (OSError, ShardlineError) as error:
-        log.warning("%s; not recorded: %s", cause, error)
-        return False
 
 
 def run_with_restarts(run: RunConfig, ranks: int, holder: Holder, *, restart: bool) -> int:
@@ -290,27 +272,11 @@ def run_with_restarts(run: RunConfig, ranks: int, holder: Holder, *, restart: bo
             note_launch(run.paths)
             attempt = attempt_name(run.paths)
             variables = {LOCK: holder.id, ATTEMPT: attempt}
-            news = RankNews(
-                stopping=STOPPING,
-                log_of=partial(run.paths.rank_log, attempt),
-                note_cause=partial(note_if_possible, run.paths),
-            )
-            code = run_ranks(command, ranks, variables, news=news, spare=spare)
+            code = run_ranks(command, ranks, variables, news=news_of(run.paths), spare=spare)
             note_stop(run.paths, code)
             if code != EXIT_FAILED or not restart or run.paths.stop_request.exists():
                 return code
             log.warning("restarting the ranks")
-
-
-@contextmanager
-def spare_for(command: Sequence[str], *, restart: bool) -> Iterator[Spare | None]:
-    """Have a spare process beside the ranks, if they are to be restarted."""
-    spare = Spare(command) if restart else None
-    try:
-        yield spare
-    finally:
-        if spare is not None:
-            spare.end()
 
 
 def rank_request(run: RunConfig) -> RunRequest:

@@ -11,10 +11,9 @@ TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
     "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500",
 }  # fmt: skip
-SRUN = {
-    "SHARDLINE_LAUNCHER": "srun", "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1",
-    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
-    "MASTER_ADDR": "node1", "MASTER_PORT": "20007",
+TASK = {  # of the srun that launch/train.sh starts
+    "SHARDLINE_LAUNCHER": "srun", "SHARDLINE_RANKS": "node1:2 node2:1", "SLURM_NODEID": "1", "SLURMD_NODENAME": "node2",
+    "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "MASTER_ADDR": "node1", "MASTER_PORT": "20007",
 }  # fmt: skip
 
 
@@ -25,10 +24,18 @@ def test_torchrun_variables_make_a_rank() -> None:
     assert world.master == ("10.0.0.1", 29500)
 
 
-def test_a_task_of_srun_is_a_rank() -> None:
-    world = read_world(SRUN)
-    assert world is not None
-    assert (world.rank, world.size, world.local_rank, world.local_size) == (1, 2, 0, 1)
+def test_a_task_of_our_srun_is_a_host_and_what_it_starts_a_rank() -> None:
+    assert read_host_place(TASK) == HostPlace(number=1, count=2, ranks=1, master=("node1", 20007))
+    assert read_world(TASK) is None
+    rank = {**TASK, **TORCHRUN}
+    world = read_world(rank)
+    assert world is not None and world.rank == 3
+    assert read_host_place(rank) is None
+
+
+def test_a_host_that_the_job_does_not_have_is_an_error() -> None:
+    with pytest.raises(ClusterError, match="SLURM_NODEID=2: SHARDLINE_RANKS tells of 2 hosts only"):
+        read_host_place({**TASK, "SLURM_NODEID": "2"})
 
 
 def test_a_batch_script_is_no_rank_though_slurm_sets_its_variables_there_too() -> None:
@@ -37,7 +44,7 @@ def test_a_batch_script_is_no_rank_though_slurm_sets_its_variables_there_too() -
 
 def test_a_launcher_that_says_half_is_an_error_that_names_the_variable() -> None:
     with pytest.raises(ClusterError, match="MASTER_ADDR is not set"):
-        read_world({key: value for key, value in SRUN.items() if key != "MASTER_ADDR"})
+        read_world({key: value for key, value in TORCHRUN.items() if key != "MASTER_ADDR"})
 
 
 def test_the_end_of_the_allocation_is_what_slurm_says(monkeypatch: pytest.MonkeyPatch) -> None:

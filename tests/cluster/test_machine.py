@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from cluster.machine import features_in, has_bf16
+from cluster.machine import features_in, has_bf16, out_of_memory_kills
 
 
 def test_a_cpu_has_bf16_where_torch_has_fast_products_in_it() -> None:
@@ -41,3 +44,40 @@ def test_avx_512_or_bf16_on_arm_is_what_it_takes(tmp_path: Path, told: str, is_q
 )
 def test_only_the_lines_of_features_are_read(line: str, features: list[str]) -> None:
     assert features_in(line) == features
+
+
+def test_processes_that_share_a_hosts_cpus_get_each_a_part_and_all_are_used() -> None:
+    code = (
+        "import os, sys; from cluster.machine import keep_to_share; keep_to_share(int(sys.argv[1]), int(sys.argv[2]));"
+    )
+    cpus = len(os.sched_getaffinity(0))
+
+    def kept(number: int, count: int) -> set[int]:
+        command = [sys.executable, "-c", f"{code} print(*os.sched_getaffinity(0))", str(number), str(count)]
+        return set(map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()))
+
+    shares = [kept(number, cpus) for number in range(cpus)]
+    assert [len(share) for share in shares] == [1] * cpus and set.union(*shares) == os.sched_getaffinity(0)
+    assert kept(cpus, cpus + 1) == os.sched_getaffinity(0)  # fewer CPUs than processes
+
+
+@pytest.mark.parametrize(
+    ("groups", "file", "told", "kills"),
+    [
+        ("0::/slurm/job_7/step_0\n", "slurm/job_7/step_0/memory.events", "oom 3\noom_kill 2\n", 2),
+        (
+            "5:memory:/slurm/job_7\n0::/\n",
+            "memory/slurm/job_7/memory.oom_control",
+            "oom_kill_disable 0\noom_kill 1\n",
+            1,
+        ),
+        ("0::/\n", "elsewhere", "", 0),
+    ],
+)
+def test_deaths_for_want_of_memory_are_counted_as_the_kernel_tells_them(
+    tmp_path: Path, groups: str, file: str, told: str, kills: int
+) -> None:
+    (tmp_path / "groups").write_text(groups)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(told)
+    assert out_of_memory_kills(tmp_path / "groups", tmp_path) == kills

@@ -118,7 +118,7 @@ def job(tmp_path: Path, run_yaml: Callable[..., Path], monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     options = argparse.Namespace(run=run_yaml(tmp_path), overrides=[])
     guard = guard_of(load_run(options.run), options)
-    layout = Layout(hosts=("node1", "node2"), ranks=(1, 1), cpus_per_rank=8, has_gpus=True)
+    layout = Layout(hosts=("node1", "node2"), ranks=(1, 1), cpus=(8, 8), has_gpus=True)
     return Job(guard, tmp_path, layout)
 
 
@@ -217,7 +217,7 @@ def test_two_failures_that_name_a_host_leave_it_before_and_after_a_start(job: Jo
     assert job.guard.after_failure(Controller("7", 0.0), job.layout, 0) == 75
     assert job.asked == WITHOUT_NODE2
     assert job.excluded["node2"].startswith("2 failures named it; the last one: the ranks hang;")
-    one = Layout(hosts=("node3",), ranks=(1,), cpus_per_rank=8, has_gpus=True)
+    one = Layout(hosts=("node3",), ranks=(1,), cpus=(8,), has_gpus=True)
     assert job.guard.after_failure(Controller("7", 0.0), one, 0) is None
 
 
@@ -239,7 +239,7 @@ def test_no_host_is_asked_where_it_is_switched_off_or_would_cost_more_than_it_fi
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus = job.layout
-    job.layout = Layout(hosts=("node1",), ranks=(1,), cpus_per_rank=8, has_gpus=False)
+    job.layout = Layout(hosts=("node1",), ranks=(1,), cpus=(8,), has_gpus=False)
     assert job.start(LOST, LOST) is None
     job.layout = gpus
     monkeypatch.setenv("SHARDLINE_PREFLIGHT", "off")
@@ -248,7 +248,7 @@ def test_no_host_is_asked_where_it_is_switched_off_or_would_cost_more_than_it_fi
 
 
 def test_hosts_whose_gpus_are_not_the_job_s_are_not_asked_about_them(job: Job) -> None:
-    job.layout = Layout(hosts=("node1", "node2"), ranks=(1, 1), cpus_per_rank=8, has_gpus=False)
+    job.layout = Layout(hosts=("node1", "node2"), ranks=(1, 1), cpus=(8, 8), has_gpus=False)
     assert job.start(LOST) is None
 
 

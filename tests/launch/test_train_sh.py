@@ -28,6 +28,7 @@ eval "$SRUN_FAILS"
 echo "{BEGINS}" >&2
 eval "$SRUN_DOES"
 """
+TELL_RANKS = 'echo "$SHARDLINE_RANKS" >"$FAKES/ranks"'
 SCONTROL = """#!/usr/bin/env bash
 eval "$SCONTROL_DOES"
 case "$1 $2" in
@@ -168,13 +169,13 @@ def test_an_srun_that_fails_in_a_job_that_ends_is_not_called_again(run_job: Call
     assert (result.code, result.starts) == (1, 1)
 
 
-def test_the_reason_that_is_recorded_names_the_rank_that_was_killed_and_the_signal(
+def test_the_reason_that_is_recorded_names_the_host_whose_launcher_was_killed_and_the_signal(
     run_job: Callable[..., Result], tmp_path: Path
 ) -> None:
     killed = "echo 'srun: error: node8: task 1: Killed' >&2; exit 137"
     run_job(srun=f'[[ $(wc -l <"$FAKES/starts") != 1 ]] || {{ {killed}; }}')
     reasons = [event.get("reason") for event in read_events(RunPaths(tmp_path / "my runs/run"))]
-    assert reasons == [None, "rank 1 on node8 was killed by SIGKILL", None]
+    assert reasons == [None, "the launcher of the ranks on node8 was killed by SIGKILL", None]
 
 
 def test_ranks_know_when_the_time_limit_ends_the_job_though_slurm_does_not_tell_the_job(
@@ -322,9 +323,9 @@ def test_a_shell_that_is_not_bash_is_told(name: str) -> None:
 
 def test_uneven_tasks_are_ranks_on_the_hosts_that_have_them(run_job: Callable[..., Result], tmp_path: Path) -> None:
     shape = {"SLURM_TASKS_PER_NODE": "2,1", "SLURM_NTASKS": "3", "SLURM_JOB_CPUS_PER_NODE": "4,1"}
-    started = run_job(srun='cp "$SLURM_HOSTFILE" "$FAKES/hosts"', **shape).started
-    assert {"--ntasks=3", "--cpus-per-task=1", "--distribution=arbitrary", "--mpi=none"} <= set(started)
-    assert lines_of(tmp_path / "fakes" / "hosts") == ["node7", "node7", "node8"]
+    started = run_job(srun=TELL_RANKS, **shape).started
+    assert {"--ntasks=2", "--ntasks-per-node=1", "--whole", "--cpu-bind=none", "--mpi=none"} <= set(started)
+    assert lines_of(tmp_path / "fakes" / "ranks") == ["node7:2 node8:1"]
 
 
 def test_names_with_spaces_reach_the_ranks_whole(run_job: Callable[..., Result], tmp_path: Path) -> None:
@@ -339,23 +340,28 @@ def test_ranks_meet_on_the_first_host_at_a_port_that_a_restart_changes(run_job: 
     assert run_job(SLURM_RESTART_COUNT="2").started[:3] == ["node7", "23452", "srun"]
 
 
-def test_each_gpu_gets_a_rank_and_its_share_of_the_cpus(run_job: Callable[..., Result]) -> None:
-    started = run_job(SLURM_GPUS_ON_NODE="8").started
-    assert {"--ntasks=16", "--ntasks-per-node=8", "--gpus-per-node=8", "--cpus-per-task=4"} <= set(started)
+def test_each_gpu_gets_a_rank_of_the_one_launcher_on_its_host(run_job: Callable[..., Result], tmp_path: Path) -> None:
+    result = run_job(srun=TELL_RANKS, SLURM_GPUS_ON_NODE="8")
+    assert {"--ntasks=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--cpus-per-task=32"} <= set(result.started)
+    assert lines_of(tmp_path / "fakes" / "ranks") == ["node7:8 node8:8"]
 
 
-def test_without_gpus_each_task_is_a_rank(run_job: Callable[..., Result]) -> None:
-    started = run_job(SLURM_TASKS_PER_NODE="2(x2)", SLURM_NTASKS="4").started
-    assert {"--ntasks=4", "--ntasks-per-node=2", "--cpus-per-task=16"} <= set(started)
+def test_without_gpus_each_task_is_a_rank(run_job: Callable[..., Result], tmp_path: Path) -> None:
+    started = run_job(srun=TELL_RANKS, SLURM_TASKS_PER_NODE="2(x2)", SLURM_NTASKS="4").started
+    assert {"--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=32"} <= set(started)
     assert not any(argument.startswith("--gpu") for argument in started)
+    assert lines_of(tmp_path / "fakes" / "ranks") == ["node7:2 node8:2"]
 
 
-def test_a_number_of_tasks_that_another_job_has_left_is_not_the_layout(run_job: Callable[..., Result]) -> None:
+def test_a_number_of_tasks_that_another_job_has_left_is_not_the_layout(
+    run_job: Callable[..., Result], tmp_path: Path
+) -> None:
     left = {"SLURM_TASKS_PER_NODE": "4(x2)", "SLURM_NTASKS": "8"}  # as --exclusive without -n sets the first of them
-    result = run_job(facts="JobState=RUNNING NumTasks=2", **left)
-    assert {"--ntasks=2", "--ntasks-per-node=1"} <= set(result.started)
+    result = run_job(srun=TELL_RANKS, facts="JobState=RUNNING NumTasks=2", **left)
+    assert lines_of(tmp_path / "fakes" / "ranks") == ["node7:1 node8:1"]
     assert "SLURM_NTASKS=8 is left over from another job" in result.stderr
-    assert "--ntasks=8" in run_job(facts="JobState=RUNNING NumTasks=8", **left).started
+    run_job(srun=TELL_RANKS, facts="JobState=RUNNING NumTasks=8", **left)
+    assert lines_of(tmp_path / "fakes" / "ranks") == ["node7:4 node8:4"]
 
 
 def test_fewer_cpus_than_gpus_end_before_a_rank_starts(run_job: Callable[..., Result]) -> None:

@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 TRAIN = str(Path(__file__).resolve().parents[2] / "launch" / "train.sh")
 RANKS_TELL = """import os
-if os.environ.get("SHARDLINE_LAUNCHER") == "srun":
-    print("rank", os.environ["SLURM_PROCID"], "on", os.environ["SLURMD_NODENAME"], flush=True)
+if os.environ.get("SHARDLINE_LAUNCHER") == "srun" and "RANK" in os.environ:
+    print("rank", os.environ["RANK"], "on", os.environ["SLURMD_NODENAME"], flush=True)
     os._exit(0)
 """  # imported by each Python when it starts: the ranks only tell where they are
 

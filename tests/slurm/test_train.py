@@ -20,10 +20,9 @@ ENDLESS = 10**6
 
 
 RANK_FACTS = """import os
-if os.environ.get("SHARDLINE_LAUNCHER") == "srun":
-    told = ("PROCID", "LOCALID", "NTASKS")
-    cuda = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    print(*(os.environ[f"SLURM_{name}"] for name in told), os.environ["SLURMD_NODENAME"], cuda, flush=True)
+if os.environ.get("SHARDLINE_LAUNCHER") == "srun" and "RANK" in os.environ:
+    told = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURMD_NODENAME")
+    print(*(os.environ[name] for name in told), os.environ.get("CUDA_VISIBLE_DEVICES", ""), flush=True)
     os._exit(0)
 """  # imported by each Python when it starts: the ranks only tell where they are
 
@@ -47,6 +46,12 @@ def is_training(job: Any) -> bool:
     """Return whether the watchdogs of both hosts tell of a rank that trains; after a start they may not do so yet."""
     beats = heartbeats(job)
     return len(beats) == 2 and not {"load", "idle"}.intersection(beat["phase"] for beat in beats)
+
+
+def steps_listed(job: Any) -> list[str]:
+    """Return the steps of the job that Slurm lists: a new srun would be another one."""
+    told = job.cluster.on("ctl", "squeue", "--noheader", "--steps", f"--jobs={job.number}", "--format=%i")
+    return sorted(told.split())
 
 
 def reports(job: Any) -> dict[str, str]:
@@ -125,12 +130,15 @@ def test_the_notice_of_the_time_limit_puts_the_job_back_into_the_queue_with_a_ch
     assert "SIGUSR2" in job.log()
 
 
-def test_a_rank_that_is_killed_is_the_recorded_reason_with_its_host_and_the_signal(endless_job: Any) -> None:
+def test_after_a_rank_is_killed_the_ranks_start_again_in_place_and_the_reason_names_its_host_and_the_signal(
+    endless_job: Any,
+) -> None:
     job, before = endless_job, len(attempts(endless_job))
-    job.wait_for(lambda: is_training(job))
-    rank = heartbeats(job)[1]
+    job.wait_for(lambda: is_training(job) and "a spare process is ready" in job.log())
+    rank, steps = heartbeats(job)[1], steps_listed(job)
     job.cluster.on(rank["host"], "kill", "-KILL", str(rank["pid"]))
     job.wait_for(lambda: len(attempts(job)) == before + 2)  # its end, and the start of the ranks in the same job
+    assert "the ranks are forked from the spare process" in job.log() and steps_listed(job) == steps
     ends = [event["reason"] for event in read_events(RunPaths(job.folder / "run")) if event["event"] == "end"]
     assert ends[-1] == "rank 1 on node2 was killed by SIGKILL"
 
@@ -154,7 +162,7 @@ def test_a_rank_that_hangs_on_one_host_is_named_and_the_ranks_start_again_in_the
     job.cluster.on("node2", "kill", "-STOP", str(rank["pid"]))
     facts = job.wait()
     assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", "0")
-    assert "they wait for rank 1 on node2" in job.log() and "restarting them" in job.log()
+    assert "they wait for rank 1 on node2" in job.log() and "restarting the ranks" in job.log()
     logs = {path.name: path.read_text() for path in (job.folder / "run" / "logs").iterdir()}
     assert logs.keys() == {f"{job.number}-{attempt}-rank{rank}.log" for attempt in (1, 2) for rank in (0, 1)}
     assert logs[f"{job.number}-1-rank1.log"].startswith("== rank 1 of 2 on node2, process ")

@@ -33,7 +33,8 @@ place = HostPlace(number=number, count=count, ranks=ranks, master=("127.0.0.1", 
 hello = Hello(place=place, ranks=ranks, run={"train.seed": 1, "train.rate": run})
 try:
     command = [sys.executable, "-c", "import os, signal, sys, time; rank = int(os.environ['RANK']); " + code]
-    sys.exit(run_on_hosts(command, hello, lambda: None, restart=lambda: restart, news=RankNews(note_cause=print)))
+    news = RankNews(note_cause=print)
+    sys.exit(run_on_hosts(command, hello, lambda: None, restart=lambda are_all_there: restart, news=news))
 except ShardlineError as error:
     print(error)
     sys.exit(2)

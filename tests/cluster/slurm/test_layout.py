@@ -69,15 +69,16 @@ def test_one_of_several_tasks_starts_nothing() -> None:
         read_job({**JOB, "SLURM_STEP_NUM_TASKS": "2"})
 
 
-def test_an_even_layout_is_told_to_srun_by_node() -> None:
+def test_srun_starts_one_task_a_host_with_all_that_the_job_has_there() -> None:
     layout = plan_layout(["a1", "a2"], [32, 32], [1, 1], {"a1": 8, "a2": 8})
-    assert layout.options == ["--ntasks=16", "--cpus-per-task=4", "--ntasks-per-node=8", "--gpus-per-node=8"]
+    one_each = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+    assert (layout.ranks, layout.options) == ((8, 8), [*one_each, "--cpus-per-task=32", "--gpus-per-node=8"])
 
 
-def test_an_uneven_layout_names_a_host_for_each_rank_and_the_least_cpus() -> None:
+def test_hosts_with_unequal_cpus_give_all_of_them_to_their_task() -> None:
     layout = plan_layout(["a1", "a2"], [4, 1], [2, 1], {})
-    assert layout.options == ["--ntasks=3", "--cpus-per-task=1", "--distribution=arbitrary"]
-    assert layout.host_of_each_rank == ["a1", "a1", "a2"]
+    one_each = ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
+    assert (layout.ranks, layout.options) == ((2, 1), [*one_each, "--whole", "--cpu-bind=none"])
 
 
 def test_uneven_gpus_are_uneven_ranks() -> None:

@@ -1,0 +1,96 @@
+"""One host of a Slurm job, as the task of srun that launch/train.sh starts there: it starts and restarts its ranks.
+
+After a failure the ranks of all hosts start again in place, from the spare processes where there are some, if the
+attempt made new steps and every host is still there. All else is for the job to decide, in slurm_job.py: these tasks
+then end with the ranks' exit code, and srun with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.environment import HostPlace, patience, ranks_of_hosts, slurm_host
+from cluster.errors import EXIT_FAILED, ShardlineError
+from cluster.hosts.meeting import Hello
+from cluster.hosts.ranks import run_on_hosts
+from cluster.journal.log import set_up_logging
+from cluster.journal.records import last_step, read_events
+from cluster.launching.spare import spare_for
+from cluster.launching.stop_request import ignore_signals
+from cluster.machine import cpu_count
+from cluster.paths import RunPaths
+from cluster.preflight.excluded_hosts import named_by_failures, read_excluded
+from cluster.restart_limit import fruitless_launches, note_launch
+from cluster.slurm.decision import SPAN_S
+from cluster.versions import versions
+from cluster.wording import count_of
+from launch.runs.rank_news import news_of
+
+log = logging.getLogger(__name__)
+
+
+class LeftToTheJobError(Exception):
+    """The ranks are not started again in place; the job, which waits for what passes by itself, decides."""
+
+
+def train_on_slurm_host(
+    paths: RunPaths, place: HostPlace, ranks: int, note: Callable[[Callable[[], None]], None]
+) -> int:
+    """Train with the other hosts of this Slurm job; return the exit code that all of them end with.
+
+    `note` is that of slurm_job.py: it checks what can be known before ranks are started, and holds the run meanwhile.
+    """
+    hello = Hello(place=place, ranks=ranks, run={"version of Shardline": versions()["shardline"]}, name=slurm_host())
+    launches = Launches(paths, note)
+    command = [sys.executable, "-m", "launch", *sys.argv[1:]]
+    set_up_logging(host=slurm_host(), is_first=place.number == 0)
+    if (cpus := cpu_count()) < ranks:
+        log.warning(
+            "%s may run on %s only; look at the CPUs that the job asks for, and at options in"
+            " SHARDLINE_SRUN_OPTIONS or the site's that bind tasks to CPUs",
+            count_of(ranks, "rank"),
+            count_of(cpus, "CPU"),
+        )
+    ignore_signals()  # before and after the ranks: srun sends TERM to the others when the first task ends with 75
+    try:
+        with spare_for(command, restart=True) as spare:
+            news = news_of(paths, slurm_host())
+            return run_on_hosts(command, hello, launches.begin, restart=launches.may_follow, news=news, spare=spare)
+    except (LeftToTheJobError, OSError) as error:
+        log.warning("the ranks are not started here: %s", error)
+        return EXIT_FAILED
+
+
+@dataclass
+class Launches:
+    """The launches of a run from one srun: the job has noted the first one."""
+
+    paths: RunPaths
+    note: Callable[[Callable[[], None]], None]
+    count: int = 0
+
+    def begin(self) -> None:
+        """Record a launch. Raises LeftToTheJobError."""
+        if self.count:
+            try:
+                self.note(lambda: note_launch(self.paths, span_s=SPAN_S * patience()))
+            except (ShardlineError, OSError) as error:
+                raise LeftToTheJobError(str(error)) from None
+        self.count += 1
+
+    def may_follow(self, are_all_there: bool) -> bool:
+        """Return whether the ranks start again in place: after new steps, with no host lost, and none to be left."""
+        try:
+            events = read_events(self.paths)
+            if not are_all_there or self.paths.stop_request.exists():
+                return False
+            if fruitless_launches(events, last_step(self.paths.metrics)):
+                return False
+            hosts = list(ranks_of_hosts())
+            return len(hosts) == 1 or not named_by_failures(events, read_excluded(self.paths), hosts)
+        except (ShardlineError, OSError) as error:
+            log.warning("%s", error)
+            return False

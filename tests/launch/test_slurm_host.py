@@ -1,0 +1,90 @@
+"""The hosts of a Slurm job start their ranks again in place, or leave that to the job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import DataError
+from cluster.journal.records import read_events, write_event
+from cluster.paths import RunPaths
+from cluster.restart_limit import note_launch
+from launch.runs.slurm_host import Launches, LeftToTheJobError
+
+
+@pytest.fixture
+def launches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launches:
+    """The launches of a run on two hosts, of which the job has noted the first, and which has come to step 3."""
+    monkeypatch.setenv("SHARDLINE_RANKS", "node1:1 node2:1")
+    paths = RunPaths(tmp_path / "run")
+    paths.root.mkdir()
+    note_launch(paths)
+    take_steps(paths, 3)
+    found = Launches(paths, note=lambda record: record())
+    found.begin()
+    return found
+
+
+def take_steps(paths: RunPaths, last: int) -> None:
+    paths.metrics.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, last + 1)))
+
+
+def fail(paths: RunPaths, reason: str) -> None:
+    write_event(paths, "end", step=3, reason=reason, exit_code=1)
+
+
+def launched(paths: RunPaths) -> int:
+    return [event["event"] for event in read_events(paths)].count("launch")
+
+
+def test_ranks_that_made_new_steps_start_again_in_place_and_each_launch_is_recorded(launches: Launches) -> None:
+    assert launched(launches.paths) == 1  # the job's
+    fail(launches.paths, "rank 1 on node2 was killed by SIGKILL")
+    assert launches.may_follow(True)
+    launches.begin()
+    assert launched(launches.paths) == 2
+
+
+def no_new_step(paths: RunPaths) -> None:
+    fail(paths, "it broke")
+    note_launch(paths)
+    fail(paths, "it broke again")
+
+
+def one_host_is_named_twice(paths: RunPaths) -> None:
+    fail(paths, "rank 1 on node2 was killed by SIGKILL")
+    note_launch(paths)
+    take_steps(paths, 5)
+    fail(paths, "rank 1 on node2 was killed by SIGKILL")
+
+
+def a_stop_is_asked_for(paths: RunPaths) -> None:
+    paths.stop_request.touch()
+
+
+def the_journal_is_damaged(paths: RunPaths) -> None:
+    paths.attempts.write_text("{}\n{}\n")
+
+
+@pytest.mark.parametrize("what", [no_new_step, one_host_is_named_twice, a_stop_is_asked_for, the_journal_is_damaged])
+def test_what_more_than_a_restart_may_be_needed_for_is_left_to_the_job(
+    launches: Launches, what: Callable[[RunPaths], None]
+) -> None:
+    what(launches.paths)
+    assert not launches.may_follow(True)
+
+
+def test_a_host_that_is_gone_is_left_to_the_job(launches: Launches) -> None:
+    assert not launches.may_follow(False)
+
+
+def test_a_check_that_fails_before_a_restart_is_left_to_the_job_which_waits(launches: Launches) -> None:
+    def fails(record: Callable[[], None]) -> None:
+        raise DataError("manifest.json: there is no prepared data here")
+
+    launches.note = fails
+    with pytest.raises(LeftToTheJobError, match="there is no prepared data here"):
+        launches.begin()
