@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 
 from cluster.disk.atomic_files import write_json, write_text
-from cluster.environment import World, attempt_of_launcher, set_defaults
+from cluster.environment import World, attempt_of_launcher, set_defaults, slurm_host
 from cluster.errors import EXIT_FAILED, ClusterError, ConfigError, DamagedRowsError, exit_code_of
 from cluster.hangs.flight_recorder import recorder_variables
 from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal.journal import Journal
 from cluster.journal.records import write_event
 from cluster.launching.stop_request import StopFlag
-from cluster.machine import free_memory_bytes
+from cluster.machine import free_memory_bytes, host_name
 from cluster.paths import RunPaths
 from cluster.restart_limit import attempt_name
 from cluster.versions import as_text, versions
@@ -60,6 +61,7 @@ from training.zero.stage_choice import (
 
 log = logging.getLogger(__name__)
 
+OF_CONNECTIONS = ("gloo", "nccl", "connection")
 TOLD_S = 3.0  # by then a heartbeat has told all hosts of a phase
 
 
@@ -128,8 +130,10 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code_of(error)
         cause = journal.end_by_another_rank() if code == EXIT_FAILED else None  # then this failure only follows from it
-        told = str(error).splitlines() or ["no message"]
-        journal.end(f"{type(error).__name__}: {told[0]}", code, is_own=isinstance(error, DamagedRowsError))
+        told = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+        if code == EXIT_FAILED and not is_by_others(error):
+            journal.cause(f"{self_named(world, error)} failed: {told}")
+        journal.end(told, code, is_own=isinstance(error, DamagedRowsError))
         if cause:
             raise ClusterError(f"another rank ended the run: {cause}") from None
         raise
@@ -140,6 +144,20 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
         log.warning("--profile: nothing was traced; this start took none of these steps, or could not write")
     leave_world()
     return outcome.value
+
+
+def is_by_others(error: BaseException) -> bool:
+    """Return whether an error may be that of a collective whose other ranks are gone."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError | ConnectionError) or any(word in text for word in OF_CONNECTIONS)
+
+
+def self_named(world: World, error: BaseException) -> str:
+    """Return which rank has failed: `on` its host where the GPU is at fault, as two such failures exclude a host."""
+    host = slurm_host() or host_name()
+    return (
+        f"rank {world.rank} on {host}" if isinstance(error, torch.AcceleratorError) else f"rank {world.rank} ({host})"
+    )
 
 
 def record_collectives(paths: RunPaths, local: Path) -> None:

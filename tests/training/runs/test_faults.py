@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from cluster.machine import host_name
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS, BAD = 24, 6
 
@@ -55,9 +57,14 @@ def test_a_step_whose_loss_leaps_is_skipped_with_its_rows_named(short_run: Calla
     assert [line["step"] for line in run.metrics() if "skipped" in line] == [21]
 
 
-def test_a_rank_that_leaves_ends_the_others_and_the_next_start_continues(short_run: Callable[..., Any]) -> None:
+def test_a_rank_that_leaves_or_fails_ends_the_others_and_the_next_start_continues(
+    short_run: Callable[..., Any],
+) -> None:
     run = short_run(steps=STEPS, save_every_steps=8)
     assert run.start_with("leave", 12, 12).wait() == 1
     assert "rank 1 ended with exit code 3" in run.log.read_text()
+    assert run.start_with("fail", 13, 13).wait() == 1
+    told = f"rank 1 ({host_name()}) failed: ValueError: a mistake of this rank alone"  # rank 0 lost its connection
+    assert run.ends()[-1]["reason"] == told
     assert run.train() == 0
     assert [line["step"] for line in run.metrics()] == list(range(1, STEPS + 1))
