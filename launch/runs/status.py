@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from cluster.errors import EXIT_DONE, ConfigError
@@ -11,7 +12,7 @@ from cluster.paths import RunPaths
 from launch.arguments import add_overrides, not_negative
 from launch.wording import say, with_run_named
 from training.reporting.status import status_text
-from training.reporting.watch import list_text, watch
+from training.reporting.watch import list_text, looks, looks_at_all, watch
 
 RUNS = Path("runs")
 WATCH_S = 2.0
@@ -29,7 +30,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         nargs="?",
         const=WATCH_S,
         metavar="SECONDS",
-        help=f"show it again every so many seconds ({WATCH_S:g}) until the run ends, or Ctrl-C",
+        help=f"show it again every so many seconds ({WATCH_S:g}) until the run ends, the last of several, or Ctrl-C",
     )
 
 
@@ -53,15 +54,22 @@ def run(options: argparse.Namespace) -> int:
     runs = runs_in(options.run)
     if options.run == RUNS and not runs and not RunPaths(RUNS).config.exists():
         raise ConfigError(f"{RUNS}: no run in it has begun yet, so there is none to list; name a run's YAML file")
-    if runs and options.watch is None:
+    every_s = None if options.watch is None else max(LEAST_S, options.watch)
+    if runs and every_s is not None:
+        watch(lambda bars: looks_at_all(lambda: runs_in(options.run), every_s), sys.stdout)
+    elif runs:
         say(list_text(runs))
-        return EXIT_DONE
-    paths = paths_of(options)
-    if options.watch is not None:
-        watch(paths, max(LEAST_S, options.watch), sys.stdout, lambda line: with_run_named(line, options))
+    elif every_s is not None:
+        paths = paths_of(options)
+        watch(lambda bars: named_looks(looks(paths, every_s, bars), options), sys.stdout)
     else:
-        say(with_run_named(status_text(paths), options))
+        say(with_run_named(status_text(paths_of(options)), options))
     return EXIT_DONE
+
+
+def named_looks(found: Iterator[list[str]], options: argparse.Namespace) -> Iterator[list[str]]:
+    for lines in found:
+        yield [with_run_named(line, options) for line in lines]
 
 
 def runs_in(folder: Path) -> list[RunPaths]:

@@ -28,20 +28,42 @@ EVENTS_SHOWN = 4
 REST = 10  # times as long as a look takes, at least, is between two looks: the metrics of a long run take a second
 
 
-def watch(paths: RunPaths, seconds: float, stream: TextIO, named: Callable[[str], str]) -> None:
-    """Write a run's status every so many seconds, until the run has ended or Ctrl-C; `named` puts in its name."""
+def watch(found: Callable[[bool], Iterator[list[str]]], stream: TextIO) -> None:
+    """Write one look after the other, until there is no further one or Ctrl-C.
+
+    `found` is told whether the stream can show bars.
+    """
     is_screen = can_draw_in_place(stream)
     lines: list[str] = []
     try:
         with screen(stream) if is_screen else blocks(stream):
-            for look in looks(paths, seconds, has_bars(stream)):
-                lines = [named(line) for line in look]
+            for lines in found(has_bars(stream)):
                 stream.write(frame(lines, stream) if is_screen else "\n".join(lines) + "\n\n")
                 stream.flush()
     except KeyboardInterrupt:
         pass
     if is_screen:  # it is to stay readable above the prompt
         stream.write("\n".join(lines) + "\n")
+
+
+def looks_at_all(folder_runs: Callable[[], Sequence[RunPaths]], seconds: float) -> Iterator[list[str]]:
+    """Yield the list of a folder's runs again and again; the last look is one at which none goes on."""
+    goes_on = True
+    while goes_on:
+        began = time.monotonic()
+        now, runs = datetime.now(UTC), folder_runs()
+        goes_on = any(goes_on_now(paths, now) for paths in runs)
+        yield list_text(runs, now).splitlines()
+        if goes_on:
+            time.sleep(max(seconds, REST * (time.monotonic() - began)))
+
+
+def goes_on_now(paths: RunPaths, now: datetime) -> bool:
+    try:
+        state = read_state(paths)
+        return is_going_on(state, seconds_since_written(paths, state, now), now)
+    except ShardlineError:
+        return False  # its row says why
 
 
 def looks(paths: RunPaths, seconds: float, bars: bool) -> Iterator[list[str]]:

@@ -19,7 +19,18 @@ from cluster.paths import RunPaths
 from launch.__main__ import main
 from tests.training.reporting.test_status import BEGIN, end, start, write_run
 from training.reporting.run_state import read_state
-from training.reporting.watch import ENTER, LEAVE, frame, list_text, loss_text, watch, watch_lines
+from training.reporting.watch import (
+    ENTER,
+    LEAVE,
+    frame,
+    goes_on_now,
+    list_text,
+    looks,
+    looks_at_all,
+    loss_text,
+    watch,
+    watch_lines,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -41,9 +52,19 @@ def test_the_watched_status_tells_what_the_ranks_do(running: RunPaths) -> None:
 def test_a_run_that_has_ended_is_shown_once(running: RunPaths) -> None:
     write_run(running, [start(0, 0), end(20, 20, "done", 0)], steps=20)
     written = io.StringIO()
-    watch(running, 0.2, written, str)
+    watch(lambda bars: looks(running, 0.2, bars), written)
     assert written.getvalue().count("state        finished") == 1
     assert "\x1b" not in written.getvalue()
+
+
+def test_runs_are_watched_together_until_the_last_of_them_has_ended(running: RunPaths, tmp_path: Path) -> None:
+    over = write_run(RunPaths(tmp_path / "over"), [start(0, 0), end(20, 20, "done", 0)], steps=20)
+    broken = write_run(RunPaths(tmp_path / "broken"), [start(0, 0)], steps=5)
+    broken.attempts.write_text("{}\n{}\n")
+    now = BEGIN + timedelta(seconds=6)
+    assert [goes_on_now(paths, now) for paths in (running, over, broken)] == [True, False, False]
+    seen = list(looks_at_all(lambda: [running, over, broken], 0.0))  # by today's clock nobody has written for days
+    assert len(seen) == 1 and [line.split()[0] for line in seen[0]] == ["boutique", "over", "broken"]
 
 
 def test_the_course_of_the_loss_survives_values_that_are_no_numbers() -> None:
