@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from cluster.environment import HostPlace, patience, ranks_of_hosts, slurm_host
@@ -71,10 +71,14 @@ class Launches:
     paths: RunPaths
     note: Callable[[Callable[[], None]], None]
     count: int = 0
+    named: Collection[str] = ()
+    """The hosts that failures had named by the first one, about which the job has decided."""
 
     def begin(self) -> None:
         """Record a launch. Raises LeftToTheJobError."""
-        if self.count:
+        if not self.count:
+            self.named = self.named_hosts()
+        else:
             try:
                 self.note(lambda: note_launch(self.paths, span_s=SPAN_S * patience()))
             except (ShardlineError, OSError) as error:
@@ -84,13 +88,24 @@ class Launches:
     def may_follow(self, are_all_there: bool) -> bool:
         """Return whether the ranks start again in place: after new steps, with no host lost, and none to be left."""
         try:
-            events = read_events(self.paths)
             if not are_all_there or self.paths.stop_request.exists():
                 return False
-            if fruitless_launches(events, last_step(self.paths.metrics)):
+            if fruitless_launches(read_events(self.paths), last_step(self.paths.metrics)):
                 return False
-            hosts = list(ranks_of_hosts())
-            return len(hosts) == 1 or not named_by_failures(events, read_excluded(self.paths), hosts)
         except (ShardlineError, OSError) as error:
             log.warning("%s", error)
             return False
+        return self.named_hosts() <= set(self.named)
+
+    def named_hosts(self) -> set[str]:
+        """Return the hosts that enough failures name to leave them, if the job has another one."""
+        hosts = list(ranks_of_hosts())
+        try:
+            return (
+                set(named_by_failures(read_events(self.paths), read_excluded(self.paths), hosts))
+                if hosts[1:]
+                else set()
+            )
+        except (ShardlineError, OSError) as error:
+            log.warning("%s", error)
+            return set()

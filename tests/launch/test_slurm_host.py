@@ -61,6 +61,16 @@ def one_host_is_named_twice(paths: RunPaths) -> None:
     fail(paths, "rank 1 on node2 was killed by SIGKILL")
 
 
+def test_a_host_that_the_job_keeps_though_failures_name_it_is_no_reason_to_ask_it_again(launches: Launches) -> None:
+    one_host_is_named_twice(launches.paths)
+    note_launch(launches.paths)
+    in_next_step = Launches(launches.paths, launches.note)
+    in_next_step.begin()
+    take_steps(launches.paths, 7)
+    fail(launches.paths, "rank 1 on node2 was killed by SIGKILL")
+    assert in_next_step.may_follow(True)
+
+
 def a_stop_is_asked_for(paths: RunPaths) -> None:
     paths.stop_request.touch()
 
