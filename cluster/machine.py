@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 CPUS = Path("/proc/cpuinfo")
+OUT_OF_MEMORY = ": out of memory, beyond what the job or this host has"  # how a process was killed
 GROUPS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 AVX_512 = {"avx512bw", "avx512vl", "avx512dq"}  # what torch's bf16 products want of an x86 CPU
 

@@ -73,7 +73,7 @@ def be_spare(descriptor: int) -> None:
 
 
 def import_all() -> None:
-    from launch.runs.rank_imports import lean_imports
+    from launch.ranks.imports import lean_imports
 
     with lean_imports():
         for name in IMPORTED:

@@ -128,7 +128,7 @@ def main() -> None:
     die_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what ranks print is no answer
-    from launch.runs.rank_imports import lean_imports
+    from launch.ranks.imports import lean_imports
 
     with lean_imports():
         import training.checkpoints.checkpoint

@@ -23,7 +23,7 @@ from typing import Protocol
 from cluster.environment import World, child_environment, rank_variables
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION
 from cluster.launching.stop_request import SIGNALS
-from cluster.machine import hold_port, host_name, out_of_memory_kills
+from cluster.machine import OUT_OF_MEMORY, hold_port, host_name, out_of_memory_kills
 from cluster.terminal import erase_line
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 GRACE_S = 10.0  # the time that the other ranks have to end by themselves after one has failed
 STOP_S = 120.0  # the same after another host has ended with 75: the last save is over there
 LATE = ("SIGSEGV", "SIGABRT")  # torch's own abort last
-OUT_OF_MEMORY = ": out of memory, beyond what the job or this host has"
 PR_SET_PDEATHSIG = 1
 
 

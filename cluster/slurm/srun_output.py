@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import IO
 
-from cluster.launching.local_launcher import OUT_OF_MEMORY
+from cluster.machine import OUT_OF_MEMORY
 
 BEGINS = "shardline: a task begins"  # what each task's shell writes first; not passed on
 ENDED = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (.+)")

@@ -12,8 +12,8 @@ from cluster.disk.run_lock import hold_run
 from cluster.errors import EXIT_DONE
 from launch.arguments import add_run, positive
 from launch.data.slurm_prepare import prepare_in_job
+from launch.ranks.slurm_job import UNDER_SLURM
 from launch.runs.check import check_source
-from launch.runs.slurm_job import UNDER_SLURM
 from launch.saved_config import load, save_config
 from launch.wording import named, say
 from training.run_identity import trained_on_other_shards

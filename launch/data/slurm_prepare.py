@@ -26,7 +26,7 @@ from cluster.slurm.decision import SRUN_BACK_OFF_S
 from cluster.slurm.job import SlurmJob, read_job
 from cluster.slurm.srun_output import SrunOutput
 from cluster.slurm.step import StepEnd, end, ended, start
-from launch.runs.slurm_job import ENTER, UNDER_SLURM
+from launch.ranks.slurm_job import ENTER, UNDER_SLURM
 
 log = logging.getLogger(__name__)
 

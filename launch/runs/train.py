@@ -55,11 +55,11 @@ from cluster.versions import versions
 from data_prep.shards import check_shards, read_manifest
 from launch.arguments import add_run, positive, step_range
 from launch.config import RunConfig
+from launch.ranks.imports import lean_imports
+from launch.ranks.news import news_of
+from launch.ranks.slurm_host import train_on_slurm_host
+from launch.ranks.slurm_job import UNDER_SLURM, train_in_job
 from launch.runs.check import check_fits, check_source, local_ranks
-from launch.runs.rank_imports import lean_imports
-from launch.runs.rank_news import news_of
-from launch.runs.slurm_host import train_on_slurm_host
-from launch.runs.slurm_job import UNDER_SLURM, train_in_job
 from launch.runs.track import commands_of
 from launch.saved_config import load, saved_text
 from launch.wording import as_typed, named, say

@@ -12,7 +12,7 @@ from cluster.errors import DataError
 from cluster.journal.records import read_events, write_event
 from cluster.paths import RunPaths
 from cluster.restart_limit import note_launch
-from launch.runs.slurm_host import Launches, LeftToTheJobError
+from launch.ranks.slurm_host import Launches, LeftToTheJobError
 
 
 @pytest.fixture

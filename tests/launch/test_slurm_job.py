@@ -14,7 +14,7 @@ from cluster.paths import RunPaths
 from cluster.slurm.controller import Controller
 from cluster.slurm.job import SlurmJob
 from cluster.slurm.layout import plan_layout
-from launch.runs.slurm_job import Launcher, tasks_in_file
+from launch.ranks.slurm_job import Launcher, tasks_in_file
 
 JOB = SlurmJob(number=7, name="7", node_list="a1", nodes=1, restarts=0, cpus=(4,), tasks=(1,), task_file=None, gpus=0)
 

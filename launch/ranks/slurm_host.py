@@ -27,7 +27,7 @@ from cluster.restart_limit import fruitless_launches, note_launch
 from cluster.slurm.decision import SPAN_S
 from cluster.versions import versions
 from cluster.wording import count_of
-from launch.runs.rank_news import news_of
+from launch.ranks.news import news_of
 
 log = logging.getLogger(__name__)
 

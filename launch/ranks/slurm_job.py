@@ -42,7 +42,7 @@ from cluster.slurm.layout import Layout, plan_layout
 from cluster.slurm.srun_output import BEGINS
 from cluster.slurm.step import StepEnd, StopSignals, run_step
 from launch.preflight.host_guard import HostGuard
-from launch.runs.rank_news import log_of_newest, note_if_possible
+from launch.ranks.news import log_of_newest, note_if_possible
 
 log = logging.getLogger(__name__)
 
