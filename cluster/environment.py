@@ -167,7 +167,7 @@ def rank_variables(world: World) -> dict[str, str]:
 def rank_names() -> set[str]:
     """Return the names of the variables that differ from one rank, or one attempt, to the next."""
     anyone = World(rank=0, size=1, local_rank=0, local_size=1, master=("", 0))
-    return {*rank_variables(anyone), HOSTS, LOCK, ATTEMPT}
+    return {*rank_variables(anyone), HOSTS, LOCK, ATTEMPT, CAUSES}
 
 
 def enter_world(world: World) -> None:
@@ -194,6 +194,17 @@ def set_library_variables() -> None:
         set_defaults(
             {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
         )  # without it, products may differ from one time to the next
+
+
+def threads_of_rank(ranks: int) -> dict[str, str]:
+    """Return the variable that says how many threads each of a host's ranks computes with on CPUs.
+
+    Under Slurm with GPUs as many as the site says, or as the rank has CPUs; else one.
+    """
+    name = "OMP_NUM_THREADS"
+    if not (is_under_srun() and gpu_count()):
+        return {name: "1"}
+    return {name: os.environ.get(name) or str(max(1, cpu_count() // ranks))}
 
 
 def child_environment(changes: Mapping[str, str | None]) -> dict[str, str]:
@@ -250,6 +261,14 @@ LOCK = "SHARDLINE_LOCK"
 def lock_of_launcher() -> str | None:
     """Return the id of the run's lock that the process which started this rank holds; None if it holds none."""
     return os.environ.get(LOCK)
+
+
+CAUSES = "SHARDLINE_CAUSES"
+
+
+def causes_folder() -> Path | None:
+    """Return where this rank may leave its launcher why it failed; None if our launcher has not started it."""
+    return Path(os.environ[CAUSES]) if CAUSES in os.environ else None
 
 
 ATTEMPT = "SHARDLINE_ATTEMPT"

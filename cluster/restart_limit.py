@@ -72,12 +72,12 @@ def note_cause(paths: RunPaths, cause: str) -> bool:
     """
     events = newest_launch(paths)
     endings = endings_of(events)
-    if any(ending["exit_code"] != EXIT_FAILED or ending.get("is_verdict") for ending in endings):
-        return False
     if not endings:
         write_ending(paths, events, cause, EXIT_FAILED)
-    if endings or any(event["event"] == "cause" for event in events):  # a rank may take another's end for its own
+    elif all(ending["exit_code"] == EXIT_FAILED and not ending.get("is_verdict") for ending in endings):
         write_event(paths, "cause", reason=cause)
+    else:
+        return False
     return True
 
 

@@ -21,6 +21,7 @@ from cluster.hangs.flight_recorder import recorder_variables
 from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal.journal import Journal
 from cluster.journal.records import write_event
+from cluster.launching.rank_cause import tell_cause
 from cluster.launching.stop_request import StopFlag
 from cluster.machine import free_memory_bytes, host_name
 from cluster.paths import RunPaths
@@ -131,8 +132,8 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
         code = exit_code_of(error)
         cause = journal.end_by_another_rank() if code == EXIT_FAILED else None  # then this failure only follows from it
         told = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
-        if code == EXIT_FAILED and not is_by_others(error):
-            journal.cause(f"{self_named(world, error)} failed: {told}")
+        if code == EXIT_FAILED and not world.is_first and not is_by_others(error):  # rank 0 has its own end
+            tell_cause(world.rank, f"{self_named(world, error)} failed: {told}")
         journal.end(told, code, is_own=isinstance(error, DamagedRowsError))
         if cause:
             raise ClusterError(f"another rank ended the run: {cause}") from None
@@ -153,11 +154,13 @@ def is_by_others(error: BaseException) -> bool:
 
 
 def self_named(world: World, error: BaseException) -> str:
-    """Return which rank has failed: `on` its host where the GPU is at fault, as two such failures exclude a host."""
+    """Return which rank has failed: `on` its host where the GPU is at fault, as two such failures exclude a host.
+
+    An assertion of device code says that the data or the code is wrong.
+    """
     host = slurm_host() or host_name()
-    return (
-        f"rank {world.rank} on {host}" if isinstance(error, torch.AcceleratorError) else f"rank {world.rank} ({host})"
-    )
+    is_of_host = isinstance(error, torch.AcceleratorError) and "assert" not in str(error)
+    return f"rank {world.rank} on {host}" if is_of_host else f"rank {world.rank} ({host})"
 
 
 def record_collectives(paths: RunPaths, local: Path) -> None:

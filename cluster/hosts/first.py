@@ -142,7 +142,7 @@ class FirstHost:
                     self.causes += [str(cause) for cause in message.get("causes", [])]
             if peer.is_gone and number not in self.codes:
                 self.codes[number] = EXIT_FAILED
-                self.causes.append(f"{peer.name} was lost")
+                self.causes.append(f"{'the connection to ' if peer.is_cut_off else ''}{peer.name} was lost")
                 log.warning("host %d (%s) is gone", number, peer.name)
         worst = combined(list(self.codes.values()))
         if worst == EXIT_DONE:

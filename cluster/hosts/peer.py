@@ -35,6 +35,8 @@ class Peer:
     lines: list[bytes] = field(default_factory=list)
     """What has come and was not taken yet: a reader may leave off after any message."""
     is_gone: bool = False
+    is_cut_off: bool = False
+    """Whether it is gone as the network was, so that it may be there still."""
 
     def __post_init__(self) -> None:
         self.connection.setblocking(False)
@@ -49,8 +51,10 @@ class Peer:
                 received = self.connection.recv(LINE_BYTES)
             except BlockingIOError:
                 break
-            except OSError:
+            except ConnectionResetError:
                 received = b""
+            except OSError:  # nothing was heard for a minute: which of the two was cut off is not known
+                received, self.is_cut_off = b"", True
             self.pending += received
             self.is_gone = not received or (b"\n" not in self.pending and len(self.pending) > LINE_BYTES)
         *lines, self.pending = self.pending.split(b"\n")

@@ -50,7 +50,7 @@ def run_on_hosts(
             if isinstance(met, int):
                 return met
             variables = {HOSTS: " ".join(met.hosts)}
-            seats, causes = replace(met.seats, elsewhere=meeting.elsewhere), list[str]()
+            seats, causes = replace(met.seats, elsewhere=meeting.elsewhere, asked=asked), list[str]()
             own = replace(news, note_cause=causes.append)
             code = stopped_code(asked) or run_ranks(command, hello.ranks, variables, seats=seats, news=own, spare=spare)
             total, again = meeting.finish(code, causes, decide)

@@ -221,18 +221,6 @@ class Journal:
                 return str(event["reason"])
         return None
 
-    def cause(self, reason: str) -> None:
-        """Write why this rank failed by itself: rank 0 will see only that its connection is gone.
-
-        Readers take it for the reason of the attempt's end, which rank 0 or the launcher writes.
-        """
-        if self.world.is_first:
-            return
-        try:
-            write_event(self.paths, "cause", reason=reason)
-        except OSError as error:  # the end of this rank must still be told to the others
-            log.warning("%s; not recorded: %s", reason, error)
-
     def end(self, reason: str, exit_code: int, *, is_own: bool = False) -> None:
         """Write why this attempt ended, or did not start, and close.
 

@@ -103,33 +103,23 @@ def read_events(paths: RunPaths) -> list[dict[str, Any]]:
     Raises ClusterError for a line that is no event as `write_event` writes it.
     """
     found: list[dict[str, Any]] = []
-    cause: str | None = None
     for path in (paths.older_attempts, paths.attempts):
         for number, event in enumerate(read_lines(path), start=1):
             if not is_event(event):
                 told = f"{path}:{number}: damaged: not an event of a run: {json.dumps(event)[:60]}"
                 raise ClusterError(f"{told}; remove the line, or restore the file")
-            match event["event"]:
-                case "cause":
-                    cause = event["reason"]
-                    give_cause(found, cause)
-                case "launch":
-                    cause = None
-                case "end" | "no-start" if cause is not None:
-                    give_cause([event], cause)
+            if event["event"] == "cause":
+                give_cause(found, event["reason"])
             found.append(event)
     return found
 
 
 def give_cause(events: Sequence[dict[str, Any]], cause: str) -> None:
-    """Make a cause the reason of a launch's ends that are failures: those ranks failed because of it.
-
-    What the watchdog has found out stays the reason.
-    """
+    """Make a cause, recorded after the ranks' own ends, the reason of these: they failed because of it."""
     for event in reversed(events):
         if event["event"] == "launch":
             return
-        if event["event"] in ("end", "no-start") and event["exit_code"] == EXIT_FAILED and not event.get("is_verdict"):
+        if event["event"] in ("end", "no-start") and event["exit_code"] == EXIT_FAILED:
             event["reason"] = cause
 
 

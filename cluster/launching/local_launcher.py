@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from cluster.environment import World, child_environment, rank_variables
+from cluster.environment import CAUSES, World, child_environment, rank_variables, threads_of_rank
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION
+from cluster.launching.rank_cause import cause_of
 from cluster.launching.stop_request import SIGNALS
 from cluster.machine import OUT_OF_MEMORY, hold_port, host_name, out_of_memory_kills
 from cluster.terminal import erase_line
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 10.0  # the time that the other ranks have to end by themselves after one has failed
 STOP_S = 120.0  # the same after another host has ended with 75: the last save is over there
+KILLED = " was killed"
 LATE = ("SIGSEGV", "SIGABRT")  # torch's own abort last
 PR_SET_PDEATHSIG = 1
 
@@ -48,13 +51,15 @@ def die_with_parent(parent: int | None = None) -> None:
 class Seats:
     """Which ranks of a world of `size` this host has: those from `first` on. `master` is where all of them meet.
 
-    `elsewhere` returns the exit code that another host of the world has ended with, None while there is none.
+    `elsewhere` returns the exit code that another host of the world has ended with, None while there is none. Signals
+    that ask to stop are added to `asked`.
     """
 
     first: int
     size: int
     master: tuple[str, int]
     elsewhere: Callable[[], int | None] = lambda: None
+    asked: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +136,15 @@ def run_seated(command: Sequence[str], variables: Mapping[str, str], local: Loca
     """Run `command` as `size` ranks whose seats are known; return one exit code for all."""
     old = {number: signal.signal(number, local.pass_on) for number in SIGNALS}
     try:
-        local.start(command, size, variables)
-        # one that came while the last was started has not reached that one
-        codes = [-local.asked[0]] if local.asked else local.wait()
+        with tempfile.TemporaryDirectory(prefix="shardline-causes-", ignore_cleanup_errors=True) as folder:
+            local.folder = Path(folder)
+            try:
+                local.start(command, size, {**variables, CAUSES: folder})
+                # one that came while the last was started has not reached that one
+                codes = [-local.asked[0]] if local.asked else local.wait()
+            finally:
+                local.kill()
     finally:
-        local.kill()
         for number, handler in old.items():
             signal.signal(number, handler)
     if cause := first_cause(local.causes):
@@ -151,12 +160,17 @@ class LocalRanks:
     seats: Seats
     news: RankNews
     ranks: list[Rank] = field(default_factory=list)
-    asked: list[int] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
+    folder: Path | None = None
+    """Where ranks leave why they failed."""
     stopped_elsewhere_at: float | None = None
     spare: SpareProcess | None = None
     memory_kills: int = field(default_factory=out_of_memory_kills)
     """Of this process's cgroup, before the ranks were started."""
+
+    @property
+    def asked(self) -> list[int]:
+        return self.seats.asked
 
     def start(self, command: Sequence[str], size: int, variables: Mapping[str, str]) -> None:
         """Start the ranks of this host, unless a signal asks to stop meanwhile."""
@@ -192,14 +206,14 @@ class LocalRanks:
                 deadline = self.stopped_elsewhere_at + STOP_S
             if deadline is None and (self.has_failed() or self.has_failed_elsewhere()):
                 deadline = time.monotonic() + GRACE_S
-                self.causes = self.killed()  # ranks that die later do so because of it
+                self.causes = self.failures()  # ranks that die later do so because of it
             if deadline is not None and time.monotonic() > deadline:
                 break
             if deadline is None and self.spare and not self.asked:
                 self.spare.tend()
             time.sleep(0.05)
         if deadline is None and self.has_failed():  # all have ended between two looks
-            self.causes = self.killed()
+            self.causes = self.failures()
         self.tell_failures()
         codes = [rank.returncode for rank in self.ranks if rank.returncode is not None]
         return codes if len(codes) == len(self.ranks) else [*codes, self.seats.elsewhere() or EXIT_DONE]
@@ -215,8 +229,8 @@ class LocalRanks:
                 self.pass_on(signal.SIGTERM, None)  # all have agreed on it, unless the ranks there had not begun
         return failed(code)
 
-    def killed(self) -> list[str]:
-        """Return the ranks that a signal has ended which did not come from us, each in words.
+    def failures(self) -> list[str]:
+        """Return the ranks that have failed by themselves, each in words, or that a signal not from us has ended.
 
         Outside of Slurm not "on HOST", by which failures exclude a host from jobs: what kills ranks of a shell is often
         short memory.
@@ -224,7 +238,8 @@ class LocalRanks:
         codes = [(number, rank.returncode or 0) for number, rank in enumerate(self.ranks, start=self.seats.first)]
         where = f"on {self.news.host}" if self.news.host else f"({host_name()})"
         is_short = out_of_memory_kills() > self.memory_kills
-        return [
+        told = [cause_of(self.folder, *rank) for rank in codes] if self.folder else []
+        return [cause for cause in told if cause] + [
             f"rank {number} {where} was killed{OUT_OF_MEMORY if is_short else f' by {signal.Signals(-code).name}'}"
             for number, code in codes
             if code < 0 and -code not in self.asked and not is_impatient(self.asked)
@@ -271,7 +286,7 @@ def rank_environment(local: tuple[int, int], seats: Seats, variables: Mapping[st
     """Return the environment of a rank, by its number among those of this host, and how many these are."""
     rank, ranks = local
     world = World(rank=seats.first + rank, size=seats.size, local_rank=rank, local_size=ranks, master=seats.master)
-    return child_environment({**variables, **rank_variables(world), "OMP_NUM_THREADS": "1"})
+    return child_environment({**variables, **rank_variables(world), **threads_of_rank(ranks)})
 
 
 def failed(code: int | None) -> bool:
@@ -283,8 +298,18 @@ def spelled(code: int) -> str:
 
 
 def first_cause(causes: Sequence[str]) -> str | None:
-    """Return the first cause that is likely one: ranks that have lost another one often end by the LATE signals."""
-    return min(causes, key=lambda cause: 1 + LATE.index(cause.split()[-1]) if cause.endswith(LATE) else 0, default=None)
+    """Return the first cause that is likely one.
+
+    A rank that was killed comes before one that failed, perhaps as it has lost that one; the LATE signals come last, as
+    such ranks often end by them.
+    """
+
+    def place(cause: str) -> int:
+        if cause.endswith(LATE):
+            return 2 + LATE.index(cause.split()[-1])
+        return 0 if KILLED in cause or cause.endswith(" was lost") else 1
+
+    return min(causes, key=place, default=None)
 
 
 def combined(codes: Sequence[int]) -> int:

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from cluster.environment import SPARE, child_environment, patience, rank_names
+from cluster.environment import SPARE, child_environment, patience, rank_names, read_host_place, threads_of_rank
 from cluster.launching.local_launcher import die_with_parent
 from cluster.machine import free_memory_bytes
 
@@ -120,7 +120,8 @@ class Spare:
                 return
             self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self.control.setblocking(False)  # until it has answered: the launcher looks after its ranks meanwhile
-            self.environment = child_environment({"OMP_NUM_THREADS": "1"})
+            place = read_host_place()
+            self.environment = child_environment(threads_of_rank((place and place.ranks) or 1))
             with theirs:
                 self.process = subprocess.Popen(
                     self.command,

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from cluster.environment import HostPlace, patience, ranks_of_hosts, slurm_host
-from cluster.errors import EXIT_FAILED, ShardlineError
+from cluster.environment import HostPlace, patience, ranks_of_hosts, slurm_host, slurm_job
+from cluster.errors import EXIT_FAILED, ClusterError, ShardlineError
 from cluster.hosts.meeting import Hello
 from cluster.hosts.ranks import run_on_hosts
 from cluster.journal.log import set_up_logging
@@ -43,7 +43,8 @@ def train_on_slurm_host(
 
     `note` is that of slurm_job.py: it checks what can be known before ranks are started, and holds the run meanwhile.
     """
-    hello = Hello(place=place, ranks=ranks, run={"version of Shardline": versions()["shardline"]}, name=slurm_host())
+    same = {"version of Shardline": versions()["shardline"], "job": slurm_job(), "folder": str(paths.root.resolve())}
+    hello = Hello(place=place, ranks=ranks, run=same, name=slurm_host())
     launches = Launches(paths, note)
     command = [sys.executable, "-m", "launch", *sys.argv[1:]]
     set_up_logging(host=slurm_host(), is_first=place.number == 0)
@@ -59,7 +60,11 @@ def train_on_slurm_host(
         with spare_for(command, restart=True) as spare:
             news = news_of(paths, slurm_host())
             return run_on_hosts(command, hello, launches.begin, restart=launches.may_follow, news=news, spare=spare)
-    except (LeftToTheJobError, OSError) as error:
+    except (
+        LeftToTheJobError,
+        ClusterError,
+        OSError,
+    ) as error:  # as a port in use: there will be another one
         log.warning("the ranks are not started here: %s", error)
         return EXIT_FAILED
 

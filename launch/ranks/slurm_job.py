@@ -23,6 +23,7 @@ from cluster.environment import (
     slurm_variables,
 )
 from cluster.errors import (
+    EXIT_DONE,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_STOPPED,
@@ -179,6 +180,8 @@ class Launcher:
             return end
         if end.code not in FINAL and self.asked_person():  # srun tells of the ranks that it then killed
             end = replace(end, code=EXIT_USER_ACTION)
+        elif end.code not in FINAL and (said := self.said_at_end()) in (EXIT_DONE, EXIT_STOPPED):
+            end = replace(end, code=said)  # Slurm fails all tasks of a step in which memory ever ran out
         self.srun_failures = 0
         before, self.reached = self.reached, max(self.reached, self.last_step())
         self.failures = 0 if self.reached > before else self.failures + 1
@@ -208,6 +211,11 @@ class Launcher:
     def asked_person(self) -> bool:
         """Return whether the ranks have recorded, since they were launched, that a person must act."""
         return any(event["exit_code"] == EXIT_USER_ACTION for event in self.recorded() if event["event"] in ENDINGS)
+
+    def said_at_end(self) -> int | None:
+        """Return the exit code that the ranks last recorded since they were launched; None without any."""
+        codes = [int(event["exit_code"]) for event in self.recorded() if event["event"] in ENDINGS]
+        return codes[-1] if codes else None
 
     def recorded(self) -> list[dict[str, Any]]:
         """Return the events since the newest launch; none from a disk that cannot be read."""

@@ -16,7 +16,6 @@ from cluster.journal.journal import Journal
 from cluster.journal.records import attempt_of_step, read_events, read_lines, world_size_at, write_event
 from cluster.paths import RunPaths
 from cluster.processes import process_age_s
-from cluster.restart_limit import note_launch
 
 WORLD = World(rank=0, size=1, local_rank=0, local_size=1, master=("127.0.0.1", 1))
 
@@ -121,24 +120,6 @@ def test_what_one_rank_alone_can_say_is_the_end_of_the_attempt(tmp_path: Path) -
     first.end("RuntimeError: connection closed by peer", exit_code=1)
     assert [event["reason"] for event in read_events(paths) if event["event"] == "end"] == [
         "DataError: a shard is damaged"
-    ]
-
-
-def test_why_a_rank_failed_by_itself_is_the_reason_and_not_what_the_first_one_saw_of_it(tmp_path: Path) -> None:
-    paths = RunPaths(tmp_path)
-    other = World(rank=1, size=2, local_rank=1, local_size=2, master=("127.0.0.1", 1))
-    first, second = (Journal(paths, world, Heartbeat(paths, world)) for world in (WORLD, other))
-    note_launch(paths)
-    for journal in (first, second):
-        journal.begin(first_step=0, total_steps=2)
-    second.cause("rank 1 (node2) failed: OutOfMemoryError: CUDA out of memory")
-    first.cause("what it says in its own end")
-    first.end("RuntimeError: connection closed by peer", exit_code=1)
-    note_launch(paths)
-    first.end("ValueError: of another launch", exit_code=1)
-    assert [event["reason"] for event in read_events(paths) if event["event"] in ("end", "no-start")] == [
-        "rank 1 (node2) failed: OutOfMemoryError: CUDA out of memory",
-        "ValueError: of another launch",
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 from cluster.errors import EXIT_INTERRUPTED, EXIT_STOPPED, TrainingError
 from cluster.journal.records import read_events, write_event
 from cluster.paths import RunPaths
-from cluster.restart_limit import ENDINGS, note_cause, note_launch, note_stop
+from cluster.restart_limit import note_cause, note_launch, note_stop
 
 
 def launch(paths: RunPaths, reached: int, code: int | None = None, reason: str = "OSError: gone") -> None:
@@ -134,18 +134,6 @@ def test_the_end_of_ranks_that_could_record_none_is_recorded_for_them(paths: Run
     launch(paths, reached=0)
     assert note_cause(paths, KILLED)
     assert [(e["event"], e.get("reason")) for e in read_events(paths)] == [("launch", None), ("no-start", KILLED)]
-
-
-@pytest.mark.parametrize("ends", [[], ["RuntimeError: gloo: connection closed by peer"]])
-def test_a_rank_that_was_killed_is_the_reason_though_another_one_took_it_for_its_own(
-    paths: RunPaths, ends: list[str]
-) -> None:
-    note_launch(paths)
-    write_event(paths, "cause", reason="rank 0 (node1) failed: ValueError: half a message")
-    for reason in ends:
-        write_event(paths, "end", reason=reason, step=1, exit_code=1)
-    assert note_cause(paths, KILLED)
-    assert [event["reason"] for event in read_events(paths) if event["event"] in ENDINGS] == [KILLED]
 
 
 @pytest.mark.parametrize("facts", [{"exit_code": 2}, {"exit_code": 75}, {"exit_code": 1, "is_verdict": True}])

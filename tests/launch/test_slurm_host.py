@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cluster.environment import HostPlace
 from cluster.errors import DataError
 from cluster.journal.records import read_events, write_event
 from cluster.paths import RunPaths
 from cluster.restart_limit import note_launch
-from launch.ranks.slurm_host import Launches, LeftToTheJobError
+from launch.ranks.slurm_host import Launches, LeftToTheJobError, train_on_slurm_host
 
 
 @pytest.fixture
@@ -46,6 +48,14 @@ def test_ranks_that_made_new_steps_start_again_in_place_and_each_launch_is_recor
     assert launches.may_follow(True)
     launches.begin()
     assert launched(launches.paths) == 2
+
+
+def test_a_port_that_is_in_use_on_the_first_host_is_a_failure_after_which_there_is_another_port(
+    launches: Launches,
+) -> None:
+    with socket.create_server(("", 0)) as taken:
+        place = HostPlace(number=0, count=2, ranks=1, master=("127.0.0.1", taken.getsockname()[1]))
+        assert train_on_slurm_host(launches.paths, place, 1, launches.note) == 1
 
 
 def no_new_step(paths: RunPaths) -> None:

@@ -61,8 +61,8 @@ exit 137
 """
 
 
-@pytest.mark.parametrize(("recorded", "code"), [(2, 2), (1, 137)])
-def test_what_a_person_must_act_upon_is_final_though_srun_had_to_kill_the_other_ranks(
+@pytest.mark.parametrize(("recorded", "code"), [(2, 2), (75, 75), (0, 0), (1, 137)])
+def test_what_the_ranks_recorded_is_final_though_srun_had_to_kill_the_others_or_memory_once_ran_out(
     launcher: Callable[..., Launcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int, code: int
 ) -> None:
     job = launcher(0, DataError(""))

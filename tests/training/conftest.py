@@ -34,7 +34,10 @@ from tests.rank_server import RankServer
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).parent / "rank_programs"
 FAULTY = PROGRAMS / "faulty.py"
-TWO_RANKS = "import sys; from cluster.launching.local_launcher import run_ranks; sys.exit(run_ranks(sys.argv[1:], 2))"
+TWO_RANKS = """import sys
+from cluster.launching.local_launcher import RankNews, run_ranks
+sys.exit(run_ranks(sys.argv[1:], 2, news=RankNews(note_cause=lambda cause: print("cause:", cause))))
+"""
 ROW_TOKENS = 64
 
 

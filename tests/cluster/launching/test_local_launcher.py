@@ -85,6 +85,33 @@ os._exit(1)"""
     assert told == causes
 
 
+def test_a_rank_that_says_why_it_failed_is_the_cause_and_its_word_leaves_nothing_behind(tmp_path: Path) -> None:
+    told: list[str] = []
+    code = f"""import os, time
+from pathlib import Path
+from cluster.environment import causes_folder
+from cluster.launching.rank_cause import tell_cause
+if os.environ["RANK"] == "1":
+    Path({str(tmp_path / "folder")!r}).write_text(str(causes_folder()))
+    tell_cause(1, "rank 1 (a) failed: OutOfMemoryError: CUDA out of memory")
+    os._exit(1)
+time.sleep(0.5)
+tell_cause(0, "rank 0 (a) failed: of something that follows from it")
+os._exit(1)"""
+    run_ranks([sys.executable, "-c", code], 2, {"PYTHONPATH": str(ROOT)}, news=RankNews(note_cause=told.append))
+    assert told == ["rank 1 (a) failed: OutOfMemoryError: CUDA out of memory"]
+    assert not Path((tmp_path / "folder").read_text()).exists()
+
+
+def test_a_rank_that_was_killed_comes_before_one_that_failed_and_that_before_what_torch_has_aborted() -> None:
+    aborted, failed = "rank 3 on node1 was killed by SIGABRT", "rank 5 on node2 failed: AcceleratorError: ECC"
+    assert first_cause([aborted, failed]) == failed
+    assert (
+        first_cause([failed, "rank 2 on node1 was killed by SIGKILL", aborted])
+        == "rank 2 on node1 was killed by SIGKILL"
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
 def test_a_signal_to_the_launcher_reaches_every_rank(tmp_path: Path, number: signal.Signals) -> None:
     rank = (

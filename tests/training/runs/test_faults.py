@@ -64,7 +64,7 @@ def test_a_rank_that_leaves_or_fails_ends_the_others_and_the_next_start_continue
     assert run.start_with("leave", 12, 12).wait() == 1
     assert "rank 1 ended with exit code 3" in run.log.read_text()
     assert run.start_with("fail", 13, 13).wait() == 1
-    told = f"rank 1 ({host_name()}) failed: ValueError: a mistake of this rank alone"  # rank 0 lost its connection
-    assert run.ends()[-1]["reason"] == told
+    told = f"cause: rank 1 ({host_name()}) failed: ValueError: a mistake of this rank alone"  # not the connection to it
+    assert told in run.log.read_text()
     assert run.train() == 0
     assert [line["step"] for line in run.metrics()] == list(range(1, STEPS + 1))
