@@ -85,8 +85,8 @@ class Met:
 class Ended:
     """How the ranks of all hosts have ended, as the first host knows it.
 
-    `cause` tells which rank was killed or which host was lost, if one was. `are_all_there` tells whether every host has
-    said how its ranks ended, and is still connected.
+    `cause` tells which rank failed or which host was lost, if that is known. `are_all_there` tells whether every host
+    has said how its ranks ended, and is still connected.
     """
 
     code: int
@@ -114,7 +114,7 @@ class Meeting(Protocol):
     def finish(self, code: int, causes: Sequence[str], decide: Decision) -> tuple[int, bool]:
         """Tell the others this host's exit code; return that of all, and whether all start again: the first decides.
 
-        `causes` are the ranks here that were killed.
+        `causes` are the ranks here that were killed or have said why they failed.
         """
         ...
 

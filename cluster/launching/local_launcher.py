@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from typing import Protocol
 
 from cluster.environment import CAUSES, World, child_environment, rank_variables, threads_of_rank
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION
-from cluster.launching.rank_cause import cause_of
+from cluster.launching.rank_cause import cause_of, folder_for_causes
 from cluster.launching.stop_request import SIGNALS
 from cluster.machine import OUT_OF_MEMORY, hold_port, host_name, out_of_memory_kills
 from cluster.terminal import erase_line
@@ -67,8 +66,9 @@ class RankNews:
     """Who is told what of the ranks.
 
     `stopping` is logged as soon as a signal asks them to stop; `log_of` tells where a rank's own log is, and those of
-    all ranks for `*`; `note_cause` is called with the rank that a signal of somebody else has killed, once all have
-    ended, and returns whether it has recorded that. `host` is Slurm's name of this host, in a job of Slurm.
+    all ranks for `*`; `note_cause` is called with the rank that failed first, if a signal of somebody else has killed it
+    or it has said why, once all have ended, and returns whether it has recorded that. `host` is Slurm's name of this
+    host, in a job of Slurm.
     """
 
     stopping: str = ""
@@ -136,10 +136,11 @@ def run_seated(command: Sequence[str], variables: Mapping[str, str], local: Loca
     """Run `command` as `size` ranks whose seats are known; return one exit code for all."""
     old = {number: signal.signal(number, local.pass_on) for number in SIGNALS}
     try:
-        with tempfile.TemporaryDirectory(prefix="shardline-causes-", ignore_cleanup_errors=True) as folder:
-            local.folder = Path(folder)
+        with folder_for_causes() as folder:
+            local.folder = folder
+            own = {} if folder is None else {CAUSES: str(folder)}
             try:
-                local.start(command, size, {**variables, CAUSES: folder})
+                local.start(command, size, {**variables, **own})
                 # one that came while the last was started has not reached that one
                 codes = [-local.asked[0]] if local.asked else local.wait()
             finally:

@@ -6,12 +6,28 @@ The ranks have no common file for it: on a network file system, lines that sever
 from __future__ import annotations
 
 import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.environment import causes_folder
 from cluster.errors import EXIT_FAILED
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def folder_for_causes() -> Iterator[Path | None]:
+    """Yield an empty folder of this host, removed afterwards; None where there is no room for one."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="shardline-causes-", ignore_cleanup_errors=True)
+    except OSError as error:
+        log.warning("why a rank fails will be in its log only: %s", error)
+        yield None
+        return
+    with made as folder:
+        yield Path(folder)
 
 
 def tell_cause(rank: int, reason: str) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -101,6 +102,14 @@ os._exit(1)"""
     run_ranks([sys.executable, "-c", code], 2, {"PYTHONPATH": str(ROOT)}, news=RankNews(note_cause=told.append))
     assert told == ["rank 1 (a) failed: OutOfMemoryError: CUDA out of memory"]
     assert not Path((tmp_path / "folder").read_text()).exists()
+
+
+def test_ranks_start_where_there_is_no_room_for_their_causes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert run_ranks([sys.executable, "-c", "import os; assert 'SHARDLINE_CAUSES' not in os.environ"], 1) == 0
+    assert "why a rank fails will be in its log only" in caplog.text
 
 
 def test_a_rank_that_was_killed_comes_before_one_that_failed_and_that_before_what_torch_has_aborted() -> None:
