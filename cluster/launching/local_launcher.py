@@ -66,8 +66,8 @@ class RankNews:
     """Who is told what of the ranks.
 
     `stopping` is logged as soon as a signal asks them to stop; `log_of` tells where a rank's own log is, and those of
-    all ranks for `*`; `note_cause` is called with the rank that failed first, if a signal of somebody else has killed it
-    or it has said why, once all have ended, and returns whether it has recorded that. `host` is Slurm's name of this
+    all ranks for `*`; `note_cause` is called with the rank that failed first, if a signal of somebody else has killed
+    it or it has said why, once all have ended, and returns whether it has recorded that. `host` is Slurm's name of this
     host, in a job of Slurm.
     """
 

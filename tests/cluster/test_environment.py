@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.environment import HostPlace, allocation_end, read_host_place, read_world
+from cluster.environment import HostPlace, allocation_end, read_host_place, read_world, threads_of_rank
 from cluster.errors import ClusterError
+from cluster.machine import cpu_count
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
@@ -36,6 +37,26 @@ def test_a_task_of_our_srun_is_a_host_and_what_it_starts_a_rank() -> None:
 def test_a_host_that_the_job_does_not_have_is_an_error() -> None:
     with pytest.raises(ClusterError, match="SLURM_NODEID=2: SHARDLINE_RANKS tells of 2 hosts only"):
         read_host_place({**TASK, "SLURM_NODEID": "2"})
+
+
+@pytest.mark.parametrize(
+    ("launcher", "gpus", "site", "threads"),
+    [
+        ("srun", "0,1", None, str(cpu_count())),
+        ("srun", "0,1", "3", "3"),
+        ("srun", "", "3", "1"),
+        ("ours", "0,1", "3", "1"),
+    ],
+)
+def test_ranks_on_gpus_under_slurm_have_the_threads_that_the_site_or_their_cpus_give_and_others_one(
+    monkeypatch: pytest.MonkeyPatch, launcher: str, gpus: str, site: str | None, threads: str
+) -> None:
+    monkeypatch.setenv("SHARDLINE_LAUNCHER", launcher)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if site is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", site)
+    assert threads_of_rank(1) == {"OMP_NUM_THREADS": threads}
 
 
 def test_a_batch_script_is_no_rank_though_slurm_sets_its_variables_there_too() -> None:
