@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from cluster.heartbeats.heartbeat_files import (
     MOST_BYTES,
@@ -49,6 +48,7 @@ class SharedView:
     leader: int | None = None  # the lowest rank on the host whose watchdog wrote the file of all ranks
     stamp: str = ""
     published: int = 0
+    written: int = 0
     period_s: float = field(init=False)
     found: dict[Path, HostBeats] = field(default_factory=dict)  # the hosts' files as this process first read them
     has_read_hosts: bool = False
@@ -60,7 +60,8 @@ class SharedView:
 
     def write_own(self, own: Sequence[Beat]) -> None:
         """Write this host's file. Raises OSError if the shared disk does not take it."""
-        replace_file(host_path(self.folder, self.host), self.own_record(own))
+        self.written += 1
+        replace_file(host_path(self.folder, self.host), self.own_beats(own).as_record())
 
     def newest(self, own: Sequence[Beat], now: float) -> list[Beat] | None:
         """Return the beats of all ranks; None if there are none newer than the last ones.
@@ -71,7 +72,7 @@ class SharedView:
         beats = None if lowest == 0 else self.read_all(now)
         if lowest is None or not self.is_leader(lowest, now):
             return beats
-        hosts = [HostBeats(launch=self.launch, host=self.host, beats=own), *self.read_hosts()]
+        hosts = [self.own_beats(own), *self.read_hosts()]
         self.published += 1
         self.stamp, self.leader, self.changed_at = f"{os.getpid()}-{self.host}-{self.published}", lowest, now
         record = {"launch": self.launch, "leader": lowest, "stamp": self.stamp}
@@ -80,8 +81,8 @@ class SharedView:
         )
         return [beat for host in hosts for beat in host.beats]
 
-    def own_record(self, own: Sequence[Beat]) -> dict[str, Any]:
-        return HostBeats(launch=self.launch, host=self.host, beats=own).as_record()
+    def own_beats(self, own: Sequence[Beat]) -> HostBeats:
+        return HostBeats(launch=self.launch, host=self.host, beats=own, written=self.written)
 
     def is_leader(self, lowest: int, now: float) -> bool:
         """Return whether this watchdog is to write the file of all ranks.

@@ -123,28 +123,33 @@ def parsed_beat(values: object, world_size: int) -> Beat | None:
 
 @dataclass(frozen=True, kw_only=True)
 class HostBeats:
-    """The beats of one host's ranks, as its file on the shared disk holds them."""
+    """The beats of one host's ranks, as its file on the shared disk holds them.
+
+    `written` counts how often the host's watchdog has written it: a file that changes is of a watchdog that lives, even
+    if none of its ranks moves.
+    """
 
     launch: str
     host: str
     beats: Sequence[Beat]
+    written: int = 0
 
     def as_record(self) -> dict[str, Any]:
         common = ("launch", "host")
         beats = [{key: value for key, value in asdict(beat).items() if key not in common} for beat in self.beats]
-        return {"launch": self.launch, "host": self.host, "ranks": beats}
+        return {"launch": self.launch, "host": self.host, "written": self.written, "ranks": beats}
 
     @classmethod
     def from_record(cls, values: object, world_size: int) -> HostBeats | None:
         """Return what a JSON value holds, without what is no beat in it; None if it is not a host's file."""
         if not isinstance(values, dict) or not isinstance(values.get("ranks"), list):
             return None
-        launch, host = values.get("launch"), values.get("host")
-        if not isinstance(launch, str) or not isinstance(host, str):
+        launch, host, written = values.get("launch"), values.get("host"), values.get("written")
+        if not isinstance(launch, str) or not isinstance(host, str) or type(written) is not int:
             return None
         whole = [{**beat, "launch": launch, "host": host} for beat in values["ranks"] if isinstance(beat, dict)]
         beats = [beat for each in whole if (beat := parsed_beat(each, world_size)) is not None]
-        return cls(launch=launch, host=host, beats=beats)
+        return cls(launch=launch, host=host, beats=beats, written=written)
 
 
 def replace_file(path: Path, values: object, suffix: str = ".new") -> None:

@@ -171,3 +171,16 @@ def test_files_of_an_earlier_launch_that_met_at_the_same_port_are_not_counted(tm
     for watch in later.watches:
         assert {seen.beat.step for seen in watch.ranks.values()} == {5}
         assert all(seen.beat.count > 100 for seen in watch.ranks.values()) and len(watch.ranks) == 8
+
+
+def test_ranks_that_stopped_before_the_other_hosts_looked_are_seen(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path)
+    stopped = hosts.beats(3)
+    hosts.views[3].write_own(stopped)
+    for _ in range(4):
+        hosts.dead = {3}
+        hosts.look()
+        hosts.views[3].write_own(stopped)
+    for number in range(3):
+        assert hosts.watches[number].ranks.keys() == set(range(8))
+    assert {beat.rank for beat in hosts.views[3].newest(stopped, hosts.now) or []} == set(range(8))
