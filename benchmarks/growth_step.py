@@ -66,6 +66,7 @@ def rank(output: str, size: str, rows: str) -> None:
             start = fresh_peak()
             taken.time(lambda: engine.step(step, [batch], tokens, LEARNING_RATE, lambda stats: None).loss)  # noqa: B023
             peaks.append(status_bytes("VmHWM") - start)
+        fresh_peak()  # gives back what glibc keeps of the step
         state = status_bytes("RssAnon") - before
         found.append(
             {

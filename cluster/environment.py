@@ -22,6 +22,7 @@ COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 END_TIME = "SLURM_JOB_END_TIME"
 HOSTS = "SHARDLINE_HOSTS"  # two hosts of a Slurm job, the one of rank 0 first
 LAUNCHER, SRUN = "SHARDLINE_LAUNCHER", "srun"  # what launch/train.sh sets for the tasks of its srun
+DEVICE, GPU = "SHARDLINE_DEVICE", "gpu"  # what a rank of a Slurm job computes on, if the job has GPUs
 RANKS = "SHARDLINE_RANKS"  # of each host of a Slurm job, in Slurm's order: node1:8 node2:8
 
 
@@ -120,6 +121,11 @@ def is_under_srun(environment: Mapping[str, str] | None = None) -> bool:
     """Return whether this process was started on a host of a Slurm job by our srun, as a task of it or as a rank."""
     values = os.environ if environment is None else environment
     return values.get(LAUNCHER) == SRUN
+
+
+def needs_gpus() -> bool:
+    """Return whether each rank of this Slurm job has a GPU, in a task of our srun."""
+    return is_under_srun() and os.environ.get(DEVICE) == GPU
 
 
 def slurm_place(values: Mapping[str, str]) -> HostPlace:

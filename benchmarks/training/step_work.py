@@ -127,7 +127,8 @@ def document_lengths(shape: Shape, number: int) -> list[int]:
 
     usual = shape.document_tokens
     generator = np.random.default_rng(number)
-    drawn = np.clip(generator.lognormal(np.log(usual), 0.5, size=64), usual / 4, usual * 4).astype(int)
+    enough = 64 + 4 * shape.row_tokens // usual
+    drawn = np.clip(generator.lognormal(np.log(usual), 0.5, size=enough), usual / 4, usual * 4).astype(int)
     ends = np.minimum(np.cumsum(drawn), shape.row_tokens)
     lengths: list[int] = np.diff(ends, prepend=0).tolist()
     return [length for length in lengths if length]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from cluster.environment import HostPlace, patience, ranks_of_hosts, slurm_host, slurm_job
+from cluster.environment import HostPlace, gpu_count, needs_gpus, patience, ranks_of_hosts, slurm_host, slurm_job
 from cluster.errors import EXIT_FAILED, ClusterError, ShardlineError
 from cluster.hosts.meeting import Hello
 from cluster.hosts.ranks import run_on_hosts
@@ -42,7 +42,9 @@ def train_on_slurm_host(
     """Train with the other hosts of this Slurm job; return the exit code that all of them end with.
 
     `note` is that of slurm_job.py: it checks what can be known before ranks are started, and holds the run meanwhile.
+    Raises ClusterError if this task has fewer GPUs than ranks.
     """
+    check_gpus(ranks)
     same = {"version of Shardline": versions()["shardline"], "job": slurm_job(), "folder": str(paths.root.resolve())}
     hello = Hello(place=place, ranks=ranks, run=same, name=slurm_host())
     launches = Launches(paths, note)
@@ -67,6 +69,15 @@ def train_on_slurm_host(
     ) as error:  # as a port in use: there will be another one
         log.warning("the ranks are not started here: %s", error)
         return EXIT_FAILED
+
+
+def check_gpus(ranks: int) -> None:
+    if needs_gpus() and (gpus := gpu_count()) < ranks:
+        raise ClusterError(
+            f"{slurm_host()} has {count_of(ranks, 'rank')} of this job, but srun showed its task"
+            f" {count_of(gpus, 'GPU')}: one task a host starts all ranks there; take what binds tasks to GPUs"
+            " (--gpus-per-task, --gpu-bind) out of SHARDLINE_SRUN_OPTIONS"
+        )
 
 
 @dataclass

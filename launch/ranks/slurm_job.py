@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.environment import (
+    DEVICE,
     END_TIME,
+    GPU,
     LAUNCHER,
     RANKS,
     SRUN,
@@ -249,6 +251,7 @@ class Launcher:
             **dict.fromkeys(rank_names()),  # those of a rank that the job was submitted from
             **({} if end_time is None else {END_TIME: str(end_time)}),
             LAUNCHER: SRUN,
+            DEVICE: GPU if layout.has_gpus else None,
             RANKS: " ".join(f"{host}:{ranks}" for host, ranks in zip(layout.hosts, layout.ranks, strict=True)),
             "MASTER_ADDR": layout.hosts[0],
             "MASTER_PORT": str(port),

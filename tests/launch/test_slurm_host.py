@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.environment import HostPlace
-from cluster.errors import DataError
+from cluster.errors import ClusterError, DataError
 from cluster.journal.records import read_events, write_event
 from cluster.paths import RunPaths
 from cluster.restart_limit import note_launch
@@ -56,6 +56,17 @@ def test_a_port_that_is_in_use_on_the_first_host_is_a_failure_after_which_there_
     with socket.create_server(("", 0)) as taken:
         place = HostPlace(number=0, count=2, ranks=1, master=("127.0.0.1", taken.getsockname()[1]))
         assert train_on_slurm_host(launches.paths, place, 1, launches.note) == 1
+
+
+def test_a_task_that_srun_shows_fewer_gpus_than_it_has_ranks_says_what_to_change(
+    launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHARDLINE_LAUNCHER", "srun")
+    monkeypatch.setenv("SHARDLINE_DEVICE", "gpu")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    place = HostPlace(number=0, count=1, ranks=4, master=("127.0.0.1", 1))
+    with pytest.raises(ClusterError, match=r"4 ranks of this job, but srun showed its task 1 GPU: .*--gpu-bind"):
+        train_on_slurm_host(launches.paths, place, 4, launches.note)
 
 
 def no_new_step(paths: RunPaths) -> None:

@@ -70,11 +70,15 @@ class LogitRule:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some of the trained tokens: where they are, their hidden states [tokens, width] and targets [tokens]."""
+    """Some of the trained tokens: where they are, their hidden states [tokens, width] and targets [tokens].
+
+    `logits` [tokens, vocab] is memory for theirs.
+    """
 
     place: slice
     hidden: torch.Tensor
     targets: torch.Tensor
+    logits: torch.Tensor
 
 
 class HeadLoss(torch.autograd.Function):
@@ -97,8 +101,12 @@ class HeadLoss(torch.autograd.Function):
         wants = ctx.needs_input_grad[:3]
         gradients = HeadGradients.zeros(hidden, weight, bias, wants) if any(wants) else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for chunk in chunks(len(targets), weight.shape[0], weight.shape[1], chunk_tokens):
-            total += HeadLoss.of_chunk(Chunk(chunk, hidden[chunk], targets[chunk]), weight, bias, rule, gradients)
+        places = list(chunks(len(targets), weight.shape[0], weight.shape[1], chunk_tokens))
+        longest = max((place.stop - place.start for place in places), default=0)
+        logits = hidden.new_empty(longest, weight.shape[0])  # of each chunk in turn: malloc would not always reuse it
+        for place in places:
+            chunk = Chunk(place, hidden[place], targets[place], logits[: place.stop - place.start])
+            total += HeadLoss.of_chunk(chunk, weight, bias, rule, gradients)
         if gradients is not None:
             ctx.save_for_backward(*gradients.tensors(weight.dtype))
         return total
@@ -107,8 +115,12 @@ class HeadLoss(torch.autograd.Function):
     def of_chunk(
         tokens: Chunk, weight: torch.Tensor, bias: torch.Tensor | None, rule: LogitRule, gradients: HeadGradients | None
     ) -> torch.Tensor:
-        """Return the loss of a chunk, and add its gradients. Its logits are freed before the next chunk's are made."""
-        output = rule(F.linear(tokens.hidden, weight, bias).float())  # [tokens, vocab]
+        """Return the loss of a chunk, and add its gradients."""
+        if bias is None:
+            torch.mm(tokens.hidden, weight.T, out=tokens.logits)
+        else:
+            torch.addmm(bias, tokens.hidden, weight.T, out=tokens.logits)
+        output = rule(tokens.logits.float())  # [tokens, vocab]
         if gradients is None:
             return summed_loss(output, tokens.targets)
         targets = tokens.targets[:, None]
@@ -131,7 +143,7 @@ def log_sums(logits: torch.Tensor) -> torch.Tensor:
 
     Of some tokens at a time, as torch copies what it is given: the copy would be as large as the logits of the chunk.
     """
-    tokens = len(logits) if logits.is_cuda else max(1, CHUNK_LOGITS // 4 // logits.shape[1])
+    tokens = len(logits) if logits.is_cuda else max(1, CHUNK_LOGITS // 16 // logits.shape[1])
     return torch.cat([some.logsumexp(dim=-1, keepdim=True) for some in torch.split(logits, tokens)])
 
 
