@@ -23,6 +23,7 @@ END_TIME = "SLURM_JOB_END_TIME"
 HOSTS = "SHARDLINE_HOSTS"  # two hosts of a Slurm job, the one of rank 0 first
 LAUNCHER, SRUN = "SHARDLINE_LAUNCHER", "srun"  # what launch/train.sh sets for the tasks of its srun
 DEVICE, GPU = "SHARDLINE_DEVICE", "gpu"  # what a rank of a Slurm job computes on, if the job has GPUs
+MEETING = "SHARDLINE_MEETING"  # what the hosts of one srun share, and no other start has
 RANKS = "SHARDLINE_RANKS"  # of each host of a Slurm job, in Slurm's order: node1:8 node2:8
 
 
@@ -142,6 +143,11 @@ def ranks_of_hosts(environment: Mapping[str, str] | None = None) -> dict[str, in
     values = os.environ if environment is None else environment
     pairs = (pair.rpartition(":") for pair in text(values, RANKS).split())
     return {host: int(ranks) for host, _, ranks in pairs}
+
+
+def meeting_token() -> str:
+    """Return what this host shares with those that were started with it by our srun; "" without one."""
+    return os.environ.get(MEETING, "")
 
 
 def slurm_host() -> str:

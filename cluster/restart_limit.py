@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -11,6 +11,7 @@ from typing import Any
 from cluster.environment import slurm_job
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, TrainingError
 from cluster.journal.records import last_step, read_events, write_event
+from cluster.machine import OUT_OF_MEMORY
 from cluster.paths import RunPaths
 
 FAILURES = 2  # launches in a row without a new step, after which there is no further one
@@ -74,11 +75,20 @@ def note_cause(paths: RunPaths, cause: str) -> bool:
     endings = endings_of(events)
     if not endings:
         write_ending(paths, events, cause, EXIT_FAILED)
-    elif all(ending["exit_code"] == EXIT_FAILED and not ending.get("is_verdict") for ending in endings):
+    elif all(ending["exit_code"] == EXIT_FAILED and may_replace(cause, ending) for ending in endings):
         write_event(paths, "cause", reason=cause)
     else:
         return False
     return True
+
+
+def may_replace(cause: str, ending: Mapping[str, Any]) -> bool:
+    """Return whether a cause is nearer to the truth than an ending.
+
+    A verdict of the watchdog stays, but where it waited for a rank that had died of short memory.
+    """
+    rank = cause.partition(" was killed")[0].split(" (")[0].split(" on ")[0]
+    return not ending.get("is_verdict") or (OUT_OF_MEMORY in cause and f"{rank} on " in ending["reason"])
 
 
 def newest_launch(paths: RunPaths) -> list[dict[str, Any]]:
@@ -86,6 +96,14 @@ def newest_launch(paths: RunPaths) -> list[dict[str, Any]]:
     events = read_events(paths)
     place = max((place for place, event in enumerate(events) if event["event"] == "launch"), default=0)
     return events[place:]
+
+
+def code_that_ranks_recorded(paths: RunPaths) -> int | None:
+    """Return the exit code that the ranks of the newest launch recorded, 2 before any other; None without any."""
+    codes = [int(ending["exit_code"]) for ending in endings_of(newest_launch(paths))]
+    if EXIT_USER_ACTION in codes:
+        return EXIT_USER_ACTION
+    return codes[-1] if codes else None
 
 
 def endings_of(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

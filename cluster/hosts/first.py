@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.environment import patience
+from cluster.environment import is_under_srun, patience
 from cluster.errors import EXIT_DONE, EXIT_FAILED, ClusterError, exit_code_of
 from cluster.hosts.meeting import END_S, MEET_S, Decision, Ended, Hello, Met, other_settings
 from cluster.hosts.peer import POLL_S, Patience, Peer
@@ -30,6 +30,8 @@ class FirstHost:
     strangers: list[Peer] = field(default_factory=list)
     peers: dict[int, Peer] = field(default_factory=dict)
     codes: dict[int, int] = field(default_factory=dict)
+    left: set[int] = field(default_factory=set)
+    """The hosts whose launchers have ended."""
     told: int | None = None
     """The exit code that the others know."""
     held: socket.socket | None = None
@@ -90,6 +92,10 @@ class FirstHost:
             peer.close()
             return
         peer.name = str(message.get("name"))
+        if message.get("token") != self.hello.token:
+            log.warning("%s (%s) connected to this port, but was not started with this host", peer.name, peer.address)
+            peer.close()
+            return
         why = self.refusal(message)
         number = message.get("host")
         earlier = None if why else self.peers.pop(int(message["host"]), None)
@@ -121,7 +127,7 @@ class FirstHost:
 
     def seat(self) -> Met:
         """Tell each host its ranks; return this host's."""
-        self.codes, self.told, self.causes = {}, None, []
+        self.codes, self.told, self.causes, self.left = {}, None, [], set()
         place = self.hello.place
         ranks = [self.hello.ranks, *(self.peers[number].ranks for number in range(1, place.count))]
         self.held = hold_port()
@@ -139,6 +145,7 @@ class FirstHost:
             for message in peer.messages():
                 if "code" in message:
                     self.codes[number] = int(message["code"])
+                    self.left |= {number} if message.get("leaves") else set()
                     self.causes += [str(cause) for cause in message.get("causes", [])]
             if peer.is_gone and number not in self.codes:
                 self.codes[number] = EXIT_FAILED
@@ -163,11 +170,14 @@ class FirstHost:
             log.warning("the ranks of host %d (%s) have not ended", number, self.peers[number].name)
             self.codes[number] = EXIT_FAILED
         total = combined([code, *self.codes.values()])
-        are_all_there = not silent and not any(peer.is_gone for peer in self.peers.values())
+        are_all_there = not silent and not self.left and not any(peer.is_gone for peer in self.peers.values())
         again = decide(Ended(code=total, cause=first_cause(self.causes), are_all_there=are_all_there))
         self.tell({"end": total, "again": again})
         self.forget()
         return total, again
+
+    def leave(self, cause: str) -> None:
+        self.tell_code(EXIT_FAILED)
 
     def tell_code(self, code: int) -> None:
         if code != self.told:
@@ -200,9 +210,9 @@ def listen(port: int) -> socket.socket:
             ("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both, backlog=1024
         )
     except OSError as error:
-        raise ClusterError(
-            f"PET_MASTER_PORT={port}: this host cannot listen there ({os.strerror(error.errno or 0)});"
-            " set a port that is free on it"
-        ) from None
+        why = f"this host cannot listen there ({os.strerror(error.errno or 0)})"
+        if is_under_srun():
+            raise ClusterError(f"port {port}: {why}; the next start takes another port") from None
+        raise ClusterError(f"PET_MASTER_PORT={port}: {why}; set a port that is free on it") from None
     server.setblocking(False)
     return server

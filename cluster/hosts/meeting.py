@@ -20,7 +20,7 @@ from cluster.wording import count_of
 
 MEET_S = 900.0  # that hosts are waited for: they may still be starting, or pulling an image
 END_S = 120.0  # from the end of the ranks here to that of the ranks elsewhere
-PROTOCOL = 2
+PROTOCOL = 3
 SETTINGS_BYTES = 1 << 20  # a hello must stay below the LINE_BYTES of a peer
 SHOWN_KEYS, SHOWN_CHARS = 5, 200
 
@@ -33,6 +33,8 @@ class Hello:
     ranks: int
     run: Mapping[str, Any]
     name: str = field(default_factory=host_name)
+    token: str = ""
+    """What hosts that were started together share: who does not have it is of another start, and is not listened to."""
 
     def settings(self) -> dict[str, str]:
         """Return `run` with each value as text, of which a long one is a beginning and a digest.
@@ -55,6 +57,7 @@ class Hello:
             "hosts": self.place.count,
             "ranks": self.ranks,
             "name": self.name,
+            "token": self.token,
             "run": self.settings(),
         }
 
@@ -116,6 +119,10 @@ class Meeting(Protocol):
 
         `causes` are the ranks here that were killed or have said why they failed.
         """
+        ...
+
+    def leave(self, cause: str) -> None:
+        """Tell the others that this host's ranks have failed, and that its launcher ends too."""
         ...
 
     def close(self) -> None: ...

@@ -100,6 +100,10 @@ class OtherHost:
         self.close()
         return total, again
 
+    def leave(self, cause: str) -> None:
+        if self.first is not None:
+            self.first.send({"code": EXIT_FAILED, "causes": [cause], "leaves": True})
+
     def close(self) -> None:
         if self.first is not None:
             self.first.close()

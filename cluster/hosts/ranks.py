@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from cluster.environment import HOSTS
-from cluster.errors import EXIT_FAILED
+from cluster.errors import EXIT_FAILED, ShardlineError
 from cluster.hosts.first import FirstHost
 from cluster.hosts.meeting import Ended, Hello, Meeting
 from cluster.hosts.other import OtherHost
@@ -52,7 +52,16 @@ def run_on_hosts(
             variables = {HOSTS: " ".join(met.hosts)}
             seats, causes = replace(met.seats, elsewhere=meeting.elsewhere, asked=asked), list[str]()
             own = replace(news, note_cause=causes.append)
-            code = stopped_code(asked) or run_ranks(command, hello.ranks, variables, seats=seats, news=own, spare=spare)
+            try:
+                code = stopped_code(asked) or run_ranks(
+                    command, hello.ranks, variables, seats=seats, news=own, spare=spare
+                )
+            except (ShardlineError, OSError) as error:
+                cause = f"the launcher on {hello.name} failed: {error}"
+                if not hello.place.number:
+                    news.note_cause(cause)
+                meeting.leave(cause)
+                raise
             total, again = meeting.finish(code, causes, decide)
             if not again:
                 return total

@@ -21,16 +21,18 @@ from types import FrameType
 from typing import Protocol
 
 from cluster.environment import CAUSES, World, child_environment, rank_variables, threads_of_rank
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, ClusterError
 from cluster.launching.rank_cause import cause_of, folder_for_causes
-from cluster.launching.stop_request import SIGNALS
+from cluster.launching.stop_request import NOTICES, SIGNALS
 from cluster.machine import OUT_OF_MEMORY, hold_port, host_name, out_of_memory_kills
 from cluster.terminal import erase_line
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 10.0  # the time that the other ranks have to end by themselves after one has failed
-STOP_S = 120.0  # the same after another host has ended with 75: the last save is over there
+STOP_S = 60.0  # the same after another host has ended with 75: the last save is over there. Less than hosts wait
+KILL_S = 60.0  # that ranks have to end once they are killed; the kernel may hold one in a call to a driver or a disk
+AGAIN_S = 5.0  # after which ranks are asked to stop again: one that is starting does not remember it
 KILLED = " was killed"
 LATE = ("SIGSEGV", "SIGABRT")  # torch's own abort last
 PR_SET_PDEATHSIG = 1
@@ -133,9 +135,13 @@ def run_ranks(
 
 
 def run_seated(command: Sequence[str], variables: Mapping[str, str], local: LocalRanks, size: int) -> int:
-    """Run `command` as `size` ranks whose seats are known; return one exit code for all."""
+    """Run `command` as `size` ranks whose seats are known; return one exit code for all.
+
+    Raises ClusterError if a rank does not end.
+    """
     old = {number: signal.signal(number, local.pass_on) for number in SIGNALS}
     try:
+        stuck: list[str] = []
         with folder_for_causes() as folder:
             local.folder = folder
             own = {} if folder is None else {CAUSES: str(folder)}
@@ -144,10 +150,15 @@ def run_seated(command: Sequence[str], variables: Mapping[str, str], local: Loca
                 # one that came while the last was started has not reached that one
                 codes = [-local.asked[0]] if local.asked else local.wait()
             finally:
-                local.kill()
+                stuck = local.kill()
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+    if stuck:
+        raise ClusterError(
+            f"{', '.join(stuck)} does not end, though it was killed: the kernel holds it in a call to a driver or a"
+            " disk; look at dmesg there, and restart that host"
+        )
     if cause := first_cause(local.causes):
         local.news.note_cause(cause)
     asked = local.asked
@@ -166,12 +177,19 @@ class LocalRanks:
     """Where ranks leave why they failed."""
     stopped_elsewhere_at: float | None = None
     spare: SpareProcess | None = None
+    asked_at: float = 0.0
+    """When the ranks were last asked to stop."""
     memory_kills: int = field(default_factory=out_of_memory_kills)
     """Of this process's cgroup, before the ranks were started."""
 
     @property
     def asked(self) -> list[int]:
         return self.seats.asked
+
+    @property
+    def where(self) -> str:
+        """Return words for this host: `on` it excludes it from jobs, which is not for shells, whose memory is short."""
+        return f"on {self.news.host}" if self.news.host else f"({host_name()})"
 
     def start(self, command: Sequence[str], size: int, variables: Mapping[str, str]) -> None:
         """Start the ranks of this host, unless a signal asks to stop meanwhile."""
@@ -187,9 +205,19 @@ class LocalRanks:
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
         self.asked.append(number)
+        self.ask(signal.SIGKILL if is_impatient(self.asked) else number)
+
+    def ask(self, number: int) -> None:
+        self.asked_at = time.monotonic()
         for rank in self.ranks:
             if rank.poll() is None:
-                rank.send_signal(signal.SIGKILL if is_impatient(self.asked) else number)
+                rank.send_signal(number)
+
+    def ask_again(self) -> None:
+        """Repeat the last notice, as a rank that was starting has ignored it; not Ctrl-C, which counts."""
+        notices = [number for number in self.asked if number in NOTICES]
+        if notices and not is_impatient(self.asked) and time.monotonic() - self.asked_at > AGAIN_S:
+            self.ask(notices[-1])
 
     def wait(self) -> list[int]:
         """Wait until all ranks have ended; after a failure, wait no longer than GRACE_S for the others.
@@ -203,6 +231,7 @@ class LocalRanks:
             if self.asked and self.news.stopping and not is_told:  # not by the handler: it may interrupt a log call
                 log.info("%s", self.news.stopping)
                 is_told = True
+            self.ask_again()
             if deadline is None and self.stopped_elsewhere_at is not None:
                 deadline = self.stopped_elsewhere_at + STOP_S
             if deadline is None and (self.has_failed() or self.has_failed_elsewhere()):
@@ -231,17 +260,14 @@ class LocalRanks:
         return failed(code)
 
     def failures(self) -> list[str]:
-        """Return the ranks that have failed by themselves, each in words, or that a signal not from us has ended.
-
-        Outside of Slurm not "on HOST", by which failures exclude a host from jobs: what kills ranks of a shell is often
-        short memory.
-        """
+        """Return the ranks that have failed by themselves, each in words, or that a signal not from us has ended."""
         codes = [(number, rank.returncode or 0) for number, rank in enumerate(self.ranks, start=self.seats.first)]
-        where = f"on {self.news.host}" if self.news.host else f"({host_name()})"
-        is_short = out_of_memory_kills() > self.memory_kills
         told = [cause_of(self.folder, *rank) for rank in codes] if self.folder else []
+        how = {code: f" by {signal.Signals(-code).name}" for _, code in codes if code < 0}
+        if out_of_memory_kills() > self.memory_kills:
+            how[-signal.SIGKILL] = OUT_OF_MEMORY
         return [cause for cause in told if cause] + [
-            f"rank {number} {where} was killed{OUT_OF_MEMORY if is_short else f' by {signal.Signals(-code).name}'}"
+            f"rank {number} {self.where} was killed{how[code]}"
             for number, code in codes
             if code < 0 and -code not in self.asked and not is_impatient(self.asked)
         ]
@@ -255,11 +281,16 @@ class LocalRanks:
                 where = f"; its log: {self.news.log_of(number)}" if self.news.log_of else ""
                 log.warning("rank %d ended with %s%s", number, spelled(code), where)
 
-    def kill(self) -> None:
+    def kill(self) -> list[str]:
+        """Kill the ranks; return those that have not ended within KILL_S, in words."""
         for rank in self.ranks:
             rank.kill()
-            rank.wait()
+        deadline = time.monotonic() + KILL_S
+        while None in [rank.poll() for rank in self.ranks] and time.monotonic() < deadline:
+            time.sleep(0.02)
         erase_line(sys.stderr)  # a rank that was killed has left what it drew
+        numbered = enumerate(self.ranks, start=self.seats.first)
+        return [f"rank {number} {self.where}" for number, rank in numbered if rank.returncode is None]
 
 
 def is_impatient(asked: Sequence[int]) -> bool:

@@ -12,7 +12,16 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from cluster.environment import HostPlace, gpu_count, needs_gpus, patience, ranks_of_hosts, slurm_host, slurm_job
+from cluster.environment import (
+    HostPlace,
+    gpu_count,
+    meeting_token,
+    needs_gpus,
+    patience,
+    ranks_of_hosts,
+    slurm_host,
+    slurm_job,
+)
 from cluster.errors import EXIT_FAILED, ClusterError, ShardlineError
 from cluster.hosts.meeting import Hello
 from cluster.hosts.ranks import run_on_hosts
@@ -23,7 +32,7 @@ from cluster.launching.stop_request import ignore_signals
 from cluster.machine import cpu_count
 from cluster.paths import RunPaths
 from cluster.preflight.excluded_hosts import named_by_failures, read_excluded
-from cluster.restart_limit import fruitless_launches, note_launch
+from cluster.restart_limit import code_that_ranks_recorded, fruitless_launches, note_launch
 from cluster.slurm.decision import SPAN_S
 from cluster.versions import versions
 from cluster.wording import count_of
@@ -46,7 +55,7 @@ def train_on_slurm_host(
     """
     check_gpus(ranks)
     same = {"version of Shardline": versions()["shardline"], "job": slurm_job(), "folder": str(paths.root.resolve())}
-    hello = Hello(place=place, ranks=ranks, run=same, name=slurm_host())
+    hello = Hello(place=place, ranks=ranks, run=same, name=slurm_host(), token=meeting_token())
     launches = Launches(paths, note)
     command = [sys.executable, "-m", "launch", *sys.argv[1:]]
     set_up_logging(host=slurm_host(), is_first=place.number == 0)
@@ -102,9 +111,14 @@ class Launches:
         self.count += 1
 
     def may_follow(self, are_all_there: bool) -> bool:
-        """Return whether the ranks start again in place: after new steps, with no host lost, and none to be left."""
+        """Return whether the ranks start again in place: after new steps, with no host lost, and none to be left.
+
+        Not if they have recorded another end than a failure: a rank of a run that is done may crash as it ends.
+        """
         try:
             if not are_all_there or self.paths.stop_request.exists():
+                return False
+            if code_that_ranks_recorded(self.paths) not in (None, EXIT_FAILED):
                 return False
             if fruitless_launches(read_events(self.paths), last_step(self.paths.metrics)):
                 return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from cluster.environment import (
     END_TIME,
     GPU,
     LAUNCHER,
+    MEETING,
     RANKS,
     SRUN,
     patience,
@@ -189,7 +191,9 @@ class Launcher:
         self.failures = 0 if self.reached > before else self.failures + 1
         if self.signals.asked:  # who is killed then did not save in time, or Ctrl-C was pressed twice: no host's fault
             self.note_stop(EXIT_INTERRUPTED if self.signals.is_interrupted else end.code)
-        elif end.cause and end.code not in (*FINAL, EXIT_STOPPED):
+        elif end.code == EXIT_STOPPED:
+            self.note_stop(end.code)  # only the ranks were asked, perhaps before they had begun
+        elif end.cause and end.code not in FINAL:
             note_if_possible(self.paths, end.cause)
         return end
 
@@ -252,6 +256,7 @@ class Launcher:
             **({} if end_time is None else {END_TIME: str(end_time)}),
             LAUNCHER: SRUN,
             DEVICE: GPU if layout.has_gpus else None,
+            MEETING: secrets.token_hex(8),
             RANKS: " ".join(f"{host}:{ranks}" for host, ranks in zip(layout.hosts, layout.ranks, strict=True)),
             "MASTER_ADDR": layout.hosts[0],
             "MASTER_PORT": str(port),
@@ -275,6 +280,8 @@ class Launcher:
                     raise
                 log.warning("%s; trying again in %.0f s", error, pause_s * self.patience)
                 self.pause(pause_s)
+                if self.signals.asked:
+                    return None
 
     def note_attempt(self) -> None:
         note_launch(self.paths, span_s=SPAN_S * self.patience)

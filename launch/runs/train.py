@@ -49,8 +49,9 @@ from cluster.launching.rank_log import has_lost, rank_log, remove_old
 from cluster.launching.spare import spare_for
 from cluster.launching.stop_request import StopFlag
 from cluster.machine import host_name, keep_to_share
+from cluster.paths import RunPaths
 from cluster.progress import Waiting
-from cluster.restart_limit import attempt_name, note_launch, note_stop
+from cluster.restart_limit import attempt_name, code_that_ranks_recorded, note_launch, note_stop
 from cluster.versions import versions
 from data_prep.shards import check_shards, read_manifest
 from launch.arguments import add_run, positive, step_range
@@ -254,7 +255,7 @@ def train_on_hosts(run: RunConfig, options: argparse.Namespace, place: HostPlace
             command,
             hello,
             lambda: check_and_note(run, lambda: note_launch(run.paths), TRAINING),
-            restart=lambda are_all_there: options.restart and not stop.exists(),  # a lost host may be started again
+            restart=lambda are_all_there: options.restart and may_restart(run.paths),  # a lost host may come back
             news=news_of(run.paths),
             spare=spare,
         )
@@ -262,6 +263,11 @@ def train_on_hosts(run: RunConfig, options: argparse.Namespace, place: HostPlace
         note_stop(run.paths, code)
         tell_next(run, options, code)
     return code
+
+
+def may_restart(paths: RunPaths) -> bool:
+    """Return whether ranks may start again after a failure: if no stop is wanted, and they recorded no other end."""
+    return not paths.stop_request.exists() and code_that_ranks_recorded(paths) in (None, EXIT_FAILED)
 
 
 def run_with_restarts(run: RunConfig, ranks: int, holder: Holder, *, restart: bool) -> int:
@@ -274,6 +280,9 @@ def run_with_restarts(run: RunConfig, ranks: int, holder: Holder, *, restart: bo
             variables = {LOCK: holder.id, ATTEMPT: attempt}
             code = run_ranks(command, ranks, variables, news=news_of(run.paths), spare=spare)
             note_stop(run.paths, code)
+            if code == EXIT_FAILED and (said := code_that_ranks_recorded(run.paths)) not in (None, EXIT_FAILED):
+                log.warning("a rank failed as it ended, after the run had recorded its end: %s", said)
+                return said
             if code != EXIT_FAILED or not restart or run.paths.stop_request.exists():
                 return code
             log.warning("restarting the ranks")

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.errors import EXIT_INTERRUPTED, EXIT_STOPPED, TrainingError
 from cluster.journal.records import read_events, write_event
+from cluster.machine import OUT_OF_MEMORY
 from cluster.paths import RunPaths
 from cluster.restart_limit import note_cause, note_launch, note_stop
 
@@ -134,6 +135,14 @@ def test_the_end_of_ranks_that_could_record_none_is_recorded_for_them(paths: Run
     launch(paths, reached=0)
     assert note_cause(paths, KILLED)
     assert [(e["event"], e.get("reason")) for e in read_events(paths)] == [("launch", None), ("no-start", KILLED)]
+
+
+def test_short_memory_is_the_reason_though_the_watchdog_saw_a_hang_first(paths: RunPaths) -> None:
+    note_launch(paths)
+    hang = "the ranks hang; they wait for rank 9 on node2 (process 3) in phase step of step 4 for 6 s"
+    write_event(paths, "end", reason=hang, step=3, exit_code=1, is_verdict=True)
+    assert not note_cause(paths, f"rank 1 on node1 was killed{OUT_OF_MEMORY}")
+    assert note_cause(paths, f"rank 9 on node2 was killed{OUT_OF_MEMORY}")
 
 
 @pytest.mark.parametrize("facts", [{"exit_code": 2}, {"exit_code": 75}, {"exit_code": 1, "is_verdict": True}])

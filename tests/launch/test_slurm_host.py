@@ -96,11 +96,29 @@ def a_stop_is_asked_for(paths: RunPaths) -> None:
     paths.stop_request.touch()
 
 
+def the_ranks_had_finished(paths: RunPaths) -> None:
+    write_event(paths, "end", step=3, reason="done", exit_code=0)  # and one crashed as it ended
+
+
+def the_ranks_left_it_to_a_person(paths: RunPaths) -> None:
+    write_event(paths, "end", step=3, reason="the disk is full", exit_code=2)
+
+
 def the_journal_is_damaged(paths: RunPaths) -> None:
     paths.attempts.write_text("{}\n{}\n")
 
 
-@pytest.mark.parametrize("what", [no_new_step, one_host_is_named_twice, a_stop_is_asked_for, the_journal_is_damaged])
+@pytest.mark.parametrize(
+    "what",
+    [
+        no_new_step,
+        one_host_is_named_twice,
+        a_stop_is_asked_for,
+        the_ranks_had_finished,
+        the_ranks_left_it_to_a_person,
+        the_journal_is_damaged,
+    ],
+)
 def test_what_more_than_a_restart_may_be_needed_for_is_left_to_the_job(
     launches: Launches, what: Callable[[RunPaths], None]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def test_data_that_is_missing_is_told_at_once_at_first_and_waited_for_later(laun
     with pytest.raises(DataError):
         launcher(1, missing).note_patiently()
     launcher(1, missing, starts=1).note_patiently()
+
+
+def test_a_stop_while_the_disk_is_away_is_a_stop(launcher: Callable[..., Launcher]) -> None:
+    job = launcher(9, OSError(errno.EIO, "Input/output error"))
+    job.signals.asked.append(signal.SIGUSR2)
+    job.note_patiently()
+    assert job.start_ranks(plan_layout(["a1"], (4,), (1,), {})).code == 75
 
 
 SRUN = """#!/bin/sh

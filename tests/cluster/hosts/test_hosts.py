@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cluster.environment import HostPlace
-from cluster.hosts.meeting import Hello, other_settings
+from cluster.hosts.meeting import PROTOCOL, Hello, other_settings
 from cluster.hosts.peer import LINE_BYTES
 from cluster.machine import hold_port
 
@@ -30,9 +30,10 @@ from cluster.launching.local_launcher import RankNews
 local_launcher.GRACE_S = 0.3
 number, count, ranks, port, run, restart, code = json.loads(sys.argv[1])
 place = HostPlace(number=number, count=count, ranks=ranks, master=("127.0.0.1", port))
-hello = Hello(place=place, ranks=ranks, run={"train.seed": 1, "train.rate": run})
+hello = Hello(place=place, ranks=ranks, run={"train.seed": 1, "train.rate": run}, name="abc"[number])
 try:
-    command = [sys.executable, "-c", "import os, signal, sys, time; rank = int(os.environ['RANK']); " + code]
+    python = "/nowhere/python" if code == "no interpreter" else sys.executable
+    command = [python, "-c", "import os, signal, sys, time; rank = int(os.environ['RANK']); " + code]
     news = RankNews(note_cause=print)
     sys.exit(run_on_hosts(command, hello, lambda: None, restart=lambda are_all_there: restart, news=news))
 except ShardlineError as error:
@@ -115,6 +116,23 @@ def test_a_host_that_is_lost_ends_the_other_at_once(tmp_path: Path, host: Hosts,
         time.sleep(0.02)
     hosts[lost].kill()
     assert ends(hosts[1 - lost]) == [1]
+
+
+def test_a_host_of_another_start_is_not_listened_to(host: Hosts) -> None:
+    first = host(0, "")
+    host.wait_for_the_first()
+    with socket.create_connection(("127.0.0.1", host.port)) as stranger:
+        hello = {"shardline": PROTOCOL, "host": 1, "hosts": 2, "ranks": 1, "name": "a", "run": {}, "token": "another"}
+        stranger.sendall(json.dumps(hello).encode() + b"\n")
+        assert stranger.recv(1) == b""
+        assert ends(first, host(1, "")) == [0, 0]
+
+
+def test_a_launcher_that_fails_says_why_and_its_host_does_not_count_as_lost(host: Hosts) -> None:
+    first, other = host(0, "time.sleep(600)"), host(1, "no interpreter")
+    assert ends(first, other) == [1, 1]
+    assert first.stdout is not None
+    assert "the launcher on b failed: [Errno 2]" in first.stdout.read()
 
 
 def test_a_host_with_another_configuration_is_refused_on_both(host: Hosts) -> None:

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launching.local_launcher import RankNews, combined, first_cause, run_ranks, start_rank
+from cluster.launching.local_launcher import (
+    LocalRanks,
+    RankNews,
+    Seats,
+    combined,
+    first_cause,
+    run_ranks,
+    start_rank,
+)
 from cluster.machine import host_name
 from cluster.processes import alive_since
 
@@ -84,6 +92,39 @@ while not pid.exists() or alive_since(int(pid.read_text())):
 os._exit(1)"""
     run_ranks([sys.executable, "-c", code], 2, {"PYTHONPATH": str(ROOT)}, news=RankNews(note_cause=told.append))
     assert told == causes
+
+
+def test_a_rank_that_did_not_listen_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.launching.local_launcher.AGAIN_S", 0.2)
+    deaf = "signal.signal(signal.SIGUSR2, signal.SIG_IGN); os.kill(os.getppid(), signal.SIGUSR2); time.sleep(1)"
+    hears = "signal.signal(signal.SIGUSR2, lambda number, frame: os._exit(75)); time.sleep(60); os._exit(1)"
+    assert ranks(f"{deaf}; {hears}", 1) == 75
+
+
+class Stuck:
+    """A rank that the kernel holds: a real one needs a driver that hangs."""
+
+    returncode = None
+
+    def poll(self) -> None: ...
+
+    def wait(self) -> int:
+        raise AssertionError("would never return")
+
+    def send_signal(self, number: int, /) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+def test_a_rank_that_cannot_be_killed_keeps_neither_the_others_nor_the_launcher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cluster.launching.local_launcher.KILL_S", 0.2)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    seats = Seats(first=4, size=8, master=("127.0.0.1", 1))
+    local = LocalRanks(seats, RankNews(host="node2"), ranks=[Stuck(), other])
+    assert local.kill() == ["rank 4 on node2"]
+    assert other.returncode == -signal.SIGKILL
 
 
 def test_a_rank_that_says_why_it_failed_is_the_cause_and_its_word_leaves_nothing_behind(tmp_path: Path) -> None:
