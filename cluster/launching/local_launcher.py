@@ -97,8 +97,8 @@ class Rank(Protocol):
 class SpareProcess(Protocol):
     """A process that has imported what ranks import, and that ranks can be forked from: see spare.py."""
 
-    def tend(self) -> None:
-        """Start it when it is time. Called again and again while ranks work."""
+    def tend(self) -> bool:
+        """Start it when it is time; return whether it was found dead. Called again and again while ranks work."""
         ...
 
     def is_usable(self, environment: Mapping[str, str]) -> bool:
@@ -239,8 +239,8 @@ class LocalRanks:
                 self.causes = self.failures()  # ranks that die later do so because of it
             if deadline is not None and time.monotonic() > deadline:
                 break
-            if deadline is None and self.spare and not self.asked:
-                self.spare.tend()
+            if deadline is None and self.spare and not self.asked and self.spare.tend():
+                self.memory_kills = out_of_memory_kills()  # what killed it is not what will kill a rank
             time.sleep(0.05)
         if deadline is None and self.has_failed():  # all have ended between two looks
             self.causes = self.failures()

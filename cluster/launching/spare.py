@@ -90,10 +90,19 @@ class Spare:
     is_refused: bool = False
     waiting_since: float | None = None
 
-    def tend(self) -> None:
-        """Start the process once it is due, and hear whether it can be used. Called while the ranks work."""
-        if self.is_ready or self.is_refused:
-            return
+    def tend(self) -> bool:
+        """Start the process once it is due, and hear whether it can be used; return whether it was found dead.
+
+        Called while the ranks work. Where memory is short, it is killed before them.
+        """
+        if self.is_ready and self.process is not None and self.process.poll() is not None:
+            self.refuse(b"")
+            return True
+        if not self.is_ready and not self.is_refused:
+            self.prepare()
+        return False
+
+    def prepare(self) -> None:
         if self.control is None:
             now = time.monotonic()
             self.waiting_since = now if self.waiting_since is None else self.waiting_since

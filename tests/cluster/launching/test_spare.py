@@ -70,6 +70,16 @@ def test_a_forked_rank_is_as_one_that_was_started(tmp_path: Path, spare_of: Call
         assert all(a.startswith(own) or "/rank" in a for a, _ in differing), differing
 
 
+def test_a_spare_process_that_is_killed_while_ranks_work_is_told_once(spare_of: Callable[..., Spare]) -> None:
+    spare = spare_of("")
+    assert spare.process is not None and not spare.tend()
+    spare.process.kill()
+    spare.process.wait()
+    assert [spare.tend(), spare.tend()] == [True, False]
+    assert not spare.is_usable({})
+    assert not spare.is_refused  # another attempt has another one
+
+
 def test_exit_codes_and_signals_of_forked_ranks_reach_the_launcher(spare_of: Callable[..., Spare]) -> None:
     spare = spare_of("sys.exit(75) if rank == '0' else os.kill(os.getpid(), 9)")
     told: list[str] = []
