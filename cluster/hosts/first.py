@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.environment import is_under_srun, patience
-from cluster.errors import EXIT_DONE, EXIT_FAILED, ClusterError, exit_code_of
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ClusterError, exit_code_of
 from cluster.hosts.meeting import END_S, MEET_S, Decision, Ended, Hello, Met, other_settings
 from cluster.hosts.peer import POLL_S, Patience, Peer
 from cluster.launching.local_launcher import Seats, combined, first_cause
+from cluster.launching.stop_request import NOTICES
 from cluster.machine import hold_port
 
 log = logging.getLogger(__name__)
@@ -170,6 +171,9 @@ class FirstHost:
             log.warning("the ranks of host %d (%s) have not ended", number, self.peers[number].name)
             self.codes[number] = EXIT_FAILED
         total = combined([code, *self.codes.values()])
+        if total == EXIT_FAILED and any(number in NOTICES for number in self.asked):
+            log.warning("the ranks failed after they were asked to stop: the next start has the newest checkpoint")
+            total = EXIT_STOPPED  # else who asked for it finds the run going on
         are_all_there = not silent and not self.left and not any(peer.is_gone for peer in self.peers.values())
         again = decide(Ended(code=total, cause=first_cause(self.causes), are_all_there=are_all_there))
         self.tell({"end": total, "again": again})

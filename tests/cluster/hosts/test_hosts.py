@@ -118,6 +118,18 @@ def test_a_host_that_is_lost_ends_the_other_at_once(tmp_path: Path, host: Hosts,
     assert ends(hosts[1 - lost]) == [1]
 
 
+def test_ranks_that_fail_after_a_stop_was_asked_for_leave_the_rest_to_the_next_start(
+    tmp_path: Path, host: Hosts
+) -> None:
+    fails = "signal.signal(signal.SIGUSR2, lambda number, frame: os._exit(1))"
+    code = f"{fails}; open(f'{tmp_path}/{{rank}}', 'w').close(); time.sleep(600)"
+    hosts = [host(0, code, restart=True), host(1, code, restart=True)]
+    while len(list(tmp_path.iterdir())) < 2:
+        time.sleep(0.02)
+    hosts[0].send_signal(signal.SIGUSR2)
+    assert ends(*hosts) == [75, 75]
+
+
 def test_a_host_of_another_start_is_not_listened_to(host: Hosts) -> None:
     first = host(0, "")
     host.wait_for_the_first()
