@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from cluster.launching.stop_request import SIGNALS
 from data_prep.shards import Manifest, Piece, template_digest, tokenizer_digest
 from data_prep.shards.writing import (
     PackedRow,
@@ -93,6 +94,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         logger.handlers[:] = handlers
         logger.setLevel(level)
     return result
+
+
+@pytest.fixture
+def signals_given_back() -> Iterator[None]:
+    """Give back the signals that a test takes over."""
+    old = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ClusterError, e
 from cluster.hosts.meeting import END_S, MEET_S, Decision, Ended, Hello, Met, other_settings
 from cluster.hosts.peer import POLL_S, Patience, Peer
 from cluster.launching.local_launcher import Seats, combined, first_cause
-from cluster.launching.stop_request import NOTICES
 from cluster.machine import hold_port
 
 log = logging.getLogger(__name__)
+
+WISHES = (signal.SIGUSR1, signal.SIGUSR2)  # not TERM, which srun sends to all tasks after one has failed
 
 
 @dataclass
@@ -171,7 +173,7 @@ class FirstHost:
             log.warning("the ranks of host %d (%s) have not ended", number, self.peers[number].name)
             self.codes[number] = EXIT_FAILED
         total = combined([code, *self.codes.values()])
-        if total == EXIT_FAILED and any(number in NOTICES for number in self.asked):
+        if total == EXIT_FAILED and any(number in WISHES for number in self.asked):
             log.warning("the ranks failed after they were asked to stop: the next start has the newest checkpoint")
             total = EXIT_STOPPED  # else who asked for it finds the run going on
         are_all_there = not silent and not self.left and not any(peer.is_gone for peer in self.peers.values())

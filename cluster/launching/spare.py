@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 CHECK, FORK, USABLE = b"check", b"fork", b"usable"
 ANSWER_S = 10.0  # that the spare has for an answer: it only looks at files, or forks
 DUE_S = 30.0  # after the ranks
-WAIT_S = 0.02
 END_S = 1.0
 MOST_BYTES = 4096  # of an answer
 PR_SET_CHILD_SUBREAPER = 36
@@ -59,11 +58,6 @@ class ForkedRank:
             finally:
                 self.waiting.release()
         return self.returncode
-
-    def wait(self) -> int:
-        while (code := self.poll()) is None:
-            time.sleep(WAIT_S)
-        return code
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

@@ -71,11 +71,7 @@ def train_on_slurm_host(
         with spare_for(command, restart=True) as spare:
             news = news_of(paths, slurm_host())
             return run_on_hosts(command, hello, launches.begin, restart=launches.may_follow, news=news, spare=spare)
-    except (
-        LeftToTheJobError,
-        ClusterError,
-        OSError,
-    ) as error:  # as a port in use: there will be another one
+    except (LeftToTheJobError, ClusterError, OSError) as error:  # a port in use: the next start takes another
         log.warning("the ranks are not started here: %s", error)
         return EXIT_FAILED
 

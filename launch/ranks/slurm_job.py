@@ -39,7 +39,7 @@ from cluster.errors import (
 )
 from cluster.journal.records import last_step
 from cluster.paths import RunPaths
-from cluster.restart_limit import ENDINGS, newest_launch, note_launch, note_stop
+from cluster.restart_limit import ENDINGS, code_that_ranks_recorded, newest_launch, note_launch, note_stop
 from cluster.slurm.controller import Controller
 from cluster.slurm.decision import BACK_OFF_S, FINAL, SPAN_S, SRUN_BACK_OFF_S, Next, Wishes, back_off_s, decide
 from cluster.slurm.job import SlurmJob, read_job
@@ -182,10 +182,9 @@ class Launcher:
         if end.is_own:
             self.srun_failures += 1
             return end
-        if end.code not in FINAL and self.asked_person():  # srun tells of the ranks that it then killed
-            end = replace(end, code=EXIT_USER_ACTION)
-        elif end.code not in FINAL and (said := self.said_at_end()) in (EXIT_DONE, EXIT_STOPPED):
-            end = replace(end, code=said)  # Slurm fails all tasks of a step in which memory ever ran out
+        said = self.code_of_ranks()  # srun may tell of ranks that it then killed, or that memory once ran out
+        if end.code not in FINAL and said in (EXIT_USER_ACTION, EXIT_DONE, EXIT_STOPPED):
+            end = replace(end, code=said)
         self.srun_failures = 0
         before, self.reached = self.reached, max(self.reached, self.last_step())
         self.failures = 0 if self.reached > before else self.failures + 1
@@ -214,14 +213,12 @@ class Launcher:
         """Return whether the ranks have recorded anything since they were launched."""
         return any(event["event"] in ("start", *ENDINGS) for event in self.recorded())
 
-    def asked_person(self) -> bool:
-        """Return whether the ranks have recorded, since they were launched, that a person must act."""
-        return any(event["exit_code"] == EXIT_USER_ACTION for event in self.recorded() if event["event"] in ENDINGS)
-
-    def said_at_end(self) -> int | None:
-        """Return the exit code that the ranks last recorded since they were launched; None without any."""
-        codes = [int(event["exit_code"]) for event in self.recorded() if event["event"] in ENDINGS]
-        return codes[-1] if codes else None
+    def code_of_ranks(self) -> int | None:
+        """Return the exit code that the ranks have recorded since they were launched; None without any, or the disk."""
+        try:
+            return code_that_ranks_recorded(self.paths)
+        except (OSError, ShardlineError):
+            return None
 
     def recorded(self) -> list[dict[str, Any]]:
         """Return the events since the newest launch; none from a disk that cannot be read."""

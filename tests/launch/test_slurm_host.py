@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,11 @@ import pytest
 from cluster.environment import HostPlace
 from cluster.errors import ClusterError, DataError
 from cluster.journal.records import read_events, write_event
-from cluster.launching.stop_request import SIGNALS
 from cluster.paths import RunPaths
 from cluster.restart_limit import note_launch
 from launch.ranks.slurm_host import Launches, LeftToTheJobError, train_on_slurm_host
 
-
-@pytest.fixture(autouse=True)
-def _same_signals() -> Iterator[None]:
-    """Give back what a task of srun takes over for good."""
-    old = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in old.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("signals_given_back")  # a task of srun takes them over for good
 
 
 @pytest.fixture

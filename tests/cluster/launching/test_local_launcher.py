@@ -108,9 +108,6 @@ class Stuck:
 
     def poll(self) -> None: ...
 
-    def wait(self) -> int:
-        raise AssertionError("would never return")
-
     def send_signal(self, number: int, /) -> None: ...
 
     def kill(self) -> None: ...

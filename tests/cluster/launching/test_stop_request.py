@@ -5,20 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cluster.launching.stop_request import MARGIN_S, SIGNALS, StopFlag
+from cluster.launching.stop_request import MARGIN_S, StopFlag
 
-
-@pytest.fixture(autouse=True)
-def _old_handlers() -> Iterator[None]:
-    old = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in old.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("signals_given_back")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
