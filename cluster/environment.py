@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.machine import cpu_count, gpus_of_host
+from cluster.machine import cpu_count, gpus_of_host, host_name
 from cluster.network.interfaces import interface_towards
 from cluster.wording import count_of
 
@@ -153,6 +153,11 @@ def meeting_token() -> str:
 def slurm_host() -> str:
     """Return Slurm's name of this host, which its own may differ from; "" outside of Slurm."""
     return os.environ.get("SLURMD_NODENAME", "")
+
+
+def node_name() -> str:
+    """Return the name by which the cluster knows this host: Slurm's, or outside of Slurm its own."""
+    return slurm_host() or host_name()
 
 
 def host_counts(spelled: str) -> list[int]:

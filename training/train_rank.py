@@ -15,7 +15,7 @@ import torch.distributed as dist
 from pydantic import ValidationError
 
 from cluster.disk.atomic_files import write_json, write_text
-from cluster.environment import World, attempt_of_launcher, set_defaults, slurm_host
+from cluster.environment import World, attempt_of_launcher, node_name, set_defaults
 from cluster.errors import EXIT_FAILED, ClusterError, ConfigError, DamagedRowsError, exit_code_of
 from cluster.hangs.flight_recorder import recorder_variables
 from cluster.heartbeats.heartbeat import Heartbeat
@@ -23,7 +23,7 @@ from cluster.journal.journal import Journal
 from cluster.journal.records import write_event
 from cluster.launching.rank_cause import tell_cause
 from cluster.launching.stop_request import StopFlag
-from cluster.machine import free_memory_bytes, host_name
+from cluster.machine import free_memory_bytes
 from cluster.paths import RunPaths
 from cluster.restart_limit import attempt_name
 from cluster.versions import as_text, versions
@@ -158,7 +158,7 @@ def self_named(world: World, error: BaseException) -> str:
 
     An assertion of device code says that the data or the code is wrong.
     """
-    host = slurm_host() or host_name()
+    host = node_name()
     is_of_host = isinstance(error, torch.AcceleratorError) and "assert" not in str(error)
     return f"rank {world.rank} on {host}" if is_of_host else f"rank {world.rank} ({host})"
 

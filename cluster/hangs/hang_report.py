@@ -10,13 +10,12 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from cluster.environment import attempt_of_launcher
+from cluster.environment import attempt_of_launcher, node_name
 from cluster.hangs.flight_recorder import Wait, ask_for_dumps, of_all_hosts, waits_of, waits_text
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.reachability import unreachable
 from cluster.heartbeats.heartbeat import STACKS
 from cluster.heartbeats.heartbeat_files import Beat, stacks_path
-from cluster.machine import host_name
 from cluster.paths import RunPaths
 from cluster.processes import process_state
 
@@ -74,15 +73,15 @@ def out_of_reach(watch: Watch, launch: str) -> tuple[list[int], str]:
 
     The disk may be on another network, so that ranks which cannot talk still have a heartbeat.
     """
-    others = sorted({seen.beat.host for seen in watch.ranks.values()} - {host_name()})
+    others = sorted({seen.beat.host for seen in watch.ranks.values()} - {node_name()})
     lost = unreachable(others, port=int(launch.rpartition(":")[2]))
     if not lost:
         return [], ""
     is_alone = len(lost) == len(others) > 1
-    cut = [host_name()] if is_alone else lost
+    cut = [node_name()] if is_alone else lost
     ranks = [rank for rank, seen in sorted(watch.ranks.items()) if seen.beat.host in cut]
     missing = "any other host" if is_alone else ", ".join(lost)
-    return ranks, f"; {host_name()} gets no answer from {missing} over the network: look at the cables and switches"
+    return ranks, f"; {node_name()} gets no answer from {missing} over the network: look at the cables and switches"
 
 
 def collectives(paths: RunPaths, watch: Watch, own: list[Wait]) -> str:
@@ -91,7 +90,7 @@ def collectives(paths: RunPaths, watch: Watch, own: list[Wait]) -> str:
         return ""
     hosts = {seen.beat.host for seen in watch.ranks.values()}
     try:
-        waits = of_all_hosts(paths.hangs, attempt_of_launcher() or "", host_name(), hosts, own)
+        waits = of_all_hosts(paths.hangs, attempt_of_launcher() or "", node_name(), hosts, own)
     except OSError as error:
         log.warning("what the ranks wait in is told of this host's alone: %s", error)
         waits = own
@@ -123,7 +122,7 @@ def write_report(
     parts = [verdict, *(watch.described(rank, now) for rank in sorted(watch.ranks))]
     for rank, beat in own.items():
         parts.append(f"\n== rank {rank}, process {beat.pid}\n{kernel_text(beat.pid)}\n{stacks[rank]}")
-    path = paths.hangs / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{host_name()}.txt"
+    path = paths.hangs / f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{node_name()}.txt"
     try:
         paths.hangs.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(parts) + "\n", encoding="utf-8")

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.environment import node_name
 from cluster.errors import EXIT_FAILED, ClusterError
 from cluster.hangs.hang_detection import Watch
 from cluster.hangs.hang_report import write_report
@@ -32,7 +33,6 @@ from cluster.heartbeats.heartbeat_files import (
 from cluster.journal.log import set_up_logging
 from cluster.journal.records import last_step, read_events, seconds_since_start, write_event
 from cluster.launching.stop_request import SIGNALS
-from cluster.machine import host_name
 from cluster.paths import RunPaths
 from cluster.processes import process_state, started_at
 
@@ -140,7 +140,7 @@ def main(run: str, world_size: str, local_size: str, launch: str, hang_timeout_s
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # meant for the ranks, which this process does not outlive
     paths, now = RunPaths(Path(run)), time.monotonic()
-    view = SharedView(paths.heartbeats, host_name(), launch, int(world_size), int(local_size), changed_at=now)
+    view = SharedView(paths.heartbeats, node_name(), launch, int(world_size), int(local_size), changed_at=now)
     timeout_s = float(hang_timeout_s) if hang_timeout_s else None
     host = HostWatch(paths, view, Watch(int(world_size), timeout_s, now, period_s=view.period_s))
     while (culprits := host.poll(time.monotonic())) is None:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from cluster.environment import World
+from cluster.environment import World, node_name
 from cluster.heartbeats.heartbeat_files import (
     Beat,
     HostBeats,
@@ -38,7 +38,6 @@ from cluster.heartbeats.heartbeat_files import (
     sweep_local_folders,
 )
 from cluster.launching.local_launcher import die_with_parent
-from cluster.machine import host_name
 from cluster.paths import RunPaths
 from cluster.processes import started_at
 from cluster.terminal import console_descriptor
@@ -74,7 +73,7 @@ class Heartbeat:
         if self.world.local_rank == 0:
             sweep_local_folders(self.local[0])
             launch = launch_of(self.world)
-            self.before = ended_before(local_folders(self.paths, launch, host_name()), self.world.size, launch)
+            self.before = ended_before(local_folders(self.paths, launch, node_name()), self.world.size, launch)
         self.stacks = stacks_path(folder, self.world.rank).open("w")
         faulthandler.register(STACKS, file=self.stacks, all_threads=True)
         self.thread.start()
@@ -112,7 +111,7 @@ class Heartbeat:
             self.local = None
 
     def publish_last(self) -> None:
-        launch, host = launch_of(self.world), host_name()
+        launch, host = launch_of(self.world), node_name()
         beats = read_local_beats(local_folders(self.paths, launch, host), self.world.size, launch, self.before)
         record = HostBeats(launch=launch, host=host, beats=beats).as_record()
         try:
@@ -122,7 +121,7 @@ class Heartbeat:
 
     def write_until_ended(self) -> None:
         file = self.opened()[1]
-        pid, host = os.getpid(), host_name()
+        pid, host = os.getpid(), node_name()
         started, count, ending, failing = started_at(pid) or 0, 0, False, False
         while not ending:
             ending = self.ended.is_set()
@@ -206,10 +205,10 @@ class Watchdog:
             log.error(
                 "the watchdog of %s has ended %d times: a hang of its ranks will not be found here; look above for why"
                 " it ended, and start the run again",
-                host_name(),
+                node_name(),
                 starts,
             )
         else:
-            log.warning("no watchdog on %s for %.0f s; starting one", host_name(), now - self.missed_since)
+            log.warning("no watchdog on %s for %.0f s; starting one", node_name(), now - self.missed_since)
             self.missed_since = None
             self.launch(descriptor, starts)

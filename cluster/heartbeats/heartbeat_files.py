@@ -28,9 +28,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import World
+from cluster.environment import World, node_name
 from cluster.errors import ClusterError
-from cluster.machine import host_name
 from cluster.paths import RunPaths
 from cluster.processes import started_at
 
@@ -237,7 +236,7 @@ def local_folders(paths: RunPaths, launch: str, host: str) -> list[Path]:
 def open_local_folder(paths: RunPaths, launch: str, rank: int) -> tuple[Path, RankFile]:
     """Return the first folder that a rank can write to on its host, and its file there. Raises ClusterError."""
     reasons = []
-    for folder in local_folders(paths, launch, host_name()):
+    for folder in local_folders(paths, launch, node_name()):
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             if folder.lstat().st_uid != os.getuid() or not folder.is_dir():
@@ -246,7 +245,7 @@ def open_local_folder(paths: RunPaths, launch: str, rank: int) -> tuple[Path, Ra
         except OSError as error:
             reasons.append(f"{folder}: {error.strerror or error}")
     raise ClusterError(
-        f"no heartbeat can be written on {host_name()} ({'; '.join(reasons)}): a rank needs {RANK_FILE_BYTES} bytes in"
+        f"no heartbeat can be written on {node_name()} ({'; '.join(reasons)}): a rank needs {RANK_FILE_BYTES} bytes in"
         " one of these; make room, or point TMPDIR to a folder of this host"
     )
 

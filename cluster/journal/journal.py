@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cluster.disk.atomic_files import write_text
-from cluster.environment import World
+from cluster.environment import World, node_name
 from cluster.errors import EXIT_USER_ACTION
 from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal.records import (
@@ -20,7 +20,6 @@ from cluster.journal.records import (
     read_metrics,
     write_event,
 )
-from cluster.machine import host_name
 from cluster.paths import RunPaths
 from cluster.processes import process_age_s
 from cluster.progress import DRAW_S, Waiting, duration
@@ -86,7 +85,7 @@ class Journal:
         self.waiting.stop()
         self.reopen(first_step)
         self.mark("weights")
-        facts: dict[str, Any] = {"world_size": self.world.size, "host": host_name(), "phases": self.phases}
+        facts: dict[str, Any] = {"world_size": self.world.size, "host": node_name(), "phases": self.phases}
         if self.world.is_first:
             facts |= {"versions": versions(), "device": self.device}
         self.event("start", step=first_step, **facts)
@@ -170,9 +169,9 @@ class Journal:
         """Report a rank whose computing has taken longer than the median rank's; it does so itself."""
         if rank != self.world.rank:
             return
-        told = f"rank {rank} on {host_name()} computes slower than the median rank, by {excess:.0%} over {steps} steps"
+        told = f"rank {rank} on {node_name()} computes slower than the median rank, by {excess:.0%} over {steps} steps"
         log.warning("%s: the others wait for it; `shardline doctor` examines its host", told)
-        write_event(self.paths, "slow-rank", rank=rank, host=host_name(), excess=round(excess, 3), steps=steps)
+        write_event(self.paths, "slow-rank", rank=rank, host=node_name(), excess=round(excess, 3), steps=steps)
 
     def skip(self, step: int, reason: str, rows: Sequence[int]) -> None:
         """Report that a step (from 1) changed no weight, and which rows were in it."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TextIO
 
-from cluster.environment import World
-from cluster.machine import host_name
+from cluster.environment import World, node_name
 from cluster.terminal import ERASE, can_draw_in_place, console
 
 
@@ -20,7 +19,7 @@ def set_up_logging(
     """
     where = f" [{host}]" if host else ""
     if world is not None:
-        where, is_first = f" [{world.rank}/{world.size} {host_name()}]" if world.size > 1 else "", world.is_first
+        where, is_first = f" [{world.rank}/{world.size} {node_name()}]" if world.size > 1 else "", world.is_first
     handler = logging.StreamHandler(console())
     erase = ERASE if can_draw_in_place(console()) else ""  # the line in place may be drawn by another process
     handler.setFormatter(logging.Formatter(f"{erase}%(asctime)s{where} %(levelname).1s %(message)s", "%H:%M:%S"))

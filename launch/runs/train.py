@@ -27,6 +27,7 @@ from cluster.environment import (
     gpu_count,
     is_under_srun,
     lock_of_launcher,
+    node_name,
     read_host_place,
     read_world,
     set_defaults,
@@ -48,7 +49,7 @@ from cluster.launching.local_launcher import run_ranks
 from cluster.launching.rank_log import has_lost, rank_log, remove_old
 from cluster.launching.spare import spare_for
 from cluster.launching.stop_request import StopFlag
-from cluster.machine import host_name, keep_to_share
+from cluster.machine import keep_to_share
 from cluster.paths import RunPaths
 from cluster.progress import Waiting
 from cluster.restart_limit import attempt_name, code_that_ranks_recorded, note_launch, note_stop
@@ -163,7 +164,7 @@ def logged_as_rank(run: RunConfig, world: World) -> Iterator[Path]:
         remove_old(run.paths.logs)
         remove_old(run.paths.hangs)
     file = None
-    heading = f"rank {world.rank} of {world.size} on {host_name()}, process {os.getpid()}"
+    heading = f"rank {world.rank} of {world.size} on {node_name()}, process {os.getpid()}"
     try:
         with rank_log(path, heading, is_shown=world.is_first) as file:
             set_up_logging(world, file)

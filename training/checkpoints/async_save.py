@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from cluster.disk.atomic_files import PARTIAL, fsync_path
+from cluster.environment import node_name
 from cluster.errors import CheckpointError
-from cluster.machine import host_name
 from training.checkpoints import layout
 from training.checkpoints.layout import Commit
 from training.checkpoints.room import require_room, state_bytes
@@ -158,7 +158,7 @@ class Saver:
                     path = partial / rank_file_name(part.kind, rank, commit.world_size)
                     facts[path.name] = write_rank_file(path, part.spans, part.data)
         except OSError as error:
-            problem = f"rank {rank} on {host_name()} cannot write {path}: {error.strerror or error}"
+            problem = f"rank {rank} on {node_name()} cannot write {path}: {error.strerror or error}"
         told = (facts, rank_spans(state[0].kind, state[0].spans), problem)
         everyone: list[Any] | None = [None] * commit.world_size if rank == 0 else None
         dist.gather_object(told, everyone, dst=0, group=self.group)  # to one rank: the others need only the outcome

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from cluster.environment import node_name
 from cluster.errors import CheckpointError
-from cluster.machine import host_name
 from cluster.wording import count_of
 from training.checkpoints import layout
 from training.checkpoints.async_save import SavePolicy, Saver, all_gather_text
@@ -165,7 +165,7 @@ class Checkpoints:
                 layout.check_sizes(folder, commit, dealt)
         except CheckpointError as error:
             seen.append(str(error))
-        where = f"rank {engine.world.rank} on {host_name()}"
+        where = f"rank {engine.world.rank} on {node_name()}"
         others = all_gather_text([f"{folder}, as {where} sees it: {problem}" for problem in seen], self.group)
         if others:
             raise CheckpointError("\n  ".join([*others, "all ranks must see the same shared folder; fix the mount"]))
@@ -184,7 +184,7 @@ class Checkpoints:
                     for kind, tensor in part.values.items():
                         state.read(f"{kind}.{part.name}", part.start, tensor)
         except (CheckpointError, OSError) as error:
-            failed.append(f"rank {engine.world.rank} on {host_name()} cannot load {folder}: {error}")
+            failed.append(f"rank {engine.world.rank} on {node_name()} cannot load {folder}: {error}")
         failed = all_gather_text(failed, self.group)
         if failed:
             raise CheckpointError("\n  ".join(failed))

@@ -52,16 +52,22 @@ def until(claim: Callable[[], object], seconds: float = 90.0) -> None:
         time.sleep(0.05)
 
 
-def test_a_rank_beats_on_its_own_host_and_its_last_beat_reaches_the_shared_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("node", ["", "rack1-node7"])
+def test_a_rank_beats_on_its_own_host_and_its_last_beat_reaches_the_shared_disk(
+    node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", node)  # the name by which two failures exclude a host
+    host = node or host_name()
     beat = Heartbeat(RunPaths(tmp_path), WORLD)
     beat.start()
-    folders = local_folders(RunPaths(tmp_path), LAUNCH, host_name())
+    folders = local_folders(RunPaths(tmp_path), LAUNCH, host)
     until(lambda: read_local_beats(folders, 2, LAUNCH))
     beat.phase("step", 7)
     assert not list(beat.paths.heartbeats.glob("*.json"))
     beat.stop()
-    host = HostBeats.from_record(parsed_object((beat.paths.heartbeats / f"host-{host_name()}.json").read_bytes()), 2)
-    assert host is not None and [(b.rank, b.phase, b.step) for b in host.beats] == [(0, "idle", 7)]
+    record = HostBeats.from_record(parsed_object((beat.paths.heartbeats / f"host-{host}.json").read_bytes()), 2)
+    assert record is not None
+    assert [(b.rank, b.host, b.phase, b.step) for b in record.beats] == [(0, host, "idle", 7)]
 
 
 def test_a_beat_that_is_half_written_is_no_beat(beating: Heartbeat) -> None:
