@@ -283,7 +283,7 @@ def lock_of_launcher() -> str | None:
 CAUSES = "SHARDLINE_CAUSES"
 
 
-def causes_folder() -> Path | None:
+def causes_file() -> Path | None:
     """Return where this rank may leave its launcher why it failed; None if our launcher has not started it."""
     return Path(os.environ[CAUSES]) if CAUSES in os.environ else None
 

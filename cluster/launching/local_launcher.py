@@ -22,7 +22,7 @@ from typing import Protocol
 
 from cluster.environment import CAUSES, World, child_environment, rank_variables, threads_of_rank
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, ClusterError
-from cluster.launching.rank_cause import cause_of, folder_for_causes
+from cluster.launching.rank_cause import causes_of, file_for_causes, path_of
 from cluster.launching.stop_request import NOTICES, SIGNALS
 from cluster.machine import OUT_OF_MEMORY, hold_port, host_name, out_of_memory_kills
 from cluster.terminal import erase_line
@@ -140,9 +140,9 @@ def run_seated(command: Sequence[str], variables: Mapping[str, str], local: Loca
     old = {number: signal.signal(number, local.pass_on) for number in SIGNALS}
     try:
         stuck: list[str] = []
-        with folder_for_causes() as folder:
-            local.folder = folder
-            own = {} if folder is None else {CAUSES: str(folder)}
+        with file_for_causes() as told:
+            local.told = told
+            own = {} if told is None else {CAUSES: path_of(told)}
             try:
                 local.start(command, size, {**variables, **own})
                 # one that came while the last was started has not reached that one
@@ -171,8 +171,8 @@ class LocalRanks:
     news: RankNews
     ranks: list[Rank] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
-    folder: Path | None = None
-    """Where ranks leave why they failed."""
+    told: int | None = None
+    """The open file in which ranks leave why they failed."""
     stopped_elsewhere_at: float | None = None
     spare: SpareProcess | None = None
     asked_at: float = 0.0
@@ -260,11 +260,11 @@ class LocalRanks:
     def failures(self) -> list[str]:
         """Return the ranks that have failed by themselves, each in words, or that a signal not from us has ended."""
         codes = [(number, rank.returncode or 0) for number, rank in enumerate(self.ranks, start=self.seats.first)]
-        told = [cause_of(self.folder, *rank) for rank in codes] if self.folder else []
+        told = [] if self.told is None else causes_of(self.told, dict(codes))
         how = {code: f" by {signal.Signals(-code).name}" for _, code in codes if code < 0}
         if out_of_memory_kills() > self.memory_kills:
             how[-signal.SIGKILL] = OUT_OF_MEMORY
-        return [cause for cause in told if cause] + [
+        return told + [
             f"rank {number} {self.where} was killed{how[code]}"
             for number, code in codes
             if code < 0 and -code not in self.asked and not is_impatient(self.asked)

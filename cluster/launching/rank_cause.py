@@ -1,49 +1,57 @@
-"""Why a rank failed by itself, told by the rank to the process that started it: a file in a folder of this host.
+"""Why a rank failed by itself, told by the rank to the process that started it: a line in a file that has no name.
 
-The ranks have no common file for it: on a network file system, lines that several hosts append at once are damaged.
+It is in that process's memory, so nothing is left of it whatever ends that process. The ranks of several hosts have no
+common file for it: on a network file system, lines that several hosts append at once are damaged.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import tempfile
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
-from cluster.environment import causes_folder
+from cluster.environment import causes_file
 from cluster.errors import EXIT_FAILED
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def folder_for_causes() -> Iterator[Path | None]:
-    """Yield an empty folder of this host, removed afterwards; None where there is no room for one."""
+def file_for_causes() -> Iterator[int | None]:
+    """Yield the descriptor of an empty file; None where the kernel gives none."""
     try:
-        made = tempfile.TemporaryDirectory(prefix="shardline-causes-", ignore_cleanup_errors=True)
+        descriptor = os.memfd_create("shardline-causes", os.MFD_CLOEXEC)
     except OSError as error:
         log.warning("why a rank fails will be in its log only: %s", error)
         yield None
         return
-    with made as folder:
-        yield Path(folder)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def path_of(descriptor: int) -> str:
+    """Return the path by which this process's children reach one of its open files."""
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
 def tell_cause(rank: int, reason: str) -> None:
     """Leave the reason to our launcher; nothing under another one."""
-    folder = causes_folder()
-    if folder is None:
+    path = causes_file()
+    if path is None:
         return
     try:
-        (folder / str(rank)).write_text(reason, encoding="utf-8")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([rank, reason]) + "\n")
     except OSError as error:
         log.warning("%s; not told to the launcher: %s", reason, error)
 
 
-def cause_of(folder: Path, rank: int, code: int | None) -> str:
-    """Return the reason that a rank has left; "" if it has left none, or a person must act on its end."""
-    path = folder / str(rank)
-    if code != EXIT_FAILED or not path.is_file():
-        return ""
-    return path.read_text(encoding="utf-8", errors="replace")
+def causes_of(descriptor: int, codes: Mapping[int, int | None]) -> list[str]:
+    """Return the reasons that ranks have left, the earliest first; not of those on whose end a person must act."""
+    lines, _, _ = os.pread(descriptor, os.fstat(descriptor).st_size, 0).rpartition(b"\n")  # a rank may die as it writes
+    told = [json.loads(line) for line in lines.splitlines()]
+    return [reason for rank, reason in told if codes.get(rank) == EXIT_FAILED]

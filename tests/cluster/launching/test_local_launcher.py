@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+from cluster.environment import CAUSES
 from cluster.launching.local_launcher import (
     LocalRanks,
     RankNews,
@@ -21,6 +22,7 @@ from cluster.launching.local_launcher import (
     run_ranks,
     start_rank,
 )
+from cluster.launching.rank_cause import causes_of, file_for_causes, path_of, tell_cause
 from cluster.machine import host_name
 from cluster.processes import alive_since
 
@@ -124,14 +126,11 @@ def test_a_rank_that_cannot_be_killed_keeps_neither_the_others_nor_the_launcher(
     assert other.returncode == -signal.SIGKILL
 
 
-def test_a_rank_that_says_why_it_failed_is_the_cause_and_its_word_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_rank_that_says_why_it_failed_is_the_cause_and_not_what_follows_from_it() -> None:
     told: list[str] = []
-    code = f"""import os, time
-from pathlib import Path
-from cluster.environment import causes_folder
+    code = """import os, time
 from cluster.launching.rank_cause import tell_cause
 if os.environ["RANK"] == "1":
-    Path({str(tmp_path / "folder")!r}).write_text(str(causes_folder()))
     tell_cause(1, "rank 1 (a) failed: OutOfMemoryError: CUDA out of memory")
     os._exit(1)
 time.sleep(0.5)
@@ -139,13 +138,28 @@ tell_cause(0, "rank 0 (a) failed: of something that follows from it")
 os._exit(1)"""
     run_ranks([sys.executable, "-c", code], 2, {"PYTHONPATH": str(ROOT)}, news=RankNews(note_cause=told.append))
     assert told == ["rank 1 (a) failed: OutOfMemoryError: CUDA out of memory"]
-    assert not Path((tmp_path / "folder").read_text()).exists()
 
 
-def test_ranks_start_where_there_is_no_room_for_their_causes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_what_a_rank_was_writing_as_it_died_is_left_out_and_so_is_what_a_person_must_act_on(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with file_for_causes() as told:
+        assert told is not None
+        monkeypatch.setenv(CAUSES, path_of(told))
+        tell_cause(1, "rank 1 failed")
+        tell_cause(0, "rank 0 was refused")
+        with Path(path_of(told)).open("a") as file:
+            file.write('[2, "half a rea')
+        assert causes_of(told, {0: 2, 1: 1, 2: 1}) == ["rank 1 failed"]
+
+
+def test_ranks_start_where_the_kernel_gives_no_file_for_their_causes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(name: str, flags: int) -> int:
+        raise OSError(errno.ENFILE, "Too many open files in system")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
     assert run_ranks([sys.executable, "-c", "import os; assert 'SHARDLINE_CAUSES' not in os.environ"], 1) == 0
     assert "why a rank fails will be in its log only" in caplog.text
 
