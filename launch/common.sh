@@ -24,13 +24,14 @@ python=python # of an environment that was activated on purpose; conda's base, w
 }
 if [[ -n ${SLURM_JOB_ID-} ]]; then
   say "python is $(type -P "$python")"
-  ((${SLURM_HET_SIZE:-1} < 2)) || {
+  # of another job that this one was submitted in, the first component is another job too
+  ((${SLURM_HET_SIZE:-1} < 2)) || [[ ${SLURM_JOB_ID_HET_GROUP_0:-$SLURM_JOB_ID} != "$SLURM_JOB_ID" ]] || {
     say "this is a heterogeneous job, and only its first component would be used; submit a job of one component"
     exit 2
   }
   # sbatch passes on what srun and salloc have set in the shell it was called in, and srun would take it for options
   unset "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}" "${!SLURM_MEM_PER_@}" "${!SLURM_TRES_@}" \
+    "${!SLURM_NTASKS_PER_@}" \
     SLURM_CPUS_PER_TASK SLURM_CPUS_PER_GPU SLURM_EXACT SLURM_GPU_BIND SLURM_GPUS SLURM_GPUS_PER_SOCKET \
-    SLURM_GPUS_PER_TASK SLURM_GRES SLURM_HINT SLURM_NTASKS_PER_CORE SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_NODE \
-    SLURM_NTASKS_PER_SOCKET SLURM_OVERCOMMIT SLURM_THREADS_PER_CORE SRUN_CPUS_PER_TASK
+    SLURM_GPUS_PER_TASK SLURM_GRES SLURM_HINT SLURM_OVERCOMMIT SLURM_THREADS_PER_CORE SRUN_CPUS_PER_TASK
 fi

@@ -20,13 +20,15 @@ esac
   { echo "$script: '$1' uses one node, and this job has $SLURM_JOB_NUM_NODES; submit with -N1" >&2 && exit 2; }
 checkout=$(dirname "$(realpath "$0")")/..
 if [[ ! -f $checkout/launch/common.sh && -n ${SLURM_JOB_ID-} ]]; then # Slurm runs a copy of this file
-  for ((tries = 0; tries < 60; tries++)); do # its controller may be restarting
-    ! job=$(scontrol show job "$SLURM_JOB_ID") || break
+  for ((tries = 0; tries < 60; tries++)); do # its controller may be restarting; a requeued job's disk may be away
+    if job=$(scontrol show job "$SLURM_JOB_ID"); then
+      command=$(sed -n '/^ *Command=/ { s///p; q }' <<<"$job")
+      for checkout in "${command%%"/launch/$script"*}" "${SLURM_SUBMIT_DIR-}"; do
+        [[ ! -f $checkout/launch/common.sh ]] || break 2
+      done
+      ((${SLURM_RESTART_COUNT:-0})) || break
+    fi
     sleep 10
-  done
-  command=$(sed -n '/^ *Command=/ { s///p; q }' <<<"$job")
-  for checkout in "${command%%"/launch/$script"*}" "${SLURM_SUBMIT_DIR-}"; do
-    [[ ! -f $checkout/launch/common.sh ]] || break
   done
 fi
 [[ -f $checkout/launch/common.sh ]] ||
@@ -38,5 +40,7 @@ words() { xargs -r printf '%s\0' <<<"$1"; } # quoted as in a shell
 mapfile -d '' -t options < <(words "${SHARDLINE_SRUN_OPTIONS-}")
 mapfile -d '' -t start < <(words "${SHARDLINE_PYTHON-}")
 ((${#start[@]})) || start=("$python")
-((${#options[@]} == 0)) || start=(srun --ntasks=1 --nodes=1 --overlap --export=ALL "${options[@]}" "${start[@]}")
+cpus=(--cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" --cpu-bind=none) # all of the job's
+((${#options[@]} == 0)) || \
+  start=(srun --ntasks=1 --nodes=1 --overlap --export=ALL --mpi=none "${cpus[@]}" "${options[@]}" "${start[@]}")
 exec "${start[@]}" -m launch "$@"

@@ -20,13 +20,15 @@ script=train.sh
 (($#)) || { echo "usage: launch/$script RUN.yaml [options of shardline train]" >&2 && exit 2; }
 checkout=$(dirname "$(realpath "$0")")/..
 if [[ ! -f $checkout/launch/common.sh && -n ${SLURM_JOB_ID-} ]]; then # Slurm runs a copy of this file
-  for ((tries = 0; tries < 60; tries++)); do # its controller may be restarting
-    ! job=$(scontrol show job "$SLURM_JOB_ID") || break
+  for ((tries = 0; tries < 60; tries++)); do # its controller may be restarting; a requeued job's disk may be away
+    if job=$(scontrol show job "$SLURM_JOB_ID"); then
+      command=$(sed -n '/^ *Command=/ { s///p; q }' <<<"$job")
+      for checkout in "${command%%"/launch/$script"*}" "${SLURM_SUBMIT_DIR-}"; do
+        [[ ! -f $checkout/launch/common.sh ]] || break 2
+      done
+      ((${SLURM_RESTART_COUNT:-0})) || break
+    fi
     sleep 10
-  done
-  command=$(sed -n '/^ *Command=/ { s///p; q }' <<<"$job")
-  for checkout in "${command%%"/launch/$script"*}" "${SLURM_SUBMIT_DIR-}"; do
-    [[ ! -f $checkout/launch/common.sh ]] || break
   done
 fi
 [[ -f $checkout/launch/common.sh ]] ||

@@ -61,7 +61,11 @@ class Controller:
     def record(self) -> dict[str, str] | None:
         """Return what Slurm knows about the job, nothing if it does not know it; None without an answer for minutes."""
         told = self.ask_until_answered("scontrol", "show", "job", self.job)
-        return None if told is None else dict(part.split("=", 1) for part in told.split() if "=" in part)
+        if told is None:
+            return None
+        records = [record_in(part) for part in told.split("\n\n")]  # an array's number is that of one of its tasks too
+        ours = [record for record in records if self.job in (record.get("JobId"), name_in(record))]
+        return (ours or records)[0] if len(records) == 1 or ours else {}
 
     def requeue(self) -> bool:
         """Put the job back into the queue; return whether Slurm did."""
@@ -74,9 +78,9 @@ class Controller:
             raise ClusterError(f"`scontrol show hostnames {node_list}` failed; its reason is above")
         return told.split()
 
-    def gpus(self) -> dict[str, int]:
-        """Return how many GPUs the job has on each host; empty if this Slurm does not tell."""
-        told = self.ask_until_answered("scontrol", "--details", "show", "job", self.job) or ""
+    def gpus(self, tries: int = TRIES) -> dict[str, int]:
+        """Return how many GPUs the job has on each host; empty if this Slurm does not tell, or not in time."""
+        told = self.ask_until_answered("scontrol", "--details", "show", "job", self.job, tries=tries) or ""
         found = {}
         for nodes, resources in NODES.findall(told):
             for host in self.hosts(nodes):
@@ -118,6 +122,17 @@ class Controller:
                 minutes = count_of(round(tries * PAUSE_S / 60), "minute")
                 log.warning("no answer to `%s`: asking again for %s", " ".join(command), minutes)
         return None
+
+
+def record_in(text: str) -> dict[str, str]:
+    """Return a job's record. Of a name that is there twice, the first: words of the user's follow Slurm's own."""
+    parts = [part.split("=", 1) for part in text.split() if "=" in part]
+    return {name: value for name, value in reversed(parts)}
+
+
+def name_in(record: dict[str, str]) -> str:
+    """Return the name of the task of an array that a record is about, as in 5_3."""
+    return f"{record.get('ArrayJobId')}_{record.get('ArrayTaskId')}"
 
 
 def ask(*command: str, show: bool = False, within_s: float = ANSWER_S) -> str | None:

@@ -1,9 +1,9 @@
-"""The Slurm job that this process runs in, as its environment describes it."""
+"""The Slurm job that this process runs in, as its environment and Slurm describe it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from cluster.environment import host_counts, number, text
 from cluster.errors import ClusterError
 from cluster.processes import ancestors
 
+LEFT_OVER = ("SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT")  # Slurm sets them for some jobs, and unsets them for none
 GPUS = re.compile(r"(?:.*:)?(\d+)(?:\(x\d+\))?")  # 8, h200:8 or 8(x2)
 
 
@@ -18,7 +19,8 @@ GPUS = re.compile(r"(?:.*:)?(\d+)(?:\(x\d+\))?")  # 8, h200:8 or 8(x2)
 class SlurmJob:
     """`name` is what scontrol takes for this job alone: ARRAY_TASK for a task of an array, else the job's number.
 
-    `cpus` and `tasks` are of each host, in the order of `node_list`. `tasks` is None where sbatch was told no number.
+    `cpus` and `tasks` are of each host, in the order of `node_list`. `tasks` is None where sbatch was told no number,
+    and empty in a shell that is a step of the job, in which Slurm tells of that step alone.
     """
 
     number: int
@@ -34,11 +36,21 @@ class SlurmJob:
     """Of this host, or of each one. 0 without GPUs."""
 
 
-def read_job(values: Mapping[str, str], script: str = "train.sh") -> SlurmJob:
-    """Return the job. Raises ClusterError if `script` cannot use its hosts from here."""
+def read_job(
+    values: Mapping[str, str],
+    script: str = "train.sh",
+    ask: Callable[[int], Mapping[str, str] | None] = lambda job: None,
+) -> SlurmJob:
+    """Return the job. Raises ClusterError if `script` cannot use its hosts from here.
+
+    `ask` returns what Slurm knows about a job, None without an answer: sbatch passes on what an outer job has in its
+    environment.
+    """
     check_place(values, script)
-    nodes = number(values, "SLURM_JOB_NUM_NODES")
-    job, array = number(values, "SLURM_JOB_ID"), values.get("SLURM_ARRAY_JOB_ID")
+    nodes, job = number(values, "SLURM_JOB_NUM_NODES"), number(values, "SLURM_JOB_ID")
+    if set(LEFT_OVER) & values.keys() and (record := ask(job)):
+        values = {**values, **said_by_slurm(record)}
+    array = values.get("SLURM_ARRAY_JOB_ID")
     return SlurmJob(
         number=job,
         name=f"{array}_{text(values, 'SLURM_ARRAY_TASK_ID')}" if array else str(job),
@@ -50,6 +62,15 @@ def read_job(values: Mapping[str, str], script: str = "train.sh") -> SlurmJob:
         task_file=Path(values["SLURM_HOSTFILE"]) if values.get("SLURM_DISTRIBUTION") == "arbitrary" else None,
         gpus=gpus_of(values.get("SLURM_GPUS_ON_NODE") or values.get("SLURM_GPUS_PER_NODE") or "0"),
     )
+
+
+def said_by_slurm(record: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that Slurm would set for a job alone, whatever the shell had in which it was submitted."""
+    return {
+        "SLURM_ARRAY_JOB_ID": record.get("ArrayJobId", ""),
+        "SLURM_ARRAY_TASK_ID": record.get("ArrayTaskId", ""),
+        "SLURM_RESTART_COUNT": record.get("Restarts", "0"),
+    }
 
 
 def check_place(values: Mapping[str, str], script: str) -> None:
@@ -80,11 +101,16 @@ def counts(values: Mapping[str, str], name: str, hosts: int) -> tuple[int, ...]:
 
 
 def asked_tasks(values: Mapping[str, str], hosts: int) -> tuple[int, ...] | None:
-    """Return the tasks of each host as sbatch was told; None if it was not: --exclusive alone makes each CPU a task."""
+    """Return the tasks of each host as sbatch was told; None if it was not: --exclusive alone makes each CPU a task.
+
+    Empty if the variables are those of a step.
+    """
     if "SLURM_TASKS_PER_NODE" not in values:
         return None
-    tasks = counts(values, "SLURM_TASKS_PER_NODE", hosts)
-    return tasks if str(sum(tasks)) == values.get("SLURM_NTASKS") else None
+    tasks = host_counts(values["SLURM_TASKS_PER_NODE"])
+    if len(tasks) != hosts:
+        return ()
+    return tuple(tasks) if str(sum(tasks)) == values.get("SLURM_NTASKS") else None
 
 
 def gpus_of(spelled: str) -> int:

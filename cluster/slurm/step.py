@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 GONE_S = 30.0  # that Slurm must not list a step for, before its srun is ended
-LOOK_S = 10.0  # between two questions whether it does
+LOOK_S = 30.0  # between two questions whether it does: hundreds of jobs may ask
 AGAIN_S = 10.0  # after which ranks are asked to stop again: while they start, they cannot remember it
 LEFT_S = 120.0  # that srun has to end the other ranks after one has failed: Slurm's KillWait is 30 by default
 KILL_S = 2.0  # that an srun has to end after TERM: it may wait half a minute for a step that is gone

@@ -38,7 +38,7 @@ END_S = 15.0  # that they have to end their Ray
 
 def prepare_in_job() -> int:
     """Run this command on Ray over all hosts of this job; return its exit code."""
-    job = read_job(slurm_variables(), "prepare.sh")
+    job = read_job(slurm_variables(), "prepare.sh", lambda number: Controller(str(number), patience()).record())
     hosts = Controller(job.name, patience()).hosts(job.node_list)
     with remembered_signals() as asked:
         return RayJob(job, hosts, patience(), asked).run()

@@ -34,20 +34,20 @@ from cluster.errors import (
     EXIT_USER_ACTION,
     ClusterError,
     ShardlineError,
-    TrainingError,
-    exit_code_of,
 )
 from cluster.journal.records import last_step
 from cluster.paths import RunPaths
 from cluster.restart_limit import ENDINGS, code_that_ranks_recorded, newest_launch, note_launch, note_stop
-from cluster.slurm.controller import Controller
-from cluster.slurm.decision import BACK_OFF_S, FINAL, SPAN_S, SRUN_BACK_OFF_S, Next, Wishes, back_off_s, decide
+from cluster.slurm.controller import FEW, TRIES, Controller
+from cluster.slurm.decision import FINAL, SPAN_S, SRUN_BACK_OFF_S, Next, Wishes, back_off_s, decide
 from cluster.slurm.job import SlurmJob, read_job
 from cluster.slurm.layout import Layout, plan_layout
 from cluster.slurm.srun_output import BEGINS
 from cluster.slurm.step import StepEnd, StopSignals, run_step
+from launch.config import RunConfig
 from launch.preflight.host_guard import HostGuard
 from launch.ranks.news import log_of_newest, note_if_possible
+from launch.ranks.patience import tried_again
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,18 @@ def train_in_job(paths: RunPaths, note: Callable[[Callable[[], None]], None], gu
 
     `note` checks what can be known before ranks are started, and calls its argument while it holds the run.
     """
-    job = read_job(slurm_variables())
+    job = read_job(slurm_variables(), ask=lambda number: Controller(str(number), patience()).record())
     launcher = Launcher(paths, note, job, Controller(job.name, patience()), patience(), guard=guard)
     with launcher.signals.installed():
         return launcher.run()
+
+
+def load_in_job(load: Callable[[], RunConfig]) -> RunConfig:
+    """Return the job's run; in one that was requeued, a disk that is away is waited for."""
+    was_requeued = slurm_variables().get("SLURM_RESTART_COUNT", "0") != "0"
+    run = tried_again(load, lambda seconds: time.sleep(seconds * patience()), is_first=not was_requeued)
+    assert run is not None  # nothing stops it
+    return run
 
 
 @dataclass
@@ -141,7 +149,8 @@ class Launcher:
         """Return where the ranks run. Raises ClusterError."""
         job = self.job
         hosts = self.controller.hosts(job.node_list)
-        gpus = self.controller.gpus() if job.gpus else {}
+        # a shell of `salloc` has no variable that tells; where one does, the answer must be waited for
+        gpus = self.controller.gpus(tries=TRIES if job.gpus else FEW)
         if job.gpus and not gpus:
             gpus = dict.fromkeys(hosts, job.gpus)
         tasks = self.asked_tasks() or tuple(tasks_in_file(job.task_file, hosts))
@@ -156,10 +165,25 @@ class Launcher:
         SLURM_NTASKS may be left over from the job that sbatch was called in, and equal the CPUs of this one by chance.
         """
         tasks = self.job.tasks
+        if tasks == ():
+            return self.tasks_of_job()
         if tasks is None or max(tasks) == 1 or self.controller.tasks() in (None, sum(tasks)):
             return tasks
         log.warning("SLURM_NTASKS=%d is left over from another job, and not what this one asked for", sum(tasks))
         return None
+
+    def tasks_of_job(self) -> tuple[int, ...] | None:
+        """Return the tasks of each host where the variables are those of a step. Raises ClusterError if it is unclear.
+
+        What Slurm knows about a job says how many tasks it has, but not where.
+        """
+        total, nodes = self.controller.tasks() or 0, self.job.nodes
+        if total % nodes or not total:
+            raise ClusterError(
+                f"this shell is a step of job {self.job.name} (`srun --pty`?), and does not tell how many tasks each of"
+                f" its {nodes} hosts has; start it in the shell of `salloc` itself, or submit it with sbatch"
+            )
+        return (total // nodes,) * nodes
 
     def start_ranks(self, layout: Layout) -> StepEnd:
         """Run the ranks once; return how they ended, with 75 if they were asked to stop before they could start."""
@@ -263,22 +287,13 @@ class Launcher:
         }
 
     def note_patiently(self) -> None:
-        """Record the launch. What a disk that is away for a minute can cause is tried again.
-
-        The first launch tells a person at once what is wrong; later ones had the same configuration and data before.
-        """
-        for pause_s in (*BACK_OFF_S, None):
-            try:
-                return self.note(self.note_attempt)
-            except TrainingError:
-                raise
-            except (ShardlineError, OSError) as error:
-                if pause_s is None or (not self.starts and exit_code_of(error) == EXIT_USER_ACTION):
-                    raise
-                log.warning("%s; trying again in %.0f s", error, pause_s * self.patience)
-                self.pause(pause_s)
-                if self.signals.asked:
-                    return None
+        """Record the launch. What a disk that is away for a minute can cause is tried again, not in a first start."""
+        tried_again(
+            lambda: self.note(self.note_attempt),
+            self.pause,
+            is_first=not self.starts and not self.job.restarts,
+            is_stopping=self.is_stopping,
+        )
 
     def note_attempt(self) -> None:
         note_launch(self.paths, span_s=SPAN_S * self.patience)

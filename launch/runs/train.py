@@ -60,7 +60,7 @@ from launch.config import RunConfig
 from launch.ranks.imports import lean_imports
 from launch.ranks.news import news_of
 from launch.ranks.slurm_host import train_on_slurm_host
-from launch.ranks.slurm_job import UNDER_SLURM, train_in_job
+from launch.ranks.slurm_job import UNDER_SLURM, load_in_job, train_in_job
 from launch.runs.check import check_fits, check_source, local_ranks
 from launch.runs.track import commands_of
 from launch.saved_config import load, saved_text
@@ -108,11 +108,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train as a rank if a launcher made this process one; else start the ranks of this machine."""
-    run = load(options)
     if options.under_slurm:
         from launch.preflight.at_start import guard_of  # not in the ranks, which need none of it
 
+        run = load_in_job(partial(load, options))
         return train_in_job(run.paths, partial(check_and_note, run), guard_of(run, options))
+    run = load(options)
     place = read_host_place()
     if place is not None and place.ranks is not None and is_under_srun():
         return train_on_slurm_host(run.paths, place, place.ranks, partial(check_and_note, run))

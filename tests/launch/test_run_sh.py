@@ -55,8 +55,11 @@ def test_the_verb_and_its_options_reach_python_whole_and_its_exit_code_is_the_jo
 
 def test_a_container_of_pyxis_is_srun_s_and_one_of_apptainer_a_prefix(run_sh: Callable[..., Done]) -> None:
     options = "--container-image=a.sqsh '--container-mounts=/a b:/a b'"
-    pyxis = run_sh("export", "run.yaml", SHARDLINE_SRUN_OPTIONS=options, SHARDLINE_PYTHON="python3")
-    srun = ["srun", "--ntasks=1", "--nodes=1", "--overlap", "--export=ALL"]
+    pyxis = run_sh(
+        "export", "run.yaml", SHARDLINE_SRUN_OPTIONS=options, SHARDLINE_PYTHON="python3", SLURM_CPUS_ON_NODE="8"
+    )
+    srun = ["srun", "--ntasks=1", "--nodes=1", "--overlap", "--export=ALL", "--mpi=none"]
+    srun += ["--cpus-per-task=8", "--cpu-bind=none"]
     inside = ["--container-image=a.sqsh", "--container-mounts=/a b:/a b", "python3"]
     assert pyxis.stdout.splitlines() == [*srun, *inside, "-m", "launch", "export", "run.yaml"]
     apptainer = run_sh("export", "run.yaml", SHARDLINE_PYTHON="apptainer exec --nv 'my image.sif' python3")

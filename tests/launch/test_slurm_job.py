@@ -6,16 +6,18 @@ import errno
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster.errors import ClusterError, DataError
+from cluster.errors import ClusterError, ConfigError, DataError
 from cluster.paths import RunPaths
 from cluster.slurm.controller import Controller
 from cluster.slurm.job import SlurmJob
 from cluster.slurm.layout import plan_layout
-from launch.ranks.slurm_job import Launcher, tasks_in_file
+from launch.ranks.slurm_job import Launcher, load_in_job, tasks_in_file
 
 JOB = SlurmJob(number=7, name="7", node_list="a1", nodes=1, restarts=0, cpus=(4,), tasks=(1,), task_file=None, gpus=0)
 
@@ -52,6 +54,27 @@ def test_data_that_is_missing_is_told_at_once_at_first_and_waited_for_later(laun
     with pytest.raises(DataError):
         launcher(1, missing).note_patiently()
     launcher(1, missing, starts=1).note_patiently()
+
+
+def test_a_requeued_job_waits_for_its_configuration(
+    launcher: Callable[..., Launcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = launcher(2, ConfigError("run.yaml: no such file"))
+    job.job = replace(JOB, restarts=1)
+    job.note_patiently()
+    tries: list[int] = []
+
+    def load() -> Any:
+        tries.append(1)
+        if len(tries) < 3:
+            raise ConfigError("run.yaml: no such file")
+        return "run"
+
+    monkeypatch.setenv("SHARDLINE_PATIENCE", "0")
+    with pytest.raises(ConfigError):
+        load_in_job(load)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert load_in_job(load) == "run"
 
 
 def test_a_stop_while_the_disk_is_away_is_a_stop(launcher: Callable[..., Launcher]) -> None:

@@ -33,7 +33,8 @@ SCONTROL = """#!/usr/bin/env bash
 eval "$SCONTROL_DOES"
 case "$1 $2" in
   "show hostnames") tr , '\\n' <<<"${3/node[[]7-8]/node7,node8}" ;;
-  "show job") printf '%s\\n' "JobId=$3 JobName=shardline" "   $FACTS Restarts=0" "   Command=$COMMAND" ;;
+  "show job") printf '%s\\n' "JobId=$3 JobName=shardline" "   $FACTS Restarts=$RESTARTS" "   Command=$COMMAND" ;;
+  "--details show") echo "   Nodes=node7,node8 CPU_IDs=0-31 Mem=0 GRES=$GRES" ;;
   requeue*) echo "$2" >>"$FAKES/requeued" ;;
 esac
 """
@@ -77,6 +78,8 @@ def run_job(tmp_path: Path, run_yaml: Callable[..., Path]) -> Callable[..., Resu
             "SRUN_FAILS": "",
             "END_TIME": "NONE",
             "FACTS": facts,
+            "RESTARTS": variables.get("SLURM_RESTART_COUNT", "0"),
+            "GRES": "",
             "COMMAND": f"{TRAIN} run.yaml",
             "SHARDLINE_PATIENCE": "0",
             "SHARDLINE_PREFLIGHT": "off",  # tests/launch/test_bad_hosts.py
@@ -310,8 +313,11 @@ def test_a_task_of_srun_starts_no_ranks(run_job: Callable[..., Result]) -> None:
 
 
 def test_a_heterogeneous_job_is_refused(run_job: Callable[..., Result]) -> None:
-    result = run_job(SLURM_HET_SIZE="2")
+    result = run_job(SLURM_HET_SIZE="2", SLURM_JOB_ID_HET_GROUP_0="12345")
     assert (result.code, result.starts) == (2, 0)
+    assert (
+        run_job(SLURM_HET_SIZE="2", SLURM_JOB_ID_HET_GROUP_0="12").code == 0
+    )  # of a job that this one was submitted in
     assert "heterogeneous job, and only its first component would be used" in result.stderr
 
 
@@ -338,6 +344,30 @@ def test_names_with_spaces_reach_the_ranks_whole(run_job: Callable[..., Result],
 def test_ranks_meet_on_the_first_host_at_a_port_that_a_restart_changes(run_job: Callable[..., Result]) -> None:
     assert run_job().started[:3] == ["node7", "23450", "srun"]
     assert run_job(SLURM_RESTART_COUNT="2").started[:3] == ["node7", "23452", "srun"]
+
+
+def test_a_number_of_restarts_that_another_job_has_left_is_not_this_one_s(
+    run_job: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "my runs" / "run").mkdir()
+    (tmp_path / "my runs" / "run" / "STOP").touch()  # of an earlier job: a requeued one would end with 2
+    assert run_job(SLURM_RESTART_COUNT="3", RESTARTS="0").started[1] == "23450"
+
+
+def test_a_shell_of_salloc_has_the_gpus_that_slurm_gave_the_job(run_job: Callable[..., Result], tmp_path: Path) -> None:
+    result = run_job(srun=TELL_RANKS, GRES="gpu:h200:8(IDX:0-7)", SLURM_GPUS="16")
+    assert "--gpus-per-node=8" in result.started
+    assert lines_of(tmp_path / "fakes" / "ranks") == ["node7:8 node8:8"]
+
+
+def test_a_shell_that_is_a_step_uses_all_hosts_and_tasks_of_the_job(
+    run_job: Callable[..., Result], tmp_path: Path
+) -> None:
+    step = {"SLURM_TASKS_PER_NODE": "1", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}
+    run_job(srun=TELL_RANKS, facts="JobState=RUNNING NumTasks=4", **step)
+    assert lines_of(tmp_path / "fakes" / "ranks") == ["node7:2 node8:2"]
+    unclear = run_job(facts="JobState=RUNNING NumTasks=3", **step)
+    assert (unclear.code, "does not tell how many tasks each of its 2 hosts has" in unclear.stderr) == (2, True)
 
 
 def test_each_gpu_gets_a_rank_of_the_one_launcher_on_its_host(run_job: Callable[..., Result], tmp_path: Path) -> None:
@@ -401,6 +431,12 @@ def run_here(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     return run
+
+
+def test_a_requeued_job_waits_for_a_disk_that_is_away(run_job: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "fakes" / "sleep").write_text(f"#!/bin/sh\nln -s '{ROOT}' '{tmp_path}/away'\n")
+    (tmp_path / "fakes" / "sleep").chmod(0o755)
+    assert run_job(COMMAND=f"{tmp_path}/away/launch/train.sh run.yaml", SLURM_RESTART_COUNT="1").code == 0
 
 
 def test_without_slurm_the_command_takes_over(run_here: Callable[..., Any]) -> None:

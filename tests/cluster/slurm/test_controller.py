@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 def test_a_question_is_asked_until_it_is_answered(controller: Callable[[str], Controller]) -> None:
     answer = "echo 'JobId=7 JobName=a b' ; echo '   JobState=RUNNING Reason=None Dependency=(null)'"
     assert controller(AWAY + answer).facts() == JobFacts("RUNNING", "None")
+
+
+ARRAY = """
+printf 'JobId=5 ArrayJobId=5 ArrayTaskId=3 JobName=JobId=7\n   JobState=PENDING\n\n'
+printf 'JobId=7 ArrayJobId=5 ArrayTaskId=0 JobName=a\n   JobState=RUNNING Command=JobState=FAILED\n\n'
+"""
+
+
+@pytest.mark.parametrize(("job", "state"), [("7", "RUNNING"), ("5_3", "PENDING"), ("5", "PENDING"), ("8", "GONE")])
+def test_of_several_tasks_of_an_array_the_one_that_is_asked_for_is_told(
+    controller: Callable[[str], Controller], job: str, state: str
+) -> None:
+    assert replace(controller(ARRAY), job=job).facts().state == state
 
 
 def test_a_job_may_run_if_slurm_never_answers(controller: Callable[[str], Controller]) -> None:

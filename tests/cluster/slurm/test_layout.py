@@ -29,6 +29,17 @@ def test_a_task_of_an_array_is_named_by_its_array() -> None:
     assert read_job({**JOB, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}).name == "5_3"
 
 
+def test_what_an_outer_job_has_left_is_not_this_job_s() -> None:
+    left = {**JOB, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "4"}
+    alone, in_array = {"JobId": "7", "Restarts": "0"}, {"JobId": "7", "ArrayJobId": "6", "ArrayTaskId": "2"}
+    told = [read_job(left, ask=lambda job, record=record: record) for record in (alone, in_array, None)]
+    assert [(job.name, job.restarts) for job in told] == [("7", 0), ("6_2", 0), ("5_3", 4)]
+
+
+def test_in_a_shell_that_is_a_step_the_variables_do_not_tell_the_tasks_of_the_job() -> None:
+    assert read_job({**JOB, "SLURM_TASKS_PER_NODE": "1", "SLURM_NTASKS": "1"}).tasks == ()
+
+
 def test_tasks_that_nobody_asked_for_are_not_the_jobs_layout() -> None:
     exclusive = {name: value for name, value in JOB.items() if name != "SLURM_NTASKS"}
     assert read_job({**exclusive, "SLURM_TASKS_PER_NODE": "4,2"}).tasks is None
