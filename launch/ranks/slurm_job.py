@@ -44,6 +44,7 @@ from cluster.slurm.job import SlurmJob, read_job
 from cluster.slurm.layout import Layout, plan_layout
 from cluster.slurm.srun_output import BEGINS
 from cluster.slurm.step import StepEnd, StopSignals, run_step
+from cluster.wording import count_of
 from launch.config import RunConfig
 from launch.preflight.host_guard import HostGuard
 from launch.ranks.news import log_of_newest, note_if_possible
@@ -153,6 +154,9 @@ class Launcher:
         gpus = self.controller.gpus(tries=TRIES if job.gpus else FEW)
         if job.gpus and not gpus:
             gpus = dict.fromkeys(hosts, job.gpus)
+        if job.gpus and not any(gpus.values()):
+            told = "the environment tells of %s a host, but Slurm gave this job none: training on CPUs"
+            log.warning(told, count_of(job.gpus, "GPU"))
         tasks = self.asked_tasks() or tuple(tasks_in_file(job.task_file, hosts))
         layout = plan_layout(hosts, job.cpus, tasks, gpus)
         if len(set(layout.ranks)) > 1:

@@ -74,7 +74,7 @@ def test_a_requeued_job_waits_for_its_configuration(
     with pytest.raises(ConfigError):
         load_in_job(load)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert load_in_job(load) == "run"
+    assert str(load_in_job(load)) == "run"
 
 
 def test_a_stop_while_the_disk_is_away_is_a_stop(launcher: Callable[..., Launcher]) -> None:

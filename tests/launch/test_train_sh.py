@@ -315,9 +315,7 @@ def test_a_task_of_srun_starts_no_ranks(run_job: Callable[..., Result]) -> None:
 def test_a_heterogeneous_job_is_refused(run_job: Callable[..., Result]) -> None:
     result = run_job(SLURM_HET_SIZE="2", SLURM_JOB_ID_HET_GROUP_0="12345")
     assert (result.code, result.starts) == (2, 0)
-    assert (
-        run_job(SLURM_HET_SIZE="2", SLURM_JOB_ID_HET_GROUP_0="12").code == 0
-    )  # of a job that this one was submitted in
+    assert run_job(SLURM_HET_SIZE="2", SLURM_JOB_ID_HET_GROUP_0="12").code == 0  # of an outer job
     assert "heterogeneous job, and only its first component would be used" in result.stderr
 
 
@@ -360,6 +358,12 @@ def test_a_shell_of_salloc_has_the_gpus_that_slurm_gave_the_job(run_job: Callabl
     assert lines_of(tmp_path / "fakes" / "ranks") == ["node7:8 node8:8"]
 
 
+def test_gpus_that_another_job_has_left_are_told_and_not_used(run_job: Callable[..., Result], tmp_path: Path) -> None:
+    result = run_job(srun=TELL_RANKS, SLURM_GPUS_ON_NODE="8")
+    assert lines_of(tmp_path / "fakes" / "ranks") == ["node7:1 node8:1"]
+    assert "the environment tells of 8 GPUs a host, but Slurm gave this job none" in result.stderr
+
+
 def test_a_shell_that_is_a_step_uses_all_hosts_and_tasks_of_the_job(
     run_job: Callable[..., Result], tmp_path: Path
 ) -> None:
@@ -371,7 +375,7 @@ def test_a_shell_that_is_a_step_uses_all_hosts_and_tasks_of_the_job(
 
 
 def test_each_gpu_gets_a_rank_of_the_one_launcher_on_its_host(run_job: Callable[..., Result], tmp_path: Path) -> None:
-    result = run_job(srun=TELL_RANKS, SLURM_GPUS_ON_NODE="8")
+    result = run_job(srun=TELL_RANKS, SLURM_GPUS_ON_NODE="8", GRES="gpu:8(IDX:0-7)")
     assert {"--ntasks=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--cpus-per-task=32"} <= set(result.started)
     assert lines_of(tmp_path / "fakes" / "ranks") == ["node7:8 node8:8"]
 
@@ -395,7 +399,7 @@ def test_a_number_of_tasks_that_another_job_has_left_is_not_the_layout(
 
 
 def test_fewer_cpus_than_gpus_end_before_a_rank_starts(run_job: Callable[..., Result]) -> None:
-    result = run_job(SLURM_GPUS_ON_NODE="8", SLURM_JOB_CPUS_PER_NODE="1(x2)")
+    result = run_job(GRES="gpu:8(IDX:0-7)", SLURM_JOB_CPUS_PER_NODE="1(x2)")
     assert (result.code, result.started) == (2, [])
     assert "1 CPU for 8 ranks on node7; submit with --exclusive" in result.stderr
 
