@@ -6,7 +6,6 @@ import enum
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ class Outcome(enum.Enum):
     STOPPED = EXIT_STOPPED
 
 
+BATCHES_A_QUESTION = 8  # of an evaluation, after which the ranks agree whether to stop
 SkipReason = Callable[[StepStats], str | None]
 """Returns why a step must not change the weights; None if it may."""
 
@@ -162,11 +162,15 @@ def train(
 
     A step's batch depends only on the data, the seed and the step number, so the number is the position in the data.
     """
-    guards, pace = Guards(plan.config), RankPace()
+    guards, pace, wants_stop = Guards(plan.config), RankPace(), partial(stop.agreed, engine.all_reduce_max)
     state = checkpoints.restore(engine)
     check = engine.check_isolation(batches.for_step(state.steps_done).micro_batches)
     journal.begin(state.steps_done, plan.total_steps)
     journal.isolation_checked(check.as_text(), check.as_record())
+    if state.validation_owed:
+        state, _ = evaluate_held_out(state, engine, batches, journal, wants_stop)
+        if state.validation_owed:  # asked to stop again
+            return Outcome.STOPPED
     while state.steps_done < plan.total_steps:
         clock = ready = time.monotonic()
         save_s = 0.0
@@ -186,14 +190,12 @@ def train(
             stopping = stop.agreed(partial(pace.all_reduce_max, engine, stats.times.get("layers_s")))
             for slow, excess in pace.slow_ranks().items():
                 journal.slow_rank(slow, excess, pace.steps)
-            due, evaluating = plan.is_save_due(state.steps_done), plan.is_validation_due(state.steps_done)
-            if evaluating or stopping:
-                journal.phase("save", batch.step)
-            if evaluating:
-                state, spent_s = evaluate_held_out(state, engine, batches, journal)
-                clock += spent_s  # it is part of no step, and no wait for data
+            state, spent_s = validate(state, plan, engine, batches, journal, (lambda: True) if stopping else wants_stop)
+            clock += spent_s  # it is part of no step, and no wait for data
+            due = plan.is_save_due(state.steps_done)
             checkpoints.offer(engine, state, due=due)
-            if stopping and state.steps_done < plan.total_steps:
+            if (stopping or state.validation_owed) and state.steps_done < plan.total_steps:
+                journal.phase("save", batch.step)
                 checkpoints.complete(engine, state)
                 return Outcome.STOPPED
             journal.phase("data", state.steps_done)
@@ -231,15 +233,44 @@ def roll_back(failed: TrainState, engine: Engine, checkpoints: Checkpoints, jour
     return state
 
 
-def evaluate_held_out(
-    state: TrainState, engine: Engine, batches: Batches, journal: Journal
+def validate(
+    state: TrainState, plan: Plan, engine: Engine, batches: Batches, journal: Journal, wants_stop: Callable[[], bool]
 ) -> tuple[TrainState, float]:
-    """Return the state with the held-out loss, if there are held-out rows, and the seconds it took. Collective."""
+    """Evaluate the held-out rows if that is due; return the state and the seconds it took. Collective.
+
+    A wish to stop comes first, except after the last step, as the last checkpoint must have the loss.
+    """
+    if not plan.is_validation_due(state.steps_done):
+        return state, 0.0
+    journal.phase("save", state.steps_done - 1)
+    is_last = state.steps_done == plan.total_steps
+    return evaluate_held_out(state, engine, batches, journal, (lambda: False) if is_last else wants_stop)
+
+
+def evaluate_held_out(
+    state: TrainState, engine: Engine, batches: Batches, journal: Journal, wants_stop: Callable[[], bool]
+) -> tuple[TrainState, float]:
+    """Return the state with the held-out loss, if there are held-out rows, and the seconds it took. Collective.
+
+    If the ranks agree to stop meanwhile, the state owes the loss.
+    """
     began = time.monotonic()
-    loss = engine.validation_loss(batches.validation())
+    is_stopped = False
+
+    def until_stopped() -> Iterator[MicroBatch]:
+        nonlocal is_stopped
+        for number, batch in enumerate(batches.validation(), start=1):
+            if number % BATCHES_A_QUESTION == 0 and wants_stop():
+                is_stopped = True
+                return
+            yield batch
+
+    loss = engine.validation_loss(until_stopped())
+    if is_stopped:
+        return state.owing_validation(), time.monotonic() - began
     if loss is not None:
         journal.held_out_loss(state.steps_done, loss)
-    return replace(state, validation_loss=loss), time.monotonic() - began
+    return state.validated(loss), time.monotonic() - began
 
 
 def metrics_line(

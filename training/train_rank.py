@@ -127,6 +127,7 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
             precision = request.train.precision
             journal.mfu = utilization_of(setup.shape, journal.device, world.size, precision).mfu
         journal.when_accepted(partial(write_accepted, request, setup, journal))
+        stop.save_s = setup.checkpoints.longest_save_s
         outcome = train(setup.plan, setup.engine, setup.batches, setup.checkpoints, stop, journal)
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code_of(error)

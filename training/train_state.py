@@ -18,7 +18,8 @@ class TrainState:
 
     A step's rows follow from its number, so skipping one does not shift the rows of the next. `excluded` lists the
     steps (from 0) to skip because of a rollback. `losses` and `norms` are those of the latest updates, oldest first:
-    with them, every decision to skip follows from what the checkpoint holds. `validation_loss` is the latest.
+    with them, every decision to skip follows from what the checkpoint holds. `validation_loss` is the latest, None
+    if it is owed: a wish to stop came before the held-out rows were evaluated, which the next start does first.
     """
 
     steps_done: int = 0
@@ -28,6 +29,7 @@ class TrainState:
     losses: tuple[float, ...] = ()
     norms: tuple[float, ...] = ()
     validation_loss: float | None = None
+    validation_owed: bool = False
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
@@ -38,7 +40,10 @@ class TrainState:
 
     def as_record(self) -> dict[str, Any]:
         """Return the state as JSON values, with the keys that checkpoints use."""
-        return {ON_DISK.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = asdict(self)
+        if not self.validation_owed:
+            del values["validation_owed"]  # earlier versions do not know it
+        return {ON_DISK.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     @property
     def updates(self) -> int:
@@ -52,6 +57,14 @@ class TrainState:
         while first - 1 in skipped:
             first -= 1
         return first
+
+    def owing_validation(self) -> TrainState:
+        """Return the state before an evaluation that the next start takes over."""
+        return replace(self, validation_loss=None, validation_owed=True)
+
+    def validated(self, loss: float | None) -> TrainState:
+        """Return the state after an evaluation."""
+        return replace(self, validation_loss=loss, validation_owed=False)
 
     def after(self, step: int, stats: StepStats) -> TrainState:
         """Return the state after `step` was taken or skipped."""

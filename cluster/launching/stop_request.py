@@ -49,8 +49,9 @@ class StopFlag:
     """Set by TERM, USR1, USR2, INT, the run's STOP file or the end of the allocation; read by all ranks together.
 
     The handler only remembers: saving inside a handler could interrupt a collective half way. `ends_at` is when the
-    nodes are taken away, in seconds since 1970; the time from one question to the next is that of a step, saves
-    included. Only the first rank looks for the file (`looks_for_file`): at every step, a thousand ranks would keep the
+    nodes are taken away, in seconds since 1970. The time from one question to the next is that of a step, with the
+    part of a save for which training waits; `save_s` tells how long a save has taken at most until its checkpoint was
+    there. Only the first rank looks for the file (`looks_for_file`): at every step, a thousand ranks would keep the
     shared disk busy with it. Signals and the end of the allocation count on any rank.
     """
 
@@ -60,6 +61,7 @@ class StopFlag:
         self.signal = 0
         self.asked: float | None = None
         self.longest_s = 0.0
+        self.save_s: Callable[[], float] = lambda: 0.0
         self.deadline = None if ends_at is None else time.monotonic() + ends_at - time.time()
 
     def install(self) -> None:
@@ -89,11 +91,14 @@ class StopFlag:
         return wanted > 0
 
     def out_of_time(self, now: float) -> str | None:
-        """Return a reason to stop if another step, and then a save, might not fit into the allocation."""
+        """Return a reason to stop if another step, and then a save, might not fit into the allocation.
+
+        A save may still be under way then, for which the last one has to wait.
+        """
         if self.asked is not None:
             self.longest_s = max(self.longest_s, now - self.asked)
         self.asked = now
-        needed_s = 2 * self.longest_s + MARGIN_S
+        needed_s = 2 * (self.longest_s + self.save_s()) + MARGIN_S
         if self.deadline is None or now + needed_s < self.deadline:
             return None
         return f"the allocation ends in {self.deadline - now:.0f} s; a step and a save may need {needed_s:.0f} s"

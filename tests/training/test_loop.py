@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cluster.errors import TrainingError
 from training.config import TrainConfig
 from training.guards import STREAK_STEPS, USUAL_STEPS
-from training.loop import Outcome, SkipReason, train
+from training.loop import BATCHES_A_QUESTION, Outcome, SkipReason, train
 from training.plan import Plan
 from training.step.batches import MicroBatch, StepBatch
 from training.step.isolation import IsolationCheck
@@ -96,7 +96,7 @@ class FakeEngine:
         return CHECK
 
     def validation_loss(self, batches: Iterable[MicroBatch]) -> float | None:
-        assert not list(batches)
+        list(batches)
         return float(len(self.weights)) or None
 
     def all_reduce_max(self, value: int) -> int:
@@ -106,7 +106,11 @@ class FakeEngine:
         return value, [own]
 
 
+@dataclass(frozen=True)
 class FakeBatches:
+    held_out: int = 0
+    """Micro batches of held-out rows."""
+
     def for_step(self, step: int) -> StepBatch:
         return StepBatch(step=step, rows=[step], micro_batches=[], trained_tokens=1)
 
@@ -114,8 +118,8 @@ class FakeBatches:
         for step in range(first, stop):
             yield StepBatch(step=step, rows=[step], micro_batches=[], trained_tokens=step * 7919 % 1009 + 1)
 
-    def validation(self) -> list[MicroBatch]:
-        return []
+    def validation(self) -> list[Any]:
+        return [None] * self.held_out
 
 
 @dataclass
@@ -207,13 +211,20 @@ def plan_of(steps: int, save_every: int, **train: Any) -> Plan:
 
 
 def run(
-    plan: Plan, disk: Disk, *, life: Life | None = None, stop_after: int | None = None, **engine_facts: Any
+    plan: Plan,
+    disk: Disk,
+    *,
+    life: Life | None = None,
+    stop_after: int | None = None,
+    held_out: int = 0,
+    **engine_facts: Any,
 ) -> tuple[Outcome, list[Taken]]:
     """Train on a disk until the end, a stop or a kill; return how it ended, and the weights."""
     life = life or Life()
     engine = FakeEngine(life, **engine_facts)
     checkpoints, journal = FakeCheckpoints(disk, life), FakeJournal(disk, life)
-    return train(plan, engine, FakeBatches(), checkpoints, FakeStop(stop_after), journal), engine.weights
+    batches = FakeBatches(held_out)
+    return train(plan, engine, batches, checkpoints, FakeStop(stop_after), journal), engine.weights
 
 
 @given(steps=st.integers(1, 20), save_every=st.integers(1, 25), kills=st.lists(st.integers(0, 60), max_size=5))
@@ -358,6 +369,32 @@ def test_held_out_rows_are_evaluated_between_saves_without_another_step_or_save(
     run(often, resumed, stop_after=stop_after)
     assert run(often, resumed) == run(often, Disk())
     assert resumed.validations == disk.validations
+
+
+HELD_OUT = 3 * BATCHES_A_QUESTION
+
+
+@given(steps=st.integers(1, 12), save_every=st.integers(1, 5), stops=st.lists(st.integers(1, 30), max_size=5))
+def test_a_wish_to_stop_ends_an_evaluation_which_the_next_start_makes_up_for(
+    steps: int, save_every: int, stops: list[int]
+) -> None:
+    plan, disk, whole = plan_of(steps, save_every), Disk(), Disk()
+    expected = run(plan, whole)
+    for after in stops:
+        run(plan, disk, stop_after=after, held_out=HELD_OUT)
+    assert run(plan, disk, held_out=HELD_OUT) == expected
+    assert disk.validations == whole.validations
+    assert disk.saved[steps][0] == whole.saved[steps][0]
+
+
+def test_a_stop_in_an_evaluation_or_before_it_saves_at_once_and_takes_no_further_step() -> None:
+    for agreed in (4, 5, 6, 7):  # at the step itself, or at one of three questions within the evaluation
+        disk = Disk()
+        outcome, weights = run(plan_of(10, 4), disk, stop_after=agreed, held_out=HELD_OUT)
+        assert (outcome, len(weights), disk.saves, disk.validations) == (Outcome.STOPPED, 4, [4], {})
+        assert disk.saved[4][0].validation_owed
+        run(plan_of(10, 4), disk, held_out=HELD_OUT)
+        assert disk.validations == {4: 4.0, 8: 8.0, 10: 10.0}
 
 
 def test_the_time_of_an_evaluation_is_part_of_no_step(monkeypatch: pytest.MonkeyPatch) -> None:

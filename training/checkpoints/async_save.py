@@ -65,6 +65,8 @@ class Saver:
         self.saved_step: int | None = None  # of the newest committed checkpoint
         self.failures = 0
         self.owed = False
+        self.longest_s = 0.0
+        """From the beginning of a save to its end, the longest that was seen."""
 
     def settle(self) -> None:
         """Wait for a save that is under way, and forget which checkpoint was saved last."""
@@ -174,6 +176,7 @@ class Saver:
                 log.info("saved %s, %.3f GB in %.1f s", final, whole.bytes / 1e9, time.monotonic() - started)
                 self.retire()
         dist.broadcast_object_list(verdict, src=0, group=self.group)
+        self.longest_s = max(self.longest_s, time.monotonic() - started)
         wrong: list[str] = verdict[0]
         return wrong
 

@@ -60,6 +60,10 @@ class Checkpoints:
         """Return when the checkpoint of this progress is durable. Raises CheckpointError if it cannot be written."""
         self.saver.complete(engine, progress)
 
+    def longest_save_s(self) -> float:
+        """Return the longest time that a save of this start has taken, in seconds; 0 before the first one."""
+        return self.saver.longest_s
+
     def restore(self, engine: ZeroEngine, before: int | None = None, last: int | None = None) -> TrainState:
         """Fill the engine from the newest good checkpoint, or with the run's first weights; return how far the run is.
 

@@ -64,6 +64,14 @@ def test_the_end_of_the_allocation_is_a_wish_to_stop_while_a_step_and_a_save_sti
     assert "a step and a save may need 110 s" in str(reasons[-1])
 
 
+def test_a_save_that_takes_longer_than_a_step_is_left_the_time_for_itself_and_for_one_before_it(tmp_path: Path) -> None:
+    flag = StopFlag(tmp_path / "STOP", ends_at=time.time() + 400)
+    flag.save_s = lambda: 100.0
+    begun = time.monotonic()
+    reasons = [flag.out_of_time(begun + second) for second in (0, 10, 140, 160)]
+    assert reasons[:2] == [None, None] and "a step and a save may need 490 s" in str(reasons[2])  # 2 x (130 + 100) + 30
+
+
 def test_an_allocation_that_is_about_to_end_stops_the_ranks_at_their_next_step(tmp_path: Path) -> None:
     flag = StopFlag(tmp_path / "STOP", ends_at=time.time() + MARGIN_S - 1)
     assert flag.agreed(lambda value: value)
