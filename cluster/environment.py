@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from cluster.machine import cpu_count, gpus_of_host, host_name
 from cluster.network.interfaces import interface_towards
 from cluster.wording import count_of
 
+COMPILE_CACHES = ("TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR")
 COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 END_TIME = "SLURM_JOB_END_TIME"
 HOSTS = "SHARDLINE_HOSTS"  # two hosts of a Slurm job, the one of rank 0 first
@@ -208,9 +210,11 @@ def set_library_variables() -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         os.environ["DS_ACCELERATOR"] = "cpu"
     else:
-        set_defaults(
-            {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-        )  # without it, products may differ from one time to the next
+        # without it, products may differ from one time to the next
+        set_defaults({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"})
+    if is_under_srun():  # where home folders are on a network disk, which all ranks would compile into at once
+        local = Path(tempfile.gettempdir()) / f"shardline-caches-{os.getuid()}"
+        set_defaults({name: str(local / name.partition("_")[0].lower()) for name in COMPILE_CACHES})
 
 
 def threads_of_rank(ranks: int) -> dict[str, str]:

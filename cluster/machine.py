@@ -38,26 +38,6 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def keep_to_share(number: int, count: int) -> None:
-    """Let this process run on its share of the CPUs that it may use now, as one of `count` processes that share them.
-
-    Neighbours get neighbouring cores, and the threads of a core stay together. Nothing is changed where there are fewer
-    CPUs than processes.
-    """
-    cpus = sorted(os.sched_getaffinity(0), key=lambda cpu: (*core_of(cpu), cpu))
-    if share := len(cpus) // count:
-        os.sched_setaffinity(0, cpus[number * share : (number + 1) * share])
-
-
-def core_of(cpu: int) -> tuple[int, int]:
-    """Return the package and the core that a CPU is of; where the kernel does not tell, each CPU is a core."""
-    topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-    try:
-        return int((topology / "physical_package_id").read_text()), int((topology / "core_id").read_text())
-    except (OSError, ValueError):
-        return 0, cpu
-
-
 def out_of_memory_kills(groups_of_process: Path = GROUPS, root: Path = CGROUPS) -> int:
     """Return how many processes of this one's memory cgroup the kernel has killed for want of memory.
 

@@ -15,12 +15,13 @@ import torch.distributed as dist
 from pydantic import ValidationError
 
 from cluster.disk.atomic_files import write_json, write_text
-from cluster.environment import World, attempt_of_launcher, node_name, set_defaults
+from cluster.environment import World, attempt_of_launcher, needs_gpus, node_name, set_defaults
 from cluster.errors import EXIT_FAILED, ClusterError, ConfigError, DamagedRowsError, exit_code_of
 from cluster.hangs.flight_recorder import recorder_variables
 from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal.journal import Journal
 from cluster.journal.records import write_event
+from cluster.launching.limits import keep_to_share
 from cluster.launching.rank_cause import tell_cause
 from cluster.launching.stop_request import StopFlag
 from cluster.machine import free_memory_bytes
@@ -103,6 +104,7 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     """Train as one rank of `world`; return the exit code. Collective."""
     heartbeat = Heartbeat(request.paths, world)
     heartbeat.start()
+    settle_beside_gpu(world)
     if torch.cuda.is_available():
         record_collectives(request.paths, heartbeat.opened()[0])
     heartbeat.start_watchdog(request.train.hang_timeout_s)
@@ -169,6 +171,20 @@ def record_collectives(paths: RunPaths, local: Path) -> None:
     paths.hangs.mkdir(parents=True, exist_ok=True)
     attempt = attempt_of_launcher() or attempt_name(paths)
     set_defaults(recorder_variables(paths.dumps(attempt), local))
+
+
+def settle_beside_gpu(world: World) -> None:
+    """Keep to the CPUs next to this rank's GPU: in a job of Slurm, the ranks of a host divide all that it has there."""
+    if needs_gpus():
+        keep_to_share(world.local_rank, world.local_size, gpu_addresses(world.local_size))
+
+
+def gpu_addresses(count: int) -> list[str]:
+    """Return the PCI address of each of this host's first GPUs, as the kernel spells it; none if torch is too old."""
+    found: list[Any] = [torch.cuda.get_device_properties(gpu) for gpu in range(min(count, torch.cuda.device_count()))]
+    if not all(hasattr(gpu, "pci_bus_id") for gpu in found):
+        return []
+    return [f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0" for gpu in found]
 
 
 def announce_silence(journal: Journal, step: int) -> None:

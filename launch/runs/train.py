@@ -27,6 +27,7 @@ from cluster.environment import (
     gpu_count,
     is_under_srun,
     lock_of_launcher,
+    needs_gpus,
     node_name,
     read_host_place,
     read_world,
@@ -45,11 +46,11 @@ from cluster.hosts.meeting import Hello
 from cluster.hosts.ranks import run_on_hosts
 from cluster.journal.log import set_up_logging
 from cluster.launching.companions import companions
+from cluster.launching.limits import keep_to_share, set_limits
 from cluster.launching.local_launcher import run_ranks
 from cluster.launching.rank_log import has_lost, rank_log, remove_old
 from cluster.launching.spare import spare_for
 from cluster.launching.stop_request import StopFlag
-from cluster.machine import keep_to_share
 from cluster.paths import RunPaths
 from cluster.progress import Waiting
 from cluster.restart_limit import attempt_name, code_that_ranks_recorded, note_launch, note_stop
@@ -108,6 +109,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train as a rank if a launcher made this process one; else start the ranks of this machine."""
+    set_limits()
     if options.under_slurm:
         from launch.preflight.at_start import guard_of  # not in the ranks, which need none of it
 
@@ -123,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
     if world is None:
         check_start(run)
         return start_ranks(run, options)
-    if is_under_srun():  # else who starts ranks has bound them, or has not meant to
+    if is_under_srun() and not needs_gpus():  # else who starts ranks has bound them, or has not meant to
         keep_to_share(world.local_rank, world.local_size)
     check_fits(run, read_manifest(run.shards))  # this host may see another folder than the one that started the ranks
     with hold_run_for_rank(run.paths, world, TRAINING):

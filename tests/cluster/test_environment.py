@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import pytest
 
-from cluster.environment import HostPlace, allocation_end, read_host_place, read_world, threads_of_rank
+from cluster.environment import (
+    COMPILE_CACHES,
+    LAUNCHER,
+    SRUN,
+    HostPlace,
+    allocation_end,
+    read_host_place,
+    read_world,
+    set_library_variables,
+    threads_of_rank,
+)
 from cluster.errors import ClusterError
 from cluster.machine import cpu_count
 
@@ -57,6 +70,24 @@ def test_ranks_on_gpus_under_slurm_have_the_threads_that_the_site_or_their_cpus_
     if site is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", site)
     assert threads_of_rank(1) == {"OMP_NUM_THREADS": threads}
+
+
+@pytest.mark.parametrize("set_by_site", [None, "/scratch/triton"])
+def test_ranks_under_slurm_compile_into_a_folder_of_their_host_unless_the_site_says_where(
+    set_by_site: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*COMPILE_CACHES, LAUNCHER, "OMP_NUM_THREADS", "DS_ACCELERATOR"):
+        monkeypatch.setenv(name, "")  # so that what is set here is taken back
+        monkeypatch.delenv(name)
+    set_library_variables()
+    assert not set(COMPILE_CACHES) & os.environ.keys()
+    monkeypatch.setenv(LAUNCHER, SRUN)
+    if set_by_site:
+        monkeypatch.setenv("TRITON_CACHE_DIR", set_by_site)
+    set_library_variables()
+    local = f"{tempfile.gettempdir()}/shardline-caches-{os.getuid()}"
+    assert os.environ["TRITON_CACHE_DIR"] == (set_by_site or f"{local}/triton")
+    assert os.environ["TORCH_EXTENSIONS_DIR"] == f"{local}/torch"
 
 
 def test_a_batch_script_is_no_rank_though_slurm_sets_its_variables_there_too() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -44,21 +41,6 @@ def test_avx_512_or_bf16_on_arm_is_what_it_takes(tmp_path: Path, told: str, is_q
 )
 def test_only_the_lines_of_features_are_read(line: str, features: list[str]) -> None:
     assert features_in(line) == features
-
-
-def test_processes_that_share_a_hosts_cpus_get_each_a_part_and_all_are_used() -> None:
-    code = (
-        "import os, sys; from cluster.machine import keep_to_share; keep_to_share(int(sys.argv[1]), int(sys.argv[2]));"
-    )
-    cpus = len(os.sched_getaffinity(0))
-
-    def kept(number: int, count: int) -> set[int]:
-        command = [sys.executable, "-c", f"{code} print(*os.sched_getaffinity(0))", str(number), str(count)]
-        return set(map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()))
-
-    shares = [kept(number, cpus) for number in range(cpus)]
-    assert [len(share) for share in shares] == [1] * cpus and set.union(*shares) == os.sched_getaffinity(0)
-    assert kept(cpus, cpus + 1) == os.sched_getaffinity(0)  # fewer CPUs than processes
 
 
 @pytest.mark.parametrize(
