@@ -27,7 +27,8 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard, resource.getrlimit(
 
 
 def test_processes_that_share_a_hosts_cpus_get_each_a_part_and_all_are_used() -> None:
-    code = "import os, sys; from cluster.launching.limits import keep_to_share; keep_to_share(int(sys.argv[1]), int(sys.argv[2]));"
+    imports = "import os, sys; from cluster.launching.limits import keep_to_share"
+    code = f"{imports}; keep_to_share(*map(int, sys.argv[1:]));"
     cpus = len(os.sched_getaffinity(0))
 
     def kept(number: int, count: int) -> set[int]:
