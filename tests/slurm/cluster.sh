@@ -98,6 +98,8 @@ run_controller() { # HOSTS
   done
   touch "$folder/ready"
   wait
+  # its own children may all have ended, as tests start daemons and hosts again; the shell reaps these
+  while [[ -e $folder/ready ]]; do sleep 1; done
 }
 
 boot() { # HOST
