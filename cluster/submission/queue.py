@@ -74,22 +74,22 @@ def submit(job: Job, after: str | None) -> str:
     return found[1]
 
 
-def queued(jobs: Mapping[str, str]) -> list[Queued]:
+def queued(jobs: Mapping[str, str | None], within_s: float = ANSWER_S) -> list[Queued]:
     """Return those of these jobs (ids with their names) that wait or run.
 
-    The name is compared, as a cluster that was set up again gives the same ids. Raises ClusterError without an answer:
-    that says nothing about the jobs.
+    The name is compared if there is one, as a cluster that was set up again gives the same ids. Raises ClusterError
+    without an answer: that says nothing about the jobs.
     """
     if not jobs:
         return []
-    result = ask(["squeue", "--noheader", f"--jobs={','.join(jobs)}", "--format=%A|%T|%r|%j"], {})
+    result = ask(["squeue", "--noheader", f"--jobs={','.join(jobs)}", "--format=%A|%T|%r|%j"], {}, within_s)
     if result.returncode and GONE not in result.stderr:
         raise ClusterError(
             f"squeue did not say whether {', '.join(f'job {job}' for job in jobs)} of this run is still there (exit"
             f" code {result.returncode}): {last_line(result.stderr)}; try again"
         )
     found = [Queued(*line.split("|", 3)) for line in result.stdout.splitlines() if line.count("|") >= 3]
-    return sorted((one for one in found if jobs.get(one.job) == one.name), key=lambda one: int(one.job))
+    return sorted((one for one in found if jobs.get(one.job, "") in (None, one.name)), key=lambda one: int(one.job))
 
 
 def cancel(jobs: Sequence[str]) -> None:
@@ -99,7 +99,9 @@ def cancel(jobs: Sequence[str]) -> None:
         raise ClusterError(f"could not remove the jobs: {last_line(result.stderr)}; run: scancel {' '.join(jobs)}")
 
 
-def ask(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def ask(
+    command: Sequence[str], variables: Mapping[str, str], within_s: float = ANSWER_S
+) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands. Raises ClusterError if it is not installed or does not answer."""
     try:
         return subprocess.run(
@@ -108,7 +110,7 @@ def ask(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.Comp
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=ANSWER_S,
+            timeout=within_s,
             check=False,
         )
     except FileNotFoundError:
@@ -117,7 +119,7 @@ def ask(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.Comp
         ) from None
     except subprocess.TimeoutExpired:
         raise ClusterError(
-            f"{command[0]} did not answer within {ANSWER_S:.0f} s; see whether it had an effect with `squeue --me`"
+            f"{command[0]} did not answer within {within_s:.0f} s; see whether it had an effect with `squeue --me`"
         ) from None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,7 +11,6 @@ from typing import Any
 
 from cluster.config_loading import dump_yaml
 from cluster.disk.atomic_files import digest_of, write_json, write_text
-from cluster.errors import DataError
 from cluster.machine import host_name
 from cluster.paths import RunPaths
 from cluster.submission.sbatch import Job
@@ -65,18 +63,3 @@ class Record:
         words = {"stage": job.stage, "job": number, "name": job.name, "after": after}
         self.jobs.append({**words, "command": job.command(after), "variables": job.variables})
         write_json(self.snapshot.path.with_name(f"{self.jobs[0]['job']}.json"), {**self.facts, "jobs": self.jobs})
-
-
-def submitted_jobs(paths: RunPaths) -> dict[str, str]:
-    """Return the name of each job that was ever submitted for a run. Raises DataError for a damaged record."""
-    found: dict[str, str] = {}
-    for path in sorted(paths.submissions.glob("*.json")):
-        try:
-            jobs = json.loads(path.read_text(encoding="utf-8"))["jobs"]
-            found |= {str(job["job"]): str(job["name"]) for job in jobs}
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: damaged ({error!r}), so whether its jobs are still there is unknown; look with"
-                " `squeue --me`, and remove the file once none of them is"
-            ) from None
-    return found

@@ -16,6 +16,7 @@ from cluster.disk.run_lock import hold_run
 from cluster.errors import EXIT_DONE, ClusterError, ConfigError
 from cluster.preflight.excluded_hosts import read_excluded
 from cluster.submission.config import STAGES, ClusterConfig, job_request
+from cluster.submission.jobs_of_run import submitted_jobs
 from cluster.submission.queue import cancel, queued, submit
 from cluster.submission.sbatch import Job, excluding, make_job
 from cluster.versions import ROOT, versions
@@ -23,7 +24,7 @@ from data_prep.shards import MANIFEST
 from launch.arguments import add_run
 from launch.config import RunConfig
 from launch.jobs.stages import scripts, stages_to_do, unprepared
-from launch.jobs.submission import Record, Snapshot, submitted_jobs
+from launch.jobs.submission import Record, Snapshot
 from launch.runs.check import check_run, check_source
 from launch.runs.train import check_resumes
 from launch.saved_config import load

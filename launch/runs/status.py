@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.errors import EXIT_DONE, ConfigError
 from cluster.paths import RunPaths
+from cluster.submission.jobs_of_run import QueueState
 from launch.arguments import add_overrides, not_negative
 from launch.wording import say, with_run_named
 from training.reporting.status import status_text
@@ -61,9 +62,11 @@ def run(options: argparse.Namespace) -> int:
         say(list_text(runs))
     elif every_s is not None:
         paths = paths_of(options)
-        watch(lambda bars: named_looks(looks(paths, every_s, bars), options), sys.stdout)
+        queue = QueueState(paths)
+        watch(lambda bars: named_looks(looks(paths, every_s, bars, queue.text), options), sys.stdout)
     else:
-        say(with_run_named(status_text(paths_of(options)), options))
+        paths = paths_of(options)
+        say(with_run_named(status_text(paths, queue=QueueState(paths).text()), options))
     return EXIT_DONE
 
 

@@ -35,8 +35,8 @@ class Saving:
 
     @property
     def best_interval_s(self) -> float:
-        """Seconds of training between two saves by Young (1974) and Daly (2006), but not before the last is safe."""
-        return max(math.sqrt(2 * self.stall_s * self.failure_s), self.write_s)
+        """Seconds of training between two saves, but not before the last is safe."""
+        return max(best_interval_s(self.stall_s, self.failure_s), self.write_s)
 
     def goodput(self, interval_s: float | None = None) -> float:
         """Return the expected share of the time that adds steps which are not lost again, in the long run.
@@ -52,6 +52,14 @@ class Saving:
     def without(self, **changes: float) -> Saving:
         """Return the same with some seconds changed."""
         return replace(self, **changes)
+
+
+def best_interval_s(stall_s: float, failure_s: float) -> float:
+    """Return the seconds of training between two saves that lose least, by Young (1974) and Daly (2006).
+
+    Training waits `stall_s` for a save, and there is a failure every `failure_s` in the mean.
+    """
+    return math.sqrt(2 * stall_s * failure_s)
 
 
 def saving_of(

@@ -5,18 +5,19 @@ from __future__ import annotations
 import shlex
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cluster.disk.sizes import size_below
 from cluster.errors import EXIT_USER_ACTION
 from cluster.model_files import weights_digest
-from cluster.paths import CHECKPOINT_FOLDER, COMMIT_FILE, RANK_FILE, RunPaths
+from cluster.paths import RANK_FILE, RunPaths
 from cluster.preflight.excluded_hosts import excluded_text
-from cluster.wording import bytes_text, count_of
+from cluster.wording import count_of
 from training.reporting.run_state import RECENT_STEPS, RunState, read_record, read_state
+from training.reporting.saves import checkpoints_text, committed, saving_text
+from training.reporting.segments import goodput_text, segments
 from training.reporting.wording import duration
 
 MOSTLY = 0.8  # of the steps: a rank that is the slowest in fewer of them may be so by chance
@@ -29,13 +30,25 @@ def command(verb: str, paths: RunPaths) -> str:
     return f"shardline {verb} {shlex.quote(str(paths.root)) if paths.config.is_file() else 'RUN.yaml'}"
 
 
-def status_text(paths: RunPaths, now: datetime | None = None) -> str:
-    """Return a run's status, one fact per line, ending with the next command. A folder without a run is no error."""
-    facts = status_facts(paths, read_state(paths), now or datetime.now(UTC))
-    return "\n".join(f"{name:<13}{fact}" for name, fact in facts.items() if fact)
+def status_text(paths: RunPaths, now: datetime | None = None, queue: str = "") -> str:
+    """Return a run's status, one fact per line, ending with the next command. A folder without a run is no error.
+
+    `queue` is what a scheduler says about the run's jobs.
+    """
+    facts = status_facts(paths, read_state(paths), now or datetime.now(UTC), queue)
+    return "\n".join(lines_of(facts))
 
 
-def status_facts(paths: RunPaths, state: RunState, now: datetime) -> dict[str, str]:
+def lines_of(facts: Mapping[str, str]) -> list[str]:
+    """Return a line for each fact that there is, and more for one of several lines, beneath its first."""
+    return [
+        f"{'' if number else name:<13}{line}"
+        for name, fact in facts.items()
+        for number, line in enumerate(fact.splitlines())
+    ]
+
+
+def status_facts(paths: RunPaths, state: RunState, now: datetime, queue: str = "") -> dict[str, str]:
     """Return the facts of a run's status by their names; those that do not apply are empty."""
     quiet_s = seconds_since_written(paths, state, now)
     return {
@@ -44,12 +57,16 @@ def status_facts(paths: RunPaths, state: RunState, now: datetime) -> dict[str, s
         "speed": speed_text(state),
         "time left": time_left(state),
         "state": starting_text(state, now) or ending_text(state, quiet_s),
+        "queue": queue,
         "validation": validation_text(state.validation),
         "skipped": f"{count_of(state.skipped, 'step')} changed no weight" if state.skipped else "",
         "starts": starts_text(state),
+        "ended": "\n".join(segments(state)) if state.restarts or state.failed_starts else "",
+        "goodput": goodput_text(state),
         "excluded": excluded_text(paths),
         "logs": logs_text(paths, state),
-        "checkpoints": checkpoints_text(paths.checkpoints),
+        "checkpoints": checkpoints_text(paths.checkpoints, now),
+        "saving": saving_text(state),
         "export": str(paths.export) if paths.export.is_dir() else "none yet",
         "evaluation": evaluation_text(read_record(paths.evaluation), paths.export),
         "report": str(paths.report) if paths.report.is_file() else "none yet",
@@ -197,23 +214,6 @@ def logs_text(paths: RunPaths, state: RunState) -> str:
     every = str(paths.rank_log(match[1] if match else "", "*"))
     ended = state.events[-1].get("log") if state.events else None
     return f"{paths.root / ended}; of all its ranks: {every}" if isinstance(ended, str) else every
-
-
-def committed(folder: Path) -> list[tuple[int, Path]]:
-    """Return the step and the folder of each checkpoint, oldest first."""
-    return sorted(
-        (int(match[1]), path)
-        for path in folder.glob("step-*")
-        if (match := CHECKPOINT_FOLDER.fullmatch(path.name)) and (path / COMMIT_FILE).is_file()
-    )
-
-
-def checkpoints_text(folder: Path) -> str:
-    found = committed(folder)
-    if not found:
-        return "none yet"
-    size = sum(size_below(path) for _, path in found)  # an old one may be removed meanwhile
-    return f"{len(found)}, newest at step {found[-1][0]:,}, {bytes_text(size)} on disk"
 
 
 def evaluation_text(evaluation: dict[str, Any] | None, export: Path) -> str:

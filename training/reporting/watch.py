@@ -18,7 +18,7 @@ from cluster.paths import RunPaths
 from cluster.terminal import can_draw_in_place, fitted, size_of
 from training.reporting.incidents import changes_text
 from training.reporting.run_state import RunState, read_state
-from training.reporting.status import is_going_on, seconds_since_written, status_facts
+from training.reporting.status import is_going_on, lines_of, seconds_since_written, status_facts
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the alternate screen, without a cursor
 HOME, ERASE_LINE, ERASE_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -66,7 +66,7 @@ def goes_on_now(paths: RunPaths, now: datetime) -> bool:
         return False  # its row says why
 
 
-def looks(paths: RunPaths, seconds: float, bars: bool) -> Iterator[list[str]]:
+def looks(paths: RunPaths, seconds: float, bars: bool, queue: Callable[[], str] = lambda: "") -> Iterator[list[str]]:
     """Yield the lines of one look after the other; the last one is of a run that has ended, or cannot be read."""
     goes_on = True
     while goes_on:
@@ -74,19 +74,19 @@ def looks(paths: RunPaths, seconds: float, bars: bool) -> Iterator[list[str]]:
         now = datetime.now(UTC)
         state = read_state(paths)
         goes_on = is_going_on(state, seconds_since_written(paths, state, now), now)
-        yield watch_lines(paths, state, now, bars=bars)
+        yield watch_lines(paths, state, now, bars=bars, queue=queue())
         if goes_on:
             time.sleep(max(seconds, REST * (time.monotonic() - began)))
 
 
-def watch_lines(paths: RunPaths, state: RunState, now: datetime, *, bars: bool) -> list[str]:
+def watch_lines(paths: RunPaths, state: RunState, now: datetime, *, bars: bool, queue: str = "") -> list[str]:
     """Return the status with the course of the loss, what the ranks do and the last events."""
-    facts = status_facts(paths, state, now)
+    facts = status_facts(paths, state, now, queue)
     following = facts.pop("next")
     if bars and len(state.lines) > 1:
         facts["loss"] = loss_text([line["loss"] for line in state.lines])
     facts["ranks"] = ranks_text(paths) if state.attempts and not state.attempts[-1].end else ""
-    lines = [f"{name:<13}{fact}" for name, fact in facts.items() if fact]
+    lines = lines_of(facts)
     events = [event_text(event) for event in state.events[-EVENTS_SHOWN:]]
     lines += [f"{'' if number else 'events':<13}{text}" for number, text in enumerate(events)]
     return [*lines, f"{'next':<13}{following}"]
