@@ -4,7 +4,8 @@
 #
 #   cluster.sh run FOLDER HOSTS             start it: the controller (host ctl) and node1..nodeN; it lasts as long as
 #                                           this process, and writes FOLDER/ready once all nodes are idle; the default
-#                                           partition has the first two nodes, the partition `spare` has all
+#                                           partition has the first two nodes, and jobs of the partition
+#                                           `urgent` preempt its jobs; the partition `spare` has all nodes
 #   cluster.sh on FOLDER HOST COMMAND...    run a command on a host, in the current folder
 #   cluster.sh power-off FOLDER HOST        end every process of a host at once, and unplug it
 #   cluster.sh power-on FOLDER HOST         start it again
@@ -59,7 +60,10 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 GresTypes=gpu
 NodeName=node[1-$1] NodeAddr=10.77.0.[11-$((10 + $1))] CPUs=4 Gres=gpu:2 State=UNKNOWN
-PartitionName=all Nodes=node[1-$(($1 < 2 ? $1 : 2))] Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=node[1-$(($1 < 2 ? $1 : 2))] Default=YES MaxTime=INFINITE GraceTime=60 State=UP
+PartitionName=urgent Nodes=node[1-$(($1 < 2 ? $1 : 2))] MaxTime=INFINITE PriorityTier=10 State=UP
 PartitionName=spare Nodes=ALL MaxTime=INFINITE State=UP
 SETTINGS
 }

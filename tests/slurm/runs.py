@@ -14,7 +14,7 @@ from cluster.heartbeats.heartbeat_files import MOST_BYTES, parsed_object, read_s
 from cluster.journal.records import read_lines
 
 TRAIN = str(Path(__file__).resolve().parents[2] / "launch" / "train.sh")
-PATIENCE_S = 400.0  # when something has gone wrong, not how long it may take
+PATIENCE_S = 600.0  # when something has gone wrong, not how long it may take
 
 
 def until(condition: Callable[[], bool], otherwise: Callable[[], str]) -> None:

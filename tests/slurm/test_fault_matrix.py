@@ -35,6 +35,7 @@ class Fault:
     name: str
     happen: Callable[[Any], None]
     may_survive: bool = False
+    phases: tuple[str, ...] = PHASES
 
 
 def controller(job: Any, *command: str) -> None:
@@ -80,6 +81,20 @@ def pull_cable(job: Any, seconds: float) -> None:
     job.cluster.unplug("node2")
     time.sleep(seconds)
     job.cluster.plug_in("node2")
+
+
+def lose_network(job: Any, host: str) -> None:
+    """Pull a cable until Slurm gives the host up, after its default of five minutes, and put it back then."""
+    restarts = int(job.facts()["Restarts"])
+    job.cluster.unplug(host)
+    until(lambda: int(job.facts()["Restarts"]) > restarts, lambda: f"{host} was not given up")
+    job.cluster.plug_in(host)
+
+
+def preempt(job: Any) -> None:
+    restarts = int(job.facts()["Restarts"])
+    controller(job, "sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    job.wait_for(lambda: int(job.facts()["Restarts"]) > restarts)
 
 
 def restart_slurmd(job: Any, host: str) -> None:
@@ -162,6 +177,8 @@ FAULTS = [
     Fault("power cut of both hosts", lambda job: lose_power(job, "node1", "node2")),
     Fault("cable out for 5 s", lambda job: pull_cable(job, 5.0), may_survive=True),
     Fault("cable out for 40 s", lambda job: pull_cable(job, 40.0), may_survive=True),  # while they wait to meet
+    Fault("cable out until Slurm gives the host up", lambda job: lose_network(job, "node2"), phases=("step",)),
+    Fault("preemption with a grace time of 60 s", preempt),
     Fault("slurmd restarted", lambda job: restart_slurmd(job, "node2"), may_survive=True),
     Fault("controller restarted", lambda job: restart_controller(job, 10.0), may_survive=True),
     Fault("controller hung, and a rank dies", hang_controller),
@@ -267,7 +284,7 @@ def test_fault_matrix(
     start: Callable[..., Any], undisturbed: dict[int, float], soak_log: Callable[[str], None], fault: Fault
 ) -> None:
     job = start()
-    for phase in PHASES:
+    for phase in fault.phases:
         soak_log(strike(job, fault, phase))
     (job.folder / "run" / "STOP").touch()
     assert job.wait()["ExitCode"] in ("0:0", "75:0"), job.log()
