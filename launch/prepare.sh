@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepare: turn the corpus into shards. Everything after the YAML goes to `shardline prepare`.
-#   launch/prepare.sh run.yaml                           this machine, as `shardline prepare` does
-#   sbatch -N4 --exclusive launch/prepare.sh run.yaml    Slurm: Ray over the four hosts of the job
+#   launch/prepare.sh run.yaml                                   this machine, as `shardline prepare` does
+#   sbatch -N4 --exclusive --mem=0 launch/prepare.sh run.yaml    Slurm: Ray over the four hosts of the job
 # Run it again after any failure: finished slices are kept, and the bytes are the same.
 # In a container: SHARDLINE_PYTHON and SHARDLINE_SRUN_OPTIONS, as launch/run.sh describes them; Ray runs in it on each host.
 #SBATCH --job-name=shardline-prepare

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train: start or resume a run. Everything after the YAML goes to `shardline train`.
-#   launch/train.sh run.yaml                                             this machine: a rank for each GPU, or CPU ranks
-#   sbatch -N2 --exclusive --gpus-per-node=8 launch/train.sh run.yaml    Slurm: a rank for each GPU of two nodes
-#   sbatch -N2 launch/train.sh run.yaml                                  Slurm without GPUs: a rank for each task
+#   launch/train.sh run.yaml                                                     this machine: a rank for each GPU, or CPU ranks
+#   sbatch -N2 --exclusive --mem=0 --gpus-per-node=8 launch/train.sh run.yaml    Slurm: a rank for each GPU of two nodes
+#   sbatch -N2 launch/train.sh run.yaml                                          Slurm without GPUs: one for each task
 # In a container: SHARDLINE_PYTHON and SHARDLINE_SRUN_OPTIONS, as launch/run.sh describes them; the ranks are started so.
 # Options of sbatch win over the lines below. No folder in --output: where it is missing, Slurm ends the job without a message.
 #SBATCH --job-name=shardline
