@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig
@@ -27,7 +28,6 @@ from training.step.step_engine import StepEngine
 from training.step.step_times import LayerClock
 from training.zero.adamw import adamw, shape_of
 from training.zero.ds_config import stage_of
-from training.zero.library import deepspeed
 from training.zero.model import build_model, dtype_of, give_back_memory, layers_after_trained, whole_layers
 from training.zero.nvme import nvme_folder, require_async_io, take_nvme
 from training.zero.partitions import Partition, Sharding, Slot, frozen_parameters

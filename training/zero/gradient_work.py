@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
-
-from training.zero.library import deepspeed
 
 
 @torch.no_grad()

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 
 from training.zero.gradient_work import GradientParts, reduce_scattered
-from training.zero.library import deepspeed
 from training.zero.required_names import TESTED, installed
 
 LOGGER = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ import ctypes
 from copy import deepcopy
 from typing import Any, cast
 
+import deepspeed
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 from transformers.initialization import no_init_weights
@@ -15,7 +16,6 @@ from training.models.new_weights import layer_names
 from training.models.trainable import choose_trained
 from training.step.activation_checkpointing import checkpoint_activations
 from training.zero.ds_config import stage_of
-from training.zero.library import deepspeed
 
 
 def dtype_of(train: TrainConfig) -> torch.dtype:

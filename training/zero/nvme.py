@@ -6,8 +6,9 @@ import fcntl
 from pathlib import Path
 from typing import Any, TextIO
 
+import deepspeed
+
 from cluster.errors import ClusterError, ConfigError
-from training.zero.library import deepspeed
 
 
 def nvme_folder(ds_config: dict[str, Any]) -> Path | None:

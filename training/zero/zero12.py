@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import deepspeed
 import torch
 
 from training.models.initial_weights import Weights
 from training.optimizer_state import MASTER, MOMENTS
 from training.zero.adamw import STEP, zero_state
-from training.zero.library import deepspeed
 from training.zero.partitions import Partition, Slot, frozen_parameters
 from training.zero.required_names import is_bf16_optimizer
 
