@@ -23,6 +23,7 @@ FACTS: Mapping[str, Mapping[str, tuple[type, ...]]] = {  # of each event, what i
     "validation": {"step": (int,), "loss": (int, float)},
     "skip": {"step": (int,), "reason": (str,), "rows": (list,)},
     "host-excluded": {"host": (str,), "reason": (str,)},
+    "not-requeued": {"job": (str,)},
     "rollback": {"step": (int,), "failed_step": (int,), "barred": (list,)},
 }
 
@@ -67,6 +68,11 @@ def last_step(path: Path) -> int:
     """Return the step of the last whole line of a metrics file; 0 without one."""
     lines = read_metrics(path)
     return int(lines[-1]["step"]) if lines else 0
+
+
+def newest_not_requeued(events: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the job that stopped last and that Slurm did not put back into the queue, if nothing was started since."""
+    return str(events[-1]["job"]) if events and events[-1]["event"] == "not-requeued" else None
 
 
 def attempt_of_step(

@@ -35,7 +35,7 @@ from cluster.errors import (
     ClusterError,
     ShardlineError,
 )
-from cluster.journal.records import last_step
+from cluster.journal.records import last_step, newest_not_requeued, write_event
 from cluster.paths import RunPaths
 from cluster.restart_limit import ENDINGS, code_that_ranks_recorded, newest_launch, note_launch, note_stop
 from cluster.slurm.controller import FEW, TRIES, Controller
@@ -102,6 +102,7 @@ class Launcher:
             log.warning("%s exists: nothing is started; submit again to resume", self.paths.stop_request)
             return EXIT_USER_ACTION
         layout = self.layout()
+        self.tell_not_requeued()
         self.note_patiently()
         if not self.job.restarts:
             self.paths.stop_request.unlink(missing_ok=True)  # it was meant for an earlier job
@@ -144,7 +145,20 @@ class Launcher:
             log.warning("%s: not put back into the queue; submit again to resume", reason)
         elif following is Next.REQUEUE and not self.controller.requeue():
             log.warning("not put back into the queue; submit again to resume")
+            self.note_not_requeued()
         return code
+
+    def note_not_requeued(self) -> None:
+        """Leave a note for people who ask for the run's status, and for the next start."""
+        try:
+            write_event(self.paths, "not-requeued", job=self.job.name)
+        except (OSError, ShardlineError) as error:
+            log.warning("that is not recorded: %s", error)
+
+    def tell_not_requeued(self) -> None:
+        """Say that this start takes over from a job that should have come back itself."""
+        if (job := newest_not_requeued(self.recorded())) is not None:
+            log.info("job %s has stopped, and Slurm did not put it back into the queue: continuing here", job)
 
     def layout(self) -> Layout:
         """Return where the ranks run. Raises ClusterError."""

@@ -18,6 +18,7 @@ from cluster.disk.run_lock import hold_run
 from cluster.journal.records import read_events
 from cluster.paths import RunPaths
 from cluster.slurm.srun_output import BEGINS
+from training.reporting.status import status_text
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "launch" / "train.sh"
@@ -205,6 +206,17 @@ def test_ranks_that_fail_are_not_started_again_if_a_stop_is_asked_for(run_job: C
 def test_a_job_that_stopped_on_purpose_is_requeued_once(run_job: Callable[..., Result]) -> None:
     result = run_job(srun="exit 75")
     assert (result.code, result.requeued) == (75, ["12345"])
+
+
+def test_a_job_that_slurm_does_not_put_back_leaves_a_note_that_the_next_start_and_its_status_read(
+    run_job: Callable[..., Result], tmp_path: Path
+) -> None:
+    refused = '[[ $1 != requeue ]] || { echo "Requested operation is presently disabled" >&2; exit 1; }'
+    assert run_job(srun="exit 75", SCONTROL_DOES=refused).code == 75
+    told = status_text(RunPaths(tmp_path / "my runs" / "run"))
+    assert "queue        job 12345 has stopped, and Slurm did not put it back: submit it again" in told
+    said = run_job(SLURM_JOB_ID="12346").stderr
+    assert "job 12345 has stopped, and Slurm did not put it back into the queue: continuing here" in said
 
 
 def test_a_job_that_the_time_limit_ended_is_requeued(run_job: Callable[..., Result]) -> None:

@@ -65,6 +65,8 @@ def what_happened(event: Mapping[str, Any]) -> str:
             return f"no step taken: {event['reason']} (exit code {event['exit_code']})"
         case "host-excluded":
             return f"host {event['host']} excluded: {event['reason']}"
+        case "not-requeued":
+            return f"job {event['job']} stopped, and Slurm did not put it back into the queue"
         case "length":
             told = changes_text(event["changed"])
             return f"length changed: {told}; the last step is now {event['total_steps']:,}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import EXIT_USER_ACTION
+from cluster.journal.records import newest_not_requeued
 from cluster.model_files import weights_digest
 from cluster.paths import RANK_FILE, RunPaths
 from cluster.preflight.excluded_hosts import excluded_text
@@ -57,7 +58,7 @@ def status_facts(paths: RunPaths, state: RunState, now: datetime, queue: str = "
         "speed": speed_text(state),
         "time left": time_left(state),
         "state": starting_text(state, now) or ending_text(state, quiet_s),
-        "queue": queue,
+        "queue": queue or not_requeued_text(state),
         "validation": validation_text(state.validation),
         "skipped": f"{count_of(state.skipped, 'step')} changed no weight" if state.skipped else "",
         "starts": starts_text(state),
@@ -113,6 +114,11 @@ def starting_text(state: RunState, now: datetime) -> str:
     if not is_starting(state, now) or state.failed_start:
         return ""
     return f"starting: launched at {state.launched_again}, nothing written yet"
+
+
+def not_requeued_text(state: RunState) -> str:
+    job = newest_not_requeued(state.events)
+    return "" if job is None else f"job {job} has stopped, and Slurm did not put it back: submit it again"
 
 
 def step_text(state: RunState) -> str:
