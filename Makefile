@@ -11,8 +11,8 @@ TIER ?= fast
 ARGS ?=
 
 MARKERS_fast := not slow and not slurm and not gpu and not soak
-MARKERS_slow := slow
-MARKERS_slurm := slurm
+MARKERS_slow := slow and not soak
+MARKERS_slurm := slurm and not soak
 MARKERS_gpu := gpu
 MARKERS_all := not gpu and not soak
 # Most of these tests wait for processes and for each other: two workers share them, groups as tests/conftest.py says

@@ -53,6 +53,8 @@ CASES: list[Case] = [
     ("gpt2", "conversations", "lora"),
     ("gpt2", "pairs", "full"),
 ]
+DAILY = CASES[:2]  # the others in soak tests: each takes a minute or two
+PARAMETERS = [pytest.param(case, marks=() if case in DAILY else pytest.mark.soak, id="-".join(case)) for case in CASES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +179,7 @@ def prompt_of(row: dict[str, Any]) -> list[dict[str, str]]:
     return [next(message for message in row["messages"] if message["role"] == "user")]
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("case", PARAMETERS)
 def test_a_small_model_predicts_held_out_rows_better_once_it_is_tuned(
     case: Case, tuned: Callable[[Case], Tuned]
 ) -> None:
@@ -193,13 +195,13 @@ def test_a_model_taught_conversations_ends_its_answers_by_itself(tuned: Callable
 def test_exports_answer_with_the_same_tokens_in_transformers_5_and_4(
     tuned: Callable[[Case], Tuned], transformers_4: Callable[..., dict[str, str]]
 ) -> None:
-    folders = [tuned(case).export for case in CASES]
+    folders = [tuned(case).export for case in DAILY]
     assert not transformers_4("answers", [str(folder) for folder in folders])
     for folder in folders:
         assert json.loads((folder / ANSWERS).read_text()) == answers_of(folder), folder
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("case", PARAMETERS)
 def test_an_export_answers_a_user_of_transformers_as_shardline_generate_does(
     case: Case, tuned: Callable[[Case], Tuned]
 ) -> None:

@@ -52,6 +52,7 @@ def on_one_machine(folder: Path, corpus: Path) -> Manifest:
     return prepare(config, folder / "alone", None, 0)
 
 
+@pytest.mark.soak  # two minutes, most of them until Ray gives the host up
 def test_a_host_that_loses_its_power_changes_not_a_byte(slurm: Any, tmp_path: Path, corpus: Path) -> None:
     alone = on_one_machine(tmp_path, corpus)
     work = RunPaths(tmp_path / "run").shards / "work"
