@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from cluster.environment import (
     DEVICE,
@@ -33,11 +32,9 @@ from cluster.errors import (
     EXIT_STOPPED,
     EXIT_USER_ACTION,
     ClusterError,
-    ShardlineError,
 )
-from cluster.journal.records import last_step, newest_not_requeued, write_event
 from cluster.paths import RunPaths
-from cluster.restart_limit import ENDINGS, code_that_ranks_recorded, newest_launch, note_launch, note_stop
+from cluster.restart_limit import note_launch
 from cluster.slurm.controller import FEW, TRIES, Controller
 from cluster.slurm.decision import FINAL, SPAN_S, SRUN_BACK_OFF_S, Next, Wishes, back_off_s, decide
 from cluster.slurm.job import SlurmJob, read_job
@@ -47,8 +44,9 @@ from cluster.slurm.step import StepEnd, StopSignals, run_step
 from cluster.wording import count_of
 from launch.config import RunConfig
 from launch.preflight.host_guard import HostGuard
-from launch.ranks.news import log_of_newest, note_if_possible
+from launch.ranks.news import log_of_newest
 from launch.ranks.patience import tried_again
+from launch.ranks.run_record import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -97,23 +95,27 @@ class Launcher:
     srun_failures: int = 0
     """How often in a row srun failed by itself, without starting the ranks."""
 
+    @property
+    def record(self) -> RunRecord:
+        return RunRecord(self.paths)
+
     def run(self) -> int:
-        if self.job.restarts and self.has_stop_file():  # a site can requeue what ends with 75 (RequeueExit)
+        if self.job.restarts and self.record.wants_stop():  # a site can requeue what ends with 75 (RequeueExit)
             log.warning("%s exists: nothing is started; submit again to resume", self.paths.stop_request)
             return EXIT_USER_ACTION
         layout = self.layout()
-        self.tell_not_requeued()
+        self.record.tell_not_requeued()
         self.note_patiently()
         if not self.job.restarts:
             self.paths.stop_request.unlink(missing_ok=True)  # it was meant for an earlier job
-        self.reached = self.last_step()
+        self.reached = self.record.last_step()
         if self.guard and (code := self.guard.before_ranks(self.controller, layout, self.reached, self.is_stopping)):
             return code
         while True:
             end = self.start_ranks(layout)
             code = EXIT_FAILED if end.is_own else end.code
             facts = self.controller.facts()
-            wishes = Wishes(stop_file=self.has_stop_file(), interrupt=self.signals.is_interrupted)
+            wishes = Wishes(stop_file=self.record.wants_stop(), interrupt=self.signals.is_interrupted)
             following = decide(code, facts, wishes)
             if following is not Next.RESTART:
                 return self.end(following, code)
@@ -145,20 +147,8 @@ class Launcher:
             log.warning("%s: not put back into the queue; submit again to resume", reason)
         elif following is Next.REQUEUE and not self.controller.requeue():
             log.warning("not put back into the queue; submit again to resume")
-            self.note_not_requeued()
+            self.record.note_not_requeued(self.job.name)
         return code
-
-    def note_not_requeued(self) -> None:
-        """Leave a note for people who ask for the run's status, and for the next start."""
-        try:
-            write_event(self.paths, "not-requeued", job=self.job.name)
-        except (OSError, ShardlineError) as error:
-            log.warning("that is not recorded: %s", error)
-
-    def tell_not_requeued(self) -> None:
-        """Say that this start takes over from a job that should have come back itself."""
-        if (job := newest_not_requeued(self.recorded())) is not None:
-            log.info("job %s has stopped, and Slurm did not put it back into the queue: continuing here", job)
 
     def layout(self) -> Layout:
         """Return where the ranks run. Raises ClusterError."""
@@ -207,7 +197,7 @@ class Launcher:
         """Run the ranks once; return how they ended, with 75 if they were asked to stop before they could start."""
         if self.signals.asked:
             code = EXIT_INTERRUPTED if self.signals.is_interrupted else EXIT_STOPPED
-            self.note_stop(code)
+            self.record.note_stop(code)
             return StepEnd(code=code)
         step = f"shardline-{os.getpid()}-{self.starts}"
         end = run_step(
@@ -219,29 +209,29 @@ class Launcher:
             self.patience,
         )
         self.starts += 1
-        if end.is_own and self.has_recorded():  # srun's options may send what the ranks' shells write elsewhere
+        if end.is_own and self.record.has_begun():  # srun's options may send what the ranks' shells write elsewhere
             end = replace(end, is_own=False, cause=None)
         if end.is_own:
             self.srun_failures += 1
             return end
-        said = self.code_of_ranks()  # srun may tell of ranks that it then killed, or that memory once ran out
+        said = self.record.exit_code()  # srun may tell of ranks that it then killed, or that memory once ran out
         if end.code not in FINAL and said in (EXIT_USER_ACTION, EXIT_DONE, EXIT_STOPPED):
             end = replace(end, code=said)
         self.srun_failures = 0
-        before, self.reached = self.reached, max(self.reached, self.last_step())
+        before, self.reached = self.reached, max(self.reached, self.record.last_step())
         self.failures = 0 if self.reached > before else self.failures + 1
         if self.signals.asked:  # who is killed then did not save in time, or Ctrl-C was pressed twice: no host's fault
-            self.note_stop(EXIT_INTERRUPTED if self.signals.is_interrupted else end.code)
+            self.record.note_stop(EXIT_INTERRUPTED if self.signals.is_interrupted else end.code)
         elif end.code == EXIT_STOPPED:
-            self.note_stop(end.code)  # only the ranks were asked, perhaps before they had begun
+            self.record.note_stop(end.code)  # only the ranks were asked, perhaps before they had begun
         elif end.cause and end.code not in FINAL:
-            note_if_possible(self.paths, end.cause)
+            self.record.note_cause(end.cause)
         return end
 
     def srun_pause_s(self, end: StepEnd) -> float:
         """Return the pause before srun is called again; raise ClusterError once it has failed for ten minutes."""
         if self.srun_failures > len(SRUN_BACK_OFF_S):
-            note_if_possible(self.paths, f"srun could not start the ranks: {end.cause}")
+            self.record.note_cause(f"srun could not start the ranks: {end.cause}")
             raise ClusterError(
                 f"srun failed {self.srun_failures} times without starting the ranks; at last with: {end.cause}. Look at"
                 f" the hosts with `sinfo -R`, and at the options in SHARDLINE_SRUN_OPTIONS, then submit again"
@@ -250,30 +240,6 @@ class Launcher:
         told = "srun could not start the ranks (%s): trying again in %.0f s; the run is not to blame"
         log.warning(told, end.cause, seconds * self.patience)
         return seconds
-
-    def has_recorded(self) -> bool:
-        """Return whether the ranks have recorded anything since they were launched."""
-        return any(event["event"] in ("start", *ENDINGS) for event in self.recorded())
-
-    def code_of_ranks(self) -> int | None:
-        """Return the exit code that the ranks have recorded since they were launched; None without any, or the disk."""
-        try:
-            return code_that_ranks_recorded(self.paths)
-        except (OSError, ShardlineError):
-            return None
-
-    def recorded(self) -> list[dict[str, Any]]:
-        """Return the events since the newest launch; none from a disk that cannot be read."""
-        try:
-            return newest_launch(self.paths)
-        except (OSError, ShardlineError):
-            return []
-
-    def note_stop(self, code: int) -> None:
-        try:
-            note_stop(self.paths, code)
-        except (OSError, ShardlineError) as error:
-            log.warning("the stop is not recorded: %s", error)
 
     def lists(self, step: str) -> bool | None:
         listed = self.controller.steps(self.job.number)
@@ -328,18 +294,6 @@ class Launcher:
 
     def is_stopping(self) -> bool:
         return bool(self.signals.asked)
-
-    def last_step(self) -> int:
-        try:
-            return last_step(self.paths.metrics)
-        except (OSError, ShardlineError):
-            return 0  # the disk is away: no step is counted
-
-    def has_stop_file(self) -> bool:
-        try:
-            return self.paths.stop_request.exists()
-        except OSError:
-            return False
 
 
 def tasks_in_file(path: Path | None, hosts: Sequence[str]) -> list[int]:
