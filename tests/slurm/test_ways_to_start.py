@@ -46,7 +46,7 @@ def test_one_command_leads_from_a_corpus_to_an_evaluation_and_status_watches_it(
     jobs = [slurm.job(line.split()[2].rstrip(","), tmp_path) for line in said.splitlines()[:4]]
     watched = slurm.on("ctl", "python", "-m", "launch", "status", "run.yaml", "--watch", "1", cwd=tmp_path)
     assert [job.wait()["JobState"] for job in jobs] == ["COMPLETED"] * 4, said
-    assert "(shardline" in watched and "PENDING: Dependency" in watched
+    assert "(r-train, PENDING: Dependency)" in watched and "(r-train, RUNNING)" in watched
     assert "state        finished (exit code 0)" in watched
     assert worlds(tmp_path) == [2]
     evaluated = json.loads((tmp_path / "run" / "evaluation.json").read_text())["models"]
