@@ -61,6 +61,7 @@ class StopFlag:
         self.signal = 0
         self.asked: float | None = None
         self.longest_s = 0.0
+        self.was_resumed = False
         self.save_s: Callable[[], float] = lambda: 0.0
         self.deadline = None if ends_at is None else time.monotonic() + ends_at - time.time()
 
@@ -68,6 +69,11 @@ class StopFlag:
         """Take over the signals. A second INT ends the process at once, for a person who means it."""
         for number in SIGNALS:
             signal.signal(number, self.remember)
+        signal.signal(signal.SIGCONT, self.resume)
+
+    def resume(self, number: int, frame: FrameType | None) -> None:
+        """Know that this process may have been stopped: `scontrol suspend` takes no time from the time limit."""
+        self.was_resumed = True
 
     def remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason:
@@ -95,9 +101,13 @@ class StopFlag:
 
         A save may still be under way then, for which the last one has to wait.
         """
-        if self.asked is not None:
-            self.longest_s = max(self.longest_s, now - self.asked)
+        took_s = 0.0 if self.asked is None else now - self.asked
         self.asked = now
+        if self.was_resumed:  # that is no step's time, as far as it exceeds the longest one
+            paused_s, self.was_resumed = max(0.0, took_s - self.longest_s), False
+            self.deadline = None if self.deadline is None else self.deadline + paused_s
+        else:
+            self.longest_s = max(self.longest_s, took_s)
         needed_s = 2 * (self.longest_s + self.save_s()) + MARGIN_S
         if self.deadline is None or now + needed_s < self.deadline:
             return None

@@ -20,6 +20,9 @@ ENDED = re.compile(r"srun: error: (\S+): tasks? [\d,-]+: (.+)")
 NO_LAUNCH = re.compile(r"srun: error: Task launch for .* failed on node ")
 LOST_HOST = re.compile(r"srun: error: Node failure on ([^\s!]+)")
 EXITED = re.compile(r"Exited with exit code (\d+)")
+# by `scancel JOB.STEP`: what Slurm does by itself has a reason (DUE TO NODE FAILURE), or follows a task that failed
+CANCELLED = re.compile(r"slurmstepd\S*: error: \*\*\* STEP \S+ ON \S+ CANCELLED AT \S+ \*\*\*")
+BY_PERSON = "the step of the ranks was cancelled"
 OWN_ERROR = re.compile(r"(?:srun|slurmstepd): (?:error|fatal): (.+)")
 SIGNALS = {signal.strsignal(number): number.name for number in signal.Signals}  # srun writes C's text for a signal
 LATER_S = 2.0  # a host's word of a launcher that was killed may come so much later than that of one which then failed
@@ -72,7 +75,9 @@ class SrunOutput:
 
     def look(self, text: str, now: float) -> None:
         """Take note of a line."""
-        if match := ENDED.match(text):
+        if CANCELLED.match(text) and not self.ended:
+            self.ended.append(Ended(at=now, told=BY_PERSON))
+        elif match := ENDED.match(text):
             self.task_ended = now if self.task_ended is None else self.task_ended
             host, how = match.groups()
             exited = EXITED.fullmatch(how)

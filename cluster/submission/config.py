@@ -226,7 +226,8 @@ def one_gpu(cluster: ClusterConfig) -> str | None:
 
 def check_nodes(request: JobRequest) -> None:
     if (request.min_nodes or 1) > (request.nodes or 1):
-        raise ValueError(f"min_nodes: {request.min_nodes} is more than nodes: {request.nodes or 1}")
+        nodes = f"nodes: {request.nodes}" if request.nodes else "nodes, which is 1 unless it is set"
+        raise ValueError(f"min_nodes: {request.min_nodes} is more than {nodes}")
 
 
 def check_ranks(request: JobRequest) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.disk.atomic_files import digest_of
+from cluster.environment import slurm_job
 from cluster.errors import DataError
 from data_prep.shards.blocks import AGAIN
 
@@ -134,6 +135,11 @@ class Manifest:
         )
 
 
+def elsewhere() -> str:
+    """Return what else may be wrong in a job of Slurm."""
+    return ", or on this host: a folder that its hosts do not share is another one on each" if slurm_job() else ""
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check a data folder's manifest. Raises DataError if it is absent, damaged or of another version."""
     path = folder / MANIFEST
@@ -141,7 +147,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no prepared data here; run `shardline prepare RUN.yaml` first") from None
+        first = "run `shardline prepare RUN.yaml` first"
+        raise DataError(f"{path}: there is no prepared data here; {first}{elsewhere()}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: damaged ({error}); run `shardline prepare RUN.yaml` again") from None
     if not isinstance(values, dict) or values.get("version") != FORMAT_VERSION:

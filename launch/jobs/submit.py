@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.disk.lock_holder import Holder
 from cluster.disk.locks import LockFile, hold_lock
 from cluster.disk.run_lock import hold_run
-from cluster.errors import EXIT_DONE, ClusterError, ConfigError
+from cluster.errors import EXIT_DONE, EXIT_USER_ACTION, ClusterError, ConfigError
 from cluster.preflight.excluded_hosts import read_excluded
 from cluster.submission.config import STAGES, ClusterConfig, job_request
 from cluster.submission.jobs_of_run import submitted_jobs
@@ -67,8 +67,8 @@ def run(options: argparse.Namespace) -> int:
         return EXIT_DONE
     numbers = submit_all(run, snapshot, jobs)
     say(told(options, run, jobs, numbers, stages))
-    warn_of_waiting({number: job.name for number, job in zip(numbers, jobs, strict=True)})
-    return EXIT_DONE
+    will_start = wait_for_word({number: job.name for number, job in zip(numbers, jobs, strict=True)})
+    return EXIT_DONE if will_start else EXIT_USER_ACTION
 
 
 def check(run: RunConfig, cluster: ClusterConfig, stages: Mapping[str, str]) -> None:
@@ -170,18 +170,21 @@ def submit_all(run: RunConfig, snapshot: Snapshot, jobs: Sequence[Job]) -> list[
     return numbers
 
 
-def warn_of_waiting(jobs: Mapping[str, str]) -> None:
-    """Warn of jobs that Slurm has accepted, and will not start as they are. It needs a moment to say so."""
+def wait_for_word(jobs: Mapping[str, str]) -> bool:
+    """Return False if Slurm has accepted jobs that it will not start as they are. It needs a moment to say so."""
     try:
         deadline = time.monotonic() + LOOK_S
         while (found := queued(jobs)) and found[0].is_undecided and time.monotonic() < deadline:
             time.sleep(LOOK_S / 8)
     except ClusterError as error:
         log.warning("submitted, but %s", error)
-        return
-    for one in found:
-        if one.never_starts:
-            log.warning("%s will not start: %s; remove all, correct `cluster`, and submit again", one, one.reason)
+        return True
+    stuck = [one for one in found if one.never_starts]
+    for one in stuck:
+        log.warning("%s will not start: %s", one, one.reason)
+    if stuck:
+        log.warning("take all out (scancel %s), correct `cluster`, and submit again", " ".join(jobs))
+    return not stuck
 
 
 def as_script(jobs: Sequence[Job], stages: Mapping[str, str]) -> str:

@@ -13,13 +13,14 @@ from cluster.restart_limit import attempt_name, note_cause
 
 log = logging.getLogger(__name__)
 
-STOPPING = "stopping after this step: saving a checkpoint; Ctrl-C again ends now"
+STOPPING = "stopping after this step: saving a checkpoint"
+AGAIN = "; Ctrl-C again ends now"
 
 
 def news_of(paths: RunPaths, host: str = "") -> RankNews:
     """Return who is told what of the ranks of the newest attempt, on one of its hosts."""
     return RankNews(
-        stopping=STOPPING,
+        stopping=STOPPING if host else STOPPING + AGAIN,
         log_of=partial(log_of_newest, paths),
         note_cause=partial(note_if_possible, paths),
         host=host,

@@ -194,7 +194,10 @@ def test_a_run_is_not_submitted_while_a_job_of_it_waits_or_runs(site: Site) -> N
 
 def test_a_job_that_slurm_accepts_but_will_not_start_is_told(site: Site) -> None:
     site.queue("100|PENDING|PartitionTimeLimit|a-run-train")
-    assert "job 100 (a-run-train, PENDING) will not start: PartitionTimeLimit" in site.submit("--only", "train").err
+    result = site.submit("--only", "train")
+    assert "job 100 (a-run-train, PENDING) will not start: PartitionTimeLimit" in result.err
+    assert "take all out (scancel 100), correct `cluster`, and submit again" in result.err
+    assert result.code == 2
 
 
 def test_a_queue_that_does_not_answer_is_not_taken_for_an_empty_one(site: Site) -> None:

@@ -478,6 +478,21 @@ def test_a_line_that_fails_in_site_env_does_not_end_the_job(run_here: Callable[.
     assert run_here(f"export SITE=here\n{line} >&2\n").stdout.startswith("venv|here|-m|launch|train|")
 
 
+@pytest.mark.parametrize("line", ["exit 3", "set -e; false", "exit"])
+def test_a_site_env_that_ends_the_script_is_named(run_here: Callable[..., Any], line: str) -> None:
+    done = run_here(f"{line}\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("train.sh: launch/site.env has ended the script: take `exit` and `set -e` out of it\n")
+
+
+@pytest.mark.parametrize("line", ["set -- other words", "shift", "cd /", "checkout=/nowhere script=other"])
+def test_what_a_site_env_does_to_arguments_folder_and_our_variables_changes_nothing(
+    run_here: Callable[..., Any], line: str
+) -> None:
+    done = run_here(f"export SITE=here\n{line}\n")
+    assert done.stdout.startswith("venv|here|-m|launch|train|--restart|a run.yaml|")
+
+
 def is_shell_script(path: Path) -> bool:
     if not path.is_file() or path.suffix not in ("", ".sh"):
         return False

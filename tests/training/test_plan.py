@@ -103,6 +103,11 @@ def test_a_batch_that_divides_is_an_equation_and_says_nothing_of_places() -> Non
     assert "16 rows, 1,024 tokens = 4 ranks x 2 rows x 2 accumulation steps\nlength" in text
 
 
+def test_a_batch_that_is_a_slip_of_the_keyboard_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"100,000,000 is more than 100 times the 538 rows of the training split"):
+        plan_of(rows=538, global_batch_rows=10**8)
+
+
 def test_an_empty_training_split_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(ConfigError, match="the training split has no rows; add documents, or lower"):
         plan_of(rows=0)

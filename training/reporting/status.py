@@ -71,7 +71,7 @@ def status_facts(paths: RunPaths, state: RunState, now: datetime, queue: str = "
         "export": str(paths.export) if paths.export.is_dir() else "none yet",
         "evaluation": evaluation_text(read_record(paths.evaluation), paths.export),
         "report": str(paths.report) if paths.report.is_file() else "none yet",
-        "next": next_text(paths, state, quiet_s, is_starting=is_starting(state, now)),
+        "next": queued_text(state, queue) or next_text(paths, state, quiet_s, is_starting=is_starting(state, now)),
     }
 
 
@@ -237,6 +237,13 @@ def is_stale(evaluation: dict[str, Any], export: Path) -> bool:
     """
     known = (evaluation.get("export") or {}).get("digest")
     return bool(known) and export.is_dir() and known != weights_digest(export)
+
+
+def queued_text(state: RunState, queue: str) -> str:
+    """Return what to do while a scheduler has jobs of the run; nothing without any, or once it is trained."""
+    if state.is_finished or not queue or queue.startswith("unknown"):
+        return ""
+    return "wait: the queue has its jobs; a training beside them would be refused, or refuse them"
 
 
 def next_text(paths: RunPaths, state: RunState, quiet_s: float | None, *, is_starting: bool) -> str:

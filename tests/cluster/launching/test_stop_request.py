@@ -72,6 +72,16 @@ def test_a_save_that_takes_longer_than_a_step_is_left_the_time_for_itself_and_fo
     assert reasons[:2] == [None, None] and "a step and a save may need 490 s" in str(reasons[2])  # 2 x (130 + 100) + 30
 
 
+def test_a_job_that_was_suspended_keeps_its_time(tmp_path: Path) -> None:
+    flag = StopFlag(tmp_path / "STOP", ends_at=time.time() + 200)
+    flag.install()
+    begun = time.monotonic()
+    assert [flag.out_of_time(begun + second) for second in (0, 10)] == [None, None]
+    os.kill(os.getpid(), signal.SIGCONT)
+    assert [flag.out_of_time(begun + 10_000 + second) for second in (0, 10, 20)] == [None] * 3  # 9,980 s were no step
+    assert flag.out_of_time(begun + 10_160) is not None
+
+
 def test_an_allocation_that_is_about_to_end_stops_the_ranks_at_their_next_step(tmp_path: Path) -> None:
     flag = StopFlag(tmp_path / "STOP", ends_at=time.time() + MARGIN_S - 1)
     assert flag.agreed(lambda value: value)

@@ -39,6 +39,15 @@ def test_a_host_whose_launcher_a_signal_has_killed_is_named_with_the_signal(line
     assert read("12:00:00 [1/2 node1] W a line of a rank", line).cause == cause
 
 
+def test_a_step_that_a_person_has_cancelled_is_no_host_s_fault() -> None:
+    cancelled = "slurmstepd-node1: error: *** STEP 39.1 ON node1 CANCELLED AT 2026-11-28T12:48:02 ***"
+    killed = "srun: error: node2: task 1: Killed"
+    assert read(cancelled, killed).cause == "the step of the ranks was cancelled"
+    assert read(killed, cancelled).cause == "the launcher of the ranks on node2 was killed by SIGKILL"
+    lost = cancelled.replace(" ***", " DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***")
+    assert read(lost, killed).cause == "the launcher of the ranks on node2 was killed by SIGKILL"
+
+
 def test_the_first_that_ended_is_the_cause_and_not_those_that_slurm_has_killed_because_of_it() -> None:
     output, now = read(), time.monotonic()
     output.look("srun: error: node1: task 0: Exited with exit code 1", now)

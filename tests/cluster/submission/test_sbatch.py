@@ -103,7 +103,7 @@ def test_a_section_that_was_written_into_a_run_s_folder_asks_for_the_same() -> N
         ({"partition": "gpu; rm"}, "partition: expected a text without spaces"),
         ({"account": "--wrap"}, "account: expected a text without spaces"),
         ({"partitions": "gpu"}, "did you mean 'partition'?"),
-        ({"min_nodes": 3}, "min_nodes: 3 is more than nodes: 1"),
+        ({"min_nodes": 3}, "min_nodes: 3 is more than nodes, which is 1 unless it is set"),
         ({"nodes": 2, "min_nodes": 3}, "min_nodes: 3 is more than nodes: 2"),
         ({"gpus_per_node": 8, "ranks_per_node": 2}, "with GPUs there is one rank for each"),
         ({"gpus_per_node": 8, "cpus_per_node": 4}, "cpus_per_node: 4 for 8 ranks on a node"),
