@@ -229,6 +229,7 @@ def roll_back(failed: TrainState, engine: Engine, checkpoints: Checkpoints, jour
     """Restore the newest checkpoint from before the skipped steps, and exclude the steps that led there. Collective."""
     journal.phase("load", failed.steps_done - 1)
     state = rolled_back(checkpoints.restore(engine, before=failed.streak_start), failed)
+    state = state.validated(state.validation_loss)  # what a checkpoint owes was made up for when this start began
     journal.roll_back(state.steps_done, failed.steps_done, state.excluded)
     return state
 
@@ -259,7 +260,7 @@ def evaluate_held_out(
 
     def until_stopped() -> Iterator[MicroBatch]:
         nonlocal is_stopped
-        for number, batch in enumerate(batches.validation(), start=1):
+        for number, batch in enumerate(batches.validation()):
             if number % BATCHES_A_QUESTION == 0 and wants_stop():
                 is_stopped = True
                 return

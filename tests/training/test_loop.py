@@ -397,6 +397,14 @@ def test_a_stop_in_an_evaluation_or_before_it_saves_at_once_and_takes_no_further
         assert disk.validations == {4: 4.0, 8: 8.0, 10: 10.0}
 
 
+def test_a_rollback_to_a_checkpoint_that_owed_its_evaluation_does_not_stop_the_run() -> None:
+    disk = Disk()
+    run(plan_of(20, 4), disk, stop_after=4, held_out=HELD_OUT)
+    assert disk.saved[4][0].validation_owed
+    outcome, _ = run(plan_of(20, 4, **NO_BOUND), disk, held_out=HELD_OUT, ruinous=frozenset({5}))
+    assert (outcome, disk.rollbacks[0][1], list(disk.validations)) == (Outcome.FINISHED, 4, [4, 8, 12, 16, 20])
+
+
 def test_the_time_of_an_evaluation_is_part_of_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     class SlowEngine(FakeEngine):
         def step(self, *given: Any) -> StepStats:
