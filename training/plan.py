@@ -14,7 +14,7 @@ from training.config import TrainConfig
 from training.optimizer_state import STATE_BYTES_PER_PARAMETER
 from training.order import BY_WORK, IN_TURN, Division
 
-MOST_EPOCHS_A_STEP = 100  # beyond it a batch is a slip of the keyboard, and dealing it takes hours
+MOST_EPOCHS_A_STEP = 1000  # beyond it a batch is a slip of the keyboard, and dealing it takes hours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,7 @@ def make_plan(
         raise ConfigError("data: the training split has no rows; add documents, or lower validation_fraction")
     if config.global_batch_rows > MOST_EPOCHS_A_STEP * rows:
         raise ConfigError(
-            f"train.global_batch_rows: {config.global_batch_rows:,} is more than {MOST_EPOCHS_A_STEP} times the"
+            f"train.global_batch_rows: {config.global_batch_rows:,} is more than {MOST_EPOCHS_A_STEP:,} times the"
             f" {count_of(rows, 'row')} of the training split; a step needs no row twice"
         )
     total_steps = steps_of(config, rows)

@@ -104,7 +104,7 @@ def test_a_batch_that_divides_is_an_equation_and_says_nothing_of_places() -> Non
 
 
 def test_a_batch_that_is_a_slip_of_the_keyboard_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"100,000,000 is more than 100 times the 538 rows of the training split"):
+    with pytest.raises(ConfigError, match=r"100,000,000 is more than 1,000 times the 538 rows of the training split"):
         plan_of(rows=538, global_batch_rows=10**8)
 
 
