@@ -8,19 +8,17 @@ say() { echo "$script: $*" >&2; }
 
 checkout=$(realpath "$checkout")
 export PYTHONPATH=$checkout${PYTHONPATH:+:$PYTHONPATH}
-source_site() { # in a function: what it does to its arguments does not reach the job's
+if [[ -f $checkout/launch/site.env ]]; then
+  shardline_kept=("$checkout" "$script" "$PWD" "$@") # what it may change without meaning to
+  trap 'say "launch/site.env has ended the script: take \`exit\` and \`set -e\` out of it"; exit 2' EXIT
   set +euo pipefail # what it sources, module and conda too, is not written for them
   # shellcheck source=/dev/null
-  source "$1"
-}
-if [[ -f $checkout/launch/site.env ]]; then
-  shardline_kept=("$checkout" "$script" "$PWD")
-  trap 'say "launch/site.env has ended the script: take \`exit\` and \`set -e\` out of it"; exit 2' EXIT
-  source_site "$checkout/launch/site.env"
+  source "$checkout/launch/site.env" # not in a function, where its `declare` would be lost
   trap - EXIT
   set -euo pipefail
   checkout=${shardline_kept[0]} script=${shardline_kept[1]}
   cd -- "${shardline_kept[2]}"
+  set -- "${shardline_kept[@]:3}" # of the script that sources this
 fi
 
 python=python # of an environment that was activated on purpose; conda's base, which many shells activate, is not

@@ -243,7 +243,6 @@ def validate(
     """
     if not plan.is_validation_due(state.steps_done):
         return state, 0.0
-    journal.phase("save", state.steps_done - 1)
     is_last = state.steps_done == plan.total_steps
     return evaluate_held_out(state, engine, batches, journal, (lambda: False) if is_last else wants_stop)
 
@@ -255,6 +254,7 @@ def evaluate_held_out(
 
     If the ranks agree to stop meanwhile, the state owes the loss.
     """
+    journal.phase("save", state.steps_done - 1)
     began = time.monotonic()
     is_stopped = False
 

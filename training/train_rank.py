@@ -104,7 +104,6 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     """Train as one rank of `world`; return the exit code. Collective."""
     heartbeat = Heartbeat(request.paths, world)
     heartbeat.start()
-    settle_beside_gpu(world)
     if torch.cuda.is_available():
         record_collectives(request.paths, heartbeat.opened()[0])
     heartbeat.start_watchdog(request.train.hang_timeout_s)
@@ -115,6 +114,7 @@ def train_rank(request: RunRequest, world: World, stop: StopFlag) -> int:
     if world.is_first:
         log.info("%s", as_text(versions()))  # the first call, so that what is recorded is the code that runs
     try:
+        settle_beside_gpu(world)
         setup = assemble(request, world, journal.mark)
         if request.profiled:
             first, last = request.profiled
@@ -176,6 +176,8 @@ def record_collectives(paths: RunPaths, local: Path) -> None:
 def settle_beside_gpu(world: World) -> None:
     """Keep to the CPUs next to this rank's GPU: in a job of Slurm, the ranks of a host divide all that it has there."""
     if needs_gpus():
+        if torch.cuda.is_available():  # first: to ask about a GPU must not take memory of the first one
+            torch.cuda.set_device(world.local_rank)
         keep_to_share(world.local_rank, world.local_size, gpu_addresses(world.local_size))
 
 

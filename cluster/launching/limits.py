@@ -50,7 +50,7 @@ def share_of(number: int, count: int, cpus: set[int]) -> list[int]:
 def share_near_gpu(number: int, near: Sequence[set[int]]) -> list[int]:
     """Return the share of the process of this number; `near` are the CPUs next to each one's GPU.
 
-    None if these are unknown for a GPU, overlap with those of another, or do not suffice.
+    Empty if these are unknown for a GPU, overlap with those of another, or do not suffice.
     """
     groups = {frozenset(cpus) for cpus in near}
     if not all(groups) or sum(len(group) for group in groups) != len(frozenset().union(*groups)):

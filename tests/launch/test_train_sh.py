@@ -485,6 +485,10 @@ def test_a_site_env_that_ends_the_script_is_named(run_here: Callable[..., Any], 
     assert done.stderr.endswith("train.sh: launch/site.env has ended the script: take `exit` and `set -e` out of it\n")
 
 
+def test_a_site_env_may_declare_its_variables_as_export_p_writes_them(run_here: Callable[..., Any]) -> None:
+    assert run_here('declare -x SITE="here"\n').stdout.startswith("venv|here|")
+
+
 @pytest.mark.parametrize("line", ["set -- other words", "shift", "cd /", "checkout=/nowhere script=other"])
 def test_what_a_site_env_does_to_arguments_folder_and_our_variables_changes_nothing(
     run_here: Callable[..., Any], line: str

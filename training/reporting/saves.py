@@ -52,7 +52,7 @@ def first_problem(checkpoint: Path) -> str:
         files = json.loads((checkpoint / COMMIT_FILE).read_text(encoding="utf-8"))["files"]
         expected = {name: facts["bytes"] for name, facts in files.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
-        return f"{COMMIT_FILE} is damaged: `shardline verify` tells more"
+        return f"{COMMIT_FILE} is damaged: the next start uses an older one"
     for name, size in expected.items():
         path = checkpoint / name
         if not path.is_file() or path.stat().st_size != size:
