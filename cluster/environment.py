@@ -300,12 +300,12 @@ def attempt_of_launcher() -> str | None:
     return os.environ.get(ATTEMPT)
 
 
-SPARE = "SHARDLINE_SPARE"
+FORK_SERVER = "SHARDLINE_FORK_SERVER"
 
 
-def spare_of_launcher() -> int | None:
-    """Return the descriptor by which our launcher talks to this process if that is a spare one; else None."""
-    return int(os.environ[SPARE]) if SPARE in os.environ else None
+def fork_server_socket() -> int | None:
+    """Return the descriptor by which our launcher talks to this process if that is a server one; else None."""
+    return int(os.environ[FORK_SERVER]) if FORK_SERVER in os.environ else None
 
 
 def slurm_job() -> str | None:

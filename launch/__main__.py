@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from cluster.environment import World, read_world, spare_of_launcher
+from cluster.environment import World, fork_server_socket, read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, DamagedRowsError, ShardlineError, exit_code_of
 from cluster.journal.log import set_up_logging
 from cluster.launching.stop_request import ignore_signals
@@ -74,11 +74,11 @@ def message_of(error: BaseException) -> str:
 
 def entry() -> NoReturn:
     open_closed_streams()
-    spare = spare_of_launcher()
-    if spare is not None:
-        from launch.spare import be_spare
+    server = fork_server_socket()
+    if server is not None:
+        from launch.fork_server import serve_forks
 
-        be_spare(spare)  # returns in the ranks that are forked from this process
+        serve_forks(server)  # returns in the ranks that are forked from this process
     code = main()
     if code == EXIT_INTERRUPTED:  # a normal exit would wait for threads that wait for a server or a disk
         sys.stdout.flush()

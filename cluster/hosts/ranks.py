@@ -13,7 +13,7 @@ from cluster.hosts.first import FirstHost
 from cluster.hosts.meeting import Ended, Hello, Meeting
 from cluster.hosts.other import OtherHost
 from cluster.hosts.peer import stopped_code
-from cluster.launching.local_launcher import RankNews, SpareProcess, run_ranks
+from cluster.launching.local_launcher import RankNews, ServerProcess, run_ranks
 from cluster.launching.stop_request import remembered_signals
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def run_on_hosts(
     *,
     restart: Callable[[bool], bool],
     news: RankNews,
-    spare: SpareProcess | None = None,
+    server: ServerProcess | None = None,
 ) -> int:
     """Run `command` as this host's ranks; return the exit code that all hosts end with.
 
@@ -54,7 +54,7 @@ def run_on_hosts(
             own = replace(news, note_cause=causes.append)
             try:
                 code = stopped_code(asked) or run_ranks(
-                    command, hello.ranks, variables, seats=seats, news=own, spare=spare
+                    command, hello.ranks, variables, seats=seats, news=own, server=server
                 )
             except (ShardlineError, OSError) as error:
                 cause = f"the launcher on {hello.name} failed: {error}"

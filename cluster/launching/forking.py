@@ -1,7 +1,7 @@
-"""The spare process's side of cluster/launching/spare.py: it forks ranks that are as those that are started afresh.
+"""The fork server's side of cluster/launching/fork_server.py: it forks ranks that are as those that are started afresh.
 
-A rank's parent is the launcher: the process between the spare and the rank ends at once, and the launcher adopts the
-rank. So the launcher gets its exit code, and the rank dies with the launcher and not with the spare.
+A rank's parent is the launcher: the process between the server and the rank ends at once, and the launcher adopts the
+rank. So the launcher gets its exit code, and the rank dies with the launcher and not with the server.
 """
 
 from __future__ import annotations
@@ -11,25 +11,29 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from cluster.environment import replace_environment
 from cluster.errors import EXIT_DONE, EXIT_FAILED
+from cluster.launching.fork_server import ANSWER_S, CHECK, MOST_BYTES, USABLE
 from cluster.launching.local_launcher import die_with_parent
-from cluster.launching.spare import ANSWER_S, CHECK, MOST_BYTES, USABLE
 
-ADJUSTMENT = Path("/proc/self/oom_score_adj")
-FIRST_TO_GO = "1000"  # where memory runs out, the kernel ends the spare before anything else
+FORK_SERVER_NAME = "fork-server"
+SET_APART = {  # from the ranks
+    Path("/proc/self/oom_score_adj"): "1000",  # where memory runs out, the kernel ends the server before anything else
+    Path("/proc/self/comm"): FORK_SERVER_NAME,  # as `top` shows it
+}
 THREAD_END_S = 1.0
 MADE_ANEW = "jemalloc_bg_thd"  # pyarrow's, after a fork too
 
 
-def offer_memory() -> str:
-    """Have the kernel end this process first where memory runs out; return what it was set to before."""
-    before = ADJUSTMENT.read_text()
-    ADJUSTMENT.write_text(FIRST_TO_GO)
+def set_apart() -> dict[Path, str]:
+    """Set this process apart from ranks for the kernel and whoever looks; return what to write to be a rank again."""
+    before = {path: path.read_text().strip() for path in SET_APART}
+    for path, value in SET_APART.items():
+        path.write_text(value)
     return before
 
 
@@ -50,16 +54,17 @@ def threads() -> list[str]:
     return found
 
 
-def become_ranks(control: socket.socket, changed: Callable[[], str], adjustment: str) -> None:
-    """Fork a rank each time that the launcher asks for one. Returns in each rank; the spare itself ends here.
+def become_ranks(control: socket.socket, changed: Callable[[], str], before: Mapping[Path, str]) -> None:
+    """Fork a rank each time that the launcher asks for one. Returns in each rank; the server itself ends here.
 
-    `changed` tells in words what is no longer as it was when it was imported, "" if nothing is.
+    `changed` tells in words what is no longer as it was when it was imported, "" if nothing is; `before` is what
+    `set_apart` has returned.
     """
     launcher = os.getppid()
     control.send(USABLE)
     while True:
         message, descriptors, *_ = socket.recv_fds(control, MOST_BYTES, 1)
-        if not message:  # the launcher has ended, or needs no spare any more
+        if not message:  # the launcher has ended, or needs no server any more
             os._exit(EXIT_DONE)
         if message == CHECK:
             control.send(told_change(changed).encode()[:MOST_BYTES] or USABLE)
@@ -67,7 +72,8 @@ def become_ranks(control: socket.socket, changed: Callable[[], str], adjustment:
         if is_rank():
             control.close()
             enter(socket.socket(fileno=descriptors[0]), launcher)
-            ADJUSTMENT.write_text(adjustment)
+            for path, value in before.items():
+                path.write_text(value)
             return
         os.close(descriptors[0])
 

@@ -92,15 +92,15 @@ class Rank(Protocol):
     def kill(self) -> None: ...
 
 
-class SpareProcess(Protocol):
-    """A process that has imported what ranks import, and that ranks can be forked from: see spare.py."""
+class ServerProcess(Protocol):
+    """A process that has imported what ranks import, and that ranks can be forked from: see fork_server.py."""
 
     def tend(self) -> bool:
         """Start it when it is time; return whether it was found dead. Called again and again while ranks work."""
         ...
 
-    def is_usable(self, environment: Mapping[str, str]) -> bool:
-        """Return whether ranks with such an environment may be forked from it now."""
+    def is_usable(self, environment: Mapping[str, str], is_over: Callable[[], bool]) -> bool:
+        """Return whether ranks with such an environment may be forked from it; it may wait until `is_over`."""
         ...
 
     def fork(self, environment: Mapping[str, str]) -> Rank | None:
@@ -115,21 +115,21 @@ def run_ranks(
     *,
     seats: Seats | None = None,
     news: RankNews | None = None,
-    spare: SpareProcess | None = None,
+    server: ServerProcess | None = None,
 ) -> int:
     """Run `command` as `size` ranks; return one exit code for all, as `combined` chooses it.
 
     Without `seats` they are the whole world. After a failure on another host, these are ended as after one of theirs.
-    `variables` are added to the ranks' environment. If `spare` is usable, the ranks are forked from it. A signal that
+    `variables` are added to the ranks' environment. If `server` is usable, the ranks are forked from it. A signal that
     asks to stop is forwarded to all ranks. If it comes before all are started, they are killed: they cannot agree on a
     step to stop at yet, and nothing is lost. A second Ctrl-C kills them at once.
     """
     news = RankNews() if news is None else news
     if seats is not None:
-        return run_seated(command, variables or {}, LocalRanks(seats, news, spare=spare), size)
+        return run_seated(command, variables or {}, LocalRanks(seats, news, server=server), size)
     with hold_port() as held:  # until rank 0 listens there: it imports for seconds first
         seats = Seats(first=0, size=size, master=("127.0.0.1", held.getsockname()[1]))
-        return run_seated(command, variables or {}, LocalRanks(seats, news, spare=spare), size)
+        return run_seated(command, variables or {}, LocalRanks(seats, news, server=server), size)
 
 
 def run_seated(command: Sequence[str], variables: Mapping[str, str], local: LocalRanks, size: int) -> int:
@@ -174,7 +174,7 @@ class LocalRanks:
     told: int | None = None
     """The open file in which ranks leave why they failed."""
     stopped_elsewhere_at: float | None = None
-    spare: SpareProcess | None = None
+    server: ServerProcess | None = None
     asked_at: float = 0.0
     """When the ranks were last asked to stop."""
     memory_kills: int = field(default_factory=out_of_memory_kills)
@@ -191,15 +191,17 @@ class LocalRanks:
 
     def start(self, command: Sequence[str], size: int, variables: Mapping[str, str]) -> None:
         """Start the ranks of this host, unless a signal asks to stop meanwhile."""
-        spare = self.spare
-        if spare and not spare.is_usable(rank_environment((0, size), self.seats, variables)):
-            spare = None
-        if spare:
-            log.info("the ranks are forked from the spare process, which has everything imported")
+        server = self.server
+        if server and not server.is_usable(rank_environment((0, size), self.seats, variables), self.is_over):
+            server = None
         while len(self.ranks) < size and not self.asked:
             local = len(self.ranks), size
-            forked = spare.fork(rank_environment(local, self.seats, variables)) if spare else None
+            forked = server.fork(rank_environment(local, self.seats, variables)) if server else None
             self.ranks.append(forked or start_rank(command, local, self.seats, variables))
+
+    def is_over(self) -> bool:
+        """Return whether no ranks are wanted any more: a stop is asked for, or another host has failed."""
+        return bool(self.asked) or failed(self.seats.elsewhere())
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
         self.asked.append(number)
@@ -237,7 +239,7 @@ class LocalRanks:
                 self.causes = self.failures()  # ranks that die later do so because of it
             if deadline is not None and time.monotonic() > deadline:
                 break
-            if deadline is None and self.spare and not self.asked and self.spare.tend():
+            if deadline is None and self.server and not self.asked and self.server.tend():
                 self.memory_kills = out_of_memory_kills()  # what killed it is not what will kill a rank
             time.sleep(0.05)
         if deadline is None and self.has_failed():  # all have ended between two looks

@@ -1,6 +1,6 @@
 """One host of a Slurm job, as the task of srun that launch/train.sh starts there: it starts and restarts its ranks.
 
-After a failure the ranks of all hosts start again in place, from the spare processes where there are some, if the
+After a failure the ranks of all hosts start again in place, from the fork servers where there are some, if the
 attempt made new steps and every host is still there. All else is for the job to decide, in slurm_job.py: these tasks
 then end with the ranks' exit code, and srun with them.
 """
@@ -27,7 +27,7 @@ from cluster.hosts.meeting import Hello
 from cluster.hosts.ranks import run_on_hosts
 from cluster.journal.log import set_up_logging
 from cluster.journal.records import last_step, read_events
-from cluster.launching.spare import spare_for
+from cluster.launching.fork_server import fork_server_for
 from cluster.launching.stop_request import ignore_signals
 from cluster.machine import cpu_count
 from cluster.paths import RunPaths
@@ -68,9 +68,9 @@ def train_on_slurm_host(
         )
     ignore_signals()  # before and after the ranks: srun sends TERM to the others when the first task ends with 75
     try:
-        with spare_for(command, restart=True) as spare:
+        with fork_server_for(command, ranks, restart=True) as server:
             news = news_of(paths, slurm_host())
-            return run_on_hosts(command, hello, launches.begin, restart=launches.may_follow, news=news, spare=spare)
+            return run_on_hosts(command, hello, launches.begin, restart=launches.may_follow, news=news, server=server)
     except (LeftToTheJobError, ClusterError, OSError) as error:  # a port in use: the next start takes another
         log.warning("the ranks are not started here: %s", error)
         return EXIT_FAILED

@@ -46,10 +46,10 @@ from cluster.hosts.meeting import Hello
 from cluster.hosts.ranks import run_on_hosts
 from cluster.journal.log import set_up_logging
 from cluster.launching.companions import companions
+from cluster.launching.fork_server import IMPORTING, fork_server_for
 from cluster.launching.limits import keep_to_share, set_limits
 from cluster.launching.local_launcher import run_ranks
 from cluster.launching.rank_log import has_lost, rank_log, remove_old
-from cluster.launching.spare import spare_for
 from cluster.launching.stop_request import StopFlag
 from cluster.paths import RunPaths
 from cluster.progress import Waiting
@@ -76,7 +76,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IMPORTING = "importing torch, transformers and DeepSpeed"
 IMPATIENT_S = 2.0  # trackers have no longer than this to end after a second Ctrl-C
 TRAINING = "shardline train"  # how the run's lock names its holder
 
@@ -254,14 +253,14 @@ def train_on_hosts(run: RunConfig, options: argparse.Namespace, place: HostPlace
     ranks = options.ranks or place.ranks or local_ranks(run, None)
     hello = Hello(place=place, ranks=ranks, run={**shared, **dict(flat(parse_yaml(saved_text(run), "its YAML")))})
     command = [sys.executable, "-m", "launch", *sys.argv[1:]]
-    with spare_for(command, restart=options.restart) as spare:
+    with fork_server_for(command, ranks, restart=options.restart) as server:
         code = run_on_hosts(
             command,
             hello,
             lambda: check_and_note(run, lambda: note_launch(run.paths), TRAINING),
             restart=lambda are_all_there: options.restart and may_restart(run.paths),  # a lost host may come back
             news=news_of(run.paths),
-            spare=spare,
+            server=server,
         )
     if place.number == 0:
         note_stop(run.paths, code)
@@ -277,12 +276,12 @@ def may_restart(paths: RunPaths) -> bool:
 def run_with_restarts(run: RunConfig, ranks: int, holder: Holder, *, restart: bool) -> int:
     """Start the ranks; with `restart`, start them again after each failure as long as they reach new steps."""
     command = [sys.executable, "-m", "launch", *sys.argv[1:]]
-    with spare_for(command, restart=restart) as spare:
+    with fork_server_for(command, ranks, restart=restart) as server:
         while True:
             note_launch(run.paths)
             attempt = attempt_name(run.paths)
             variables = {LOCK: holder.id, ATTEMPT: attempt}
-            code = run_ranks(command, ranks, variables, news=news_of(run.paths), spare=spare)
+            code = run_ranks(command, ranks, variables, news=news_of(run.paths), server=server)
             note_stop(run.paths, code)
             if code == EXIT_FAILED and (said := code_that_ranks_recorded(run.paths)) not in (None, EXIT_FAILED):
                 log.warning("a rank failed as it ended, after the run had recorded its end: %s", said)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from cluster.journal.records import read_events, read_lines
+from cluster.launching.forking import FORK_SERVER_NAME
 from cluster.paths import RunPaths
 from data_prep.shards import SPLITS, Manifest, Piece, template_digest, tokenizer_digest
 from data_prep.shards.writing import (
@@ -35,8 +36,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).parent / "rank_programs"
 FAULTY = PROGRAMS / "faulty.py"
 TWO_RANKS = """import sys
+from cluster.launching.fork_server import fork_server_for
 from cluster.launching.local_launcher import RankNews, run_ranks
-sys.exit(run_ranks(sys.argv[1:], 2, news=RankNews(note_cause=lambda cause: print("cause:", cause))))
+with fork_server_for(sys.argv[1:], 2, restart=False) as server:
+    news = RankNews(note_cause=lambda cause: print("cause:", cause))
+    code = run_ranks(sys.argv[1:], 2, news=news, server=server)
+sys.exit(code)
 """
 ROW_TOKENS = 64
 
@@ -239,8 +244,9 @@ def is_alive(pid: int) -> bool:
 
 
 def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
-    """Return the processes of a launcher's ranks, in their order."""
-    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
+    """Return the processes of a launcher's ranks, in their order; its fork server is none of them."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() != FORK_SERVER_NAME]
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from cluster.environment import read_world
+from cluster.environment import fork_server_socket, read_world
 from launch.__main__ import main
+from launch.fork_server import serve_forks
 
 
 def nan(loss: Any) -> Any:
@@ -82,6 +83,8 @@ def plant(fault: str, first: int, last: int) -> None:
 
 
 if __name__ == "__main__":
+    if (descriptor := fork_server_socket()) is not None:
+        serve_forks(descriptor)  # returns in the ranks
     fault, rank, first, last, *arguments = sys.argv[1:]
     world = read_world()
     assert world is not None

@@ -1,4 +1,7 @@
-"""After a failure the ranks are forked from the spare process; what they compute is what ranks of their own compute."""
+"""After a failure the ranks are forked once more from the fork server; what they compute is what the first ones did.
+
+That these compute what ranks of another launcher do is in test_resume.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ class Restarted:
     run: Any
     process: subprocess.Popen[str]
     checkout: Path
-    started: list[list[Any]]
-    """The steps of ranks that were started."""
-    forked: list[list[Any]]
-    """The steps of ranks that were forked, of which the first ones are taken again."""
+    first: list[list[Any]]
+    """The steps of the first ranks."""
+    second: list[list[Any]]
+    """The steps of those after the failure, of which the first ones are taken again."""
 
     def says(self, text: str) -> bool:
         return text in self.run.log.read_text()
@@ -46,31 +49,30 @@ def restarted(short_run: Callable[..., Any], tmp_path_factory: pytest.TempPathFa
     with run.log.open("w") as log:
         command = [*run.command(), "--restart"]
         process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log, text=True)
-    run.watch(process, lambda run: "a spare process is ready" in run.log.read_text())
-    run.watch(process, lambda run: run.steps()[-1] > SAVE_EVERY and run.steps()[-1] % SAVE_EVERY > SAVE_EVERY // 2)
+    run.watch(process, lambda run: len(run.steps()) > SAVE_EVERY and len(run.steps()) % SAVE_EVERY > SAVE_EVERY // 2)
     run.signal_rank(process, 1, signal.SIGKILL)
     run.watch(process, lambda run: len(run.events("launch")) == 2)
-    started = exact(run)
-    run.watch(process, lambda run: len(run.events("start")) == 2 and run.steps()[-1] > started[-1][0])
-    yield Restarted(run, process, checkout, started, exact(run)[run.events("start")[1]["step"] :])
+    first = exact(run)
+    run.watch(process, lambda run: len(run.events("start")) == 2 and run.steps()[-1] > first[-1][0])
+    yield Restarted(run, process, checkout, first, exact(run)[run.events("start")[1]["step"] :])
     process.kill()
     process.wait()
 
 
 def test_ranks_forked_after_a_failure_take_the_same_steps_to_the_bit(restarted: Restarted) -> None:
-    assert restarted.says("the ranks are forked from the spare process")
-    first, last = restarted.forked[0][0], restarted.started[-1][0]
-    assert SAVE_EVERY < first < last
-    assert restarted.forked[: last - first + 1] == restarted.started[first - 1 :]
+    assert restarted.says("the ranks are forked from the fork server")
+    again, last = restarted.second[0][0], restarted.first[-1][0]
+    assert SAVE_EVERY < again < last
+    assert restarted.second[: last - again + 1] == restarted.first[again - 1 :]
 
 
-def test_ranks_are_started_afresh_when_the_code_has_changed_and_all_die_with_their_launcher(
+def test_another_fork_server_serves_when_the_code_has_changed_and_all_die_with_their_launcher(
     restarted: Restarted,
 ) -> None:
     run, process = restarted.run, restarted.process
     (restarted.checkout / "training" / "guards.py").touch()
     os.kill(run.ranks(process)[-1], signal.SIGKILL)
-    run.watch(process, lambda run: restarted.says("the ranks are started afresh, not from the spare process"))
+    run.watch(process, lambda run: restarted.says("no rank can be forked from the fork server any more"))
     assert restarted.says(f"the code has changed: {restarted.checkout / 'training' / 'guards.py'}")
-    run.watch(process, lambda run: len(run.ranks(process)) >= 2)  # the next spare process may be there too
+    run.watch(process, lambda run: len(run.events("start")) == 3)
     run.kill(process, lambda run: True)

@@ -1,7 +1,7 @@
-"""The spare process of a host: it imports what ranks import, and the ranks of the next attempt are forked from it.
+"""The fork server of a host: it imports what ranks import, and ranks are forked from it.
 
-Its launcher, cluster/launching/spare.py, starts it once the ranks take steps. It takes little of their CPU time, leaves
-no thread behind and does not touch a GPU: a process that is forked could use neither.
+Its launcher, cluster/launching/fork_server.py, starts it before the ranks, or beside them: then it takes little of
+their CPU time. It leaves no thread behind and does not touch a GPU: a process that is forked could use neither.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from cluster.environment import child_environment, rank_names, set_library_variables, update_environment
 from cluster.errors import EXIT_FAILED
-from cluster.launching.forking import become_ranks, lasting_threads, offer_memory
-from cluster.launching.spare import IN_SPARE
+from cluster.launching.fork_server import AT_ONCE, IN_FORK_SERVER, MOST_BYTES
+from cluster.launching.forking import become_ranks, lasting_threads, set_apart
 from cluster.machine import gpus_of_host
 from cluster.wording import count_of
 
@@ -33,19 +33,18 @@ IMPORT_ERRORS = (ImportError, OSError, RuntimeError, ValueError, TypeError, Attr
 Stamps = dict[str, tuple[int, int]]
 
 
-def be_spare(descriptor: int) -> None:
-    """Import, then fork ranks when the launcher asks for them. Returns in each rank; the spare itself ends here."""
+def serve_forks(descriptor: int) -> None:
+    """Import, then fork ranks when the launcher asks for them. Returns in each rank; the server itself ends here."""
     control = socket.socket(fileno=descriptor)
     try:
-        adjustment = offer_memory()
+        as_a_rank = set_apart()
         own, gpus, installed = own_stamps(), gpus_of_host(), installed_stamps()
         set_library_variables()
-        before = {name: value for name, value in child_environment({}).items() if name not in IN_SPARE}
-        with silenced(), ThreadPoolExecutor(1, initializer=step_back) as pool:
-            context = contextvars.copy_context()
-            pool.submit(context.run, import_all).result()
-        for variable, value in context.items():  # torch keeps settings in some: they are those of a thread
-            variable.set(value)
+        before = {name: value for name, value in child_environment({}).items() if name not in IN_FORK_SERVER}
+        if control.recv(MOST_BYTES) == AT_ONCE:
+            import_all()
+        else:
+            import_at_leisure()
         why = unfit()
     except IMPORT_ERRORS as error:
         why = f"{type(error).__name__}: {error}"
@@ -65,7 +64,7 @@ def be_spare(descriptor: int) -> None:
             or difference(libraries, library_stamps())
         )
 
-    become_ranks(control, changed, adjustment)
+    become_ranks(control, changed, as_a_rank)
     update_environment(made)  # by imports, as in a process of its own
     import numpy as np
 
@@ -78,6 +77,15 @@ def import_all() -> None:
     with lean_imports():
         for name in IMPORTED:
             importlib.import_module(name)
+
+
+def import_at_leisure() -> None:
+    """Import at low priority, as ranks work beside this process. They have what libraries say then in their logs."""
+    with silenced(), ThreadPoolExecutor(1, initializer=step_back) as pool:
+        context = contextvars.copy_context()
+        pool.submit(context.run, import_all).result()
+    for variable, value in context.items():  # torch keeps settings in some: they are those of a thread
+        variable.set(value)
 
 
 def step_back() -> None:

@@ -1,8 +1,9 @@
-"""A spare process beside the ranks of a host: it has imported what they import, and the next ones are forked from it.
+"""The fork server of a host: a process that has imported what its ranks import, and that they are forked from.
 
-Most of the start of a small model is importing torch, transformers and DeepSpeed. The spare process is the same command
-as the ranks, with SPARE in its environment; what it does is in cluster/launching/forking.py and launch/spare.py. Ranks
-that are forked from it become children of this process, as those that it starts itself are.
+Most of the start of a small model is importing torch, transformers and DeepSpeed. On a host without GPUs one process
+does that for all ranks, the first ones too; beside GPUs it serves those of later attempts. The server is the same
+command as the ranks, with FORK_SERVER in its environment; what it does is in cluster/launching/forking.py and
+launch/fork_server.py. Ranks that are forked from it become children of this process, as those that it starts itself.
 """
 
 from __future__ import annotations
@@ -16,31 +17,43 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from cluster.environment import SPARE, child_environment, patience, rank_names, read_host_place, threads_of_rank
+from cluster.environment import (
+    FORK_SERVER,
+    child_environment,
+    gpu_count,
+    patience,
+    rank_names,
+    read_host_place,
+    threads_of_rank,
+)
 from cluster.launching.local_launcher import die_with_parent
 from cluster.machine import free_memory_bytes
+from cluster.progress import Waiting
 
 log = logging.getLogger(__name__)
 
+AT_ONCE, AT_LEISURE = b"at once", b"at leisure"  # how it is to import
 CHECK, FORK, USABLE = b"check", b"fork", b"usable"
-ANSWER_S = 10.0  # that the spare has for an answer: it only looks at files, or forks
-DUE_S = 30.0  # after the ranks
+ANSWER_S = 10.0  # that the server has for an answer: it only looks at files, or forks
+DUE_S = 30.0  # after the ranks, where those are started without it
+LONGEST_START_S = 600.0  # that ranks wait for it: imports may come from a slow disk
 END_S = 1.0
 MOST_BYTES = 4096  # of an answer
+IMPORTING = "importing torch, transformers and DeepSpeed"
 PR_SET_CHILD_SUBREAPER = 36
-LEAST_FREE_BYTES = 2e9  # without it, no spare process: it takes about 0.5 GB
+LEAST_FREE_BYTES = 2e9  # without it, no fork server: it takes about 0.5 GB
 # torch then counts GPUs without starting CUDA, which a process that is forked could not use; DeepSpeed sets it as well
-IN_SPARE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+IN_FORK_SERVER = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 @dataclass
 class ForkedRank:
-    """A rank that was forked from the spare, a child of this process, as the launcher handles a subprocess.Popen.
+    """A rank that was forked from the server, a child of this process, as the launcher handles a subprocess.Popen.
 
     A signal's handler may ask for the same rank while this process is about to hear of its end: only one of them waits
     for it, as a child can be waited for once.
@@ -69,14 +82,20 @@ class ForkedRank:
 
 
 @dataclass
-class Spare:
-    """The spare process of this host: started half a minute after the ranks, and asked for those of later attempts.
+class ForkServer:
+    """The fork server of this host.
 
-    By then most ranks take steps. That is not looked up: the run's disk may hang, and the launcher must not.
-    Whatever is wrong with the process is told, and ranks are then started afresh.
+    Where it `comes_first`, ranks wait until it has imported, and all of them are forked from it. Else the first ranks
+    are started without it; it is started half a minute after them, when most take steps, and serves later attempts.
+    That they do is not looked up: the run's disk may hang, and the launcher must not.
+    Whatever is wrong with the process is told, and ranks are then started without it.
     """
 
     command: Sequence[str]
+    ranks: int = 1
+    comes_first: bool = False
+    is_shown: bool = True
+    """Whether a person is shown what is waited for."""
     process: subprocess.Popen[bytes] | None = None
     control: socket.socket | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -92,19 +111,41 @@ class Spare:
         if self.is_ready and self.process is not None and self.process.poll() is not None:
             self.refuse(b"")
             return True
-        if not self.is_ready and not self.is_refused:
-            self.prepare()
-        return False
-
-    def prepare(self) -> None:
+        if self.is_ready or self.is_refused:
+            return False
         if self.control is None:
             now = time.monotonic()
             self.waiting_since = now if self.waiting_since is None else self.waiting_since
             if now - self.waiting_since >= DUE_S * patience():
-                self.start()
-            return
+                self.start(AT_LEISURE)
+        else:
+            self.hear(self.control)
+        return False
+
+    def start(self, how: bytes) -> None:
         try:
-            answer = self.control.recv(MOST_BYTES)
+            if (free := free_memory_bytes()) < LEAST_FREE_BYTES:
+                self.refuse(f"only {free / 1e9:.1f} GB of memory is free".encode())
+                return
+            self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.control.setblocking(False)  # until it has answered: the launcher looks after its ranks meanwhile
+            self.environment = child_environment(threads_of_rank(self.ranks))
+            with theirs:
+                self.process = subprocess.Popen(
+                    self.command,
+                    env={**IN_FORK_SERVER, **self.environment, FORK_SERVER: str(theirs.fileno())},
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,
+                    preexec_fn=partial(die_with_parent, os.getpid()),
+                )
+            self.control.send(how)
+        except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
+            self.refuse(f"{type(error).__name__}: {error}".encode())  # whatever it is, the ranks go on
+
+    def hear(self, control: socket.socket) -> None:
+        """Hear whether the process can be used, if it has said so."""
+        try:
+            answer = control.recv(MOST_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -113,46 +154,45 @@ class Spare:
             self.refuse(answer)
             return
         self.is_ready = True
-        self.control.settimeout(ANSWER_S)
-        log.info("a spare process is ready for quick restarts")
-
-    def start(self) -> None:
-        try:
-            if (free := free_memory_bytes()) < LEAST_FREE_BYTES:
-                self.refuse(f"only {free / 1e9:.1f} GB of memory is free".encode())
-                return
-            self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self.control.setblocking(False)  # until it has answered: the launcher looks after its ranks meanwhile
-            place = read_host_place()
-            self.environment = child_environment(threads_of_rank((place and place.ranks) or 1))
-            with theirs:
-                self.process = subprocess.Popen(
-                    self.command,
-                    env={**IN_SPARE, **self.environment, SPARE: str(theirs.fileno())},
-                    pass_fds=[theirs.fileno()],
-                    process_group=0,
-                    preexec_fn=partial(die_with_parent, os.getpid()),
-                )
-        except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
-            self.refuse(f"{type(error).__name__}: {error}".encode())  # whatever it is, the ranks go on
+        control.settimeout(ANSWER_S)
+        if not self.comes_first:
+            log.info("a fork server is ready for quick restarts")
 
     def refuse(self, why: bytes) -> None:
-        """Do without a spare in this attempt; the next one tries again, as memory may be free by then."""
+        """Do without a server in this attempt; the next one tries again, as memory may be free by then."""
         self.end()
         self.is_refused = True
         told = why.decode(errors="replace") or "it has ended"
-        log.info("no spare process for quick restarts here: %s", told)
+        log.info("no fork server here, for starts that need not import: %s", told)
 
-    def is_usable(self, environment: Mapping[str, str]) -> bool:
-        """Return whether a rank with this environment may be forked now; tell why not where a spare was there."""
-        if self.control is None or not self.is_ready:
-            self.is_refused, self.waiting_since = False, None  # another attempt begins
-            return False
-        why = self.changed_variable(environment) or self.answer_to_check(self.control)
-        if why:
-            log.info("the ranks are started afresh, not from the spare process: %s", why)
+    def is_usable(self, environment: Mapping[str, str], is_over: Callable[[], bool]) -> bool:
+        """Return whether a rank with this environment may be forked now; tell why not where a server was there.
+
+        Where the server comes first, one is started and waited for, unless `is_over` says that no ranks are wanted.
+        """
+        if self.control is not None and self.is_ready:
+            why = self.changed_variable(environment) or self.answer_to_check(self.control)
+            if not why:
+                log.info("the ranks are forked from the fork server, which has everything imported")
+                return True
+            log.info("no rank can be forked from the fork server any more: %s", why)
             self.end()  # the next attempt gets another one
-        return not why
+        self.is_refused, self.waiting_since = False, None  # another attempt begins
+        if self.comes_first:
+            if self.control is None:
+                self.start(AT_ONCE)
+            self.wait(is_over)
+        return self.is_ready
+
+    def wait(self, is_over: Callable[[], bool]) -> None:
+        """Wait until the process can be used, or is refused."""
+        deadline = time.monotonic() + LONGEST_START_S
+        with Waiting(IMPORTING, is_shown=self.is_shown):
+            while self.control is not None and not self.is_ready and not is_over():
+                self.hear(self.control)
+                if time.monotonic() > deadline:
+                    self.refuse(f"it has not imported everything within {LONGEST_START_S:.0f} s".encode())
+                time.sleep(0.02)
 
     def changed_variable(self, environment: Mapping[str, str]) -> str:
         """Return in words which variable differs from those that the libraries were imported with."""
@@ -186,7 +226,7 @@ class Spare:
                     ours.sendall(json.dumps(dict(environment)).encode())
                 return rank
         except (OSError, ValueError) as error:  # a rank that was forked ends by itself: nothing more comes from here
-            log.warning("the spare process has forked no rank: %s", error)
+            log.warning("the fork server has forked no rank: %s", error)
             self.end()
             return None
 
@@ -203,19 +243,24 @@ class Spare:
 
 
 @contextmanager
-def spare_for(command: Sequence[str], *, restart: bool) -> Iterator[Spare | None]:
-    """Have a spare process beside the ranks, if they are to be restarted."""
-    spare = Spare(command) if restart else None
+def fork_server_for(command: Sequence[str], ranks: int, *, restart: bool) -> Iterator[ForkServer | None]:
+    """Have a fork server beside the ranks of this host, if one saves an import: of several ranks, or of later ones.
+
+    Beside GPUs the first ranks are not forked: what libraries do to a GPU while they are imported is not known of all.
+    """
+    place = read_host_place()
+    comes_first, is_shown = gpu_count() == 0, place is None or place.number == 0
+    server = ForkServer(command, ranks, comes_first, is_shown) if restart or (comes_first and ranks > 1) else None
     try:
-        yield spare
+        yield server
     finally:
-        if spare is not None:
-            spare.end()
+        if server is not None:
+            server.end()
 
 
 @contextmanager
 def adopting_orphans() -> Iterator[None]:
-    """Become the parent of processes below this one whose parent ends, as the one between spare and rank does."""
+    """Become the parent of processes below this one whose parent ends, as the one between server and rank does."""
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
