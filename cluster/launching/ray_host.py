@@ -2,8 +2,8 @@
 
     python -m cluster.launching.ray_host --name HOST --hosts HOST,HOST --cpus N --port N --folder FOLDER -- [WORDS]
 
-WORDS are for this Python, on the first host; their exit code is the task's. Ray's folder must be on this host's disk
-and its path short. Whatever ends the task, all that it has started ends, and the folder is removed.
+WORDS are for this Python, on the first host only; their exit code is the task's. Ray's folder must be on this host's
+disk and its path short. Whatever ends the task, all that it has started ends, and the folder is removed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run Ray on this host until the task is ended or, on the first host, until the command has ended."""
     place = arguments.index("--")
     host = parser().parse_args(arguments[:place])
-    is_first = host.name == host.hosts[0]
+    is_first = bool(arguments[place + 1 :])
     started: list[subprocess.Popen[bytes]] = []
     try:
         for number in ENDING:
@@ -58,7 +58,9 @@ def main(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cluster.launching.ray_host")
     parser.add_argument("--name", required=True, help="this host, as Slurm calls it")
-    parser.add_argument("--hosts", required=True, type=lambda text: text.split(","), help="the first host and another")
+    parser.add_argument(
+        "--hosts", required=True, type=lambda text: text.split(","), help="addresses of the first host and another"
+    )
     parser.add_argument("--cpus", required=True, type=int)
     parser.add_argument("--port", required=True, type=int, help="of Ray on the first host")
     parser.add_argument("--folder", required=True, type=Path)

@@ -43,6 +43,14 @@ def own_address_towards(host: str) -> str | None:
         return str(probe.getsockname()[0])
 
 
+def is_known(host: str) -> bool:
+    """Return whether this host finds an address for a name."""
+    try:
+        return bool(socket.getaddrinfo(host, DISCARD))
+    except (OSError, UnicodeError):
+        return False
+
+
 def interface_of(address: str) -> str | None:
     """Return the name of the interface that has an IPv4 address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

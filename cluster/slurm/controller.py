@@ -7,10 +7,12 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.environment import child_environment
 from cluster.errors import ClusterError
+from cluster.network.interfaces import is_known
 from cluster.wording import count_of
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,16 @@ class Controller:
             raise ClusterError(f"`scontrol show hostnames {node_list}` failed; its reason is above")
         return told.split()
 
+    def addresses(self, hosts: Sequence[str]) -> list[str]:
+        """Return what hosts reach each other by: their names, or Slurm's addresses of them if a name is not known here.
+
+        Some sites name their nodes in slurm.conf only.
+        """
+        if all(map(is_known, hosts)):
+            return list(hosts)
+        told = [self.ask_until_answered("scontrol", "show", "node", host, tries=FEW) or "" for host in hosts]
+        return [record_in(text).get("NodeAddr", host) for host, text in zip(hosts, told, strict=True)]
+
     def gpus(self, tries: int = TRIES) -> dict[str, int]:
         """Return how many GPUs the job has on each host; empty if this Slurm does not tell, or not in time."""
         told = self.ask_until_answered("scontrol", "--details", "show", "job", self.job, tries=tries) or ""
@@ -125,7 +137,10 @@ class Controller:
 
 
 def record_in(text: str) -> dict[str, str]:
-    """Return a job's record. Of a name that is there twice, the first: words of the user's follow Slurm's own."""
+    """Return the record of a job or a node.
+
+    Of a name that is there twice, the first: words of the user's follow Slurm's own.
+    """
     parts = [part.split("=", 1) for part in text.split() if "=" in part]
     return {name: value for name, value in reversed(parts)}
 

@@ -39,9 +39,10 @@ END_S = 15.0  # that they have to end their Ray
 def prepare_in_job() -> int:
     """Run this command on Ray over all hosts of this job; return its exit code."""
     job = read_job(slurm_variables(), "prepare.sh", lambda number: Controller(str(number), patience()).record())
-    hosts = Controller(job.name, patience()).hosts(job.node_list)
+    controller = Controller(job.name, patience())
+    hosts = controller.hosts(job.node_list)
     with remembered_signals() as asked:
-        return RayJob(job, hosts, patience(), asked).run()
+        return RayJob(job, hosts, controller.addresses(hosts[:2]), patience(), asked).run()
 
 
 @dataclass
@@ -64,6 +65,8 @@ class RayJob:
 
     job: SlurmJob
     hosts: list[str]
+    addresses: list[str]
+    """Of the first hosts."""
     patience: float
     asked: list[int]
     token: str = field(default_factory=lambda: secrets.token_hex(32))
@@ -112,7 +115,7 @@ class RayJob:
         options, python = rank_words()
         srun = ["srun", "--export=ALL", "--mpi=none", "--overlap", "--no-kill", f"--nodelist={host}", "--nodes=1"]
         size = ["--ntasks=1", f"--cpus-per-task={cpus}"]
-        ours = [f"--name={host}", f"--hosts={','.join(self.hosts[:2])}", f"--cpus={cpus}", f"--port={port}"]
+        ours = [f"--name={host}", f"--hosts={','.join(self.addresses)}", f"--cpus={cpus}", f"--port={port}"]
         words = [word for word in sys.argv[1:] if word != UNDER_SLURM] if host == self.hosts[0] else []
         run = ["-m", "launch", *words, "-o", "data.executor=ray"] if words else []
         enter = ["sh", "-c", ENTER, str(Path.cwd())]

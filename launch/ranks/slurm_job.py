@@ -263,7 +263,7 @@ class Launcher:
             DEVICE: GPU if layout.has_gpus else None,
             MEETING: secrets.token_hex(8),
             RANKS: " ".join(f"{host}:{ranks}" for host, ranks in zip(layout.hosts, layout.ranks, strict=True)),
-            "MASTER_ADDR": layout.hosts[0],
+            "MASTER_ADDR": self.controller.addresses(layout.hosts[:2])[0],
             "MASTER_PORT": str(port),
             "SLURM_GPUS_PER_NODE": None,  # options say it, if there are any
             "SLURM_DISTRIBUTION": None,

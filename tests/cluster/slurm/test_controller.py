@@ -53,6 +53,15 @@ def test_of_several_tasks_of_an_array_the_one_that_is_asked_for_is_told(
     assert replace(controller(ARRAY), job=job).facts().state == state
 
 
+def test_a_node_that_only_slurm_knows_is_reached_by_the_address_that_slurm_has(
+    controller: Callable[[str], Controller],
+) -> None:
+    slurm = controller("echo NodeName=$3 Arch=x86_64 ; echo '   NodeAddr=10.0.0.'${#3} NodeHostName=$3")
+    assert slurm.addresses(["localhost", "127.0.0.1"]) == ["localhost", "127.0.0.1"]
+    assert slurm.addresses(["localhost", "only.slurm.invalid"]) == ["10.0.0.9", "10.0.0.18"]
+    assert controller("exit 0").addresses(["only.slurm.invalid"]) == ["only.slurm.invalid"]  # an old Slurm, or none
+
+
 def test_a_job_may_run_if_slurm_never_answers(controller: Callable[[str], Controller]) -> None:
     assert controller("exit 1").facts().may_run
 
