@@ -9,6 +9,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,25 @@ def no_micro_batch_is_left() -> Iterator[None]:
     yield
     if attention := sys.modules.get("training.step.document_attention"):
         vars(attention.CURRENT).update(vars(attention.Current()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_command_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail where the tests of a file leave one of our commands running: it would slow all that follow."""
+    yield
+    ours = str(tmp_path_factory.getbasetemp())
+    left = [pid for pid, words in commands() if "launch" in words and any(word.startswith(ours) for word in words)]
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not left, "commands that were left running, now killed"
+
+
+def commands() -> Iterator[tuple[int, list[str]]]:
+    """Yield the processes of this machine, each with its words."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            yield int(folder.name), (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
 
 
 WORDS = ("a", "run", "that", "ends", "is", "worth", "more", "than", "fast", "and", "every", "step", "counts", "once")

@@ -15,6 +15,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
 TRAIN = str(Path(__file__).resolve().parents[2] / "launch" / "train.sh")
 RANKS_TELL = """import os
+if "SHARDLINE_FORK_SERVER" in os.environ:
+    os._exit(1)  # ranks are then started
 if os.environ.get("SHARDLINE_LAUNCHER") == "srun" and "RANK" in os.environ:
     print("rank", os.environ["RANK"], "on", os.environ["SLURMD_NODENAME"], flush=True)
     os._exit(0)

@@ -20,6 +20,8 @@ ENDLESS = 10**6
 
 
 RANK_FACTS = """import os
+if "SHARDLINE_FORK_SERVER" in os.environ:
+    os._exit(1)  # ranks are then started
 if os.environ.get("SHARDLINE_LAUNCHER") == "srun" and "RANK" in os.environ:
     told = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURMD_NODENAME")
     print(*(os.environ[name] for name in told), os.environ.get("CUDA_VISIBLE_DEVICES", ""), flush=True)

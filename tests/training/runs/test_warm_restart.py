@@ -39,6 +39,11 @@ class Restarted:
         return text in self.run.log.read_text()
 
 
+def is_between_saves(run: Any) -> bool:
+    steps = len(run.steps())
+    return steps > SAVE_EVERY and steps % SAVE_EVERY > SAVE_EVERY // 2
+
+
 @pytest.fixture(scope="module")
 def restarted(short_run: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Restarted]:
     run = short_run(steps=10**6, schedule="constant", warmup_fraction=0.0, save_every_steps=SAVE_EVERY)
@@ -49,14 +54,16 @@ def restarted(short_run: Callable[..., Any], tmp_path_factory: pytest.TempPathFa
     with run.log.open("w") as log:
         command = [*run.command(), "--restart"]
         process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log, text=True)
-    run.watch(process, lambda run: len(run.steps()) > SAVE_EVERY and len(run.steps()) % SAVE_EVERY > SAVE_EVERY // 2)
-    run.signal_rank(process, 1, signal.SIGKILL)
-    run.watch(process, lambda run: len(run.events("launch")) == 2)
-    first = exact(run)
-    run.watch(process, lambda run: len(run.events("start")) == 2 and run.steps()[-1] > first[-1][0])
-    yield Restarted(run, process, checkout, first, exact(run)[run.events("start")[1]["step"] :])
-    process.kill()
-    process.wait()
+    try:
+        run.watch(process, is_between_saves)
+        run.signal_rank(process, 1, signal.SIGKILL)
+        run.watch(process, lambda run: len(run.events("launch")) == 2)
+        first = exact(run)
+        run.watch(process, lambda run: len(run.events("start")) == 2 and run.steps()[-1] > first[-1][0])
+        yield Restarted(run, process, checkout, first, exact(run)[run.events("start")[1]["step"] :])
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_ranks_forked_after_a_failure_take_the_same_steps_to_the_bit(restarted: Restarted) -> None:
