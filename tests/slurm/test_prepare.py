@@ -58,7 +58,7 @@ def test_a_host_that_loses_its_power_changes_not_a_byte(slurm: Any, tmp_path: Pa
     work = RunPaths(tmp_path / "run").shards / "work"
     before = set(Path("/tmp").glob("ray-*"))  # of an earlier session that was killed, whose jobs had the same numbers
     run = run_file(tmp_path, corpus)
-    job = slurm.submit("-N2", "--exclusive", str(ROOT / "launch/prepare.sh"), str(run), cwd=tmp_path)
+    job = slurm.submit("-N2", "--cpus-per-task=1", str(ROOT / "launch/prepare.sh"), str(run), cwd=tmp_path)
     job.wait_for(lambda: len(list(work.glob("*.arrow"))) >= 4)
     slurm.unplug("node2")  # first, as nobody says goodbye when the power goes
     slurm.power_off("node2")
@@ -78,7 +78,7 @@ def test_a_host_that_is_lost_when_the_job_starts_is_named_and_does_not_cost_the_
     run = run_file(tmp_path, corpus)
     slurm.unplug("node2")
     try:
-        job = slurm.submit("-N2", "--exclusive", str(ROOT / "launch/prepare.sh"), str(run), cwd=tmp_path)
+        job = slurm.submit("-N2", "--cpus-per-task=1", str(ROOT / "launch/prepare.sh"), str(run), cwd=tmp_path)
         job.wait_for(lambda: "next: shardline train" in job.log())
     finally:
         slurm.plug_in("node2")
@@ -90,7 +90,7 @@ def test_a_host_that_is_lost_when_the_job_starts_is_named_and_does_not_cost_the_
 def test_a_cancelled_job_leaves_nothing_of_ray_on_its_hosts(slurm: Any, tmp_path: Path, corpus: Path) -> None:
     run = run_file(tmp_path, corpus)
     before = set(Path("/tmp").glob("ray*"))
-    job = slurm.submit("-N2", "--exclusive", str(ROOT / "launch/prepare.sh"), str(run), cwd=tmp_path)
+    job = slurm.submit("-N2", "--cpus-per-task=1", str(ROOT / "launch/prepare.sh"), str(run), cwd=tmp_path)
     job.wait_for(lambda: bool(list(RunPaths(tmp_path / "run").shards.glob("work/*.arrow"))))
     slurm.on("ctl", "scancel", job.number)
     assert job.wait()["JobState"] == "CANCELLED"
@@ -100,6 +100,6 @@ def test_a_cancelled_job_leaves_nothing_of_ray_on_its_hosts(slurm: Any, tmp_path
 def test_a_second_one_in_the_same_allocation_starts_a_ray_of_its_own(slurm: Any, tmp_path: Path, corpus: Path) -> None:
     run = run_file(tmp_path, corpus)
     prepare = f"'{ROOT}/launch/prepare.sh' '{run}' -o folder=one && '{ROOT}/launch/prepare.sh' '{run}' -o folder=two"
-    slurm.on("ctl", "salloc", "-N2", "--exclusive", "bash", "-c", f"({prepare}) >log 2>&1 || cat log", cwd=tmp_path)
+    slurm.on("ctl", "salloc", "-N2", "--cpus-per-task=1", "bash", "-c", f"({prepare}) >log 2>&1 || cat log", cwd=tmp_path)
     one, two = (read_manifest(tmp_path / name / "shards").digest for name in ("one", "two"))
     assert one == two, (tmp_path / "log").read_text()
