@@ -114,6 +114,13 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
+def tokenizer_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def encoder_with(tokenizer: Any) -> Callable[..., Encoder]:
     """Build an encoder for `tokenizer`, with any of its specification changed."""
 

@@ -362,11 +362,16 @@ def test_real_corpora_are_prepared_without_a_rest(
     ],
 )
 def test_every_real_corpus_goes_through_and_its_ledger_balances(
-    test_data: Path, prepared: Callable[..., Manifest], source: dict[str, str], kept: int
+    test_data: Path, prepared: Callable[..., Manifest], tokenizer_folder: Path, source: dict[str, str], kept: int
 ) -> None:
     path = str(test_data / source["path"])
 
-    manifest = prepared({**source, "path": path}, row_tokens=1024, workers=None)
+    manifest = prepared(
+        {**source, "path": path},
+        tokenizer={"path": str(tokenizer_folder)},
+        chat_template="chatml",
+        row_tokens=1024,
+    )
 
     entry = manifest.documents[path]
     assert entry["kept"] + sum(entry["rejected"].values()) == entry["read"]

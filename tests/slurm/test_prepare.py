@@ -100,6 +100,8 @@ def test_a_cancelled_job_leaves_nothing_of_ray_on_its_hosts(slurm: Any, tmp_path
 def test_a_second_one_in_the_same_allocation_starts_a_ray_of_its_own(slurm: Any, tmp_path: Path, corpus: Path) -> None:
     run = run_file(tmp_path, corpus)
     prepare = f"'{ROOT}/launch/prepare.sh' '{run}' -o folder=one && '{ROOT}/launch/prepare.sh' '{run}' -o folder=two"
-    slurm.on("ctl", "salloc", "-N2", "--cpus-per-task=1", "bash", "-c", f"({prepare}) >log 2>&1 || cat log", cwd=tmp_path)
+    slurm.on(
+        "ctl", "salloc", "-N2", "--cpus-per-task=1", "bash", "-c", f"({prepare}) >log 2>&1 || cat log", cwd=tmp_path
+    )
     one, two = (read_manifest(tmp_path / name / "shards").digest for name in ("one", "two"))
     assert one == two, (tmp_path / "log").read_text()

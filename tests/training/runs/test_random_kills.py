@@ -15,7 +15,6 @@ import pytest
 
 from tests.training.rank_programs.bits import exact, weights
 
-SHORT = {"deaths": 3, "steps": 60}
 LONG = {"deaths": 200, "steps": 600}
 MOMENTS = ("starting", "stepping", "saving", "committed", "removing")
 VICTIMS = ("launcher", "one rank", "all ranks")
@@ -105,14 +104,6 @@ def check_kills(new_run: Callable[[str, int], Any], seed: int, deaths: int, step
         assert run.steps() == list(range(1, steps + 1))
         assert exact(run) == exact(undisturbed) and weights(run) == weights(undisturbed)
     return done
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_run_that_dies_at_random_moments_ends_with_the_bits_of_one_that_nobody_touched(
-    new_run: Callable[[str, int], Any],
-) -> None:
-    assert len(check_kills(new_run, seed=11, **SHORT)) == SHORT["deaths"]
 
 
 @pytest.mark.soak
