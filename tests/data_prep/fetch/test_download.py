@@ -212,7 +212,7 @@ def test_of_many_processes_one_fetches_and_all_have_the_file(server: Server, tmp
     assert server.requests == 2 and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_of_64_processes_one_fetches_and_all_have_the_file(server: Server, tmp_path: Path) -> None:
     server.delay_s = 3.0
 
