@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.environment import World, child_environment, rank_variables
-from cluster.launching.local_launcher import LocalRanks, RankNews, Seats, combined, die_with_parent
+from cluster.launching.exit_codes import combined
+from cluster.launching.local_launcher import LocalRanks, RankNews, Seats, die_with_parent
 from cluster.machine import hold_port
 
 ROOT = Path(__file__).resolve().parents[1]

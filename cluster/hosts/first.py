@@ -15,7 +15,8 @@ from cluster.environment import is_under_srun, patience
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, ClusterError, exit_code_of
 from cluster.hosts.meeting import END_S, MEET_S, Decision, Ended, Hello, Met, other_settings
 from cluster.hosts.peer import POLL_S, Patience, Peer
-from cluster.launching.local_launcher import Seats, combined, first_cause
+from cluster.launching.exit_codes import combined, first_cause
+from cluster.launching.local_launcher import Seats
 from cluster.machine import hold_port
 
 log = logging.getLogger(__name__)

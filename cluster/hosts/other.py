@@ -12,7 +12,8 @@ from cluster.environment import patience
 from cluster.errors import EXIT_FAILED
 from cluster.hosts.meeting import END_S, MEET_S, Decision, Hello, Met
 from cluster.hosts.peer import POLL_S, Patience, Peer
-from cluster.launching.local_launcher import Seats, combined
+from cluster.launching.exit_codes import combined
+from cluster.launching.local_launcher import Seats
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from cluster.environment import CAUSES, World, child_environment, rank_variables, threads_of_rank
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, ClusterError
+from cluster.launching.exit_codes import code_of, combined, failed, first_cause, is_impatient, spelled
 from cluster.launching.rank_cause import causes_of, file_for_causes, path_of
 from cluster.launching.stop_request import NOTICES, SIGNALS
 from cluster.machine import OUT_OF_MEMORY, hold_port, host_name, out_of_memory_kills
@@ -33,8 +34,6 @@ GRACE_S = 10.0  # the time that the other ranks have to end by themselves after 
 STOP_S = 60.0  # the same after another host has ended with 75: the last save is over there. Less than hosts wait
 KILL_S = 60.0  # that ranks have to end once they are killed; the kernel may hold one in a call to a driver or a disk
 AGAIN_S = 5.0  # after which ranks are asked to stop again: one that is starting does not remember it
-KILLED = " was killed"
-LATE = ("SIGSEGV", "SIGABRT")  # torch's own abort last
 PR_SET_PDEATHSIG = 1
 
 
@@ -293,18 +292,6 @@ class LocalRanks:
         return [f"rank {number} {self.where}" for number, rank in numbered if rank.returncode is None]
 
 
-def is_impatient(asked: Sequence[int]) -> bool:
-    """Return whether Ctrl-C was pressed twice."""
-    return asked.count(signal.SIGINT) > 1
-
-
-def code_of(code: int, asked: Sequence[int]) -> int:
-    """Return a rank's exit code; a rank that died of a forwarded signal had not installed its handler yet."""
-    if -code in asked:
-        return EXIT_INTERRUPTED if -code == signal.SIGINT else EXIT_STOPPED
-    return code
-
-
 def start_rank(
     command: Sequence[str], local: tuple[int, int], seats: Seats, variables: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
@@ -319,36 +306,3 @@ def rank_environment(local: tuple[int, int], seats: Seats, variables: Mapping[st
     rank, ranks = local
     world = World(rank=seats.first + rank, size=seats.size, local_rank=rank, local_size=ranks, master=seats.master)
     return child_environment({**variables, **rank_variables(world), **threads_of_rank(ranks)})
-
-
-def failed(code: int | None) -> bool:
-    return code not in (None, EXIT_DONE, EXIT_STOPPED)
-
-
-def spelled(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-
-
-def first_cause(causes: Sequence[str]) -> str | None:
-    """Return the first cause that is likely one.
-
-    A rank that was killed comes before one that failed, perhaps as it has lost that one; the LATE signals come last, as
-    such ranks often end by them.
-    """
-
-    def place(cause: str) -> int:
-        if cause.endswith(LATE):
-            return 2 + LATE.index(cause.split()[-1])
-        return 0 if KILLED in cause or cause.endswith(" was lost") else 1
-
-    return min(causes, key=place, default=None)
-
-
-def combined(codes: Sequence[int]) -> int:
-    """Return one exit code for all ranks: user action, then an interrupt, then a failure, then a stop, then done."""
-    for code in (EXIT_USER_ACTION, EXIT_INTERRUPTED):
-        if code in codes:
-            return code
-    if any(failed(code) for code in codes):
-        return EXIT_FAILED
-    return EXIT_STOPPED if EXIT_STOPPED in codes else EXIT_DONE

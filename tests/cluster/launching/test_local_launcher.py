@@ -13,15 +13,8 @@ from pathlib import Path
 import pytest
 
 from cluster.environment import CAUSES
-from cluster.launching.local_launcher import (
-    LocalRanks,
-    RankNews,
-    Seats,
-    combined,
-    first_cause,
-    run_ranks,
-    start_rank,
-)
+from cluster.launching.exit_codes import combined, first_cause
+from cluster.launching.local_launcher import LocalRanks, RankNews, Seats, run_ranks, start_rank
 from cluster.launching.rank_cause import causes_of, file_for_causes, path_of, tell_cause
 from cluster.machine import host_name
 from cluster.processes import alive_since
