@@ -163,7 +163,7 @@ class ForkServer:
         self.end()
         self.is_refused = True
         told = why.decode(errors="replace") or "it has ended"
-        log.info("no fork server here, for starts that need not import: %s", told)
+        log.info("no fork server here, so that each rank imports for itself: %s", told)
 
     def is_usable(self, environment: Mapping[str, str], is_over: Callable[[], bool]) -> bool:
         """Return whether a rank with this environment may be forked now; tell why not where a server was there.

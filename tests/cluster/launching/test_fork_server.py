@@ -161,7 +161,7 @@ def test_a_fork_server_that_cannot_be_used_is_told_once_and_not_started_again(
         while not server.is_refused:
             server.tend()
     server.tend()
-    assert caplog.text.count("no fork server here, for starts that need not import: it has ended") == 1
+    assert caplog.text.count("no fork server here, so that each rank imports for itself: it has ended") == 1
     assert server.process is None
 
 
