@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.disk.atomic_files import write_json
 from cluster.environment import World, enter_world, read_world
 from cluster.errors import EXIT_DONE, CheckpointError, ConfigError, DataError
-from cluster.launching.local_launcher import run_ranks
 from cluster.paths import RunPaths
 from cluster.progress import Waiting
 from data_prep.shards import ShardReader, read_manifest
@@ -21,6 +19,7 @@ from launch.config import RunConfig
 from launch.models import data_probes
 from launch.models.export_origin import doubt_of, require_own
 from launch.models.named_model import is_model
+from launch.ranks.this_command import run_as_ranks
 from launch.saved_config import load, origin_of
 from launch.wording import named, say
 
@@ -69,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             warn_if_older(run.paths, request.export)
         if ranks > 1:  # what can be refused was refused here, once and not by each rank
-            return run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], ranks)
+            return run_as_ranks(ranks)
     result = evaluated(run, request, world)
     if world is None or world.is_first:
         finish(options, run, request, result, tasks)

@@ -8,7 +8,6 @@ then end with the ranks' exit code, and srun with them.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -37,6 +36,7 @@ from cluster.slurm.decision import SPAN_S
 from cluster.versions import versions
 from cluster.wording import count_of
 from launch.ranks.news import news_of
+from launch.ranks.this_command import this_command
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def train_on_slurm_host(
     same = {"version of Shardline": versions()["shardline"], "job": slurm_job(), "folder": str(paths.root.resolve())}
     hello = Hello(place=place, ranks=ranks, run=same, name=slurm_host(), token=meeting_token())
     launches = Launches(paths, note)
-    command = [sys.executable, "-m", "launch", *sys.argv[1:]]
+    command = this_command()
     set_up_logging(host=slurm_host(), is_first=place.number == 0)
     if (cpus := cpu_count()) < ranks:
         log.warning(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 
 from cluster.config_loading import parse_override
 from cluster.environment import enter_world, gpu_count, read_world
 from cluster.errors import EXIT_DONE, ConfigError, DataError
 from cluster.journal.records import read_metrics, world_size_at
-from cluster.launching.local_launcher import run_ranks
 from cluster.wording import count_of
 from data_prep.documents import shortened
 from data_prep.fetch.provenance import document_place, read_document
@@ -19,6 +17,7 @@ from data_prep.shards import ShardReader, read_manifest
 from data_prep.shards.tokenizer_files import open_tokenizer
 from launch.arguments import add_run, positive
 from launch.config import RunConfig
+from launch.ranks.this_command import run_as_ranks
 from launch.runs.train import rank_request
 from launch.saved_config import load
 from launch.wording import say
@@ -55,7 +54,7 @@ def replay(run: RunConfig, options: argparse.Namespace) -> int:
     world = read_world()
     if world is None:
         ranks = world_size_at(run.paths, options.step)
-        return run_ranks([sys.executable, "-m", "launch", *sys.argv[1:]], min(ranks, gpu_count() or ranks))
+        return run_as_ranks(min(ranks, gpu_count() or ranks))
     enter_world(world)
     from training.replay import replay_rank
 

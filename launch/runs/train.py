@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -62,6 +61,7 @@ from launch.ranks.imports import lean_imports
 from launch.ranks.news import news_of
 from launch.ranks.slurm_host import train_on_slurm_host
 from launch.ranks.slurm_job import UNDER_SLURM, load_in_job, train_in_job
+from launch.ranks.this_command import this_command
 from launch.runs.check import check_fits, check_source, local_ranks
 from launch.runs.track import commands_of
 from launch.saved_config import load, saved_text
@@ -252,7 +252,7 @@ def train_on_hosts(run: RunConfig, options: argparse.Namespace, place: HostPlace
     shared = {"version of Shardline": versions()["shardline"], "shards": read_manifest(run.shards).content_digest}
     ranks = options.ranks or place.ranks or local_ranks(run, None)
     hello = Hello(place=place, ranks=ranks, run={**shared, **dict(flat(parse_yaml(saved_text(run), "its YAML")))})
-    command = [sys.executable, "-m", "launch", *sys.argv[1:]]
+    command = this_command()
     with fork_server_for(command, ranks, restart=options.restart) as server:
         code = run_on_hosts(
             command,
@@ -275,7 +275,7 @@ def may_restart(paths: RunPaths) -> bool:
 
 def run_with_restarts(run: RunConfig, ranks: int, holder: Holder, *, restart: bool) -> int:
     """Start the ranks; with `restart`, start them again after each failure as long as they reach new steps."""
-    command = [sys.executable, "-m", "launch", *sys.argv[1:]]
+    command = this_command()
     with fork_server_for(command, ranks, restart=restart) as server:
         while True:
             note_launch(run.paths)
