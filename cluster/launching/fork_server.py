@@ -46,7 +46,7 @@ END_S = 1.0
 MOST_BYTES = 4096  # of an answer
 IMPORTING = "importing torch, transformers and DeepSpeed"
 PR_SET_CHILD_SUBREAPER = 36
-LEAST_FREE_BYTES = 2e9  # without it, no fork server: it takes about 0.5 GB
+LEAST_FREE_BYTES = 2e9  # without it, none beside ranks: it takes about 0.5 GB. Ranks that are forked share that
 # torch then counts GPUs without starting CUDA, which a process that is forked could not use; DeepSpeed sets it as well
 IN_FORK_SERVER = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
@@ -124,7 +124,7 @@ class ForkServer:
 
     def start(self, how: bytes) -> None:
         try:
-            if (free := free_memory_bytes()) < LEAST_FREE_BYTES:
+            if how == AT_LEISURE and (free := free_memory_bytes()) < LEAST_FREE_BYTES:
                 self.refuse(f"only {free / 1e9:.1f} GB of memory is free".encode())
                 return
             self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -166,33 +166,41 @@ class ForkServer:
         log.info("no fork server here, so that each rank imports for itself: %s", told)
 
     def is_usable(self, environment: Mapping[str, str], is_over: Callable[[], bool]) -> bool:
-        """Return whether a rank with this environment may be forked now; tell why not where a server was there.
+        """Return whether a rank with this environment may be forked now.
 
         Where the server comes first, one is started and waited for, unless `is_over` says that no ranks are wanted.
         """
-        if self.control is not None and self.is_ready:
-            why = self.changed_variable(environment) or self.answer_to_check(self.control)
-            if not why:
-                log.info("the ranks are forked from the fork server, which has everything imported")
-                return True
-            log.info("no rank can be forked from the fork server any more: %s", why)
-            self.end()  # the next attempt gets another one
+        if self.is_current(environment):
+            log.info("the ranks are forked from the fork server, which has everything imported")
+            return True
         self.is_refused, self.waiting_since = False, None  # another attempt begins
-        if self.comes_first:
-            if self.control is None:
-                self.start(AT_ONCE)
-            self.wait(is_over)
-        return self.is_ready
+        if not self.comes_first:
+            return False
+        if self.control is None:
+            self.start(AT_ONCE)
+        self.wait(is_over)
+        return self.is_current(environment)
+
+    def is_current(self, environment: Mapping[str, str]) -> bool:
+        """Return whether the server is ready, and what it has imported is as it was; tell what is not, and end it."""
+        if self.control is None or not self.is_ready:
+            return False
+        why = self.changed_variable(environment) or self.answer_to_check(self.control)
+        if why:
+            log.info("no rank can be forked from the fork server any more: %s", why)
+            self.end()
+        return not why
 
     def wait(self, is_over: Callable[[], bool]) -> None:
         """Wait until the process can be used, or is refused."""
         deadline = time.monotonic() + LONGEST_START_S
         with Waiting(IMPORTING, is_shown=self.is_shown):
             while self.control is not None and not self.is_ready and not is_over():
-                self.hear(self.control)
+                time.sleep(0.02)
                 if time.monotonic() > deadline:
                     self.refuse(f"it has not imported everything within {LONGEST_START_S:.0f} s".encode())
-                time.sleep(0.02)
+                else:
+                    self.hear(self.control)
 
     def changed_variable(self, environment: Mapping[str, str]) -> str:
         """Return in words which variable differs from those that the libraries were imported with."""
