@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.config_loading import PathValue, Section
 from cluster.paths import RunPaths
@@ -13,11 +14,13 @@ from cluster.submission.config import ClusterConfig
 from data_prep.config import DataConfig
 from training.config import EvaluateConfig, ExportConfig, ModelConfig, TrainConfig
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
 
 class RunConfig(Section):
     """One run: its data, its model, and how it is trained, evaluated and exported."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str
     """The run's name: letters, digits, `.`, `_` and `-`."""
     folder: PathValue | None = None
     """The folder for everything that the run writes; default: runs/NAME."""
@@ -32,6 +35,17 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
+
+    @field_validator("name")
+    @classmethod
+    def check_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            proposed = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "my-run"
+            raise ValueError(
+                f"{name!r} cannot name a folder and a repository of the Hub: use letters A to Z, digits, '.', '_' and"
+                f" '-', a letter or digit first, as in {proposed}"
+            )
+        return name
 
     @model_validator(mode="after")
     def check_tokenizer_origin(self) -> Self:

@@ -76,9 +76,13 @@ def test_a_key_that_does_nothing_on_this_machine_is_told(
     assert line.startswith("WARNING        ") and said in line
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden", "a/b"])
-def test_a_name_that_is_no_folders_name_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="name: expected"):
+@pytest.mark.parametrize(
+    ("name", "proposed"), [("", "my-run"), ("../up", "up"), ("a b", "a-b"), (".hidden", "hidden"), ("a/b", "a-b")]
+)
+def test_a_name_that_is_no_folders_name_is_refused_and_one_is_proposed(
+    tmp_path: Path, name: str, proposed: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"cannot name a folder.* as in {proposed}$"):
         load_config(RunConfig, written(tmp_path, model={"path": "m"}), [f"name={name!r}"])
 
 
