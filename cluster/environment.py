@@ -304,7 +304,7 @@ FORK_SERVER = "SHARDLINE_FORK_SERVER"
 
 
 def fork_server_socket() -> int | None:
-    """Return the descriptor by which our launcher talks to this process if that is a server one; else None."""
+    """Return the descriptor by which our launcher talks to this process if that is a fork server; else None."""
     return int(os.environ[FORK_SERVER]) if FORK_SERVER in os.environ else None
 
 
