@@ -11,12 +11,12 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.machine import cpu_count, gpus_of_host, host_name
 from cluster.network.interfaces import interface_towards
+from cluster.network.world import HostPlace, World, rank_variables
 from cluster.wording import count_of
 
 COMPILE_CACHES = ("TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR")
@@ -27,21 +27,6 @@ LAUNCHER, SRUN = "SHARDLINE_LAUNCHER", "srun"  # what launch/train.sh sets for t
 DEVICE, GPU = "SHARDLINE_DEVICE", "gpu"  # what a rank of a Slurm job computes on, if the job has GPUs
 MEETING = "SHARDLINE_MEETING"  # what the hosts of one srun share, and no other start has
 RANKS = "SHARDLINE_RANKS"  # of each host of a Slurm job, in Slurm's order: node1:8 node2:8
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """This process's rank and the size of its world. `master` is the host and port where the ranks meet."""
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    master: tuple[str, int]
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
 
 
 def read_world(environment: Mapping[str, str] | None = None) -> World | None:
@@ -69,19 +54,6 @@ def read_world(environment: Mapping[str, str] | None = None) -> World | None:
             master=(text(values, "MASTER_ADDR"), number(values, "MASTER_PORT")),
         )
     return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostPlace:
-    """This host's place among the hosts of a run that the same command starts on each of them.
-
-    `ranks` is how many it gets, None where that follows from its GPUs. `master` is where the hosts meet, on the first.
-    """
-
-    number: int
-    count: int
-    ranks: int | None
-    master: tuple[str, int]
 
 
 def read_host_place(environment: Mapping[str, str] | None = None) -> HostPlace | None:
@@ -168,19 +140,6 @@ def host_counts(spelled: str) -> list[int]:
     if None in matches:
         raise ClusterError(f"{spelled!r} from Slurm: expected a number for each host, as in 4,2(x2)")
     return [int(match[1]) for match in matches if match for _ in range(int(match[2] or 1))]
-
-
-def rank_variables(world: World) -> dict[str, str]:
-    """Return the variables that torch and DeepSpeed read."""
-    return {
-        "RANK": str(world.rank),
-        "WORLD_SIZE": str(world.size),
-        "LOCAL_RANK": str(world.local_rank),
-        "LOCAL_WORLD_SIZE": str(world.local_size),
-        "LOCAL_SIZE": str(world.local_size),
-        "MASTER_ADDR": world.master[0],
-        "MASTER_PORT": str(world.master[1]),
-    }
 
 
 def rank_names() -> set[str]:

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from cluster.environment import World, fork_server_socket, read_world
+from cluster.environment import fork_server_socket, read_world
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, DamagedRowsError, ShardlineError, exit_code_of
 from cluster.journal.log import set_up_logging
 from cluster.launching.stop_request import ignore_signals
+from cluster.network.world import World
 from launch.arguments import VERBS, parser
 from launch.wording import with_run_named
 

@@ -19,10 +19,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import World, child_environment, rank_variables
+from cluster.environment import child_environment
 from cluster.launching.exit_codes import combined
 from cluster.launching.local_launcher import LocalRanks, RankNews, Seats, die_with_parent
 from cluster.machine import hold_port
+from cluster.network.world import World, rank_variables
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from cluster.environment import HostPlace, read_host_place
+from cluster.environment import read_host_place
 from cluster.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION
+from cluster.network.world import HostPlace
 from launch.arguments import VERBS, parser
 from tests.floor_plan import PACKAGES
 

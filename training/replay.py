@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from cluster.environment import World
 from cluster.errors import ConfigError
 from cluster.journal.records import attempt_of_step, read_events, read_metrics
+from cluster.network.world import World
 from cluster.paths import RunPaths
 from cluster.versions import versions
 from training.checkpoints.checkpoint import Checkpoints

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-from cluster.environment import World, gpu_count, rank_variables, set_defaults
+from cluster.environment import gpu_count, set_defaults
+from cluster.network.world import World, rank_variables
 from cluster.versions import library_version
 
 ELEMENTS = 4 << 20  # float32: 16 MiB

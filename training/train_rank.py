@@ -15,7 +15,7 @@ import torch.distributed as dist
 from pydantic import ValidationError
 
 from cluster.disk.atomic_files import write_json, write_text
-from cluster.environment import World, attempt_of_launcher, needs_gpus, node_name, set_defaults
+from cluster.environment import attempt_of_launcher, needs_gpus, node_name, set_defaults
 from cluster.errors import EXIT_FAILED, ClusterError, ConfigError, DamagedRowsError, exit_code_of
 from cluster.hangs.flight_recorder import recorder_variables
 from cluster.heartbeats.heartbeat import Heartbeat
@@ -25,6 +25,7 @@ from cluster.launching.limits import keep_to_share
 from cluster.launching.rank_cause import tell_cause
 from cluster.launching.stop_request import StopFlag
 from cluster.machine import free_memory_bytes
+from cluster.network.world import World
 from cluster.paths import RunPaths
 from cluster.restart_limit import attempt_name
 from cluster.versions import as_text, versions

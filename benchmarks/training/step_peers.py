@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks.training.step_work import LEARNING_RATE, Job, Shape, Taken, batch_of, labels_of
-from cluster.environment import World
+from cluster.network.world import World
 
 
 def plain_model(shape: Shape) -> Any:

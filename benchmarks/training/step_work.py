@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import World
+from cluster.network.world import World
 
 
 @dataclass(frozen=True, kw_only=True)

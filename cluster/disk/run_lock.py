@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 
 from cluster.disk.lock_holder import Holder
 from cluster.disk.locks import ADVICE, STALE_S, LockFile, LockWatch, folder_in_use, hold_lock
-from cluster.environment import World, lock_of_launcher
+from cluster.environment import lock_of_launcher
 from cluster.errors import ClusterError
 from cluster.heartbeats.heartbeat_files import launch_of
+from cluster.network.world import World
 from cluster.paths import RunPaths
 
 FIRST_RANK_S = STALE_S + 60.0  # by then rank 0 holds the lock, or was refused

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from cluster.environment import World, node_name
+from cluster.environment import node_name
 from cluster.heartbeats.heartbeat_files import (
     Beat,
     HostBeats,
@@ -38,6 +38,7 @@ from cluster.heartbeats.heartbeat_files import (
     sweep_local_folders,
 )
 from cluster.launching.local_launcher import die_with_parent
+from cluster.network.world import World
 from cluster.paths import RunPaths
 from cluster.processes import started_at
 from cluster.terminal import console_descriptor

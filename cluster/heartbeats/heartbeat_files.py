@@ -28,8 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import World, node_name
+from cluster.environment import node_name
 from cluster.errors import ClusterError
+from cluster.network.world import World
 from cluster.paths import RunPaths
 from cluster.processes import started_at
 

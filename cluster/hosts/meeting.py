@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cluster.environment import HostPlace
 from cluster.launching.local_launcher import Seats
 from cluster.machine import host_name
+from cluster.network.world import HostPlace
 from cluster.wording import count_of
 
 MEET_S = 900.0  # that hosts are waited for: they may still be starting, or pulling an image

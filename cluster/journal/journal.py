@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cluster.disk.atomic_files import write_text
-from cluster.environment import World, node_name
+from cluster.environment import node_name
 from cluster.errors import EXIT_USER_ACTION
 from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal.records import (
@@ -20,6 +20,7 @@ from cluster.journal.records import (
     read_metrics,
     write_event,
 )
+from cluster.network.world import World
 from cluster.paths import RunPaths
 from cluster.processes import process_age_s
 from cluster.progress import DRAW_S, Waiting, duration

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TextIO
 
-from cluster.environment import World, node_name
+from cluster.environment import node_name
+from cluster.network.world import World
 from cluster.terminal import ERASE, can_draw_in_place, console
 
 

@@ -20,12 +20,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from cluster.environment import CAUSES, World, child_environment, rank_variables, threads_of_rank
+from cluster.environment import CAUSES, child_environment, threads_of_rank
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, ClusterError
 from cluster.launching.exit_codes import code_of, combined, failed, first_cause, is_impatient, spelled
 from cluster.launching.rank_cause import causes_of, file_for_causes, path_of
 from cluster.launching.stop_request import NOTICES, SIGNALS
 from cluster.machine import OUT_OF_MEMORY, hold_port, host_name, out_of_memory_kills
+from cluster.network.world import World, rank_variables
 from cluster.terminal import erase_line
 
 log = logging.getLogger(__name__)

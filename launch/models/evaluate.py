@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.disk.atomic_files import write_json
-from cluster.environment import World, enter_world, read_world
+from cluster.environment import enter_world, read_world
 from cluster.errors import EXIT_DONE, CheckpointError, ConfigError, DataError
+from cluster.network.world import World
 from cluster.paths import RunPaths
 from cluster.progress import Waiting
 from data_prep.shards import ShardReader, read_manifest

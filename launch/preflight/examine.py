@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import HOSTS, LAUNCHER, World, enter_world, rank_variables, read_world, variables
+from cluster.environment import HOSTS, LAUNCHER, enter_world, read_world, variables
 from cluster.errors import EXIT_DONE, ClusterError, ConfigError
 from cluster.machine import hold_port, host_name
+from cluster.network.world import World, rank_variables
 from cluster.preflight.all_hosts import MARK, ask_hosts
 from cluster.preflight.deadline import Probe, answers
 from cluster.preflight.findings import error_of

@@ -11,16 +11,7 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from cluster.environment import (
-    HostPlace,
-    gpu_count,
-    meeting_token,
-    needs_gpus,
-    patience,
-    ranks_of_hosts,
-    slurm_host,
-    slurm_job,
-)
+from cluster.environment import gpu_count, meeting_token, needs_gpus, patience, ranks_of_hosts, slurm_host, slurm_job
 from cluster.errors import EXIT_FAILED, ClusterError, ShardlineError
 from cluster.hosts.meeting import Hello
 from cluster.hosts.ranks import run_on_hosts
@@ -29,6 +20,7 @@ from cluster.journal.records import last_step, read_events
 from cluster.launching.fork_server import fork_server_for
 from cluster.launching.stop_request import ignore_signals
 from cluster.machine import cpu_count
+from cluster.network.world import HostPlace
 from cluster.paths import RunPaths
 from cluster.preflight.excluded_hosts import named_by_failures, read_excluded
 from cluster.restart_limit import code_that_ranks_recorded, fruitless_launches, note_launch

@@ -18,8 +18,6 @@ from cluster.disk.run_lock import hold_run, hold_run_for_rank
 from cluster.environment import (
     ATTEMPT,
     LOCK,
-    HostPlace,
-    World,
     allocation_end,
     attempt_of_launcher,
     enter_world,
@@ -50,6 +48,7 @@ from cluster.launching.limits import keep_to_share, set_limits
 from cluster.launching.local_launcher import run_ranks
 from cluster.launching.rank_log import has_lost, rank_log, remove_old
 from cluster.launching.stop_request import StopFlag
+from cluster.network.world import HostPlace, World
 from cluster.paths import RunPaths
 from cluster.progress import Waiting
 from cluster.restart_limit import attempt_name, code_that_ranks_recorded, note_launch, note_stop

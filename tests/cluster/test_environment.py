@@ -11,7 +11,6 @@ from cluster.environment import (
     COMPILE_CACHES,
     LAUNCHER,
     SRUN,
-    HostPlace,
     allocation_end,
     read_host_place,
     read_world,
@@ -20,6 +19,7 @@ from cluster.environment import (
 )
 from cluster.errors import ClusterError
 from cluster.machine import cpu_count
+from cluster.network.world import HostPlace
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",

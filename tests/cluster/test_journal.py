@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.environment import World
 from cluster.errors import ClusterError
 from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal.journal import Journal
 from cluster.journal.records import attempt_of_step, read_events, read_lines, world_size_at, write_event
+from cluster.network.world import World
 from cluster.paths import RunPaths
 from cluster.processes import process_age_s
 

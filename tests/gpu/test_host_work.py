@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.environment import World, rank_variables
 from cluster.journal.records import read_lines
 from cluster.machine import hold_port
+from cluster.network.world import World, rank_variables
 
 pytestmark = [
     pytest.mark.gpu,

@@ -215,7 +215,7 @@ FAILING_RANK = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from cluster.environment import World
+from cluster.network.world import World
 from cluster.paths import RunPaths
 from launch.runs.train import logged_as_rank
 

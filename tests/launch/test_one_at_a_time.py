@@ -17,10 +17,10 @@ import pytest
 from cluster.disk.lock_holder import Holder
 from cluster.disk.locks import LockFile
 from cluster.disk.run_lock import hold_run, hold_run_for_rank, wait_for_first_rank
-from cluster.environment import World
 from cluster.errors import ClusterError
 from cluster.heartbeats.heartbeat_files import launch_of
 from cluster.machine import host_name
+from cluster.network.world import World
 from cluster.paths import RunPaths
 from launch.runs.train import check_and_note
 from launch.saved_config import load_run

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.environment import HostPlace
 from cluster.errors import ClusterError, DataError
 from cluster.journal.records import read_events, write_event
+from cluster.network.world import HostPlace
 from cluster.paths import RunPaths
 from cluster.restart_limit import note_launch
 from launch.ranks.slurm_host import Launches, LeftToTheJobError, train_on_slurm_host

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import World, enter_world, read_world
+from cluster.environment import enter_world, read_world
+from cluster.network.world import World
 
 KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"lora": {"rank": 3, "alpha": 6.0}}}
 STEPS = 3

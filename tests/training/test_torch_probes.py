@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from cluster.environment import World
 from cluster.machine import hold_port
+from cluster.network.world import World
 from cluster.preflight.deadline import answers
 from cluster.preflight.network_checks import check_network
 from training.torch_probes import gpu_warning, measure_network, probe_torch

@@ -17,9 +17,9 @@ from typing import Any
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from cluster.environment import World
 from cluster.errors import ConfigError
 from cluster.model_files import ADAPTER_CONFIG
+from cluster.network.world import World
 from training.config import TrainConfig
 from training.evaluate.evaluate import Request
 from training.evaluate.models import Opened, Scored

@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from cluster.environment import World
 from cluster.errors import DataError
+from cluster.network.world import World
 from training.step.batches import MicroBatch, nothing_of
 from training.step.isolation import IsolationCheck, check_isolation
 from training.step.loss import StepStats

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from cluster.environment import World
+from cluster.network.world import World
 from cluster.terminal import printing_to_log
 from training.config import TrainConfig
 from training.models.buffers import made_buffers, persistent_buffers, put_buffers, stored_buffers

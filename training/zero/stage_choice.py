@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from cluster.config_loading import validate
-from cluster.environment import World
 from cluster.errors import ClusterError, ConfigError
 from cluster.machine import free_memory_bytes
+from cluster.network.world import World
 from training.config import TrainConfig
 from training.costs.buckets import sized_buckets
 from training.costs.choice import DEFAULT, Choice, MachineMemory, choose

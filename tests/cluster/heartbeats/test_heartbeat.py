@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.environment import World
 from cluster.heartbeats import heartbeat
 from cluster.heartbeats.heartbeat import Heartbeat, Watchdog
 from cluster.heartbeats.heartbeat_files import (
@@ -30,6 +29,7 @@ from cluster.heartbeats.heartbeat_files import (
     replace_file,
 )
 from cluster.machine import host_name
+from cluster.network.world import World
 from cluster.paths import RunPaths
 from cluster.processes import started_at
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.environment import HostPlace
 from cluster.hosts.meeting import PROTOCOL, Hello, other_settings
 from cluster.hosts.peer import LINE_BYTES
 from cluster.machine import hold_port
+from cluster.network.world import HostPlace
 
 ROOT = Path(__file__).resolve().parents[3]
 HOST = """
 import json, sys
-from cluster.environment import HostPlace
+from cluster.network.world import HostPlace
 from cluster.errors import ShardlineError
 from cluster.hosts.meeting import Hello
 from cluster.hosts.ranks import run_on_hosts

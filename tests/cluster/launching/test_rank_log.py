@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import ctypes, logging, os, subprocess, sys
 from pathlib import Path
-from cluster.environment import World
+from cluster.network.world import World
 from cluster.journal.log import set_up_logging
 from cluster.launching.rank_log import rank_log
 

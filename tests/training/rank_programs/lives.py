@@ -24,8 +24,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cluster.environment import World
 from cluster.errors import CheckpointError
+from cluster.network.world import World
 from training.checkpoints.async_save import SavePolicy
 from training.checkpoints.checkpoint import Checkpoints
 from training.checkpoints.layout import committed_folders, step_of, verify

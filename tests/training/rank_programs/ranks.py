@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.environment import World, enter_world, read_world
+from cluster.environment import enter_world, read_world
+from cluster.network.world import World
 
 GLOBAL_BATCH = 8
 FACTORINGS = {1: (1, 4), 2: (1, 2, 3), 4: (2, 3)}  # micro_batch_rows for each world size

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cluster.environment import World, rank_variables
+from cluster.network.world import World, rank_variables
 from training.zero.engine import join_world
 
 

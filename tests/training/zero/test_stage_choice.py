@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cluster.environment import World
 from cluster.errors import ClusterError, ConfigError
+from cluster.network.world import World
 from training.config import TrainConfig
 from training.zero.ds_config import template_for
 from training.zero.stage_choice import before_changes, rounding_changes, train_as, with_hpz, zero_of
