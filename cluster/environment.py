@@ -145,7 +145,7 @@ def host_counts(spelled: str) -> list[int]:
 def rank_names() -> set[str]:
     """Return the names of the variables that differ from one rank, or one attempt, to the next."""
     anyone = World(rank=0, size=1, local_rank=0, local_size=1, master=("", 0))
-    return {*rank_variables(anyone), HOSTS, LOCK, ATTEMPT, CAUSES}
+    return {*rank_variables(anyone), HOSTS, LOCK, ATTEMPT, CAUSES, STARTED}
 
 
 def enter_world(world: World) -> None:
@@ -257,6 +257,14 @@ ATTEMPT = "SHARDLINE_ATTEMPT"
 def attempt_of_launcher() -> str | None:
     """Return the name that our launcher gave this attempt, as its logs have it; None from another launcher."""
     return os.environ.get(ATTEMPT)
+
+
+STARTED = "SHARDLINE_STARTED"
+
+
+def started_by_launcher() -> float | None:
+    """Return when our launcher began to start this rank, in seconds since boot; None from another launcher."""
+    return float(os.environ[STARTED]) if STARTED in os.environ else None
 
 
 FORK_SERVER = "SHARDLINE_FORK_SERVER"

@@ -65,5 +65,9 @@ def ancestors() -> list[str]:
 
 def process_age_s() -> float:
     """Return the seconds since this process was started, imports included."""
-    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
-    return uptime_s - (started_at(os.getpid()) or 0) / os.sysconf("SC_CLK_TCK")
+    return uptime_s() - (started_at(os.getpid()) or 0) / os.sysconf("SC_CLK_TCK")
+
+
+def uptime_s() -> float:
+    """Return the seconds since this host has booted."""
+    return float(Path("/proc/uptime").read_text().split()[0])

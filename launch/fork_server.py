@@ -41,10 +41,9 @@ def serve_forks(descriptor: int) -> None:
         own, gpus, installed = own_stamps(), gpus_of_host(), installed_stamps()
         set_library_variables()
         before = {name: value for name, value in child_environment({}).items() if name not in IN_FORK_SERVER}
-        if control.recv(MOST_BYTES) == AT_ONCE:
-            import_all()
-        else:
-            import_at_leisure()
+        how = control.recv(MOST_BYTES)
+        if not lasting_threads():  # else what Python runs at its start has left some, and imports would be in vain
+            import_all() if how == AT_ONCE else import_at_leisure()
         why = unfit()
     except IMPORT_ERRORS as error:
         why = f"{type(error).__name__}: {error}"
@@ -97,7 +96,7 @@ def step_back() -> None:
 def unfit() -> str:
     """Return in words why no rank can be forked from this process; "" if it can."""
     if lost := lasting_threads():
-        return f"imports have started threads, which a fork would lose: {', '.join(lost)}"
+        return f"threads have been started, which a fork would lose: {', '.join(lost)}"
     probe = os.fork()
     if probe == 0:
         os._exit(int(sys.modules["torch"].cuda._is_in_bad_fork()))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cluster.disk.atomic_files import write_text
-from cluster.environment import node_name
+from cluster.environment import node_name, started_by_launcher
 from cluster.errors import EXIT_USER_ACTION
 from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal.records import (
@@ -22,7 +22,7 @@ from cluster.journal.records import (
 )
 from cluster.network.world import World
 from cluster.paths import RunPaths
-from cluster.processes import process_age_s
+from cluster.processes import process_age_s, uptime_s
 from cluster.progress import DRAW_S, Waiting, duration
 from cluster.terminal import LineInPlace, console
 from cluster.versions import versions
@@ -64,7 +64,7 @@ class Journal:
 
     def mark(self, name: str) -> None:
         """Record that a phase of the start-up has ended."""
-        self.phases[name] = round(process_age_s() - sum(self.phases.values()), 3)
+        self.phases[name] = round(start_age_s() - sum(self.phases.values()), 3)
         if name in NEXT and self.world.is_first:
             self.waiting.turn_to(NEXT[name])
             if name == "imports":
@@ -224,8 +224,8 @@ class Journal:
     def end(self, reason: str, exit_code: int, *, is_own: bool = False) -> None:
         """Write why this attempt ended, or did not start, and close.
 
-        Rank 0 writes it for all; its `seconds` are those since the start that it recorded, or of the whole process
-        without one. With `is_own`, the error is one that only this rank can see, such as damaged rows: it
+        Rank 0 writes it for all; its `seconds` are those since the start that it recorded, or since it was
+        launched without one. With `is_own`, the error is one that only this rank can see, such as damaged rows: it
         writes the reason itself, before the others fail because it is gone, and rank 0 then adds no second one.
         """
         self.waiting.stop()
@@ -233,7 +233,7 @@ class Journal:
         self.heartbeat.stop()
         writes = self.world.is_first or (is_own and self.has_begun)
         if writes and self.end_by_another_rank() is None:
-            seconds = round(process_age_s() if self.begun is None else time.monotonic() - self.begun, 3)
+            seconds = round(start_age_s() if self.begun is None else time.monotonic() - self.begun, 3)
             name = "end" if self.has_begun else "no-start"
             told: dict[str, Any] = {} if self.log_file is None else {"log": f"logs/{self.log_file.name}"}
             step = self.last_step
@@ -241,3 +241,12 @@ class Journal:
         if self.stream is not None:
             self.stream.close()
             self.stream = None
+
+
+def start_age_s() -> float:
+    """Return the seconds since our launcher began to start this rank, its imports included, wherever they were made.
+
+    From another launcher: those since this process was started.
+    """
+    began = started_by_launcher()
+    return process_age_s() if began is None else uptime_s() - began

@@ -109,7 +109,9 @@ class ForkServer:
         Called while the ranks work. Where memory is short, it is killed before them.
         """
         if self.is_ready and self.process is not None and self.process.poll() is not None:
-            self.refuse(b"")
+            self.end()
+            self.is_refused = True
+            log.info("the fork server has ended; the ranks continue without it")
             return True
         if self.is_ready or self.is_refused:
             return False
@@ -163,7 +165,7 @@ class ForkServer:
         self.end()
         self.is_refused = True
         told = why.decode(errors="replace") or "it has ended"
-        log.info("no fork server here, so that each rank imports for itself: %s", told)
+        log.info("no fork server, so each rank imports for itself when it starts: %s", told)
 
     def is_usable(self, environment: Mapping[str, str], is_over: Callable[[], bool]) -> bool:
         """Return whether a rank with this environment may be forked now.
@@ -215,8 +217,10 @@ class ForkServer:
         try:
             control.send(CHECK)
             answer = control.recv(MOST_BYTES)
-        except OSError as error:
-            return f"it does not answer ({error})"
+        except TimeoutError:
+            return f"it has not answered for {ANSWER_S:.0f} s"
+        except OSError:
+            return "it has ended"
         return "" if answer == USABLE else answer.decode(errors="replace") or "it has ended"
 
     def fork(self, environment: Mapping[str, str]) -> ForkedRank | None:
@@ -229,7 +233,10 @@ class ForkServer:
                 ours.settimeout(ANSWER_S)
                 with theirs:
                     socket.send_fds(self.control, [FORK], [theirs.fileno()])
-                rank = ForkedRank(int(ours.recv(MOST_BYTES)))
+                answer = ours.recv(MOST_BYTES)
+                if not answer:
+                    raise OSError("it has ended, or could have no more processes or memory")
+                rank = ForkedRank(int(answer))
                 with suppress(OSError):  # it has ended at once: its exit code tells more
                     ours.sendall(json.dumps(dict(environment)).encode())
                 return rank

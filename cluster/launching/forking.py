@@ -46,11 +46,12 @@ def lasting_threads() -> list[str]:
 
 
 def threads() -> list[str]:
-    found = [thread.name for thread in threading.enumerate()[1:]]
+    named = {str(thread.native_id): thread.name for thread in threading.enumerate()}
+    found = []
     for path in Path("/proc/self/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
             name = (path / "comm").read_text().strip()
-            found += [name] if path.name != str(os.getpid()) and name != MADE_ANEW else []
+            found += [named.get(path.name, name)] if path.name != str(os.getpid()) and name != MADE_ANEW else []
     return found
 
 

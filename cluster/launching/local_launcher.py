@@ -20,13 +20,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from cluster.environment import CAUSES, child_environment, threads_of_rank
+from cluster.environment import CAUSES, STARTED, child_environment, threads_of_rank
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ACTION, ClusterError
 from cluster.launching.exit_codes import code_of, combined, failed, first_cause, is_impatient, spelled
 from cluster.launching.rank_cause import causes_of, file_for_causes, path_of
 from cluster.launching.stop_request import NOTICES, SIGNALS
 from cluster.machine import OUT_OF_MEMORY, hold_port, host_name, out_of_memory_kills
 from cluster.network.world import World, rank_variables
+from cluster.processes import uptime_s
 from cluster.terminal import erase_line
 
 log = logging.getLogger(__name__)
@@ -191,6 +192,7 @@ class LocalRanks:
 
     def start(self, command: Sequence[str], size: int, variables: Mapping[str, str]) -> None:
         """Start the ranks of this host, unless a signal asks to stop meanwhile."""
+        variables = {**variables, STARTED: str(uptime_s())}
         server = self.server
         if server and not server.is_usable(rank_environment((0, size), self.seats, variables), self.is_over):
             server = None
@@ -198,6 +200,8 @@ class LocalRanks:
             local = len(self.ranks), size
             forked = server.fork(rank_environment(local, self.seats, variables)) if server else None
             self.ranks.append(forked or start_rank(command, local, self.seats, variables))
+        if self.asked:
+            log.info("asked to stop before all ranks were started: nothing was trained")
 
     def is_over(self) -> bool:
         """Return whether no ranks are wanted any more: a stop is asked for, or another host has failed."""

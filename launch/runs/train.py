@@ -236,7 +236,16 @@ def tell_next(run: RunConfig, options: argparse.Namespace, code: int) -> None:
     if code == EXIT_DONE:
         say(f"next: shardline export {named(options, run.paths)}")
     if code in (EXIT_STOPPED, EXIT_FAILED, EXIT_INTERRUPTED):
-        say(f"to resume from the newest checkpoint: shardline train {as_typed(options)}")
+        again = (
+            "to resume from the newest checkpoint" if committed_identity(run.paths.checkpoints) else "to start again"
+        )
+        say(f"{again}: shardline train {as_typed(options)}{options_typed(options)}")
+
+
+def options_typed(options: argparse.Namespace) -> str:
+    """Return the options that the next start needs too."""
+    ranks = "" if options.ranks is None else f" --ranks {options.ranks}"
+    return f"{ranks} --restart" if options.restart else ranks
 
 
 def train_on_hosts(run: RunConfig, options: argparse.Namespace, place: HostPlace) -> int:

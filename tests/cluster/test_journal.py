@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from cluster.environment import STARTED
 from cluster.errors import ClusterError
 from cluster.heartbeats.heartbeat import Heartbeat
 from cluster.journal.journal import Journal
 from cluster.journal.records import attempt_of_step, read_events, read_lines, world_size_at, write_event
 from cluster.network.world import World
 from cluster.paths import RunPaths
-from cluster.processes import process_age_s
+from cluster.processes import process_age_s, uptime_s
 
 WORLD = World(rank=0, size=1, local_rank=0, local_size=1, master=("127.0.0.1", 1))
 
@@ -79,6 +80,15 @@ def test_a_start_tells_how_long_each_of_its_phases_took(tmp_path: Path) -> None:
     journal.begin(first_step=0, total_steps=1)
     phases = read_events(paths)[0]["phases"]
     assert list(phases) == ["imports", "weights"] and 0 < sum(phases.values()) <= process_age_s() + 0.1
+
+
+def test_the_imports_of_a_rank_that_was_forked_are_those_since_its_launcher_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STARTED, str(uptime_s() - 1e5))
+    journal = Journal(RunPaths(tmp_path), WORLD, Heartbeat(RunPaths(tmp_path), WORLD))
+    journal.mark("imports")
+    assert 1e5 <= journal.phases["imports"] < 1e5 + 60
 
 
 def test_a_rollback_takes_back_the_lines_of_the_steps_and_tells_which_were_left_out(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_forked_rank_is_as_one_that_was_started(tmp_path: Path, served: Callab
     for rank in ("rank0", "rank1"):
         one, other = ((tmp_path / way / rank).read_text().splitlines() for way in ("fresh", "forked"))
         differing = [(a, b) for a, b in zip(one, other, strict=True) if a != b]
-        own = ("('MASTER_PORT'", "('SHARDLINE_CAUSES'")
+        own = ("('MASTER_PORT'", "('SHARDLINE_CAUSES'", "('SHARDLINE_STARTED'")
         assert all(a.startswith(own) or "/rank" in a for a, _ in differing), differing
 
 
@@ -161,7 +161,7 @@ def test_a_fork_server_that_cannot_be_used_is_told_once_and_not_started_again(
         while not server.is_refused:
             server.tend()
     server.tend()
-    assert caplog.text.count("no fork server here, so that each rank imports for itself: it has ended") == 1
+    assert caplog.text.count("no fork server, so each rank imports for itself when it starts: it has ended") == 1
     assert server.process is None
 
 
