@@ -201,7 +201,7 @@ class LocalRanks:
             forked = server.fork(rank_environment(local, self.seats, variables)) if server else None
             self.ranks.append(forked or start_rank(command, local, self.seats, variables))
         if self.asked:
-            log.info("asked to stop before all ranks were started: nothing was trained")
+            log.info("asked to stop before all ranks of this attempt were started")
 
     def is_over(self) -> bool:
         """Return whether no ranks are wanted any more: a stop is asked for, or another host has failed."""
